@@ -1,0 +1,46 @@
+"""Hindsight logging for PyTorch Lightning and Hugging Face Trainer.
+
+    from flor_plugins.hf import FlorCallback            # or flor_plugins.lightning
+    trainer = Trainer(..., callbacks=[FlorCallback()])
+
+    import flor_plugins as flor
+    flor.replay(["cf_matrix"], "cf_matrix.isna()")
+    flor.dataframe("cf_matrix", "val_acc")
+
+Importing this package loads neither torch, pandas nor a trainer: each name below
+is looked up when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql
+    from flor_plugins.hooks.live import log
+    from flor_plugins.hooks.metric import Context, Metric, metric
+
+_HOMES = {
+    "runs": "flor_plugins.api",
+    "dataframe": "flor_plugins.api",
+    "sql": "flor_plugins.api",
+    "replay": "flor_plugins.api",
+    "checkpoint": "flor_plugins.api",
+    "log": "flor_plugins.hooks.live",
+    "metric": "flor_plugins.hooks.metric",
+    "Metric": "flor_plugins.hooks.metric",
+    "Context": "flor_plugins.hooks.metric",
+}
+
+__all__ = ["Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flor_plugins' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,108 @@
+"""The public functions behind `import flor_plugins as flor`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flor_plugins.records import Run, Task
+from flor_plugins.store.layout import Store, find_store
+from flor_plugins.store.runs import find_run, list_runs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def runs(*, store: str | Path | None = None) -> list[Run]:
+    """All recorded runs, oldest first; running ones, too."""
+    return list_runs(_store(store))
+
+
+def dataframe(
+    *names: str,
+    where: str | None = None,
+    source: bool = False,
+    level: str | None = None,
+    store: str | Path | None = None,
+) -> pd.DataFrame:
+    """Metrics, params and run attributes of all runs, one row per position.
+
+    The rows are at the finest level that the names need (run, epoch or step); values of a coarser
+    level are repeated on finer rows. where: a boolean expression over the columns, as in pandas
+    (`lr < 0.01 and cf_matrix.isna()`), parsed, never evaluated as code; WhereError if it is wrong.
+    source: adds `<name>.source` and `<name>.verdict`. level: "epoch" or "step". A name that nobody
+    logged is a column of missing values.
+    """
+    from flor_plugins.store import frame
+
+    return frame.dataframe(_store(store), *names, where=where, source=source, level=level)
+
+
+def sql(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
+    """DuckDB over the tables runs, metrics, checkpoints and replays. StoreError if it refuses."""
+    from flor_plugins.store import sql as tables
+
+    return tables.sql(_store(store), query)
+
+
+def replay(
+    metrics: Sequence[str] | str = (),
+    where: str | None = None,
+    *,
+    epochs: str | Sequence[int] = "all",
+    hooks: Sequence[Any] = (),
+    run: str | Sequence[str] | None = None,
+    workers: int = 1,
+    store: str | Path | None = None,
+    progress: Callable[[Task, dict[str, Any]], None] | None = None,
+) -> pd.DataFrame:
+    """Compute metrics for past runs where they are missing, and return them in a dataframe.
+
+    metrics: names of hooks. where: only positions at which it holds. epochs: "all", "last",
+    "1:3" or numbers. hooks: hook files or @flor.metric functions; default: those of the calling
+    script, else those of the recipes that the runs were recorded from. run: names or ids.
+
+    Raises HookError for a hook that does not exist or raised (what other positions gave is kept),
+    ReplayError when a run could not be replayed, Diverged when what was recomputed differs
+    from the recording: the values are stored, marked as diverged.
+    """
+    from flor_plugins.errors import Diverged, HookError, ReplayError
+    from flor_plugins.replay import ask, plan
+
+    home = _store(store)
+    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    asked = [run] if isinstance(run, str) else run
+    found = list_runs(home) if asked is None else [find_run(home, name) for name in asked]
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    request = plan.Request(names, where, epochs, ask.hooks_for(found, hooks, main))
+    answer = ask.execute(home, found, plan.make(found, request), workers=workers, progress=progress)
+    if answer.failures:
+        kind = HookError if any(o.hook_failures for o in answer.outcomes) else ReplayError
+        raise kind("\n".join(answer.failures))
+    if answer.has_diverged:
+        rows = [row for row in answer.rows if row["verdict"] == "diverged"]
+        raise Diverged("\n".join(f"run {row['name']} diverged: {row['detail']}" for row in rows))
+    return dataframe(*answer.plan.metrics, store=home.root)
+
+
+def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None = None) -> dict[str, Any]:
+    """The model's weights of a run: {name: tensor}, on the CPU, verified. epoch: default the last.
+
+    Raises UnknownRun, NoCheckpoint (says which exist) or DamagedCheckpoint.
+    """
+    from flor_plugins.errors import NoCheckpoint
+    from flor_plugins.store import checkpoints
+
+    found = find_run(_store(store), run)
+    known = [one.position for one in checkpoints.list_checkpoints(found.path)]
+    fitting = [position for position in known if epoch is None or position.epoch == epoch]
+    if not fitting:
+        epochs = ", ".join(str(position.epoch) for position in known) or "none"
+        raise NoCheckpoint(f"run {found.name} ({found.run_id}) has no checkpoint at epoch {epoch}; it has {epochs}")
+    return checkpoints.load_checkpoint(found.path, fitting[-1], ["model"])["model"]
+
+
+def _store(store: str | Path | None) -> Store:
+    return find_store() if store is None else Store(Path(store).absolute())

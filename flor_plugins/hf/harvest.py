@@ -1,0 +1,146 @@
+"""Every value that an HF Trainer knows, once, at its true position.
+
+`on_log` brings the loss only as a mean since the last log, and gradient norm and learning rate
+only then. `training_step`, `_get_grad_norm` and `prediction_step` are looked up on the trainer at
+each call (transformers/trainer.py), so that they can be wrapped on this trainer only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import Trainer
+
+from flor_plugins.hooks.calls import Hooks
+from flor_plugins.hooks.metric import Context
+from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.store.timeline import Timeline
+
+# Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
+Guarded = Callable[[Callable[[], Any]], Any]
+
+# HF logs the mean loss since the last log as "loss"; here "loss" is each update's own.
+_RENAMED = {"loss": "loss_logged"}
+
+
+class Harvest:
+    """Feeds a Timeline from a trainer, and calls step and validation hooks at their moments."""
+
+    def __init__(self, trainer: Trainer, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded) -> None:
+        self.trainer, self.timeline, self.hooks, self.run, self.guarded = trainer, timeline, hooks, run, guarded
+        self._wrapped = Wrapped()
+        self._losses: list[torch.Tensor] = []
+        self._pending: dict[str, Any] = {}
+        self._batch: Any = None
+
+    def attach(self) -> None:
+        """Wrap what values pass through. Call once per training, when the trainer is built."""
+        self._wrapped.around(self.trainer, "training_step", self._training_step)
+        self._wrapped.around(self.trainer, "_get_grad_norm", self._grad_norm)
+        if self.hooks.at("validation"):
+            self._wrapped.around(self.trainer, "prediction_step", self._prediction_step)
+
+    def detach(self) -> None:
+        """Leave the trainer as it was found."""
+        self._wrapped.undo()
+
+    # ---- called by the callback's events of the same names
+
+    def on_pre_optimizer_step(self) -> None:
+        """Gradients are complete and clipped; weights and learning rate are those before the update."""
+        optimizer = self._optimizer()
+        for index, group in enumerate(optimizer.param_groups):
+            lr = group["lr"]
+            name = "lr" if index == 0 else f"lr.{index}"
+            self._pending[name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+        self.hooks.before_update(self._update_context())
+
+    def on_optimizer_step(self) -> None:
+        """The update is made; gradients are still there."""
+        self._pending.update(self.hooks.after_update(self._update_context()))
+
+    def on_step_end(self) -> None:
+        """global_step counts this update already; logging and evaluation follow."""
+        values, self._pending = self._pending, {}
+        if self._losses:
+            values["loss"] = self._loss()
+        self._losses, self._batch = [], None
+        self.timeline.step(self.trainer.state.global_step, values)
+
+    def on_epoch_end(self, epoch: int) -> None:
+        """`epoch` epochs are done; the epoch's log and evaluation follow."""
+        self.timeline.complete_epoch(epoch)
+
+    def on_log(self, logs: dict[str, Any]) -> None:
+        """Other callbacks take keys out of the same dict: it is copied here."""
+        values = {_RENAMED.get(k, k): v for k, v in logs.items() if k not in ("epoch", "step")}
+        self.timeline.add(values, "train")
+
+    def on_evaluate(self, metrics: dict[str, Any]) -> None:
+        """`evaluate` has logged the same values before: they move to their phase."""
+        values = {k: v for k, v in (metrics or {}).items() if k not in ("epoch", "step")}
+        for level in ("step", "epoch"):
+            self.timeline.move(set(values), ("train", level))
+        values.update(self.hooks.validation_end(self.timeline.position))
+        self.timeline.add(values, "validation")
+
+    def on_predict(self, metrics: dict[str, Any]) -> None:
+        self.timeline.add(dict(metrics or {}), "test")
+
+    def context(self, **fields: Any) -> Context:
+        """A hook's context at the present position."""
+        position, trainer = self.timeline.position, self.trainer
+        return Context(
+            **{
+                "model": trainer.model,
+                "optimizer": self._optimizer(),
+                "val_dataloader": val_dataloader(trainer),
+                "device": trainer.args.device,
+                "run": self.run,
+                "epoch": position.epoch,
+                "step": position.step,
+                **fields,
+            }
+        )
+
+    # ---- inside
+
+    def _optimizer(self) -> Any:
+        # AcceleratedOptimizer hides the torch optimizer (accelerate/optimizer.py).
+        return getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+
+    def _loss(self) -> torch.Tensor:
+        # `training_step` returns each micro-batch's share of the update's mean.
+        return torch.stack(self._losses).sum() if len(self._losses) > 1 else self._losses[0]
+
+    def _update_context(self) -> Context:
+        step = self.timeline.position.step + 1
+        return self.context(batch=self._batch, loss=self._loss() if self._losses else None, step=step)
+
+    def _training_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        loss = original(model, inputs, *args, **kwargs)
+        self.guarded(lambda: self._losses.append(loss.detach().clone()))
+        self._batch = inputs
+        return loss
+
+    def _grad_norm(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        norm = original(*args, **kwargs)
+        if norm is not None:
+            copy = norm.detach().clone() if isinstance(norm, torch.Tensor) else norm
+            self._pending["grad_norm"] = copy
+        return norm
+
+    def _prediction_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = original(model, inputs, *args, **kwargs)
+        batch = self.trainer._prepare_inputs(inputs)
+        self.guarded(lambda: self.hooks.validation_batch(self.context(batch=batch, outputs=outputs)))
+        return outputs
+
+
+def val_dataloader(trainer: Trainer) -> Any:
+    """The evaluation loader, or None where there is no evaluation data."""
+    if trainer.eval_dataset is None:
+        return None
+    return trainer.get_eval_dataloader()

@@ -1,0 +1,1 @@
+"""Hooks: code that emits a metric, the same live and in hindsight."""

@@ -1,0 +1,132 @@
+"""Calling metrics at their moments; the same object serves a recording and a replay."""
+
+from __future__ import annotations
+
+import inspect
+import traceback
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from flor_plugins.errors import HookError
+from flor_plugins.hooks.guard import undisturbed
+from flor_plugins.hooks.metric import Context, Metric
+from flor_plugins.records import Position
+
+
+@dataclass(slots=True)
+class Hooks:
+    """The metrics of a run or a replay. `failed` hears of each hook that raised; the others go on."""
+
+    metrics: Sequence[Metric] = ()
+    failed: Callable[[Metric, Position, HookError], None] | None = None
+    _started: dict[str, Generator[Any, Any, Any]] = field(default_factory=dict)
+    _batches: dict[str, list[Any]] = field(default_factory=dict)
+
+    def at(self, moment: str) -> list[Metric]:
+        """The metrics of that moment."""
+        return [metric for metric in self.metrics if metric.at == moment]
+
+    def epoch(self, ctx: Context) -> dict[str, Any]:
+        """Values of the epoch metrics, with the weights as they stand."""
+        return self._all(self.at("epoch"), ctx, lambda metric: metric(ctx))
+
+    def before_update(self, ctx: Context) -> None:
+        """Run generator metrics up to their yield; ctx.step is the step that the update makes."""
+        for metric in self.at("step"):
+            if inspect.isgeneratorfunction(metric.function):
+                started = metric(ctx)
+                self._started[metric.name] = started
+                if not self._all([metric], ctx, lambda _, g=started: _first_yield(g)):
+                    del self._started[metric.name]
+
+    def after_update(self, ctx: Context) -> dict[str, Any]:
+        """Values of the step metrics, right after the update."""
+        due = [
+            m
+            for m in self.at("step")
+            if m.name in self._started or not inspect.isgeneratorfunction(m.function)
+        ]
+        return self._all(due, ctx, lambda metric: self._finish(metric, ctx))
+
+    def validation_batch(self, ctx: Context) -> None:
+        """Collect one validation batch."""
+        for name, value in self._all(self.at("validation"), ctx, lambda metric: metric(ctx)).items():
+            self._batches.setdefault(name, []).append(value)
+
+    def validation_end(self, position: Position) -> dict[str, Any]:
+        """Reduce what was collected and forget it."""
+        collected, self._batches = self._batches, {}
+        reducers = {metric.name: metric for metric in self.at("validation")}
+        found: dict[str, Any] = {}
+        for name, values in collected.items():
+            try:
+                found[name] = _reduce(reducers[name].reduce, values)
+            except Exception as error:
+                self._report(reducers[name], position, error)
+        return found
+
+    def _finish(self, metric: Metric, ctx: Context) -> Any:
+        started = self._started.pop(metric.name, None)
+        return metric(ctx) if started is None else _last_value(started, metric)
+
+    def _all(
+        self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric], Any]
+    ) -> dict[str, Any]:
+        position = Position(ctx.epoch, ctx.step)
+        found: dict[str, Any] = {}
+        for metric in metrics:
+            try:
+                with undisturbed(ctx.model, metric, position):
+                    value = call(metric)
+                    found[metric.name] = value.detach() if isinstance(value, torch.Tensor) else value
+            except Exception as error:
+                found.pop(metric.name, None)
+                self._report(metric, position, error)
+        return found
+
+    def _report(self, metric: Metric, position: Position, error: Exception) -> None:
+        if self.failed is None:
+            raise error
+        if not isinstance(error, HookError):
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = next(
+                (f for f in traceback.extract_tb(error.__traceback__) if f.filename == metric.function.__code__.co_filename),
+                where,
+            )
+            wrapped = HookError(
+                f"{place.filename}:{place.lineno}: metric {metric.name!r} raised at {position}: "
+                f"{type(error).__name__}: {error}"
+            )
+            wrapped.__cause__ = error
+            error = wrapped
+        self.failed(metric, position, error)
+
+
+def context_with(ctx: Context, **changes: Any) -> Context:
+    """A context with some fields changed."""
+    return replace(ctx, **changes)
+
+
+def _first_yield(generator: Generator[Any, Any, Any]) -> bool:
+    next(generator)
+    return True
+
+
+def _last_value(generator: Generator[Any, Any, Any], metric: Metric) -> Any:
+    try:
+        next(generator)
+    except StopIteration as stop:
+        return stop.value
+    raise HookError(f"{metric.place}: metric {metric.name!r} yields twice; one yield marks the update")
+
+
+def _reduce(how: str | Callable[[Sequence[Any]], Any], values: list[Any]) -> Any:
+    if callable(how):
+        return how(values)
+    total = torch.as_tensor(values[0])
+    for value in values[1:]:
+        total = total + torch.as_tensor(value)
+    return total if how == "sum" else total / len(values)

@@ -1,0 +1,178 @@
+"""Every value that a Lightning trainer knows, once, at its true position.
+
+The public hooks come too early or too late: in a callback's `on_train_epoch_end` what the module
+logs there is still missing, and `callback_metrics` keeps stale values. The logger connector
+(lightning/pytorch/trainer/connectors/logger_connector) is where all logged values pass; its
+methods are wrapped on this trainer only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+
+from flor_plugins.hooks.calls import Hooks
+from flor_plugins.hooks.metric import Context
+from flor_plugins.records import Phase
+from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.store.timeline import Timeline
+
+# Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
+Guarded = Callable[[Callable[[], Any]], Any]
+
+
+class Harvest:
+    """Feeds a Timeline from a trainer, and calls step and validation hooks at their moments."""
+
+    def __init__(
+        self, trainer: pl.Trainer, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded
+    ) -> None:
+        self.trainer, self.timeline, self.hooks, self.run, self.guarded = trainer, timeline, hooks, run, guarded
+        self._wrapped = Wrapped()
+        self._losses: list[torch.Tensor] = []
+        self._pending: dict[str, Any] = {}
+        self._batch: Any = None
+        self._in_connector = False
+
+    def attach(self) -> None:
+        """Wrap what values pass through. Call once per fit, when the trainer is built."""
+        connector, wrapped = self.trainer._logger_connector, self._wrapped
+        wrapped.after(connector, "on_batch_end", lambda: self.guarded(self._on_batch_end))
+        wrapped.before(connector, "epoch_end_reached", lambda: self.guarded(self._on_epoch_end_reached))
+        wrapped.before(connector, "update_train_epoch_metrics", lambda: self.guarded(self._on_train_metrics))
+        wrapped.before(connector, "update_eval_epoch_metrics", lambda: self.guarded(self._on_eval_metrics))
+        wrapped.around(connector, "log_metrics", self._on_log_metrics)
+        for logger in self.trainer.loggers:
+            wrapped.around(logger, "log_metrics", self._on_logger)
+
+    def detach(self) -> None:
+        """Leave the trainer as it was found."""
+        self._wrapped.undo()
+
+    # ---- called by the callback's hooks of the same names
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Gradients are complete, clipping may still come; the weights are those before the update."""
+        names = ["lr"] + [f"lr.{i}" for i in range(1, len(optimizer.param_groups))]
+        index = next((i for i, o in enumerate(self.trainer.optimizers) if o is optimizer), 0)
+        prefix = f"optimizer{index}." if index else ""
+        for name, group in zip(names, optimizer.param_groups, strict=True):
+            lr = group["lr"]
+            self._pending[prefix + name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+        self.hooks.before_update(self._update_context(optimizer))
+
+    def on_after_step(self, optimizer: Any) -> None:
+        """The update is made; gradients are still there."""
+        self._pending.update(self.hooks.after_update(self._update_context(optimizer)))
+
+    def on_train_batch_start(self, batch: Any) -> None:
+        self._batch = batch
+
+    def on_train_batch_end(self, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+        if isinstance(loss, torch.Tensor):
+            self._losses.append(loss.detach().clone())
+        self._batch = None
+
+    def on_validation_batch_end(self, outputs: Any, batch: Any) -> None:
+        if not self.trainer.sanity_checking:
+            self.hooks.validation_batch(self.context(batch=batch, outputs=outputs))
+
+    def context(self, **fields: Any) -> Context:
+        """A hook's context at the present position."""
+        position = self.timeline.position
+        trainer = self.trainer
+        return Context(
+            **{
+                "model": trainer.lightning_module,
+                "optimizer": trainer.optimizers[0] if trainer.optimizers else None,
+                "val_dataloader": val_dataloader(trainer),
+                "device": trainer.lightning_module.device,
+                "run": self.run,
+                "epoch": position.epoch,
+                "step": position.step,
+                **fields,
+            }
+        )
+
+    # ---- inside
+
+    def _update_context(self, optimizer: Any) -> Context:
+        # The update that is being made will be global_step + 1; before the training step has
+        # returned, its own loss is not known yet (the closure runs inside optimizer.step).
+        step = self.timeline.position.step + 1
+        loss = torch.stack(self._losses).sum() if self._losses else None
+        return self.context(optimizer=optimizer, batch=self._batch, loss=loss, step=step)
+
+    def _on_batch_end(self) -> None:
+        trainer = self.trainer
+        if not trainer.training or trainer.global_step == self.timeline.position.step:
+            return
+        found = trainer._results.metrics(True)["callback"] if trainer._results else {}
+        values = {k: v for k, v in found.items() if f"{k}_step" not in found}
+        values.update(self._pending)
+        if self._losses:
+            # Lightning divides each micro-batch's loss by accumulate_grad_batches
+            # (lightning/pytorch/loops/optimization/automatic.py): their sum is the update's mean.
+            values["loss"] = torch.stack(self._losses).sum() if len(self._losses) > 1 else self._losses[0]
+        self._losses, self._pending = [], {}
+        self.timeline.step(trainer.global_step, _still(values))
+
+    def _on_epoch_end_reached(self) -> None:
+        if self.trainer.training:
+            self.timeline.complete_epoch(self.trainer.fit_loop.epoch_progress.current.processed + 1)
+
+    def _on_train_metrics(self) -> None:
+        self.timeline.add(_still(_epoch_values(self.trainer)), "train", "epoch")
+
+    def _on_eval_metrics(self) -> None:
+        trainer = self.trainer
+        if trainer.sanity_checking:
+            return
+        phase: Phase = "test" if trainer.testing else "validation"
+        in_fit = trainer.state.fn == "fit"
+        ended = not in_fit or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
+        level = "epoch" if ended else "step"
+        values = _epoch_values(trainer)
+        values.update(self.hooks.validation_end(self.timeline.position) if phase == "validation" else {})
+        self.timeline.add(_still(values), phase, level)
+
+    def _on_log_metrics(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self._in_connector = True
+        try:
+            return original(*args, **kwargs)
+        finally:
+            self._in_connector = False
+
+    def _on_logger(self, original: Callable[..., Any], metrics: Any, *args: Any, **kwargs: Any) -> Any:
+        # What passes through the connector is known already; the rest is logged to the
+        # logger directly (LearningRateMonitor, DeviceStatsMonitor, the user's own calls).
+        if not self._in_connector and not self.trainer.sanity_checking:
+            extra = {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
+            self.guarded(lambda: self._pending.update(_still(extra)))
+        return original(metrics, *args, **kwargs)
+
+
+def val_dataloader(trainer: pl.Trainer) -> Any:
+    """The validation loader of a fit (a list where there are several), or None."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    if combined is None:
+        return None
+    loaders = combined.flattened
+    return loaders[0] if len(loaders) == 1 else loaders
+
+
+def _epoch_values(trainer: pl.Trainer) -> dict[str, Any]:
+    """Reduced values; of a name logged per step and per epoch only `name_epoch`, as loggers get it."""
+    results = trainer._results
+    if results is None:
+        return {}
+    found = results.metrics(False)["callback"]
+    return {k: v for k, v in found.items() if f"{k}_epoch" not in found}
+
+
+def _still(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}

@@ -1,0 +1,196 @@
+"""What a recipe may hold, and a recipe as a frozen record."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, StringConstraints, ValidationError
+from pydantic_core import ErrorDetails
+
+from flor_plugins.errors import RecipeError
+from flor_plugins.recipe.document import Document, Loc, nearest, read_document
+
+
+def _check_format(value: Any) -> int:
+    if type(value) is not int or value != 1:  # True == 1.0 == 1
+        raise ValueError("this release reads version 1")
+    return value
+
+
+def _check_epochs(value: Any) -> Any:
+    """'all', 'last', 'a:b' (both included) or a list of counts of completed epochs."""
+    if isinstance(value, str):
+        bounds = re.fullmatch(r"([0-9]+):([0-9]+)", value)
+        if value in ("all", "last") or (bounds and int(bounds[1]) <= int(bounds[2])):
+            return value
+    elif isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value):
+        return tuple(value)
+    raise ValueError("it is all, last, a range like 1:3 (both ends included) or a list like [1, 3]")
+
+
+def _check_list(value: Any) -> Any:
+    """A YAML list, no entry twice, as a tuple."""
+    if not isinstance(value, list):
+        raise ValueError("it is a list, like [one, two]")
+    twice = sorted({str(one) for one in value if value.count(one) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} stands there twice")
+    return tuple(value)
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.\-]*$")]
+Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+Texts = Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(_check_list)]
+
+
+class Replay(BaseModel):
+    """What to ask in hindsight. hooks: paths relative to the recipe's folder."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    metrics: Texts = ()
+    hooks: Texts = ()
+    where: str | None = None
+    epochs: Annotated[str | tuple[int, ...], BeforeValidator(_check_epochs)] = "all"
+    verify: Literal["exact", "close", "off"] = "exact"
+
+
+class _Entry(BaseModel):
+    """An entry of `versions`: a name, and the params that it overrides beside it."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, JsonValue]  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    name: Name
+
+
+class _File(BaseModel):
+    """The top level of the file."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    version: Annotated[int, BeforeValidator(_check_format)]
+    name: Name
+    trainer: Target
+    params: dict[str, JsonValue] = {}
+    versions: Annotated[tuple[_Entry, ...], BeforeValidator(_check_list)] = ()
+    replay: Replay = Replay()
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """One run that `record` makes: its name and what it overrides of the recipe's params."""
+
+    name: str
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to train and what to ask in hindsight. trainer: `module:function`; path: absolute."""
+
+    version: int
+    name: str
+    trainer: str
+    params: Mapping[str, Any]
+    versions: tuple[Version, ...]
+    replay: Replay
+    path: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @property
+    def hook_paths(self) -> tuple[Path, ...]:
+        """The hook files, absolute."""
+        return tuple(self.folder / hook for hook in self.replay.hooks)
+
+    def params_of(self, version: Version | str) -> dict[str, Any]:
+        """The trainer's arguments for one version, as a copy. Raises RecipeError for an unknown one."""
+        name = version if isinstance(version, str) else version.name
+        for one in self.versions:
+            if one.name == name:
+                return deepcopy({**self.params, **one.params})
+        known = [one.name for one in self.versions]
+        raise RecipeError(f"{self.path}:1: no version {name!r}{nearest(name, known)}")
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Read a recipe. Raises RecipeError: one line per mistake, each beginning `file:line:`.
+
+    The trainer and the hooks are not looked for; `check_recipe` does.
+    """
+    return validate(read_document(path))
+
+
+def validate(document: Document) -> Recipe:
+    """The recipe that a document holds. Raises RecipeError as `load_recipe` does."""
+    try:
+        file = _File.model_validate(document.content)
+    except ValidationError as error:
+        raise _refusal(document, [_explain(one) for one in error.errors(include_url=False)]) from error
+    mistakes = _check_versions(file)
+    if mistakes:
+        raise _refusal(document, mistakes)
+    versions = tuple(Version(one.name, one.model_extra or {}) for one in file.versions)
+    return Recipe(
+        version=file.version,
+        name=file.name,
+        trainer=file.trainer,
+        params=file.params,
+        versions=versions or (Version(file.name, {}),),
+        replay=file.replay,
+        path=document.path.resolve(),
+    )
+
+
+def _refusal(document: Document, mistakes: list[tuple[Loc, str]]) -> RecipeError:
+    return RecipeError("\n".join(document.at(loc, text) for loc, text in mistakes))
+
+
+def _check_versions(file: _File) -> list[tuple[Loc, str]]:
+    found: list[tuple[Loc, str]] = []
+    names = [one.name for one in file.versions]
+    for index, entry in enumerate(file.versions):
+        place: Loc = ("versions", index)
+        if entry.name in names[:index]:
+            text = f"version {entry.name!r} stands there twice; give each its own name"
+            found.append(((*place, "name"), text))
+        for key in entry.model_extra or {}:
+            if key not in file.params:
+                text = f"version {entry.name!r} overrides {key!r}, which is not in params"
+                found.append(((*place, key), text + nearest(key, file.params)))
+    return found
+
+
+def _explain(error: ErrorDetails) -> tuple[Loc, str]:
+    """Place and text of what pydantic found."""
+    loc: Loc = error["loc"]
+    key, last = ".".join(str(part) for part in loc), str(loc[-1])
+    if error["type"] == "extra_forbidden":
+        level = Replay if len(loc) > 1 else _File
+        return loc, f"unknown key {last!r}{nearest(last, level.model_fields)}"
+    if error["type"] == "missing":
+        return loc, f"key {key!r} is missing; add `{last}: ...`"
+    if error["type"] == "invalid_key" or last == "[key]":
+        return loc, f"key {error['input']!r} is not text; put it in quotes"
+    if error["type"] in ("model_type", "dict_type"):
+        return loc, f"{key} is {_short(error['input'])}: it is a mapping, like {{key: value}}"
+    if last == "trainer" and error["type"] == "string_pattern_mismatch":
+        return loc, f"trainer is {error['input']!r}; write module:function, like bert:build_trainer"
+    reason = error["msg"].removeprefix("Value error, ")
+    return loc, f"{key} is {_short(error['input'])}: {reason[0].lower()}{reason[1:]}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = "..."
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,269 @@
+"""What happens beside a training run: rows to the journal, states to checkpoints, the run to run.json.
+
+Nothing in here may end or change the training. Every public method swallows no error
+silently: the first is warned about with its path, all are counted in the run's `gaps`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from flor_plugins.errors import FlorError, HookError
+from flor_plugins.hooks import live
+from flor_plugins.hooks.calls import Hooks
+from flor_plugins.hooks.metric import Metric
+from flor_plugins.record import environment, snapshot
+from flor_plugins.record.writer import Writer
+from flor_plugins.records import Code, Launch, Position, Row, Run, RunStatus, Timing
+from flor_plugins.store import checkpoints, codec, runs
+from flor_plugins.store.journal import Journal
+from flor_plugins.store.layout import Store, find_store, new_id
+from flor_plugins.store.timeline import Timeline
+from flor_plugins.store.values import encode_value
+
+
+class FlorWarning(UserWarning):
+    """Something could not be recorded; the training goes on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a FlorCallback was asked for.
+
+    name: of the run; default: the script's or the recipe version's name.
+    every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
+    metrics: @flor.metric hooks to compute live. store: folder; default: FLOR_DIR or .flor.
+    """
+
+    name: str | None = None
+    project: str | None = None
+    tags: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    every_n_epochs: int = 1
+    store: str | os.PathLike[str] | None = None
+
+
+class Recorder:
+    """Records one run. Built by `begin`, which returns None where nothing can be recorded."""
+
+    def __init__(self, run: Run, options: Options) -> None:
+        self.run = run
+        self.options = options
+        self.timeline = Timeline(self._emit)
+        self.hooks = Hooks(options.metrics, self._hook_failed)
+        self._writer = Writer(self._failed)
+        self._gaps: list[str] = list(run.gaps)
+        self._warned = False
+        self._known: dict[str, Any] = {}
+        self._saved: set[Position] = set()
+        self._segment = 1
+        self._journal = self._open_journal()
+        self._media = run.path / "media"
+        self._clock: dict[str, float] = {}
+        self._spent: dict[str, list[float]] = {}
+
+    # ---- what the adapters call
+
+    def log(self, name: str, value: Any) -> None:
+        """`flor.log` during the run."""
+        self.timeline.add(still({name: value}), "train")
+
+    def wants_checkpoint(self, position: Position) -> bool:
+        """Is a checkpoint due at this epoch boundary?"""
+        return position not in self._saved and position.epoch % self.options.every_n_epochs == 0
+
+    def checkpoint(self, position: Position, sections: Mapping[str, Any]) -> None:
+        """Copy a state now, write it later. sections: as `codec.encode` takes them."""
+        encoded = codec.encode(sections)
+        self._saved.add(position)
+        if encoded.lost and not any("not full" in gap for gap in self._gaps):
+            self.warn(f"checkpoints are not full: {'; '.join(encoded.lost)}")
+        self._writer.put(
+            lambda: checkpoints.save_checkpoint(self.run.path, position, encoded, self._known), heavy=True
+        )
+
+    def start(self, part: Literal["epoch", "validation"]) -> None:
+        """The clock of a part of the timing profile starts."""
+        self._clock[part] = time.perf_counter()
+
+    def stop(self, part: Literal["epoch", "validation"]) -> None:
+        """... and stops."""
+        if part in self._clock:
+            self._spent.setdefault(part, []).append(time.perf_counter() - self._clock.pop(part))
+
+    def finish(self, status: RunStatus, error: BaseException | None = None) -> None:
+        """The training ended: write the rest, seal the journal, say how it ended."""
+        self.timeline.close()
+        live.connect(None)
+        self._writer.put(self._journal.seal)
+        self._writer.flush()
+        self.run = replace(
+            self.run,
+            status=status,
+            finished_at=_now(),
+            error=None if error is None else f"{type(error).__name__}: {error}"[:2000],
+            position=self.timeline.position,
+            timing=self._timing(),
+            gaps=tuple(self._gaps),
+        )
+        self._writer.put(lambda: runs.save_run(self.run))
+        self._writer.close()
+
+    def reopen(self) -> None:
+        """Values that come after the end (trainer.test, trainer.predict) get a journal of their own."""
+        self._segment += 1
+        self._writer = Writer(self._failed)
+        self._journal = self._open_journal()
+
+    def close_again(self) -> None:
+        """Seal what `reopen` opened."""
+        self.timeline.close()
+        self._writer.put(self._journal.seal)
+        self._writer.close()
+
+    def warn(self, what: str) -> None:
+        """Warn once on the console; always note it in the run."""
+        self._gaps.append(what)
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"flor: {what} (run {self.run.name}, {self.run.path})", FlorWarning, stacklevel=3)
+
+    # ---- inside
+
+    def _open_journal(self) -> Journal:
+        suffix = "" if self._segment == 1 else f"-{self._segment}"
+        return Journal(self.run.path / "metrics" / f"record-r0{suffix}.jsonl", self.run.path / "media")
+
+    def _emit(self, row: Row) -> None:
+        self._writer.put(lambda: self._journal.append(self._storable(row)))
+
+    def _storable(self, row: Row) -> Row:
+        """The row without values that can't be stored; each of those is noted by name."""
+        kept: dict[str, Any] = {}
+        for name, value in row.values.items():
+            try:
+                encode_value(value, self._media)
+                kept[name] = value
+            except FlorError as error:
+                self.warn(f"metric {name!r} at {row.position} is not stored: {error}")
+        return replace(row, values=kept)
+
+    def _failed(self, error: Exception) -> None:
+        where = getattr(error, "filename", None) or self.run.path
+        self.warn(f"could not write {where}: {type(error).__name__}: {error}; the training goes on without it")
+
+    def _hook_failed(self, metric: Metric, position: Position, error: HookError) -> None:
+        self.warn(str(error))
+
+    def _timing(self) -> Timing:
+        mean = {part: sum(s) / len(s) for part, s in self._spent.items() if s}
+        return Timing(self.run.timing.build_s, mean.get("epoch"), mean.get("validation"))
+
+
+def begin(
+    framework: Literal["lightning", "hf"],
+    options: Options,
+    params: Mapping[str, Any],
+    launch: Launch | None = None,
+) -> Recorder | None:
+    """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be."""
+    try:
+        launched = launch or environment.launch()
+        start = Path(launched.folder or launched.cwd)
+        if launched.kind == "script":
+            start = Path(launched.target).parent
+        store = find_store(start) if options.store is None else Store(Path(options.store).resolve())
+        store.make()
+        recorder = Recorder(_first_run(store, framework, options, params, launched, start), options)
+        runs.save_run(recorder.run)
+    except (FlorError, OSError) as error:
+        warnings.warn(
+            f"flor: this training is not recorded: {type(error).__name__}: {error}", FlorWarning, stacklevel=3
+        )
+        return None
+    live.connect(recorder.log)
+    return recorder
+
+
+def still(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that the training can't change any more: tensors are copied where they are, without a sync."""
+    return {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+
+
+def _first_run(
+    store: Store,
+    framework: Literal["lightning", "hf"],
+    options: Options,
+    params: Mapping[str, Any],
+    launched: Launch,
+    start: Path,
+) -> Run:
+    run_id = new_id()
+    path = store.run(run_id)
+    path.mkdir(parents=True)
+    gaps: list[str] = []
+    code: Code | None = None
+    try:
+        code = snapshot.take(store, run_id, start)
+    except FlorError as error:
+        gaps.append(f"no code snapshot, so this run can't be replayed: {error}")
+    if launched.kind == "interactive":
+        gaps.append("started from a prompt or a notebook: there is no script to start again for a replay")
+    process = runs.this_process()
+    earlier = [run for run in runs.list_runs(store) if run.process == process]
+    return Run(
+        run_id=run_id,
+        name=options.name or Path(launched.target).stem or framework,
+        project=options.project or start.name,
+        framework=framework,
+        status="running",
+        started_at=_now(),
+        launch=replace(launched, call=len(earlier)),
+        code=code,
+        process=process,
+        path=path,
+        tags=tuple(options.tags),
+        environment=environment.environment(),
+        params=dict(params),
+        timing=Timing(build_s=environment.seconds_since_start()),
+        gaps=tuple(gaps),
+    )
+
+
+def harmless(recorder: Recorder, act: Callable[[], Any]) -> Any:
+    """Do something of ours in the middle of the user's training: a failure is a gap, never an error."""
+    try:
+        return act()
+    except Exception as error:
+        recorder.warn(f"{type(error).__name__} while recording: {error}")
+        return None
+
+
+def options_of(
+    name: str | None,
+    project: str | None,
+    tags: Sequence[str],
+    metrics: Sequence[Metric],
+    every_n_epochs: int,
+    store: str | os.PathLike[str] | None,
+) -> Options:
+    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later."""
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise HookError(f"FlorCallback(metrics=[{metric!r}]): decorate the function with @flor.metric(...)")
+    if every_n_epochs < 1:
+        raise ValueError(f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on")
+    return Options(name, project, tuple(tags), tuple(metrics), every_n_epochs, store)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

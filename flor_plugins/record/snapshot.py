@@ -1,0 +1,268 @@
+"""The code of a run as a git commit; nothing of the user's is moved."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flor_plugins.errors import SnapshotError
+from flor_plugins.record.code_files import scan, why_unchanged, within_limits
+from flor_plugins.records import Code
+
+if TYPE_CHECKING:
+    from git import Repo
+
+    from flor_plugins.store.layout import Store
+
+# Hooks, monitors and signing are the user's programs: a snapshot runs none of them.
+QUIET = (
+    *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "commit.gpgSign=false"),
+    *("-c", "core.splitIndex=false", "-c", "core.logAllRefUpdates=false", "-c", "log.showSignature=false"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Git:
+    """A repository, a work tree and an index, named explicitly for each command.
+
+    Explicit, because a training that was started from a git hook inherits GIT_DIR
+    and GIT_INDEX_FILE of something else.
+    """
+
+    git_dir: str
+    root: str
+    index: str
+
+    def run(self, *args: str, stdin: bytes = b"", **env: str) -> bytes:
+        """The output of one git command; GitCommandError if it fails."""
+        from git import Git
+
+        places = {"GIT_DIR": self.git_dir, "GIT_WORK_TREE": self.root, "GIT_INDEX_FILE": self.index}
+        with tempfile.TemporaryFile() as given:
+            given.write(stdin)
+            given.seek(0)
+            out = Git(self.root).execute(
+                ["git", *QUIET, *args],
+                istream=given,  # pyright: ignore[reportArgumentType]  any file with a descriptor will do
+                env={**places, **env},
+                stdout_as_string=False,
+                strip_newline_in_stdout=False,
+            )
+        assert isinstance(out, bytes)
+        return out
+
+    def line(self, *args: str, **env: str) -> str:
+        return self.run(*args, stdin=b"", **env).decode().strip()
+
+    def paths(self, *args: str) -> list[str]:
+        """Paths as the file system knows them, whatever bytes they are made of."""
+        return [os.fsdecode(path) for path in self.run(*args).split(b"\0") if path]
+
+
+def take(store: Store, run_id: str, start: Path) -> Code:
+    """Commit the work tree around `start` as it stands, untracked files included.
+
+    HEAD, branch, index, files, stash and hooks are left as they were; the commit is
+    kept alive by refs/flor/<run_id>. Is the tree that of HEAD, then vid is HEAD's
+    commit. The same code gives the same vid. Without git (or where git ignores the
+    folder) the code-like files go to a bare repository in the store. Raises
+    SnapshotError when git is missing or refuses.
+    """
+    folder = (start if start.is_dir() else start.parent).resolve()
+    with _told(f"the code in {folder} was to be kept for run {run_id}"):
+        repo = _repo_around(folder)
+        if repo is None:
+            return _take_plain(store, run_id, folder)
+        with repo:
+            return _take_git(repo, store, run_id)
+
+
+def find_commit(code: Code, store: Store, start: Path) -> Repo:
+    """The repository that holds code.vid; the caller closes it.
+
+    Looks in code.git_dir, then in the repository at or above `start` (it may be bare),
+    then in the one around the store, then in the store's own; else SnapshotError.
+    """
+    asked = f"the code of commit {code.vid} was asked for"
+    with _told(asked):
+        from git import InvalidGitRepositoryError, NoSuchPathError, Repo
+
+        tried = []
+        for place in (Path(code.git_dir), start, store.root, store.root / "code.git"):
+            try:
+                repo = Repo(place, search_parent_directories=place in (start, store.root))
+            except (InvalidGitRepositoryError, NoSuchPathError):
+                tried.append(f"{place} (no repository)")
+                continue
+            if _has_commit(repo, code.vid):
+                return repo
+            tried.append(str(repo.common_dir))
+            repo.close()
+    raise SnapshotError(
+        f"{asked}; it is in none of: {', '.join(dict.fromkeys(tried))}. If it was pushed, "
+        "get it with: git fetch <origin> 'refs/flor/*:refs/flor/*'"
+    )
+
+
+@contextmanager
+def _told(asked: str) -> Iterator[None]:
+    """Turn what git says into a SnapshotError that says what was asked."""
+    try:
+        yield
+    except ImportError as error:  # GitPython raises this where there is no git
+        raise SnapshotError(f"{asked}; git can't be used: {error}. Install git.") from error
+    except SnapshotError:
+        raise
+    except Exception as error:
+        from git import GitError
+
+        if not isinstance(error, GitError | OSError | ValueError):
+            raise
+        said = " ".join(str(getattr(error, "stderr", "") or error).split())
+        raise SnapshotError(f"{asked}; git refused: {said}. See what `git status` says there.") from error
+
+
+def _has_commit(repo: Repo, vid: str) -> bool:
+    from git import GitCommandError
+
+    try:
+        repo.git.execute(["git", *QUIET, "cat-file", "-e", f"{vid}^{{commit}}"])
+    except GitCommandError:
+        return False
+    return True
+
+
+def _repo_around(folder: Path) -> Repo | None:
+    """The repository whose work tree holds `folder`; None without one.
+
+    A folder that git ignores (a project inside a repository of dot files) counts as
+    one without git: a snapshot of that repository would not hold it.
+    """
+    from git import GitCommandError, InvalidGitRepositoryError, Repo
+
+    try:
+        repo = Repo(folder, search_parent_directories=True)
+    except InvalidGitRepositoryError as error:
+        for place in (folder, *folder.parents):
+            if (place / ".git").exists():
+                raise SnapshotError(
+                    f"the code in {folder} was to be kept; {place / '.git'} is there, but git can't read it. "
+                    f"Repair it (git -C '{place}' fsck says more) or move it away."
+                ) from error
+        return None
+    if repo.working_tree_dir is not None:
+        try:
+            repo.git.execute(["git", *QUIET, "check-ignore", "-q", str(folder)])
+        except GitCommandError as error:
+            if error.status == 1:  # not ignored
+                return repo
+            raise
+    repo.close()
+    return None
+
+
+def _take_git(repo: Repo, store: Store, run_id: str) -> Code:
+    root = Path(str(repo.working_tree_dir)).resolve()
+    with tempfile.TemporaryDirectory(prefix="flor-index-") as scratch:
+        git = _Git(os.path.abspath(repo.git_dir), str(root), os.path.join(scratch, "index"))
+        real = Path(repo.git_dir, "index")
+        if real.exists():
+            # With its time: git compares it with the files' to see which may have changed since.
+            shutil.copy2(real, git.index)
+        inside = _beneath(store.root, root)
+        left_out = _stage_changes(git, root, inside)
+        vid = _commit(git, run_id)
+    return Code(vid, str(Path(repo.common_dir).resolve()), str(root), tuple(left_out))
+
+
+def _take_plain(store: Store, run_id: str, folder: Path) -> Code:
+    left_out: list[str] = []
+    git_dir = store.root.resolve() / "code.git"
+    if not git_dir.exists():
+        store.make()
+        _make_bare(git_dir)
+    found = scan(folder, store.root.resolve(), left_out)
+    with tempfile.TemporaryDirectory(prefix="flor-index-") as scratch:
+        git = _Git(str(git_dir), str(folder), os.path.join(scratch, "index"))
+        _stage(git, within_limits(folder, found, left_out))
+        vid = _commit(git, run_id)
+    return Code(vid, str(git_dir), str(folder), tuple(left_out))
+
+
+def _make_bare(git_dir: Path) -> None:
+    """Make the repository beside its place and rename it: several runs may begin at once."""
+    from git import Git
+
+    scratch = tempfile.mkdtemp(prefix=".partial-", dir=git_dir.parent)
+    try:
+        Git(scratch).execute(["git", *QUIET, "init", "--bare", "--quiet", "--template=", scratch])
+        try:
+            os.rename(scratch, git_dir)
+        except OSError:
+            if not git_dir.exists():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _commit(git: _Git, run_id: str) -> str:
+    """Commit the index under refs/flor/<run_id>; HEAD's own commit if the tree is the same."""
+    from git import GitCommandError
+
+    tree = git.line("write-tree")
+    try:
+        parents, moment = [git.line("rev-parse", "--quiet", "--verify", "HEAD")], ""
+    except GitCommandError as error:
+        if error.status != 1:
+            raise
+        parents, moment = [], "0"  # nothing committed yet
+    vid = ""
+    for head in parents:
+        head_tree, moment = git.line("show", "-s", "--format=%T %ct", head, "--").split()
+        vid = head if head_tree == tree else ""
+    if not vid:
+        who = {"NAME": "flor", "EMAIL": "flor@localhost", "DATE": f"@{moment} +0000"}
+        env = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+        links = [word for head in parents for word in ("-p", head)]
+        vid = git.line("commit-tree", tree, *links, "-m", "code of a run, kept by flor", **env)
+    git.run("update-ref", f"refs/flor/{run_id}", vid)
+    return vid
+
+
+def _stage_changes(git: _Git, root: Path, store: str | None) -> list[str]:
+    """Bring the index up to the work tree; returns what was left out and why."""
+    left_out: list[str] = []
+    changed = []
+    for path in dict.fromkeys(git.paths("diff-files", "--name-only", "-z")):
+        why = why_unchanged(root / path)
+        if why:
+            left_out.append(f"{path} ({why})")
+        else:
+            changed.append(path)
+    untracked = git.paths("ls-files", "--others", "--exclude-standard", "-z")
+    outside = [path for path in untracked if store is None or not f"{path}/".startswith(f"{store}/")]
+    _stage(git, [*changed, *within_limits(root, outside, left_out)])
+    if store is not None:  # somebody may have committed a store
+        kept = git.paths("ls-files", "--cached", "-z", "--", f":(top,literal){store}")
+        git.run("update-index", "--force-remove", "-z", "--stdin", stdin=_zero_ended(kept))
+    return left_out
+
+
+def _stage(git: _Git, paths: Iterable[str]) -> None:
+    git.run("update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=_zero_ended(paths))
+
+
+def _zero_ended(paths: Iterable[str]) -> bytes:
+    return b"".join(os.fsencode(path) + b"\0" for path in paths)
+
+
+def _beneath(path: Path, root: Path) -> str | None:
+    """The path relative to root; None if it is not below it."""
+    path = path.resolve()
+    return path.relative_to(root).as_posix() if root in path.parents else None

@@ -1,0 +1,59 @@
+"""One thread that writes what the training hands it, in order."""
+
+from __future__ import annotations
+
+import atexit
+import queue
+import threading
+from collections.abc import Callable
+from typing import Any
+
+Job = Callable[[], Any]
+
+
+class Writer:
+    """Runs jobs in the background. A job that raises is reported, never re-raised.
+
+    At most `depth` jobs marked `heavy` (checkpoints: each holds a copy of the state)
+    wait at a time; a further one makes the caller wait, so that memory stays bounded.
+    """
+
+    def __init__(self, failed: Callable[[Exception], None], *, depth: int = 2) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Job, bool] | None] = queue.SimpleQueue()
+        self._failed = failed
+        self._room = threading.Semaphore(depth)
+        self._thread = threading.Thread(target=self._run, name="flor-writer", daemon=True)
+        self._thread.start()
+        # A daemon thread dies with the interpreter: what is queued must be written before.
+        atexit.register(self.close)
+
+    def put(self, job: Job, *, heavy: bool = False) -> None:
+        """Queue a job."""
+        if heavy:
+            self._room.acquire()
+        self._jobs.put((job, heavy))
+
+    def flush(self) -> None:
+        """Wait until everything queued so far is done."""
+        done = threading.Event()
+        self._jobs.put((done.set, False))
+        if self._thread.is_alive():
+            done.wait()
+
+    def close(self) -> None:
+        """Write everything and end the thread. Calling it again does nothing."""
+        atexit.unregister(self.close)
+        if self._thread.is_alive():
+            self._jobs.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (item := self._jobs.get()) is not None:
+            job, heavy = item
+            try:
+                job()
+            except Exception as error:
+                self._failed(error)
+            finally:
+                if heavy:
+                    self._room.release()

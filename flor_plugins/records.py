@@ -1,0 +1,214 @@
+"""The frozen records that all parts exchange. Standard library only; nothing happens here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Phase = Literal["train", "validation", "test"]
+Level = Literal["epoch", "step"]
+Way = Literal["state", "validate", "train"]
+Grade = Literal["exact", "close", "diverged", "unverified"]
+RunStatus = Literal["running", "finished", "failed", "killed"]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """How far a run has come; both frameworks are translated to this.
+
+    epoch: epochs completed, 0 before the first batch.
+    step:  optimizer updates completed. The update that completes an epoch
+           already belongs to it, so a step has exactly one position.
+    """
+
+    epoch: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"epoch={self.epoch},step={self.step}"
+
+    @classmethod
+    def parse(cls, text: str) -> Position:
+        """The inverse of `str`; raises ValueError on anything else."""
+        found = re.fullmatch(r"epoch=(\d+),step=(\d+)", text)
+        if found is None:
+            raise ValueError(f"not a position: {text!r} (it looks like epoch=3,step=120)")
+        return cls(int(found[1]), int(found[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """All that was logged at one position in one phase and at one level.
+
+    at: seconds since 1970, UTC. verdict and hook are set on replayed rows only;
+    hook is the sha256 of the source of the hook that computed the values.
+    """
+
+    position: Position
+    phase: Phase
+    level: Level
+    values: Mapping[str, Any]
+    at: float
+    verdict: Grade | None = None
+    hook: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """How the process of a run was started, enough to start it again.
+
+    kind: "script" (target: path of the file), "module" (target: dotted name),
+          "recipe" (target: module:function, with `folder` and `params`) or
+          "interactive" (a notebook or a prompt: can't be started again).
+    argv: the arguments after the target. call: how many recorded runs this
+    process had begun before this one. injected: the callback was put on by
+    `flor-hf record -- COMMAND`, the script does not name it.
+    """
+
+    kind: Literal["script", "module", "recipe", "interactive"]
+    target: str
+    argv: tuple[str, ...] = ()
+    cwd: str = "."
+    env: Mapping[str, str] = field(default_factory=dict)
+    call: int = 0
+    folder: str = ""
+    params: Mapping[str, Any] = field(default_factory=dict)
+    recipe: str = ""
+    injected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """The code of a run: a commit, where it lies, and what it does not hold.
+
+    vid: 40 hex digits. git_dir: the repository that holds it. root: the work tree.
+    left_out: "path (why)" for each file that was left out of the snapshot.
+    """
+
+    vid: str
+    git_dir: str
+    root: str
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """The process that records a run. started: its start as the system counts it."""
+
+    host: str
+    pid: int
+    started: str
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds, as measured while recording; None where nothing was measured.
+
+    build_s: process start to the first batch. epoch_s: one training epoch, its
+    validation included. validation_s: one validation pass.
+    """
+
+    build_s: float | None = None
+    epoch_s: float | None = None
+    validation_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One call of fit/train with the callback on it: what run.json holds."""
+
+    run_id: str
+    name: str
+    project: str
+    framework: Literal["lightning", "hf"]
+    status: RunStatus
+    started_at: str
+    launch: Launch
+    code: Code | None
+    process: Process
+    path: Path
+    tags: tuple[str, ...] = ()
+    finished_at: str | None = None
+    error: str | None = None
+    position: Position | None = None
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    timing: Timing = Timing()
+    gaps: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The saved state of a run at a position.
+
+    is_full: training can go on from it bit for bit; else `lost` says what is missing.
+    """
+
+    run_id: str
+    position: Position
+    path: Path
+    is_full: bool
+    nbytes: int
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One way through some epochs of one run.
+
+    epochs: completed-epoch counts, ascending. reason: why this way is the cheapest.
+    steps: of step metrics only these are wanted; None means all of the epochs.
+    """
+
+    way: Way
+    epochs: tuple[int, ...]
+    metrics: tuple[str, ...]
+    reason: str
+    checkpoints: tuple[str, ...] = ()
+    seconds: float | None = None
+    steps: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one worker process does: some passes over one run."""
+
+    run_id: str
+    name: str
+    vid: str
+    passes: tuple[Pass, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a replay will do. `skipped`: run_id to the reason why it can't be replayed."""
+
+    replay_id: str
+    metrics: tuple[str, ...]
+    where: str | None
+    hooks: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimate for all tasks one after the other; None where one is unknown."""
+        estimates = [one.seconds for task in self.tasks for one in task.passes]
+        return None if None in estimates else sum(s for s in estimates if s is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How exactly a pass reproduced the recorded run.
+
+    compared: how many values and tensors were compared. first: the first
+    differing position, or None. detail: names both values there.
+    """
+
+    grade: Grade
+    compared: int = 0
+    first: Position | None = None
+    detail: str = ""

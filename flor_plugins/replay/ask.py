@@ -1,0 +1,123 @@
+"""Asking the past: request → plan → workers → verdicts. What `flor.replay` and `flor-hf replay` call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flor_plugins.hooks.metric import Metric
+from flor_plugins.records import Plan, Run, Task
+from flor_plugins.recipe import load_recipe
+from flor_plugins.replay import plan as planning
+from flor_plugins.replay.engine import Outcome, run_all
+from flor_plugins.store.files import write_json
+from flor_plugins.store.layout import Store
+
+Progress = Callable[[Task, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a replay did. rows: one per pass, as the schedule shows them. failures: one line each."""
+
+    plan: Plan
+    outcomes: tuple[Outcome, ...] = ()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        found = []
+        for outcome in self.outcomes:
+            task = outcome.task
+            for one in outcome.passed:
+                found.append(
+                    {
+                        "run": task.run_id,
+                        "name": task.name,
+                        "vid": task.vid[:12],
+                        "epochs": _span(one["epochs"]),
+                        "way": one["way"],
+                        "seconds": round(one["seconds"], 2),
+                        "verdict": one["grade"],
+                        "compared": one["compared"],
+                        "detail": _detail(one),
+                    }
+                )
+        return found
+
+    @property
+    def failures(self) -> list[str]:
+        return [
+            line
+            for outcome in self.outcomes
+            for line in [*outcome.hook_failures, *([outcome.failure] if outcome.failure else [])]
+        ]
+
+    @property
+    def has_diverged(self) -> bool:
+        return any(row["verdict"] == "diverged" for row in self.rows)
+
+
+def hooks_for(
+    runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None = None
+) -> tuple[Path, ...]:
+    """Where hooks come from: those named; else the script that asks; else the recipes of the runs.
+
+    hooks: paths of hook files, or @flor.metric functions (their file is taken).
+    """
+    named = [Path(h.function.__code__.co_filename) if isinstance(h, Metric) else Path(h) for h in hooks]
+    if not named and main_file and _has_metrics(Path(main_file)):
+        named = [Path(main_file)]
+    if not named:
+        recipes = dict.fromkeys(run.launch.recipe for run in runs if run.launch.recipe)
+        named = [hook for recipe in recipes if Path(recipe).exists() for hook in load_recipe(Path(recipe)).hook_paths]
+    return tuple(dict.fromkeys(path.resolve() for path in named))
+
+
+def execute(
+    store: Store, runs: Sequence[Run], plan: Plan, *, workers: int = 1, progress: Progress | None = None
+) -> Answer:
+    """Do a plan. Rows land as they are computed; request, plan and verdicts stay under replays/<id>/."""
+    if not plan.tasks:
+        return Answer(plan)
+    plan = _with_kept_hooks(store, plan)
+    folder = store.replay(plan.replay_id)
+    write_json(folder / "plan.json", {"format": 1, **planning.as_json(plan)})
+    by_id = {run.run_id: run for run in runs}
+    outcomes = run_all(store, by_id, plan, progress or (lambda task, event: None), workers=workers)
+    answer = Answer(plan, tuple(outcomes))
+    write_json(folder / "verdicts.json", {"format": 1, "passes": answer.rows, "failures": answer.failures})
+    return answer
+
+
+def _with_kept_hooks(store: Store, plan: Plan) -> Plan:
+    """Copy the hook files beside the plan: what was asked stays readable when the files change."""
+    folder = store.replay(plan.replay_id) / "hooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = []
+    for number, hook in enumerate(plan.hooks):
+        copy = folder / (Path(hook).name if number == 0 else f"{number}_{Path(hook).name}")
+        copy.write_bytes(Path(hook).read_bytes())
+        kept.append(str(copy))
+    return replace(plan, hooks=tuple(kept))
+
+
+def _has_metrics(path: Path) -> bool:
+    try:
+        return any(found.kind == "metric" for found in planning.scan(path))
+    except (OSError, ValueError):
+        return False
+
+
+def _span(epochs: Sequence[int]) -> str:
+    if len(epochs) > 1 and list(epochs) == list(range(epochs[0], epochs[-1] + 1)):
+        return f"{epochs[0]}:{epochs[-1]}"
+    return ",".join(map(str, epochs))
+
+
+def _detail(passed: dict[str, Any]) -> str:
+    first = passed.get("first")
+    if not first:
+        return ""
+    return f"epoch {first['epoch']}, step {first['step']}: {passed['detail']}"

@@ -1,0 +1,243 @@
+"""A folder that holds the code of a run, with its data in reach: where a replay works."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flor_plugins.errors import SnapshotError
+
+if TYPE_CHECKING:
+    from git import Repo
+
+    from flor_plugins.records import Code
+
+MAX_LINKS = 20_000
+NEVER_LINKED = frozenset((".git", ".flor", "__pycache__"))
+OWNER = "flor-owner.json"
+CODE_SUFFIX = ".py"
+
+# Hooks and monitors are the user's programs; a replay runs none of them.
+QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "advice.detachedHead=false")
+
+
+@contextmanager
+def sandbox(repo: Repo, code: Code, folder: Path) -> Iterator[Path]:
+    """A detached work tree of code.vid at `folder`, gone again at the end.
+
+    What lies under code.root and is not in the commit (ignored and left-out files: data,
+    caches) is reached through symbolic links; only code written since the run is not.
+    The user's files, index, branch, stash and work trees are left as found. Raises
+    SnapshotError if git can't make the work tree.
+    """
+    folder = folder.resolve()
+    _remove_leftovers(repo)
+    _add(repo, code, folder)
+    try:
+        root = Path(code.root)
+        if root.is_dir():
+            _Links(folder, _new_code(repo, code)).fill(root, folder)
+        yield folder
+    finally:
+        _remove(repo, folder)
+
+
+def map_path(path: str, root: Path, sandbox: Path) -> str:
+    """A path beneath root to its twin in the sandbox if that exists, else unchanged."""
+    if not os.path.isabs(path) or _is_beneath(path, sandbox):
+        return path
+    for given, top in ((os.path.normpath(path), root.absolute()), (os.path.realpath(path), root.resolve())):
+        if _is_beneath(given, top):
+            twin = os.path.join(sandbox, os.path.relpath(given, top))
+            return os.path.normpath(twin) if os.path.exists(twin) else path
+    return path
+
+
+def _is_beneath(path: str | Path, top: str | Path) -> bool:
+    top = str(top).rstrip(os.sep)
+    return str(path) == top or str(path).startswith(top + os.sep)
+
+
+def _git(repo: Repo, *args: str) -> str:
+    out = repo.git.execute(["git", *QUIET, *args], env={"GIT_DIR": str(Path(repo.common_dir).resolve())})
+    return str(out)
+
+
+def _add(repo: Repo, code: Code, folder: Path) -> None:
+    from git import GitError
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        _git(repo, "worktree", "add", "--quiet", "--detach", str(folder), code.vid)
+    except (GitError, OSError) as error:
+        _remove(repo, folder)  # git leaves a half-made one where a disk is full
+        said = " ".join(str(getattr(error, "stderr", "") or error).split())
+        raise SnapshotError(
+            f"a work tree of {code.vid} was to be made at {folder} from {repo.common_dir}; "
+            f"git refused: {said}. Is there room on the disk, and is the folder new?"
+        ) from error
+    owner = {"host": socket.gethostname(), "pid": os.getpid(), "started": _started(os.getpid())}
+    (_admin(folder) / OWNER).write_text(json.dumps({**owner, "folder": str(folder)}))
+
+
+def _admin(folder: Path) -> Path:
+    """Where the repository keeps its notes about a work tree."""
+    return Path((folder / ".git").read_text().removeprefix("gitdir:").strip())
+
+
+def _remove(repo: Repo, folder: Path) -> None:
+    """Remove one work tree, links and all; what they point to stays.
+
+    Never `worktree prune`: it would also forget a work tree of the user's on a disk that is not there now.
+    """
+    from git import GitCommandError
+
+    try:
+        _git(repo, "worktree", "remove", "--force", "--force", str(folder))
+    except GitCommandError:
+        shutil.rmtree(folder, ignore_errors=True)
+        _forget(repo, folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _forget(repo: Repo, folder: Path) -> None:
+    """Drop the notes about our work tree where git itself can't (its .git file was altered)."""
+    for admin in Path(repo.common_dir, "worktrees").glob("*"):
+        if (admin / OWNER).exists() and _owner(admin).get("folder") == str(folder):
+            shutil.rmtree(admin, ignore_errors=True)
+
+
+def _remove_leftovers(repo: Repo) -> None:
+    """Remove the sandboxes whose process on this machine was killed."""
+    for admin in Path(repo.common_dir, "worktrees").glob(f"*/{OWNER}"):
+        owner = _owner(admin.parent)
+        if owner.get("host") == socket.gethostname() and _started(owner["pid"]) != owner["started"]:
+            _remove(repo, Path(owner["folder"]))
+
+
+def _owner(admin: Path) -> dict:
+    try:
+        return json.loads((admin / OWNER).read_text())
+    except (OSError, ValueError):  # another process removes it, or was killed while writing
+        return {}
+
+
+def _started(pid: int) -> str:
+    """When a process began, as the system counts; "" if it is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+    except OSError:
+        pass
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return ""
+    return "alive"
+
+
+def _new_code(repo: Repo, code: Code) -> frozenset[str]:
+    """Code under root that git sees today. Unless the commit has it, it was written after the run.
+
+    It must not be linked: a new datasets.py would hide the package of that name. What the
+    snapshot left out was there, and so was everything that git ignores.
+    """
+    from git import Git, GitCommandError
+
+    if repo.working_tree_dir is None and not Path(code.root, ".git").exists():
+        return frozenset()
+    try:
+        listed = Git(code.root).execute(
+            ["git", *QUIET, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            stdout_as_string=False,
+        )
+    except GitCommandError:  # root is no work tree any more
+        return frozenset()
+    assert isinstance(listed, bytes)
+    left_out = {text.rpartition(" (")[0] for text in code.left_out}
+    paths = {os.fsdecode(path) for path in listed.split(b"\0")}
+    return frozenset(path for path in paths - left_out if path.endswith(CODE_SUFFIX))
+
+
+@dataclass(slots=True)
+class _Links:
+    """Makes what is missing in a sandbox reachable. What is there came from the commit and stays.
+
+    left: how many more links and folders may be made. A folder with more than that is
+    reached through one link.
+    """
+
+    folder: Path
+    new_code: frozenset[str]
+    left: int = field(default_factory=lambda: MAX_LINKS)
+    stores: frozenset[str] = field(default_factory=lambda: _stores())
+
+    def fill(self, source: Path, target: Path, inside: str = "") -> None:
+        for entry in sorted(os.scandir(source), key=lambda entry: entry.name):
+            path = f"{inside}{entry.name}"
+            if self._is_left_alone(entry) or path in self.new_code:
+                continue
+            twin = target / entry.name
+            if entry.is_dir(follow_symlinks=False):
+                self._folder(entry, twin, path)
+            elif not os.path.lexists(twin):
+                self._link(entry, twin)
+
+    def _folder(self, entry: os.DirEntry[str], twin: Path, path: str) -> None:
+        source = Path(entry.path)
+        holds_sandbox = _is_beneath(self.folder, source)
+        if _is_one_thing(source):
+            if twin.is_dir() and not twin.is_symlink() and not os.listdir(twin):
+                twin.rmdir()  # a submodule: git makes its folder and leaves it empty
+            if not os.path.lexists(twin):
+                self._link(entry, twin)
+        elif os.path.lexists(twin):
+            if twin.is_dir() and not twin.is_symlink():
+                self.fill(source, twin, f"{path}/")
+        elif holds_sandbox or self._has_room(source):
+            twin.mkdir()
+            self.left -= 1
+            self.fill(source, twin, f"{path}/")
+        else:
+            self._link(entry, twin)
+
+    def _link(self, entry: os.DirEntry[str], twin: Path) -> None:
+        twin.symlink_to(os.path.abspath(entry.path))
+        self.left -= 1
+
+    def _is_left_alone(self, entry: os.DirEntry[str]) -> bool:
+        if entry.name in NEVER_LINKED or entry.path == str(self.folder):
+            return True
+        return entry.is_dir() and (os.path.realpath(entry.path) in self.stores or _is_store(Path(entry.path)))
+
+    def _has_room(self, source: Path) -> bool:
+        count = 0
+        for _, folders, files in os.walk(source):
+            count += len(folders) + len(files)
+            if count >= self.left:
+                return False
+        return True
+
+
+def _is_one_thing(folder: Path) -> bool:
+    """A virtual environment or a repository of its own: read as a whole, never in part."""
+    return (folder / "pyvenv.cfg").exists() or (folder / ".git").exists()
+
+
+def _stores() -> frozenset[str]:
+    named = os.environ.get("FLOR_DIR")
+    return frozenset([os.path.realpath(named)] if named else [])
+
+
+def _is_store(folder: Path) -> bool:
+    """A store has runs, and a .gitignore that hides all of it."""
+    try:
+        return (folder / "runs").is_dir() and (folder / ".gitignore").read_text().split() == ["*"]
+    except OSError:
+        return False

@@ -1,0 +1,197 @@
+"""The worker process: starts the recorded launch again and meets its trainer at fit/train.
+
+    python -m flor_plugins.replay.worker TASK.json EVENTS_FD
+
+Everything that happens is told as one JSON line per event on the file descriptor; what the
+user's script prints goes to stdout and stderr as always.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from flor_plugins.errors import FlorError, MissingDependency, ReplayError
+from flor_plugins.hooks import live
+from flor_plugins.hooks.load import load
+from flor_plugins.records import Pass, Run, Task
+from flor_plugins.replay import guard_writes
+from flor_plugins.replay.sandbox import map_path
+from flor_plugins.replay.session import Event, Session
+from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
+from flor_plugins.store.layout import Store
+from flor_plugins.store.runs import list_runs, load_run
+
+
+class ReplayDone(BaseException):
+    """Ends the script once all positions are done; what stands after fit is not run."""
+
+
+def main(task_file: str, events_fd: int) -> int:
+    """Do one task. Returns 0, or 1 when anything failed; every failure was told as an event."""
+    events = os.fdopen(events_fd, "w", buffering=1)
+
+    def tell(event: Event) -> None:
+        events.write(json.dumps(event) + "\n")
+
+    try:
+        session = _work(json.loads(Path(task_file).read_text()), tell)
+    except FlorError as error:
+        tell({"event": "failed", "message": str(error)})
+        return 1
+    except BaseException as error:
+        tell({"event": "failed", "message": _told(error), "traceback": traceback.format_exc()})
+        return 1
+    tell({"event": "done"})
+    return 1 if session.failures else 0
+
+
+def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
+    run = load_run(Path(order["run"]))
+    sandbox, store = Path(order["sandbox"]), Store(Path(order["store"]))
+    adapter = _adapter(run)
+    task = _task(order["task"])
+    folder = _enter(run, sandbox)
+    guard_writes.forbid_writes([sandbox, store.replays, *_run_folders(run)], sandbox)
+    _set_threads(run)
+    session = Session(run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell)
+    live.connect(session.log)
+    fits = _Fits(run, adapter, session, store)
+    adapter.intercept(fits.arrived, inject=run.launch.injected)
+    guard_writes.guard_extensions()
+    try:
+        _launch(run, sandbox, folder, adapter)
+    except ReplayDone:
+        session.finish()
+        return session
+    except SystemExit as error:
+        if fits.met:
+            session.finish()
+            return session
+        raise ReplayError(_never_met(run, fits.count) + f" (it exited with {error.code!r})") from error
+    raise ReplayError(_never_met(run, fits.count))
+
+
+class _Fits:
+    """Counts the recorded fits of the script; the one that is asked for is driven."""
+
+    def __init__(self, run: Run, adapter: ModuleType, session: Session, store: Store) -> None:
+        self.run, self.adapter, self.session, self.store = run, adapter, session, store
+        self.count = 0
+        self.met = False
+
+    def arrived(self, trainer: Any, go: Callable[[], Any]) -> Any:
+        number, self.count = self.count, self.count + 1
+        if number == self.run.launch.call:
+            self.met = True
+            self.adapter.drive(trainer, go, self.session)
+            raise ReplayDone
+        earlier = [
+            run
+            for run in list_runs(self.store)
+            if run.process == self.run.process and run.launch.call == number
+        ]
+        if not earlier or not list_checkpoints(earlier[0].path):
+            return go()
+        end = list_checkpoints(earlier[0].path)[-1].position
+        return self.adapter.pass_over(trainer, go, load_checkpoint(earlier[0].path, end), end)
+
+
+def _adapter(run: Run) -> ModuleType:
+    try:
+        return import_module(f"flor_plugins.{run.framework}.drive")
+    except ModuleNotFoundError as error:
+        raise MissingDependency(
+            f"run {run.name} was recorded with {run.framework}, and {error.name!r} is not installed: "
+            f"pip install 'flor-plugins[{run.framework}]'"
+        ) from error
+
+
+def _task(data: Mapping[str, Any]) -> Task:
+    passes = tuple(
+        Pass(
+            way=one["way"],
+            epochs=tuple(one["epochs"]),
+            metrics=tuple(one["metrics"]),
+            reason=one["reason"],
+            checkpoints=tuple(one["checkpoints"]),
+            seconds=one["seconds"],
+            steps=None if one["steps"] is None else tuple(one["steps"]),
+        )
+        for one in data["passes"]
+    )
+    return Task(data["run_id"], data["name"], data["vid"], passes)
+
+
+def _run_folders(run: Run) -> list[Path]:
+    # Of the run only the replay's own rows may be written; its checkpoints are the past.
+    return [run.path / "metrics", run.path / "media"]
+
+
+def _enter(run: Run, sandbox: Path) -> Path:
+    """Stand where the recorded process stood: working directory, arguments, import path."""
+    assert run.code is not None
+    root = Path(run.code.root)
+    for part in ("metrics", "media"):
+        (run.path / part).mkdir(exist_ok=True)
+    os.chdir(map_path(run.launch.cwd, root, sandbox))
+    sys.argv = [run.launch.target, *(map_path(arg, root, sandbox) for arg in run.launch.argv)]
+    sys.path[:] = [map_path(entry, root, sandbox) if entry else entry for entry in sys.path]
+    folder = map_path(run.launch.folder or str(Path(run.launch.target).parent), root, sandbox)
+    return Path(folder)
+
+
+def _set_threads(run: Run) -> None:
+    """Another number of threads sums in another order."""
+    import torch
+
+    flags = run.environment.get("determinism", run.environment)
+    threads = flags.get("num_threads") if isinstance(flags, Mapping) else None
+    if isinstance(threads, int):
+        torch.set_num_threads(threads)
+
+
+def _launch(run: Run, sandbox: Path, folder: Path, adapter: ModuleType) -> None:
+    launch = run.launch
+    assert run.code is not None
+    if launch.kind == "recipe":
+        from flor_plugins.recipe import build_trainer
+
+        callback = import_module(f"flor_plugins.{run.framework}").FlorCallback(name=run.name)
+        adapter.train(build_trainer(folder, launch.target, dict(launch.params)), callback)
+    elif launch.kind == "module":
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(launch.target, run_name="__main__", alter_sys=True)
+    else:
+        script = map_path(launch.target, Path(run.code.root), sandbox)
+        sys.argv[0] = script
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
+
+
+def _never_met(run: Run, count: int) -> str:
+    return (
+        f"run {run.name}: {run.launch.target} ended after {count} recorded trainings, before the one to "
+        f"replay (number {run.launch.call + 1}); is a condition in the script different now?"
+    )
+
+
+def _told(error: BaseException) -> str:
+    """One line: what was raised, and where in the user's own code."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and "flor_plugins" not in f.filename]
+    place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
+    return f"{place}{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))
+

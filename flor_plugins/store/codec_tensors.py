@@ -1,0 +1,165 @@
+"""Tensors of a state: copied to the CPU, named by their path, stored once however often they are met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from flor_plugins.errors import EncodingError
+
+# what safetensors stores as it is; all else goes as its real parts or as its bytes
+_NAMES = """bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64
+complex64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"""
+NATIVE = frozenset(getattr(torch, name) for name in _NAMES.split() if hasattr(torch, name))
+_ALL = [one for one in vars(torch).values() if isinstance(one, torch.dtype)]
+DTYPES = {str(one).removeprefix("torch."): one for one in _ALL}
+RESERVED = "__metadata__"  # safetensors keeps this name for itself
+
+
+class TensorTable:
+    """The tensors of one state: key to contiguous CPU tensor, none of them shared with the training."""
+
+    def __init__(self, reuse: Mapping[str, torch.Tensor]) -> None:
+        self.stored: dict[str, torch.Tensor] = {}
+        self._reuse = reuse
+        self._keys: dict[Any, str] = {}
+        # met tensors stay alive while encoding: a freed one's address may be given to another
+        self._met: list[torch.Tensor] = []
+
+    def pack(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
+        """The JSON that stands for a tensor. Raises EncodingError for those that have no plain memory."""
+        _refuse(tensor)
+        node: dict[str, Any] = {
+            "$": "tensor",
+            "key": "",
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "shape": list(tensor.shape),
+        }
+        if tensor.device.type != "cpu":
+            node["device"] = str(tensor.device)
+        if isinstance(tensor, torch.nn.Parameter):
+            node["parameter"] = True
+        if tensor.requires_grad:
+            node["requires_grad"] = True
+        strides = list(tensor.stride())
+        if strides != _row_major(tensor.shape) and _is_dense(tensor.shape, strides):
+            node["strides"] = strides
+        memory = _memory(tensor)
+        key = self._keys.get(memory) if memory else None
+        node["key"] = key or self.add(_storable(tensor.detach()), path)
+        if memory and key is None:
+            self._keys[memory] = node["key"]
+            self._met.append(tensor)
+        return node
+
+    def add(self, tensor: torch.Tensor, path: str) -> str:
+        """Store a copy of a tensor of a native dtype under a key like `path`; returns the key."""
+        section, _, name = path.partition("/")
+        # surrogates are legal in a str and not in the header of a safetensors file
+        name = name.encode("utf-8", "replace").decode().replace("\0", "?") or "value"
+        key, number = f"{section}/{name}", 1
+        while key in self.stored or name == RESERVED:
+            number += 1
+            key, name = f"{section}/{name}~{number}", f"{name}~{number}"
+        buffer = self._reuse.get(key)
+        if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
+            # the device is named: the user may have set another default
+            buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        self.stored[key] = buffer.copy_(tensor)
+        return key
+
+
+def find(key: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    try:
+        return tensors[key]
+    except KeyError:
+        raise EncodingError(f"the tensor {key!r} is named by the tree and not given with it.") from None
+
+
+def unpack(
+    node: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], seen: dict[Any, torch.Tensor]
+) -> torch.Tensor:
+    """The tensor that `pack` described, on the CPU. seen: the tensors that were unpacked so far."""
+    key, shape, strides = node["key"], node["shape"], node.get("strides")
+    same = (key, tuple(shape), str(strides), bool(node.get("parameter")), bool(node.get("requires_grad")))
+    if same in seen:
+        return seen[same]
+    memory = (key, str(strides))
+    if memory not in seen:
+        seen[memory] = _restored(find(key, tensors), node)
+    tensor = seen[memory]
+    if node.get("parameter"):
+        tensor = torch.nn.Parameter(tensor, requires_grad=bool(node.get("requires_grad")))
+    elif node.get("requires_grad"):
+        tensor = tensor.detach().requires_grad_()
+    seen[same] = tensor
+    return tensor
+
+
+def _refuse(tensor: torch.Tensor) -> None:
+    kind = type(tensor)
+    if kind not in (torch.Tensor, torch.nn.Parameter):
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        raise EncodingError(f"a tensor of the subclass {name} can't be stored; store its plain parts")
+    if tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type == "meta":
+        what = "quantized" if tensor.is_quantized else tensor.layout
+        what = "meta" if tensor.device.type == "meta" else what
+        raise EncodingError(f"a {what} tensor can't be stored; store a dense one")
+
+
+def _memory(tensor: torch.Tensor) -> Any:
+    """What two names for one tensor have in common; None for a tensor without elements."""
+    if not tensor.numel():
+        return None
+    lazy = (tensor.is_conj(), tensor.is_neg())  # same memory, other values
+    return (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride(), lazy)
+
+
+def _storable(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.dtype in NATIVE:
+        return tensor.resolve_conj().resolve_neg()
+    if tensor.is_complex():
+        return torch.view_as_real(tensor.resolve_conj().resolve_neg())
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _restored(stored: torch.Tensor, node: Mapping[str, Any]) -> torch.Tensor:
+    dtype, shape, strides = DTYPES[node["dtype"]], node["shape"], node.get("strides")
+    tensor = stored
+    if dtype not in NATIVE:
+        tensor = torch.view_as_complex(stored) if dtype.is_complex else stored.view(dtype).reshape(shape)
+    if tensor.dtype != dtype or list(tensor.shape) != shape:
+        raise EncodingError(
+            f"the tensor {node['key']!r} is said to be {node['dtype']} {shape} "
+            f"and is {tensor.dtype} {list(tensor.shape)}."
+        )
+    if strides is None or not _is_dense(shape, strides):
+        return tensor
+    return torch.empty_strided(shape, strides, dtype=dtype, device="cpu").copy_(tensor)
+
+
+def _row_major(shape: Any) -> list[int]:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.append(step)
+        step *= max(size, 1)
+    return strides[::-1]
+
+
+def _is_dense(shape: Any, strides: Any) -> bool:
+    """Whether the elements fill their memory without gap or overlap, as channels_last does.
+
+    Only then are strides worth keeping: others would bring the memory around a slice with them.
+    """
+    if 0 in shape or len(shape) != len(strides):
+        return False
+    step = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != step:
+            return False
+        step *= size
+    return True

@@ -1,0 +1,76 @@
+"""Where a store lies and what its folders are called. Nothing here reads a run."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from flor_plugins.errors import StoreError
+
+FOLDER = ".flor"
+VARIABLE = "FLOR_DIR"
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """The folder that holds all runs and replays; it need not exist yet."""
+
+    root: Path
+
+    @property
+    def runs(self) -> Path:
+        return self.root / "runs"
+
+    @property
+    def replays(self) -> Path:
+        return self.root / "replays"
+
+    def run(self, run_id: str) -> Path:
+        return self.runs / run_id
+
+    def replay(self, replay_id: str) -> Path:
+        return self.replays / replay_id
+
+    def make(self) -> Store:
+        """Create the folder, with a `.gitignore` that hides it from git. Returns itself.
+
+        A folder that already held something is left as it is: a `.gitignore` of
+        ours there would hide the user's own files.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not any(self.root.iterdir()):
+                (self.root / ".gitignore").write_text("*\n")
+        except OSError as error:
+            raise StoreError(
+                f"the store can't be created: {error.strerror or error}, at {self.root}. "
+                f"Set {VARIABLE} to a folder that can be written."
+            ) from error
+        return self
+
+
+def find_store(start: Path | None = None) -> Store:
+    """The store that a process working in `start` (default: the current folder) uses.
+
+    $FLOR_DIR wins; then `.flor` at the top of the git work tree around `start`;
+    then `start/.flor`. Nothing is created.
+    """
+    named = os.environ.get(VARIABLE)
+    if named:
+        return Store(Path(named).expanduser().absolute())
+    here = (start or Path.cwd()).absolute()
+    return Store((_git_top(here) or here) / FOLDER)
+
+
+def new_id(now: datetime | None = None) -> str:
+    """An id that sorts by time and is unique: 20261123-200501-123-9f3a2c (UTC, ms, random)."""
+    at = (now or datetime.now(UTC)).astimezone(UTC)
+    return f"{at:%Y%m%d-%H%M%S}-{at.microsecond // 1000:03d}-{secrets.token_hex(3)}"
+
+
+def _git_top(folder: Path) -> Path | None:
+    # `.git` is a file in worktrees and submodules, so exists() and not is_dir()
+    return next((one for one in (folder, *folder.parents) if (one / ".git").exists()), None)

@@ -1,0 +1,66 @@
+"""From values as they come to one row per position, phase and level.
+
+Both a recording and a replay feed a Timeline; what differs is who receives the rows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flor_plugins.records import Level, Phase, Position, Row
+
+
+@dataclass(slots=True)
+class Timeline:
+    """Holds the present position open until the run moves on, then emits its rows.
+
+    A step is open until the next one begins, because only then is it known whether
+    it was the last of its epoch (loaders without a length do not say so before).
+    """
+
+    emit: Callable[[Row], None]
+    position: Position = Position(0, 0)
+    at_epoch_end: bool = False
+    _open: dict[tuple[Phase, Level], dict[str, Any]] = field(default_factory=dict)
+
+    def step(self, step: int, values: Mapping[str, Any]) -> None:
+        """`step` optimizer updates are done; opens that position with its training values."""
+        if step != self.position.step:
+            self.jump(Position(self.position.epoch, step))
+        self.add(values, "train", "step")
+
+    def complete_epoch(self, epoch: int) -> None:
+        """`epoch` epochs are done: what is open belongs to the end of that epoch."""
+        self.position = Position(epoch, self.position.step)
+        self.at_epoch_end = True
+
+    def jump(self, position: Position) -> None:
+        """A restored run stands elsewhere."""
+        self.close()
+        self.position = position
+        self.at_epoch_end = False
+
+    def add(self, values: Mapping[str, Any], phase: Phase, level: Level | None = None) -> None:
+        """Values at the open position; a name logged again there takes the newer value.
+
+        level: None means "epoch" where the epoch is known to be over, else "step".
+        """
+        level = level or ("epoch" if self.at_epoch_end else "step")
+        if values:
+            self._open.setdefault((phase, level), {}).update(values)
+
+    def move(self, names: set[str], source: tuple[Phase, Level]) -> None:
+        """Forget names that turned out to belong to another phase."""
+        held = self._open.get(source, {})
+        for name in names & held.keys():
+            del held[name]
+
+    def close(self) -> None:
+        """Emit the rows of the open position."""
+        rows, self._open = self._open, {}
+        for (phase, level), values in rows.items():
+            if values:
+                self.emit(Row(self.position, phase, level, values, time.time()))

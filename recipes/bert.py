@@ -1,0 +1,218 @@
+"""BERT learns to fill in masked words of Python's own help texts, with the Hugging Face Trainer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import tokenizers
+import torch
+from tokenizers import ByteLevelBPETokenizer
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+           "mask_token": "[MASK]"}  # fmt: skip
+PIECES = 2_000
+HELD_OUT = 10  # every tenth chunk is validation
+IGNORED = -100  # the label of a token that is not asked for
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A size of the model. vocabulary: rows of the embedding, of which the text uses PIECES."""
+
+    hidden_size: int
+    layers: int
+    heads: int
+    length: int
+    vocabulary: int
+    initializer_range: float
+
+
+SCALES = {
+    "tiny": Scale(96, 2, 2, 32, PIECES, 0.06),  # .06: at .02 so small a model learns nothing in three epochs
+    "full": Scale(768, 12, 12, 128, 30_522, 0.02),  # BERT-base
+}
+
+
+def build_trainer(
+    *,
+    epochs: int = 3,
+    batch_size: int = 16,
+    learning_rate: float = 2e-3,
+    hidden_size: int | None = None,
+    scale: str = "tiny",
+    seed: int = 1,
+) -> Trainer:
+    """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
+    is_tiny = scale == "tiny"
+    if is_tiny:
+        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+    size = SCALES[scale]
+    tokenizer = load_tokenizer()
+    train, validation = load_chunks(tokenizer, size.length)
+    set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
+    return Trainer(
+        model=build_model(size, hidden_size or size.hidden_size),
+        args=TrainingArguments(
+            output_dir=str(cache_folder() / "output"),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size,
+            per_device_eval_batch_size=64,
+            learning_rate=learning_rate,
+            warmup_steps=40,
+            eval_strategy="epoch",
+            logging_strategy="epoch",
+            save_strategy="no",
+            prediction_loss_only=True,
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=is_tiny,
+            dataloader_pin_memory=not is_tiny,
+            seed=seed,
+        ),
+        data_collator=Masker(tokenizer),
+        train_dataset=Chunks(train),
+        eval_dataset=Chunks(validation, *mask(validation, tokenizer, torch.Generator().manual_seed(0))),
+    )
+
+
+def build_model(size: Scale, hidden_size: int) -> BertForMaskedLM:
+    return BertForMaskedLM(
+        BertConfig(
+            vocab_size=size.vocabulary,
+            hidden_size=hidden_size,
+            num_hidden_layers=size.layers,
+            num_attention_heads=size.heads,
+            intermediate_size=4 * hidden_size,
+            max_position_embeddings=size.length,
+            initializer_range=size.initializer_range,
+            hidden_dropout_prob=0.1,
+            attention_probs_dropout_prob=0.1,
+        )
+    )
+
+
+class Chunks(Dataset[dict[str, Tensor]]):
+    """Pieces of text; with labels where they were masked once and for all (validation).
+
+    plain, masked, labels: (chunks, length) int64.
+    """
+
+    def __init__(self, plain: Tensor, masked: Tensor | None = None, labels: Tensor | None = None) -> None:
+        self.ids = plain if masked is None else masked
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        found = {"input_ids": self.ids[index]}
+        return found if self.labels is None else found | {"labels": self.labels[index]}
+
+
+class Masker:
+    """Makes a batch; masks the chunks that have no labels yet anew each time (training)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, examples: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        batch = {key: torch.stack([example[key] for example in examples]) for key in examples[0]}
+        if "labels" not in batch:
+            batch["input_ids"], batch["labels"] = mask(batch["input_ids"], self.tokenizer)
+        return batch
+
+
+def mask(
+    ids: Tensor, tokenizer: PreTrainedTokenizerFast, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
+    """BERT's rule: 15 % are asked for; of those 80 % read [MASK], 10 % another token, 10 % stay.
+
+    ids: (chunks, length) int64. Returns ids and labels of the same shape.
+    generator: None for torch's global one.
+    """
+    is_word = ids >= len(SPECIAL)  # the special tokens are the first ones of the vocabulary
+    asked = (torch.rand(ids.shape, generator=generator) < 0.15) & is_word
+    fate = torch.rand(ids.shape, generator=generator)
+    other = torch.randint(len(SPECIAL), PIECES, ids.shape, generator=generator)
+    masked = torch.where(asked & (fate < 0.8), tokenizer.mask_token_id, ids)
+    masked = torch.where(asked & (fate >= 0.9), other, masked)
+    return masked, torch.where(asked, ids, IGNORED)
+
+
+def load_text() -> list[str]:
+    """Python's help topics, in the order of their names, each as one long line."""
+    from pydoc_data.topics import topics
+
+    return [" ".join(topics[name].split()) for name in sorted(topics)]
+
+
+def load_tokenizer() -> PreTrainedTokenizerFast:
+    """The vocabulary of the text, trained on first use and cached.
+
+    Byte pairs, not WordPieces: the trainer of those breaks ties differently in each process,
+    and a run must find the same vocabulary again when its cache is gone.
+    """
+    path = cache_folder() / f"byte-pairs-{PIECES}-{text_hash()}.json"
+    if path.is_file():
+        return PreTrainedTokenizerFast(tokenizer_file=str(path), **SPECIAL)
+    trained = ByteLevelBPETokenizer(lowercase=True, add_prefix_space=True)
+    trained.train_from_iterator(
+        load_text(), vocab_size=PIECES, special_tokens=list(SPECIAL.values()), show_progress=False
+    )
+    keep(path, trained.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, **SPECIAL)
+
+
+def load_chunks(tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[Tensor, Tensor]:
+    """The text as (chunks, length) int64, each `[CLS] ... [SEP]`: training, validation."""
+    path = cache_folder() / f"chunks-{PIECES}-{length}-{text_hash()}.json"
+    if path.is_file():
+        chunks = json.loads(path.read_text())
+    else:
+        ids = [one for text in load_text() for one in tokenizer.encode(text, add_special_tokens=False)]
+        inner = length - 2
+        starts = range(0, len(ids) - inner + 1, inner)
+        first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+        chunks = [[first, *ids[start : start + inner], last] for start in starts]
+        keep(path, json.dumps(chunks))
+    held_out = torch.arange(len(chunks)) % HELD_OUT == HELD_OUT - 1
+    found = torch.tensor(chunks)
+    return found[~held_out], found[held_out]
+
+
+def text_hash() -> str:
+    """Changes with all that the cached files depend on: the text, this file, `tokenizers`."""
+    parts = [*load_text(), Path(__file__).read_text(encoding="utf-8"), tokenizers.__version__]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "flor-recipes" / "bert"
+
+
+def keep(path: Path, text: str) -> None:
+    """Write a file whole. Where it can't be written, the next run computes it again."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as scratch:
+            written = Path(scratch) / path.name
+            written.write_text(text, encoding="utf-8")
+            os.replace(written, path)
+    except OSError:
+        pass
