@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.records import Run, Task
+from flor_plugins.records import Level, Run, Task
 from flor_plugins.store.layout import Store, find_store
 from flor_plugins.store.runs import find_run, list_runs
 
@@ -24,7 +24,7 @@ def dataframe(
     *names: str,
     where: str | None = None,
     source: bool = False,
-    level: str | None = None,
+    level: Level | None = None,
     store: str | Path | None = None,
 ) -> pd.DataFrame:
     """Metrics, params and run attributes of all runs, one row per position.
@@ -70,6 +70,7 @@ def replay(
     """
     from flor_plugins.errors import Diverged, HookError, ReplayError
     from flor_plugins.replay import ask, plan
+    from flor_plugins.store import frame
 
     home = _store(store)
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
@@ -84,7 +85,7 @@ def replay(
     if answer.has_diverged:
         rows = [row for row in answer.rows if row["verdict"] == "diverged"]
         raise Diverged("\n".join(f"run {row['name']} diverged: {row['detail']}" for row in rows))
-    return dataframe(*answer.plan.metrics, store=home.root)
+    return frame.dataframe(home, *answer.plan.metrics, runs=found)
 
 
 def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None = None) -> dict[str, Any]:
@@ -100,7 +101,9 @@ def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None =
     fitting = [position for position in known if epoch is None or position.epoch == epoch]
     if not fitting:
         epochs = ", ".join(str(position.epoch) for position in known) or "none"
-        raise NoCheckpoint(f"run {found.name} ({found.run_id}) has no checkpoint at epoch {epoch}; it has {epochs}")
+        raise NoCheckpoint(
+            f"run {found.name} ({found.run_id}) has no checkpoint at epoch {epoch}; it has {epochs}"
+        )
     return checkpoints.load_checkpoint(found.path, fitting[-1], ["model"])["model"]
 
 

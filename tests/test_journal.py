@@ -49,11 +49,16 @@ numbers = st.integers() | st.floats() | st.integers(2**53 - 2, 2**53 + 2) | st.i
 leaves = st.booleans() | numbers | st.text(st.characters(codec=None))
 nested = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3), max_leaves=9)
 columns = st.one_of(  # one metric usually has one kind of value
-    st.just(st.booleans()), st.just(st.integers(-9, 9)), st.just(st.floats()), st.just(numbers), st.just(st.text()),
+    st.just(st.booleans()),
+    st.just(st.integers(-9, 9)),
+    st.just(st.floats()),
+    st.just(numbers),
+    st.just(st.text()),
     st.just(st.lists(st.lists(st.floats(), min_size=2, max_size=2), max_size=2)),
     st.just(st.lists(st.integers(-9, 9), min_size=1, max_size=2) | st.lists(st.floats(), max_size=2)),
-    st.just(nested), st.just(st.dictionaries(st.text(), nested, max_size=2)),
-)  # fmt: skip
+    st.just(nested),
+    st.just(st.dictionaries(st.text(), nested, max_size=2)),
+)
 names = st.sampled_from(["a", "a.b", "values.a", "epoch", "list", "a.list.element", "", '"; drop table'])
 
 
@@ -100,22 +105,42 @@ def test_lines_and_parquet_say_the_same(rows: list[Row]) -> None:
 def test_the_format_on_disk_is_as_documented(tmp_path: Path) -> None:
     written = journal(tmp_path)
     written.append(Row(Position(0, 1), "train", "step", {"loss": math.nan, "n": 2}, 1763.2))
-    written.append(
-        Row(Position(1, 2), "validation", "epoch", {"cm": [[1, 0], [0, 2]]}, 1763.5, "exact", "ab")
-    )
+    written.append(Row(Position(1, 2), "validation", "epoch", {"cm": [[1, 0], [0, 2]]}, 1763.5, "exact", "ab"))
     assert [json.loads(line) for line in written.path.read_text().splitlines()] == [
         {"format": 1, "writer": "record-r0"},
-        {"epoch": 0, "step": 1, "phase": "train", "level": "step", "at": 1763.2,
-         "values": {"loss": {"$": "float", "v": "nan"}, "n": 2}},
-        {"epoch": 1, "step": 2, "phase": "validation", "level": "epoch", "at": 1763.5,
-         "values": {"cm": [[1, 0], [0, 2]]}, "verdict": "exact", "hook": "ab"},
-    ]  # fmt: skip
+        {
+            "epoch": 0,
+            "step": 1,
+            "phase": "train",
+            "level": "step",
+            "at": 1763.2,
+            "values": {"loss": {"$": "float", "v": "nan"}, "n": 2},
+        },
+        {
+            "epoch": 1,
+            "step": 2,
+            "phase": "validation",
+            "level": "epoch",
+            "at": 1763.5,
+            "values": {"cm": [[1, 0], [0, 2]]},
+            "verdict": "exact",
+            "hook": "ab",
+        },
+    ]
     table = pyarrow.parquet.read_table(written.seal())
     assert table.schema.metadata[b"flor_format"] == b"1"
     assert {field.name: str(field.type) for field in table.schema} == {
-        "epoch": "int64", "step": "int64", "phase": "string", "level": "string", "at": "double", "verdict": "string",
-        "hook": "string", "values.loss": "double", "values.n": "int64", "values.cm": "list<element: list<element: int64>>",
-    }  # fmt: skip
+        "epoch": "int64",
+        "step": "int64",
+        "phase": "string",
+        "level": "string",
+        "at": "double",
+        "verdict": "string",
+        "hook": "string",
+        "values.loss": "double",
+        "values.n": "int64",
+        "values.cm": "list<element: list<element: int64>>",
+    }
     assert table.column("values.loss").null_count == 1
     assert not written.path.exists()
 
@@ -123,14 +148,22 @@ def test_the_format_on_disk_is_as_documented(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("cells", "kind"),
     [
-        ([1, 2.5], "double"), ([2**53, 0.5], "double"), ([2**53 + 1, 0.5], "json"), ([2**63], "json"), ([1, True], "json"),
-        ([1, "x"], "json"), ([[1], [1.5]], "list<element: double>"), ([[[1], [1, 2]]], "json"), ([{"a": 1}], "json"),
-        ([[], [1]], "list<element: int64>"), ([[]], "json"), ([1, [1]], "json"), (["\ud800"], "json"),
+        ([1, 2.5], "double"),
+        ([2**53, 0.5], "double"),
+        ([2**53 + 1, 0.5], "json"),
+        ([2**63], "json"),
+        ([1, True], "json"),
+        ([1, "x"], "json"),
+        ([[1], [1.5]], "list<element: double>"),
+        ([[[1], [1, 2]]], "json"),
+        ([{"a": 1}], "json"),
+        ([[], [1]], "list<element: int64>"),
+        ([[]], "json"),
+        ([1, [1]], "json"),
+        (["\ud800"], "json"),
     ],
-)  # fmt: skip
-def test_a_column_has_the_narrowest_type_that_loses_nothing(
-    tmp_path: Path, cells: list[Any], kind: str
-) -> None:
+)
+def test_a_column_has_the_narrowest_type_that_loses_nothing(tmp_path: Path, cells: list[Any], kind: str) -> None:
     written = journal(tmp_path)
     for step, cell in enumerate(cells):
         written.append(row(step, m=cell))
@@ -227,7 +260,7 @@ def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
 
 def test_a_value_that_can_not_be_stored_names_its_metric_and_writes_nothing(tmp_path: Path) -> None:
     written = journal(tmp_path)
-    with pytest.raises(EncodingError, match="metric 'bad'.*object.*Return"):
+    with pytest.raises(EncodingError, match=r"metric 'bad'.*object.*Return"):
         written.append(row(1, good=1, bad=object()))
     assert read_rows(written.path) == []
     written.close()
@@ -257,9 +290,7 @@ def test_parquet_wins_over_lines_of_the_same_writer(tmp_path: Path) -> None:
     written.append(row(1, loss=0.5))
     lines = written.path.read_bytes()
     written.seal()
-    written.path.write_bytes(
-        lines + b'{"epoch":0,"step":9,"phase":"train","level":"step","at":1,"values":{}}\n'
-    )
+    written.path.write_bytes(lines + b'{"epoch":0,"step":9,"phase":"train","level":"step","at":1,"values":{}}\n')
     assert [one.position.step for _, one in read_run(tmp_path)] == [1]
 
 
@@ -271,9 +302,7 @@ def test_a_sealed_journal_goes_on_when_opened_again(tmp_path: Path) -> None:
     again.append(row(2, loss=0.5))
     again.seal()
     first, second = read_run(tmp_path)
-    assert first[1] == Row(
-        Position(0, 1), "train", "step", {"loss": math.inf, "cm": [[1]]}, 1.0, "close", "ab"
-    )
+    assert first[1] == Row(Position(0, 1), "train", "step", {"loss": math.inf, "cm": [[1]]}, 1.0, "close", "ab")
     assert second[1].values == {"loss": 0.5}
 
 

@@ -27,11 +27,17 @@ FIRST, SECOND, THIRD = (
 
 def make(store: Store, run_id: str, **changes: Any) -> Run:
     fields: dict[str, Any] = {
-        "run_id": run_id, "name": "bert", "project": "p", "framework": "hf", "status": "finished",
-        "started_at": "2026-11-23T20:05:01Z", "launch": Launch("script", "train.py", ("--lr", "1"), env={"A": "b"}),
-        "code": Code("a" * 40, "/r/.git", "/r", ("big.bin (11 MB)",)), "process": Process("elsewhere", 1, "2"),
+        "run_id": run_id,
+        "name": "bert",
+        "project": "p",
+        "framework": "hf",
+        "status": "finished",
+        "started_at": "2026-11-23T20:05:01Z",
+        "launch": Launch("script", "train.py", ("--lr", "1"), env={"A": "b"}),
+        "code": Code("a" * 40, "/r/.git", "/r", ("big.bin (11 MB)",)),
+        "process": Process("elsewhere", 1, "2"),
         "path": store.run(run_id),
-    }  # fmt: skip
+    }
     run = Run(**{**fields, **changes})
     save_run(run)
     return run
@@ -44,10 +50,17 @@ def store(tmp_path: Path) -> Store:
 
 def test_a_run_comes_back_as_it_was_saved(store: Store) -> None:
     full = make(
-        store, FIRST, tags=("a", "b"), finished_at="2026-11-23T21:00:00Z", error="boom", position=Position(3, 120),
-        environment={"torch": "2.6", "cuda": None}, params={"lr": 1e-3, "layers": [1, 2], "model.name": "x"},
-        timing=Timing(1.0, None, 0.5), gaps=("disk was full",),
-    )  # fmt: skip
+        store,
+        FIRST,
+        tags=("a", "b"),
+        finished_at="2026-11-23T21:00:00Z",
+        error="boom",
+        position=Position(3, 120),
+        environment={"torch": "2.6", "cuda": None},
+        params={"lr": 1e-3, "layers": [1, 2], "model.name": "x"},
+        timing=Timing(1.0, None, 0.5),
+        gaps=("disk was full",),
+    )
     bare = make(store, SECOND, code=None)
     assert load_run(store.run(FIRST)) == full
     assert load_run(store.run(SECOND)) == bare
@@ -63,9 +76,7 @@ params = st.recursive(
 
 @settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.text(), params))
-def test_all_params_that_json_can_say_survive(
-    tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]
-) -> None:
+def test_all_params_that_json_can_say_survive(tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]) -> None:
     store = Store(tmp_path_factory.mktemp("s"))
     make(store, FIRST, params=found)
     assert load_run(store.run(FIRST)).params == found
@@ -90,9 +101,7 @@ def test_runs_are_listed_by_time(store: Store) -> None:
     assert list_runs(Store(store.root / "none")) == []
 
 
-@pytest.mark.parametrize(
-    "text", ["", '{"format": 1, "run_i', "[]", '{"format": 1}', '{"format": 99}', "\x00"]
-)
+@pytest.mark.parametrize("text", ["", '{"format": 1, "run_i', "[]", '{"format": 1}', '{"format": 99}', "\x00"])
 def test_damaged_runs_are_left_out_with_one_warning(store: Store, text: str) -> None:
     make(store, FIRST)
     for run_id in (SECOND, THIRD):
@@ -116,10 +125,15 @@ def test_a_run_is_found_by_id_beginning_or_newest_name(store: Store) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("bret", "Did you mean bert"), ("20261123", "2 runs.*begin with.*" + FIRST), ("202", "no run answers"),
-        ("", "no run answers"), ("../runs/" + FIRST, "no run answers"), ("/", "no run answers"), ("*", "no run answers"),
+        ("bret", "Did you mean bert"),
+        ("20261123", "2 runs.*begin with.*" + FIRST),
+        ("202", "no run answers"),
+        ("", "no run answers"),
+        ("../runs/" + FIRST, "no run answers"),
+        ("/", "no run answers"),
+        ("*", "no run answers"),
     ],
-)  # fmt: skip
+)
 def test_an_unclear_name_lists_what_exists(store: Store, text: str, message: str) -> None:
     make(store, FIRST)
     make(store, SECOND)

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from flor_plugins.errors import SnapshotError
-from flor_plugins.record.snapshot import find_commit, take
+from flor_plugins.record.snapshot import take
 from flor_plugins.records import Code
+from flor_plugins.store.commits import find_commit
 from flor_plugins.store.layout import Store
 
 Patch = pytest.MonkeyPatch

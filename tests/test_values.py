@@ -17,9 +17,7 @@ from flor_plugins.errors import EncodingError, StoreError
 from flor_plugins.store.values import LARGEST_INLINE, Media, decode_value, encode_value
 
 leaves = st.booleans() | st.integers() | st.floats() | st.text()
-values = st.recursive(
-    leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
-)
+values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
 NOWHERE = Path("nowhere") / "media"
 
 
@@ -58,14 +56,21 @@ def test_a_dict_that_looks_like_a_tag_is_still_a_dict() -> None:
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
-        (numpy.float32(0.5), 0.5), (numpy.int64(3), 3), (numpy.bool_(True), True), (numpy.str_("x"), "x"),
-        (numpy.longdouble(0.25), 0.25), (numpy.array(7), 7), (numpy.eye(2, dtype=numpy.int8), [[1, 0], [0, 1]]),
-        (torch.tensor(0.5, requires_grad=True), 0.5), (torch.tensor(True), True),
-        (torch.tensor([1.5, 2.5], dtype=torch.bfloat16), [1.5, 2.5]), (torch.eye(2).to_sparse(), [[1.0, 0.0], [0.0, 1.0]]),
+        (numpy.float32(0.5), 0.5),
+        (numpy.int64(3), 3),
+        (numpy.bool_(True), True),
+        (numpy.str_("x"), "x"),
+        (numpy.longdouble(0.25), 0.25),
+        (numpy.array(7), 7),
+        (numpy.eye(2, dtype=numpy.int8), [[1, 0], [0, 1]]),
+        (torch.tensor(0.5, requires_grad=True), 0.5),
+        (torch.tensor(True), True),
+        (torch.tensor([1.5, 2.5], dtype=torch.bfloat16), [1.5, 2.5]),
+        (torch.eye(2).to_sparse(), [[1.0, 0.0], [0.0, 1.0]]),
         (torch.arange(4).view(2, 2).t(), [[0, 2], [1, 3]]),
         ({"a": numpy.float64("inf"), "b": [torch.tensor(2)]}, {"a": math.inf, "b": [2]}),
     ],
-)  # fmt: skip
+)
 def test_numbers_of_numpy_and_torch_become_plain(value: Any, expected: Any) -> None:
     assert same(there_and_back(value), expected)
 
@@ -118,10 +123,22 @@ cyclic.append(cyclic)
 @pytest.mark.parametrize(
     "value",
     [
-        None, [None], object(), _Own, {1: 2}, {3}, b"x", 1j, numpy.array([object()]), numpy.complex64(1),
-        torch.tensor(1j), numpy.datetime64("2026-01-01"), lambda: 1, cyclic,
+        None,
+        [None],
+        object(),
+        _Own,
+        {1: 2},
+        {3},
+        b"x",
+        1j,
+        numpy.array([object()]),
+        numpy.complex64(1),
+        torch.tensor(1j),
+        numpy.datetime64("2026-01-01"),
+        lambda: 1,
+        cyclic,
     ],
-)  # fmt: skip
+)
 def test_what_needs_pickle_is_refused_with_advice(value: Any) -> None:
     with pytest.raises(EncodingError, match="Return "):
         encode_value(value, NOWHERE)

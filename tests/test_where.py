@@ -101,9 +101,7 @@ def test_an_expression_holds_where_pandas_says_so(text: str, expected: list[int]
 
 
 def test_names_are_the_columns_that_are_read() -> None:
-    where = Where.parse(
-        "lr < 1 and `cohen's kappa`.isna() or model.lr in [1] and lr > model.str.startswith('x')"
-    )
+    where = Where.parse("lr < 1 and `cohen's kappa`.isna() or model.lr in [1] and lr > model.str.startswith('x')")
     assert where.names == ("lr", "cohen's kappa", "model.lr", "model")
     assert Where.parse("1 < 2").names == ()
 
@@ -162,9 +160,7 @@ def test_everything_else_is_refused_with_its_place(text: str, place: int, why: s
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize(
-    "text", ["(" * 500 + "lr" + ")" * 500, "not " * 5000 + "lr", "lr" + "+1" * 20000 + ">0"]
-)
+@pytest.mark.parametrize("text", ["(" * 500 + "lr" + ")" * 500, "not " * 5000 + "lr", "lr" + "+1" * 20000 + ">0"])
 def test_deep_nesting_is_refused(text: str) -> None:
     with pytest.raises(WhereError):
         Where.parse(text).mask(FRAME)

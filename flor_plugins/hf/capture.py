@@ -48,8 +48,11 @@ def capture(trainer: Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
         TRAINER: {
             "scheduler": trainer.lr_scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
-            "state": {f.name: getattr(trainer.state, f.name) for f in dataclasses.fields(trainer.state)
-                      if f.name not in _OF_THE_CALL},
+            "state": {
+                f.name: getattr(trainer.state, f.name)
+                for f in dataclasses.fields(trainer.state)
+                if f.name not in _OF_THE_CALL
+            },
             "control": dict(vars(trainer.control)),
             "sums": {name: getattr(trainer, name) for name in _SUMS if hasattr(trainer, name)},
             "callbacks": {

@@ -111,8 +111,14 @@ def _silence(trainer: Trainer) -> None:
     for callback in list(trainer.callback_handler.callbacks):
         if isinstance(callback, (FlorCallback, *reporters)):
             trainer.remove_callback(callback)
-    savers = ("_save_checkpoint", "save_model", "save_state", "push_to_hub", "_push_from_checkpoint",
-              "_load_best_model")
+    savers = (
+        "_save_checkpoint",
+        "save_model",
+        "save_state",
+        "push_to_hub",
+        "_push_from_checkpoint",
+        "_load_best_model",
+    )
     for name in savers:
         if hasattr(trainer, name):
             setattr(trainer, name, _nothing)

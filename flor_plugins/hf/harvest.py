@@ -28,8 +28,16 @@ _RENAMED = {"loss": "loss_logged"}
 class Harvest:
     """Feeds a Timeline from a trainer, and calls step and validation hooks at their moments."""
 
-    def __init__(self, trainer: Trainer, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded) -> None:
-        self.trainer, self.timeline, self.hooks, self.run, self.guarded = trainer, timeline, hooks, run, guarded
+    def __init__(
+        self, trainer: Trainer, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded
+    ) -> None:
+        self.trainer, self.timeline, self.hooks, self.run, self.guarded = (
+            trainer,
+            timeline,
+            hooks,
+            run,
+            guarded,
+        )
         self._wrapped = Wrapped()
         self._losses: list[torch.Tensor] = []
         self._pending: dict[str, Any] = {}
@@ -119,7 +127,9 @@ class Harvest:
         step = self.timeline.position.step + 1
         return self.context(batch=self._batch, loss=self._loss() if self._losses else None, step=step)
 
-    def _training_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def _training_step(
+        self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         loss = original(model, inputs, *args, **kwargs)
         self.guarded(lambda: self._losses.append(loss.detach().clone()))
         self._batch = inputs
@@ -132,7 +142,9 @@ class Harvest:
             self._pending["grad_norm"] = copy
         return norm
 
-    def _prediction_step(self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prediction_step(
+        self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         outputs = original(model, inputs, *args, **kwargs)
         batch = self.trainer._prepare_inputs(inputs)
         self.guarded(lambda: self.hooks.validation_batch(self.context(batch=batch, outputs=outputs)))

@@ -72,9 +72,7 @@ class Hooks:
         started = self._started.pop(metric.name, None)
         return metric(ctx) if started is None else _last_value(started, metric)
 
-    def _all(
-        self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric], Any]
-    ) -> dict[str, Any]:
+    def _all(self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric], Any]) -> dict[str, Any]:
         position = Position(ctx.epoch, ctx.step)
         found: dict[str, Any] = {}
         for metric in metrics:
@@ -93,7 +91,11 @@ class Hooks:
         if not isinstance(error, HookError):
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = next(
-                (f for f in traceback.extract_tb(error.__traceback__) if f.filename == metric.function.__code__.co_filename),
+                (
+                    f
+                    for f in traceback.extract_tb(error.__traceback__)
+                    if f.filename == metric.function.__code__.co_filename
+                ),
                 where,
             )
             wrapped = HookError(

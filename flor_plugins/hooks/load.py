@@ -60,7 +60,9 @@ def scan(path: Path) -> list[Found]:
         if isinstance(node, ast.FunctionDef):
             found += _found_function(node, path)
         elif isinstance(node, ast.ClassDef) and any(_last_name(b).endswith("Callback") for b in node.bases):
-            methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name.startswith("on_")]
+            methods = [
+                n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name.startswith("on_")
+            ]
             only = bool(methods) and all(m.startswith(_VALIDATION_ONLY) for m in methods)
             found.append(Found(node.name, "callback", "validate" if only else "train", node.lineno))
     return found
@@ -81,8 +83,12 @@ def load(path: Path) -> Loaded:
         raise
     except Exception as error:
         line = _line_in(error, path)
-        raise HookError(f"{path}:{line}: the hook file can't be loaded: {type(error).__name__}: {error}") from error
-    return Loaded(path, digest, _metrics(module), _callbacks(module), getattr(module, "compute_metrics", None))
+        raise HookError(
+            f"{path}:{line}: the hook file can't be loaded: {type(error).__name__}: {error}"
+        ) from error
+    return Loaded(
+        path, digest, _metrics(module), _callbacks(module), getattr(module, "compute_metrics", None)
+    )
 
 
 def check_callback(made: type, base: type) -> None:
@@ -148,7 +154,8 @@ def _callbacks(module: ModuleType) -> tuple[type, ...]:
     return tuple(
         value
         for value in vars(module).values()
-        if isinstance(value, type) and value.__module__ == module.__name__
+        if isinstance(value, type)
+        and value.__module__ == module.__name__
         and any(base.__name__.endswith("Callback") for base in value.__mro__[1:])
     )
 

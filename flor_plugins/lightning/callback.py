@@ -51,7 +51,9 @@ class FlorCallback(Callback):
         """Before anything is moved, restored or drawn: the run begins here."""
         if stage != "fit" or not trainer.is_global_zero:
             return
-        self._recorder = recording.begin("lightning", self.options, params_of(trainer, pl_module), self.launch)
+        self._recorder = recording.begin(
+            "lightning", self.options, params_of(trainer, pl_module), self.launch
+        )
         if self._recorder is None:
             return
         self._harvest = Harvest(
@@ -61,7 +63,9 @@ class FlorCallback(Callback):
         loop = trainer.fit_loop
         self._wrapped.before(loop, "setup_data", lambda: self._moments.setdefault("setup", rng.capture()))
         self._wrapped.before(loop, "advance", lambda: self._ours(lambda: self._boundary(trainer)))
-        self._wrapped.before(loop, "on_run_end", lambda: self._ours(lambda: self._boundary(trainer, last=True)))
+        self._wrapped.before(
+            loop, "on_run_end", lambda: self._ours(lambda: self._boundary(trainer, last=True))
+        )
         self._wrapped.around(loop.epoch_loop.val_loop, "run", self._validation)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -85,7 +89,9 @@ class FlorCallback(Callback):
             if self._harvest is not None:
                 self._harvest.detach()
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         """Also called for KeyboardInterrupt and SIGTERM; `teardown` may not follow."""
         if self._recorder is not None and self._recorder.run.status == "running":
             self._end("failed", exception)
@@ -133,7 +139,9 @@ class FlorCallback(Callback):
 
     # ---- values
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
         self._feed(lambda harvest: harvest.on_before_optimizer_step(optimizer))
 
     def on_train_batch_start(
@@ -166,7 +174,11 @@ class FlorCallback(Callback):
 
     def _again(self, trainer: pl.Trainer) -> None:
         """trainer.test or trainer.validate after the fit: same run, at its last position."""
-        if self._recorder is not None and self._harvest is not None and self._recorder.run.status != "running":
+        if (
+            self._recorder is not None
+            and self._harvest is not None
+            and self._recorder.run.status != "running"
+        ):
             self._ours(self._recorder.reopen)
             self._harvest.attach()
 

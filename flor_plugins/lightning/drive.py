@@ -250,7 +250,9 @@ class _Driver(_Entered):
 
     # ---- values, as in FlorCallback
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
         self.harvest.on_before_optimizer_step(optimizer)
 
     def on_train_batch_start(
@@ -274,7 +276,9 @@ class _Driver(_Entered):
     ) -> None:
         self.harvest.on_validation_batch_end(outputs, batch)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self.error = exception
 
 
@@ -293,4 +297,3 @@ def _once(act: Callable[[], Any]) -> Callable[[], None]:
             act()
 
     return run
-

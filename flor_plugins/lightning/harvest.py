@@ -30,7 +30,13 @@ class Harvest:
     def __init__(
         self, trainer: pl.Trainer, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded
     ) -> None:
-        self.trainer, self.timeline, self.hooks, self.run, self.guarded = trainer, timeline, hooks, run, guarded
+        self.trainer, self.timeline, self.hooks, self.run, self.guarded = (
+            trainer,
+            timeline,
+            hooks,
+            run,
+            guarded,
+        )
         self._wrapped = Wrapped()
         self._losses: list[torch.Tensor] = []
         self._pending: dict[str, Any] = {}

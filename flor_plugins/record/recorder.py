@@ -159,7 +159,9 @@ class Recorder:
 
     def _failed(self, error: Exception) -> None:
         where = getattr(error, "filename", None) or self.run.path
-        self.warn(f"could not write {where}: {type(error).__name__}: {error}; the training goes on without it")
+        self.warn(
+            f"could not write {where}: {type(error).__name__}: {error}; the training goes on without it"
+        )
 
     def _hook_failed(self, metric: Metric, position: Position, error: HookError) -> None:
         self.warn(str(error))
@@ -259,7 +261,9 @@ def options_of(
     """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later."""
     for metric in metrics:
         if not isinstance(metric, Metric):
-            raise HookError(f"FlorCallback(metrics=[{metric!r}]): decorate the function with @flor.metric(...)")
+            raise HookError(
+                f"FlorCallback(metrics=[{metric!r}]): decorate the function with @flor.metric(...)"
+            )
     if every_n_epochs < 1:
         raise ValueError(f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on")
     return Options(name, project, tuple(tags), tuple(metrics), every_n_epochs, store)

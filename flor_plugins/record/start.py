@@ -1,8 +1,8 @@
 """The process that records: a version of a recipe, or a command with the callback put on.
 
-    python -m flor_plugins.record.start recipe RECIPE.yaml VERSION
-    python -m flor_plugins.record.start script FRAMEWORK NAME SCRIPT [ARG ...]
-    python -m flor_plugins.record.start module FRAMEWORK NAME MODULE [ARG ...]
+python -m flor_plugins.record.start recipe RECIPE.yaml VERSION
+python -m flor_plugins.record.start script FRAMEWORK NAME SCRIPT [ARG ...]
+python -m flor_plugins.record.start module FRAMEWORK NAME MODULE [ARG ...]
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import FlorError, RecipeError
+from flor_plugins.recipe import build_trainer, load_recipe
 from flor_plugins.record import environment
 from flor_plugins.records import Launch
-from flor_plugins.recipe import build_trainer, load_recipe
 
 
 def recipe(path: Path, version: str) -> None:

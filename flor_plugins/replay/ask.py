@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.hooks.metric import Metric
-from flor_plugins.records import Plan, Run, Task
 from flor_plugins.recipe import load_recipe
+from flor_plugins.records import Plan, Run, Task
 from flor_plugins.replay import plan as planning
 from flor_plugins.replay.engine import Outcome, run_all
 from flor_plugins.store.files import write_json
@@ -59,9 +59,7 @@ class Answer:
         return any(row["verdict"] == "diverged" for row in self.rows)
 
 
-def hooks_for(
-    runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None = None
-) -> tuple[Path, ...]:
+def hooks_for(runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None = None) -> tuple[Path, ...]:
     """Where hooks come from: those named; else the script that asks; else the recipes of the runs.
 
     hooks: paths of hook files, or @flor.metric functions (their file is taken).
@@ -71,7 +69,12 @@ def hooks_for(
         named = [Path(main_file)]
     if not named:
         recipes = dict.fromkeys(run.launch.recipe for run in runs if run.launch.recipe)
-        named = [hook for recipe in recipes if Path(recipe).exists() for hook in load_recipe(Path(recipe)).hook_paths]
+        named = [
+            hook
+            for recipe in recipes
+            if Path(recipe).exists()
+            for hook in load_recipe(Path(recipe)).hook_paths
+        ]
     return tuple(dict.fromkeys(path.resolve() for path in named))
 
 

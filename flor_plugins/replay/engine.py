@@ -15,8 +15,8 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
-from flor_plugins.record.snapshot import find_commit
 from flor_plugins.replay.sandbox import sandbox
+from flor_plugins.store.commits import find_commit
 from flor_plugins.store.layout import Store
 
 Tell = Callable[[Task, dict[str, Any]], None]
@@ -104,7 +104,9 @@ def _watch(outcome: Outcome, run: Run, task_file: Path, place: Path, tell: Tell)
         process.wait()
         raise
     if not ended:
-        outcome.failure = f"the worker of run {run.name} died (exit status {code}); its output is in {outcome.log}"
+        outcome.failure = (
+            f"the worker of run {run.name} died (exit status {code}); its output is in {outcome.log}"
+        )
 
 
 def _note(outcome: Outcome, event: dict[str, Any]) -> bool:
@@ -132,5 +134,8 @@ def _environment(run: Run) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"file:{tempfile.gettempdir()}/flor-mlflow",
         "PYTHONUNBUFFERED": "1",
     }
-    paths = [package, *filter(None, recorded.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")).split(os.pathsep))]
+    paths = [
+        package,
+        *filter(None, recorded.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")).split(os.pathsep)),
+    ]
     return {**os.environ, **recorded, **silent, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

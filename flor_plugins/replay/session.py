@@ -81,7 +81,9 @@ class Session:
             self._pass = None
         verdict = asdict(self._comparison.verdict())
         seconds = time.perf_counter() - started
-        self._tell({"event": "passed", "way": one.way, "epochs": list(one.epochs), "seconds": seconds, **verdict})
+        self._tell(
+            {"event": "passed", "way": one.way, "epochs": list(one.epochs), "seconds": seconds, **verdict}
+        )
 
     def epoch_done(self, epoch: int) -> None:
         """One more epoch of the present pass has its values."""
@@ -116,11 +118,7 @@ class Session:
         grade = self._comparison.values(row.position, self._recorded.get(key, {}), encoded)
         if grade == "unverified":
             grade = self._comparison.verdict().grade
-        new = {
-            name: row.values[name]
-            for name in encoded
-            if self._is_wanted(name, row.position, one)
-        }
+        new = {name: row.values[name] for name in encoded if self._is_wanted(name, row.position, one)}
         for digest in {self._digests.get(name) for name in new}:
             values = {name: value for name, value in new.items() if self._digests.get(name) == digest}
             self._journal.append(replace(row, values=values, verdict=grade, hook=digest))

@@ -14,7 +14,9 @@ from flor_plugins.records import Grade, Position, Verdict
 RELATIVE, ABSOLUTE = 1e-5, 1e-8
 
 # Clocks and gauges are never the same twice.
-_MEASURED = re.compile(r"(^|[_./-])(time|runtime|seconds|elapsed|throughput|memory|utilization)($|[_./-])|per_second")
+_MEASURED = re.compile(
+    r"(^|[_./-])(time|runtime|seconds|elapsed|throughput|memory|utilization)($|[_./-])|per_second"
+)
 
 
 @dataclass(slots=True)

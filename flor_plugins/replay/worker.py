@@ -17,18 +17,19 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
 from flor_plugins.hooks import live
-from flor_plugins.hooks.load import load
 from flor_plugins.records import Pass, Run, Task
 from flor_plugins.replay import guard_writes
 from flor_plugins.replay.sandbox import map_path
-from flor_plugins.replay.session import Event, Session
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs, load_run
+
+if TYPE_CHECKING:
+    from flor_plugins.replay.session import Event, Session
 
 
 class ReplayDone(BaseException):
@@ -57,11 +58,15 @@ def main(task_file: str, events_fd: int) -> int:
 def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
     run = load_run(Path(order["run"]))
     sandbox, store = Path(order["sandbox"]), Store(Path(order["store"]))
-    adapter = _adapter(run)
     task = _task(order["task"])
     folder = _enter(run, sandbox)
-    guard_writes.forbid_writes([sandbox, store.replays, *_run_folders(run)], sandbox)
+    # Before torch starts threads: the kernel's part of the guard does not bind running ones.
+    guard_writes.forbid_writes([sandbox, store.replay(order["replay_id"]), *_run_folders(run)], sandbox)
+    adapter = _adapter(run)
     _set_threads(run)
+    from flor_plugins.hooks.load import load
+    from flor_plugins.replay.session import Session
+
     session = Session(run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell)
     live.connect(session.log)
     fits = _Fits(run, adapter, session, store)
@@ -194,4 +199,3 @@ def _told(error: BaseException) -> str:
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], int(sys.argv[2])))
-

@@ -142,9 +142,7 @@ def _bytes(line: dict[str, Any]) -> bytes:
 def _name(name: Any) -> str:
     if isinstance(name, str) and sealed.is_unicode(name):
         return str.__str__(name)
-    raise EncodingError(
-        f"a metric has the name {name!r}, and a name is text that UTF-8 can say. Rename the metric."
-    )
+    raise EncodingError(f"a metric has the name {name!r}, and a name is text that UTF-8 can say. Rename the metric.")
 
 
 def _value(name: str, value: Any, media: Path) -> Any:
@@ -179,8 +177,7 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield line
         elif line.get("format", FORMAT) > FORMAT:
             raise StoreError(
-                f"{path} has format {line['format']}, and this version reads up to {FORMAT}. "
-                f"Update flor_plugins."
+                f"{path} has format {line['format']}, and this version reads up to {FORMAT}. Update flor_plugins."
             )
 
 

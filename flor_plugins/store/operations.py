@@ -16,7 +16,7 @@ TEXT = ("startswith", "endswith", "contains")
 NUMBERS = (bool, int, float)
 
 
-def spread(value: Any, frame: pandas.DataFrame) -> pandas.Series[bool]:
+def spread(value: Any, frame: pandas.DataFrame) -> pandas.Series:
     """A condition as a column of numpy bools; one constant counts for every row."""
     import pandas
 

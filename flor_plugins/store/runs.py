@@ -26,7 +26,7 @@ FIELDS = tuple(field.name for field in dataclasses.fields(Run) if field.name != 
 def save_run(run: Run) -> None:
     """Write `run.path`/run.json, whole. Parameters that JSON can't say are written as text."""
     run.path.mkdir(parents=True, exist_ok=True)
-    content = {name: _plain(getattr(run, name)) for name in FIELDS}
+    content = {name: plain(getattr(run, name)) for name in FIELDS}
     write_json(run.path / "run.json", {"format": FORMAT, **content})
 
 
@@ -41,8 +41,7 @@ def load_run(path: Path) -> Run:
     try:
         if content["format"] > FORMAT:
             raise StoreError(
-                f"{file} has format {content['format']}, and this version reads up to {FORMAT}. "
-                f"Update flor_plugins."
+                f"{file} has format {content['format']}, and this version reads up to {FORMAT}. Update flor_plugins."
             )
         run = _build(content, path)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -156,10 +155,10 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
     return Run(path=path, **fields)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON for anything: hyper-parameters hold what the user put there, so the rest becomes text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -169,15 +168,15 @@ def _plain(value: Any) -> Any:
     if isinstance(value, str):
         return str.__str__(value)
     if isinstance(value, Mapping):
-        items = {str(key): _plain(one) for key, one in value.items()}
+        items = {str(key): plain(one) for key, one in value.items()}
         return {"$": "dict", "v": items} if "$" in items else items
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [plain(one) for one in value]
     if isinstance(value, set | frozenset):
-        return [_plain(one) for one in sorted(value, key=repr)]
+        return [plain(one) for one in sorted(value, key=repr)]
     if type(value).__module__ == "numpy" and getattr(value, "ndim", None) == 0:
         item = value.item()  # pyright: ignore[reportAttributeAccessIssue]
-        return str(item) if type(item) is type(value) else _plain(item)  # a longdouble stays one
+        return str(item) if type(item) is type(value) else plain(item)  # a longdouble stays one
     return str(value)
 
 

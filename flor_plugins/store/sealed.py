@@ -32,12 +32,8 @@ def write(lines: Iterable[dict[str, Any]], path: Path, media: Path) -> None:
     kinds = (pyarrow.int64(),) * 2 + (pyarrow.string(),) * 2 + (pyarrow.float64(),) + (pyarrow.string(),) * 2
     fields = [pyarrow.field(name, kind) for name, kind in zip(BASE, kinds, strict=True)]
     columns = [pyarrow.array([line.get(field.name) for line in lines], field.type) for field in fields]
-    encoded: dict[str, list[Any]] = {}
-    for index, line in enumerate(lines):
-        for name, value in line["values"].items():
-            encoded.setdefault(name, [None] * len(lines))[index] = value
-    for name, cells in encoded.items():
-        field, column = _column(PREFIX + name, cells, media)
+    for name in dict.fromkeys(name for line in lines for name in line["values"]):
+        field, column = _column(PREFIX + name, [line["values"].get(name) for line in lines], media)
         fields.append(field)
         columns.append(column)
     schema = pyarrow.schema(fields, metadata={b"flor_format": str(FORMAT).encode()})
@@ -81,9 +77,7 @@ def _is_wanted(column: str, names: Collection[str] | None) -> bool:
 def _check_format(schema: Any, path: Path) -> None:
     number = int((schema.metadata or {}).get(b"flor_format", FORMAT))
     if number > FORMAT:
-        raise StoreError(
-            f"{path} has format {number}, and this version reads up to {FORMAT}. Update flor_plugins."
-        )
+        raise StoreError(f"{path} has format {number}, and this version reads up to {FORMAT}. Update flor_plugins.")
 
 
 def _column(name: str, cells: list[Any], media: Path) -> tuple[Any, Any]:

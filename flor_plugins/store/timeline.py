@@ -22,7 +22,7 @@ class Timeline:
     """
 
     emit: Callable[[Row], None]
-    position: Position = Position(0, 0)
+    position: Position = field(default_factory=lambda: Position(0, 0))
     at_epoch_end: bool = False
     _open: dict[tuple[Phase, Level], dict[str, Any]] = field(default_factory=dict)
 

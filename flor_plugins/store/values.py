@@ -43,8 +43,7 @@ class Media:
             return _LOADERS[self.kind](self.path)
         except (ValueError, OSError) as error:
             raise StoreError(
-                f"the {self.kind} at {self.path} can't be read: {error}. "
-                f"Restore the file, or replay the metric."
+                f"the {self.kind} at {self.path} can't be read: {error}. Restore the file, or replay the metric."
             ) from error
 
 

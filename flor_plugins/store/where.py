@@ -45,7 +45,7 @@ class Where:
             parser.fail(0, "the expression is nested too deeply", "Use `x in [...]` in place of many `or`.")
         return cls(text, tuple(dict.fromkeys(parser.names)), evaluate)
 
-    def mask(self, frame: pandas.DataFrame) -> pandas.Series[bool]:
+    def mask(self, frame: pandas.DataFrame) -> pandas.Series:
         """True where the expression holds, with the frame's index.
 
         As in pandas with NaN: a comparison with a missing value is False, whatever the
@@ -75,9 +75,9 @@ class _Parser:
                 warnings.simplefilter("ignore")  # "\d" in a pattern is fine here
                 return ast.parse(body, mode="eval").body
         except SyntaxError as error:
-            self.fail(
-                self.shift + max(0, (error.offset or 1) - 1), f"this is not an expression ({error.msg})"
-            )
+            # offset 0: something is missing at the end
+            place = self.shift + error.offset - 1 if error.offset else len(self.source.rstrip())
+            self.fail(place, f"this is not an expression ({error.msg})")
         except (ValueError, RecursionError, MemoryError) as error:
             self.fail(0, f"this can't be parsed ({error})")
 
@@ -157,9 +157,7 @@ class _Parser:
                 function = operations.COMPARISONS[name]
                 parts.append(self.call(node, function, self.value(left), self.value(right)))
             else:
-                self.fail(
-                    self.at(right), "`is` is not understood", "Write x.isna(), x.notna() or x == value."
-                )
+                self.fail(self.at(right), "`is` is not understood", "Write x.isna(), x.notna() or x == value.")
         return parts[0] if len(parts) == 1 else self.call(node, operations.LOGIC["and"], *parts)
 
     def membership(self, node: ast.expr, left: ast.expr, right: ast.expr, *, is_in: bool) -> Evaluate:
@@ -176,17 +174,13 @@ class _Parser:
         match method:
             case ast.Attribute(value=target, attr="isna" | "notna" as name) if not arguments:
                 return self.call(node, operations.METHODS[name], self.value(target))
-            case ast.Attribute(value=target, attr="isin") if len(arguments) == 1 and isinstance(
-                arguments[0], LISTS
-            ):
+            case ast.Attribute(value=target, attr="isin") if len(arguments) == 1 and isinstance(arguments[0], LISTS):
                 constants = self.constants(arguments[0])
                 return self.call(node, lambda one: operations.is_in(one, constants), self.value(target))
             case ast.Attribute(value=target, attr="between") if len(arguments) == 2:
                 ends = map(self.value, arguments)
                 return self.call(node, operations.between, self.value(target), *ends)
-            case ast.Attribute(value=ast.Attribute(value=target, attr="str"), attr=name) if (
-                name in operations.TEXT
-            ):
+            case ast.Attribute(value=ast.Attribute(value=target, attr="str"), attr=name) if name in operations.TEXT:
                 if len(arguments) == 1 and isinstance(text := _constant(arguments[0]), str):
                     return self.call(node, lambda one: operations.text(name, one, text), self.value(target))
                 self.fail(self.at(node), f".str.{name} needs one text", f'Write x.str.{name}("abc").')
@@ -209,9 +203,7 @@ class _Parser:
                 return operations.quietly(function, *values)
             except (TypeError, ValueError, ArithmeticError, AttributeError, operations.PatternError) as error:
                 why = f"this can't be computed ({type(error).__name__}: {_one_line(str(error))[:200]})"
-                self.fail(
-                    place, why, "Compare numbers with numbers and text with text; join conditions with `and`."
-                )
+                self.fail(place, why, "Compare numbers with numbers and text with text; join conditions with `and`.")
 
         return evaluate
 
@@ -259,9 +251,7 @@ def _constant(node: ast.expr) -> Any:
 
 
 def _close(name: str, columns: list[str]) -> str:
-    close = [one for one in columns if one.endswith("/" + name)] or difflib.get_close_matches(
-        name, columns, n=3
-    )
+    close = [one for one in columns if one.endswith("/" + name)] or difflib.get_close_matches(name, columns, n=3)
     if not close:
         return f"The columns are: {', '.join(columns)}."
     return f"Did you mean {' or '.join(one if one.isidentifier() else f'`{one}`' for one in close)}?"

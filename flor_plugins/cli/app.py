@@ -1,0 +1,127 @@
+"""The verbs and their options. Nothing heavy is imported before a verb needs it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Hindsight logging for PyTorch Lightning and Hugging Face Trainer.",
+)
+recipe_app = typer.Typer(no_args_is_help=True, help="Look at a recipe.")
+app.add_typer(recipe_app, name="recipe")
+
+
+class Engine(StrEnum):
+    """Where replay workers run."""
+
+    local = "local"
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def record(
+    target: Annotated[list[str], typer.Argument(help="RECIPE.yaml, or -- python train.py ...")],
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    framework: Annotated[str | None, typer.Option(help="lightning or hf; default: this command's.")] = None,
+) -> None:
+    """Train with the callback on: every version of a recipe, or a command."""
+    from flor_plugins.cli import recording
+
+    raise typer.Exit(recording.record(target, name, framework))
+
+
+@app.command()
+def replay(
+    recipe: Annotated[Path | None, typer.Argument(help="A recipe; without one: all runs.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Names of hooks: a,b")] = None,
+    where: Annotated[
+        str | None, typer.Option(help="Only where this holds: 'acc.isna() and lr < 0.1'")
+    ] = None,
+    epochs: Annotated[str | None, typer.Option(help="all, last, 1:3 or 1,3")] = None,
+    hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="Where workers run.")] = Engine.local,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Compute metrics for past runs, and print the schedule, the verdicts and the dataframe."""
+    from flor_plugins.cli import replaying
+
+    asked = replaying.Asked(recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()))
+    raise typer.Exit(replaying.replay(asked, workers, dry_run, yes, as_json, as_csv))
+
+
+@app.command()
+def runs(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """All recorded runs."""
+    from flor_plugins.cli import reading
+
+    reading.runs(as_json, as_csv)
+
+
+@app.command()
+def show(run: str, as_json: AsJson = False) -> None:
+    """All that is known of one run."""
+    from flor_plugins.cli import reading
+
+    reading.show(run, as_json)
+
+
+@app.command()
+def dataframe(
+    names: Annotated[list[str] | None, typer.Argument(help="Metrics, params, run attributes.")] = None,
+    where: Annotated[str | None, typer.Option(help="Only rows where this holds.")] = None,
+    level: Annotated[str | None, typer.Option(help="epoch or step; default: the finest needed.")] = None,
+    source: Annotated[bool, typer.Option("--source", help="Show where values came from.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Metrics of all runs in one table."""
+    from flor_plugins.cli import reading
+
+    reading.dataframe(names or [], where, level, source, as_json, as_csv)
+
+
+@app.command()
+def sql(query: str, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """DuckDB over the tables runs, metrics, checkpoints, replays."""
+    from flor_plugins.cli import reading
+
+    reading.sql(query, as_json, as_csv)
+
+
+@app.command()
+def checkpoints(run: str, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
+    """The checkpoints of a run."""
+    from flor_plugins.cli import reading
+
+    reading.checkpoints(run, as_json, as_csv)
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Check the store, git and the packages; exit 1 where something needs mending."""
+    from flor_plugins.cli import checking
+
+    raise typer.Exit(checking.doctor(as_json))
+
+
+@recipe_app.command("check")
+def recipe_check(file: Path) -> None:
+    """Every mistake of a recipe, with file and line."""
+    from flor_plugins.cli import checking
+
+    raise typer.Exit(checking.recipe_check(file))

@@ -1,0 +1,177 @@
+"""`replay`: plan, show it, do it, print schedule, verdicts and dataframe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from flor_plugins.cli import printing
+from flor_plugins.cli.recording import record_versions
+from flor_plugins.errors import FlorError
+from flor_plugins.recipe import Recipe, load_recipe
+from flor_plugins.records import Plan, Run, Task
+from flor_plugins.store.layout import Store, find_store
+from flor_plugins.store.runs import find_run, list_runs
+
+_ASK_ABOVE_S = 60.0
+SCHEDULE = ["run", "name", "vid", "epochs", "way", "seconds", "verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The words of the command line."""
+
+    recipe: Path | None
+    metrics: str | None
+    where: str | None
+    epochs: str | None
+    hooks: tuple[Path, ...]
+    runs: tuple[str, ...]
+
+
+def replay(asked: Asked, workers: int, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
+    """Exit status 0, 1 when a hook or a run failed, 3 when a replay diverged."""
+    from flor_plugins.replay import ask, plan
+
+    recipe = load_recipe(asked.recipe) if asked.recipe else None
+    store = find_store(recipe.folder if recipe else None)
+    if recipe and not dry_run:
+        _record_missing(store, recipe)
+    found = _runs(store, asked, recipe)
+    request = _request(asked, recipe, ask.hooks_for(found, asked.hooks))
+    made = plan.make(found, request)
+    human = not (as_json or as_csv)
+    if dry_run:
+        _show_plan(made, as_json, as_csv)
+        return 0
+    if human:
+        _show_plan(made, False, False)
+        if not _agreed(made, yes):
+            return 1
+    answer = ask.execute(store, found, made, workers=workers, progress=_progress(made) if human else None)
+    _print_answer(store, found, answer, as_json, as_csv)
+    for line in [*answer.failures, *(f"{run_id} is skipped: {why}" for run_id, why in made.skipped.items())]:
+        print(f"flor: {line}", file=sys.stderr)
+    if answer.failures:
+        return 1
+    verify = recipe.replay.verify if recipe else "exact"
+    return 3 if answer.has_diverged and verify != "off" else 0
+
+
+def _record_missing(store: Store, recipe: Recipe) -> None:
+    """A recipe whose versions have no finished run yet is recorded first."""
+    have = {run.name for run in list_runs(store) if run.project == recipe.name and run.status == "finished"}
+    missing = [version.name for version in recipe.versions if version.name not in have]
+    if missing and record_versions(recipe, missing):
+        raise FlorError(f"{recipe.path}: recording failed, so there is nothing to replay")
+
+
+def _runs(store: Store, asked: Asked, recipe: Recipe | None) -> list[Run]:
+    if asked.runs:
+        return [find_run(store, name) for name in asked.runs]
+    found = list_runs(store)
+    if recipe is not None:
+        found = [run for run in found if run.project == recipe.name]
+    if not found:
+        raise FlorError(
+            f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer, "
+            "or give a recipe: flor-hf replay recipes/bert.yaml"
+        )
+    return found
+
+
+def _request(asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...]) -> Any:
+    from flor_plugins.replay import plan
+
+    preset = recipe.replay if recipe else None
+    metrics = tuple(asked.metrics.split(",")) if asked.metrics else tuple(preset.metrics if preset else ())
+    return plan.Request(
+        metrics=metrics,
+        where=asked.where if asked.where is not None else (preset.where if preset else None),
+        epochs=asked.epochs or (preset.epochs if preset else "all"),
+        hooks=hooks or tuple(recipe.hook_paths if recipe else ()),
+    )
+
+
+def _show_plan(made: Plan, as_json: bool, as_csv: bool) -> None:
+    if as_json:
+        import json
+
+        from flor_plugins.replay import plan
+
+        print(json.dumps(plan.as_json(made), indent=1))
+        return
+    rows = [
+        {
+            "run": task.run_id,
+            "name": task.name,
+            "vid": task.vid[:12],
+            "epochs": ",".join(map(str, one.epochs)),
+            "way": one.way,
+            "seconds": None if one.seconds is None else f"~{one.seconds:.1f}",
+            "metrics": ",".join(one.metrics),
+            "reason": one.reason,
+        }
+        for task in made.tasks
+        for one in task.passes
+    ]
+    if not rows and not as_csv:
+        print("nothing is missing: every value asked for is there")
+        return
+    columns = ["run", "name", "vid", "epochs", "way", "seconds", "metrics", "reason"]
+    printing.table(rows, columns, as_json=False, as_csv=as_csv)
+    if not as_csv:
+        print()
+
+
+def _agreed(made: Plan, yes: bool) -> bool:
+    """A person is asked when it is estimated above a minute."""
+    if yes or (made.seconds or 0.0) <= _ASK_ABOVE_S or not sys.stdin.isatty():
+        return True
+    return typer.confirm(f"This takes about {made.seconds:.0f} s. Go on?")
+
+
+def _progress(made: Plan) -> Any:
+    """A bar on a terminal, plain lines elsewhere."""
+    total = sum(len(one.epochs) for task in made.tasks for one in task.passes)
+    if not sys.stderr.isatty():
+        return _plain_progress
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    bar = Progress(console=Console(stderr=True), transient=True)
+    job = bar.add_task("replaying", total=total)
+    bar.start()
+
+    def tell(task: Task, event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            bar.update(job, advance=1, description=f"{task.name} epoch {event['epoch']} ({event['way']})")
+            if bar.finished:
+                bar.stop()
+        elif event["event"] == "failed":
+            bar.stop()
+
+    return tell
+
+
+def _plain_progress(task: Task, event: dict[str, Any]) -> None:
+    if event["event"] == "pass":
+        print(f"{task.name}: {event['way']} epochs {','.join(map(str, event['epochs']))}", file=sys.stderr)
+
+
+def _print_answer(store: Store, found: list[Run], answer: Any, as_json: bool, as_csv: bool) -> None:
+    from flor_plugins.store import frame
+
+    if not (as_json or as_csv):
+        printing.table(answer.rows, SCHEDULE, as_json=False, as_csv=False)
+        for row in answer.rows:
+            if row["detail"]:
+                print(f"{row['name']} ({row['way']}) first differs at {row['detail']}")
+        print()
+    data = frame.dataframe(store, *answer.plan.metrics, runs=found)
+    printing.frame(data, as_json=as_json, as_csv=as_csv)

@@ -1,0 +1,111 @@
+"""The values of one run by metric and position: where several writers have one, which of them counts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
+from typing import Any
+
+from flor_plugins.records import Level, Phase, Run
+from flor_plugins.store.journal import read_run
+
+PHASES: tuple[Phase, ...] = ("train", "validation", "test")
+# Plain tuples, not Position and a record: a long run has millions of them.
+Place = tuple[int, int]  # (epoch, step)
+Cell = tuple[Any, str, str | None]  # (value, source, verdict)
+Key = tuple[Phase, str]
+
+
+@dataclass(slots=True)
+class Track:
+    """All values of one metric in one phase of one run."""
+
+    epochs: dict[Place, Cell] = field(default_factory=dict)
+    steps: dict[Place, Cell] = field(default_factory=dict)
+
+    def at_steps(self, places: Sequence[Place]) -> list[Cell | None]:
+        """Its cell at each of the ascending places, which include those of `epochs`.
+
+        An epoch-level value holds until the next one, and no longer than its epoch.
+        """
+        cells: list[Cell | None] = []
+        held: Cell | None = None
+        held_epoch = -1
+        for place in places:
+            if place in self.epochs:
+                held, held_epoch = self.epochs[place], place[0]
+            elif place[0] != held_epoch:
+                held = None
+            cells.append(self.steps.get(place, held))
+        return cells
+
+    def at_epochs(self, places: Sequence[Place]) -> list[Cell | None]:
+        """Its first cell in the epoch of each place, else its step-level cell at that very place."""
+        first: dict[int, Cell] = {}
+        for place in sorted(self.epochs):
+            first.setdefault(place[0], self.epochs[place])
+        return [first.get(place[0]) or self.steps.get(place) for place in places]
+
+
+@dataclass(slots=True)
+class Cells:
+    """What was read of a run. steps and ends: what was recorded, whether or not a name was asked for it.
+
+    ends: epoch to the first step recorded in it, which is where the epoch before it ended.
+    """
+
+    run: Run
+    tracks: dict[Key, Track] = field(default_factory=dict)
+    steps: set[Place] = field(default_factory=set)
+    ends: dict[int, int] = field(default_factory=dict)
+
+    def places(self, tracks: Collection[Track], level: Level) -> list[Place]:
+        """The ascending rows of a frame that shows these tracks at this level."""
+        epochs = {place for track in tracks for place in track.epochs}
+        if level == "step":
+            return sorted(epochs.union(*(track.steps for track in tracks)))
+        first: dict[int, int] = {}
+        for epoch, step in sorted(epochs):
+            first.setdefault(epoch, step)
+        return sorted(first.items())
+
+
+def collect(run: Run, names: Collection[str] | None = None) -> Cells:
+    """Read a run. What was recorded counts before what was replayed, a newer replay before an older one."""
+    found = Cells(run)
+    by_writer = [
+        (writer, [row for _, row in rows]) for writer, rows in groupby(read_run(run.path, names), itemgetter(0))
+    ]
+    # The last one that writes a place counts.
+    for writer, rows in sorted(by_writer, key=lambda one: _weight(one[0])):
+        source = source_of(writer)
+        for row in rows:
+            place = (row.position.epoch, row.position.step)
+            if source == "record":
+                found.ends[place[0]] = min(place[1], found.ends.get(place[0], place[1]))
+                if row.level == "step":
+                    found.steps.add(place)
+            for name, value in row.values.items():
+                key = (row.phase, name)
+                track = found.tracks.get(key)
+                if track is None:
+                    track = found.tracks[key] = Track()
+                cells = track.steps if row.level == "step" else track.epochs
+                cells[place] = (value, source, row.verdict)
+    return found
+
+
+def source_of(writer: str) -> str:
+    """ "record", or "replay <id>" for the writer of a replay."""
+    replay = re.fullmatch(r"replay-(.+)-w\d+", writer)
+    return f"replay {replay[1]}" if replay else "record"
+
+
+def _weight(writer: str) -> tuple[int, int, str]:
+    if source_of(writer) != "record":
+        return 0, 0, writer
+    rank = re.fullmatch(r"record-r(\d+)", writer)
+    return 1, -int(rank[1]) if rank else -1, writer

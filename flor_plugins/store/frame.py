@@ -1,0 +1,243 @@
+"""Runs as a pandas frame: one row per position, recorded and replayed values in one column."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from flor_plugins.errors import StoreError, WhereError
+from flor_plugins.records import Level, Run
+from flor_plugins.store.cells import PHASES, Cell, Cells, Key, Track, collect
+from flor_plugins.store.columns import typed
+from flor_plugins.store.layout import Store
+from flor_plugins.store.runs import find_run, list_runs
+from flor_plugins.store.where import Where
+
+if TYPE_CHECKING:
+    import pandas
+
+FIXED = ("run", "name", "epoch", "step")
+ATTRIBUTES = ("vid", "status", "project", "framework", "started_at", "finished_at", "tags")
+# Each run with its rows: (epoch, step), either of which may be missing.
+Rows = list[tuple[Cells, list[Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the answer. key: (phase, metric), or the name of an attribute or a parameter."""
+
+    label: str
+    kind: Literal["metric", "attribute", "param", "fixed", "missing"]
+    key: Key | str
+
+
+def dataframe(
+    store: Store, *names: str, where: str | Where | None = None, source: bool = False,
+    level: Level | None = None, runs: Iterable[Run | str] | None = None,
+) -> pandas.DataFrame:  # fmt: skip
+    """Columns run, name, epoch, step and then `names` (default: all metrics); sorted by run, epoch, step.
+
+    A name is a metric, else an attribute of the run, else a parameter (`lr` or `params.lr`),
+    else a column of missing values. A metric of several phases becomes `train/acc`,
+    `validation/acc`; one that is called as a column that is always there becomes `epoch.value`.
+
+    One row per run, epoch or step: the finest level that a metric asked for, or read by
+    `where`, has; `level` overrides. On step rows an epoch-level value is repeated from its
+    position on, as long as its epoch lasts. An epoch row stands at the first position
+    of its epoch that has a value, and shows what stands there. A run without any of the metrics has no rows.
+
+    Types: Int64, float64, boolean, str; matrices are numpy arrays and large values `Media`
+    in object columns. source: adds `<name>.source` and `<name>.verdict` for each metric.
+    """
+    if level not in (None, "epoch", "step"):
+        raise StoreError(f"a dataframe at level {level!r} was asked for. A level is 'epoch' or 'step'.")
+    condition = Where.parse(where) if isinstance(where, str) else where
+    asked = list(dict.fromkeys(names))
+    extra = [name for name in condition.names if name not in asked] if condition else []
+    wanted = _metric_names([*asked, *extra]) if asked else None
+    found = [collect(run, wanted) for run in _choose(store, runs)]
+    seen = _seen(found)
+    if condition:
+        _refuse_unquoted(condition, seen)
+    shown = _resolve(asked or list(seen), found, seen)
+    columns = _resolve([*(asked or seen), *(name for name in extra if name not in FIXED)], found, seen)
+    rows = _rows(found, columns, level)
+    frame = _build(rows, columns, level or _finest(found, columns), source=source)
+    if condition:
+        frame = frame[condition.mask(frame)].reset_index(drop=True)
+    labels = [label for column in shown for label in _labels(column, source)]
+    return frame[[*FIXED, *labels]]
+
+
+def positions(run: Run, names: Sequence[str], level: Level) -> pandas.DataFrame:
+    """All positions of one run, with or without values: columns epoch, step and `names` as in `dataframe`.
+
+    level "epoch": every completed epoch 1..N; the step is missing where nothing was
+    recorded at the epoch's end. level "step": every recorded step. `run` and `name` are
+    columns only when asked for.
+    """
+    found = collect(run, _metric_names(names))
+    columns = _resolve(list(dict.fromkeys(names)), [found], _seen([found]))
+    places: list[Any] = sorted(found.steps) if level == "step" else _completed(found)
+    frame = _build([(found, places)], columns, level, source=False)
+    fixed = [name for name in FIXED if name in ("epoch", "step") or name in names]
+    return frame[[*fixed, *(column.label for column in columns)]]
+
+
+def _choose(store: Store, runs: Iterable[Run | str] | None) -> list[Run]:
+    if runs is None:
+        return list_runs(store)
+    chosen = [runs] if isinstance(runs, str) else runs
+    found = [find_run(store, one) if isinstance(one, str) else one for one in chosen]
+    return sorted({run.run_id: run for run in found}.values(), key=lambda run: run.run_id)
+
+
+def _metric_names(names: Iterable[str]) -> set[str]:
+    """What a name may be called in a journal."""
+    found = set(names)
+    for name in names:
+        phase, _, rest = name.partition("/")
+        if phase in PHASES:
+            found.add(rest)
+        if name.endswith(".value"):
+            found.add(name.removesuffix(".value"))
+    return found
+
+
+def _seen(found: Sequence[Cells]) -> dict[str, list[Key]]:
+    """Each metric's keys, by phase, in the order in which the metrics first appear."""
+    keys: dict[Key, None] = {key: None for cells in found for key in cells.tracks}
+    seen: dict[str, list[Key]] = {}
+    for key in keys:
+        seen.setdefault(key[1], []).append(key)
+    return {name: sorted(of_name, key=lambda key: PHASES.index(key[0])) for name, of_name in seen.items()}
+
+
+def _resolve(names: Sequence[str], found: Sequence[Cells], seen: dict[str, list[Key]]) -> list[Column]:
+    """The columns for the names, each once; a label that is taken gets `.value` at its end."""
+    columns: dict[tuple[str, Any], Column] = {}
+    labels: set[str] = set(FIXED)
+    for name in names:
+        for column in _columns(name, found, seen):
+            label = column.label
+            if column.kind == "fixed" or (label, column.key) in columns:
+                continue
+            while label in labels:
+                label += ".value"
+            labels.add(label)
+            columns[column.label, column.key] = Column(label, column.kind, column.key)
+    return list(columns.values())
+
+
+def _columns(name: str, found: Sequence[Cells], seen: dict[str, list[Key]]) -> list[Column]:
+    keys = seen.get(name, [])
+    if len(keys) == 1:
+        return [Column(name, "metric", keys[0])]
+    if keys:
+        return [Column(f"{phase}/{name}", "metric", (phase, name)) for phase, _ in keys]
+    phase, _, rest = name.partition("/")
+    stem = name.removesuffix(".value")
+    if any(key[0] == phase for key in seen.get(rest, [])):
+        return [Column(name, "metric", (phase, rest))]  # pyright: ignore[reportArgumentType]
+    if stem in FIXED and stem != name and stem in seen:
+        return _columns(stem, found, seen)
+    if name in FIXED:
+        return [Column(name, "fixed", name)]
+    if name in ATTRIBUTES:
+        return [Column(name, "attribute", name)]
+    for param in (name, name.removeprefix("params.")):
+        if any(param in cells.run.params for cells in found):
+            return [Column(name, "param", param)]
+    return [Column(name, "missing", name)]
+
+
+def _labels(column: Column, source: bool) -> list[str]:
+    added = ("source", "verdict") if source and column.kind == "metric" else ()
+    return [column.label, *(f"{column.label}.{one}" for one in added)]
+
+
+def _tracks(cells: Cells, columns: Sequence[Column]) -> list[Track]:
+    return [cells.tracks[column.key] for column in columns if column.key in cells.tracks]  # pyright: ignore
+
+
+def _finest(found: Sequence[Cells], columns: Sequence[Column]) -> str:
+    tracks = [track for cells in found for track in _tracks(cells, columns)]
+    if any(track.steps for track in tracks):
+        return "step"
+    return "epoch" if any(track.epochs for track in tracks) else "run"
+
+
+def _rows(found: Sequence[Cells], columns: Sequence[Column], level: Level | None) -> Rows:
+    """The places that each run gets. A level that no asked metric has shows what was recorded at it."""
+    finest = _finest(found, columns)
+    has_epochs = any(track.epochs for cells in found for track in _tracks(cells, columns))
+    rows: Rows = []
+    for cells in found:
+        if level is None and finest == "run":
+            rows.append((cells, [(None, None)]))
+            continue
+        places = cells.places(_tracks(cells, columns), "step" if "step" in (level or finest) else "epoch")
+        if level == "step" and finest != "step":
+            places = sorted({*places, *cells.steps})
+        if level == "epoch" and not has_epochs:
+            places = sorted((epoch, step) for epoch, step in cells.ends.items() if epoch > 0)
+        rows.append((cells, places))
+    return rows
+
+
+def _completed(cells: Cells) -> list[Any]:
+    """(epoch, step) for every completed epoch; the step is None where nothing says it."""
+    steps = dict(cells.ends)
+    reached = cells.run.position
+    if reached is not None and reached.epoch:
+        steps.setdefault(reached.epoch, reached.step)
+    return [(epoch, steps.get(epoch)) for epoch in range(1, max(steps, default=0) + 1)]
+
+
+def _build(rows: Rows, columns: Sequence[Column], level: str, *, source: bool) -> pandas.DataFrame:
+    import pandas
+
+    data: dict[str, Any] = {
+        "run": typed([cells.run.run_id for cells, places in rows for _ in places], str),
+        "name": typed([cells.run.name for cells, places in rows for _ in places], str),
+        "epoch": pandas.array([place[0] for _, places in rows for place in places], dtype="Int64"),
+        "step": pandas.array([place[1] for _, places in rows for place in places], dtype="Int64"),
+    }
+    for column in columns:
+        if column.kind != "metric":
+            data[column.label] = typed([v for cells, places in rows for v in [_fact(cells.run, column)] * len(places)])
+            continue
+        cells_: list[Cell | None] = []
+        for cells, places in rows:
+            track = cells.tracks.get(column.key, Track())  # pyright: ignore[reportArgumentType]
+            cells_ += track.at_steps(places) if level == "step" else track.at_epochs(places)
+        data[column.label] = typed([None if cell is None else cell[0] for cell in cells_])
+        if source:
+            data[f"{column.label}.source"] = typed([None if cell is None else cell[1] for cell in cells_], str)
+            data[f"{column.label}.verdict"] = typed([None if cell is None else cell[2] for cell in cells_], str)
+    return pandas.DataFrame(data)
+
+
+def _fact(run: Run, column: Column) -> Any:
+    """An attribute or a parameter of a run; None where it has none."""
+    if column.kind == "param":
+        return run.params.get(str(column.key))
+    if column.kind == "missing":
+        return None
+    if column.key == "vid":
+        return run.code.vid if run.code else None
+    return getattr(run, str(column.key))
+
+
+def _refuse_unquoted(where: Where, seen: dict[str, list[Key]]) -> None:
+    """`val/acc < 1` is a division of two columns that do not exist: say so in place of finding nothing."""
+    names = {*seen, *(f"{phase}/{name}" for name, keys in seen.items() for phase, _ in keys)}
+    for name in names - set(where.names):
+        first, *rest = re.split(r"[^\w.]+", name)
+        if rest and name in where.text and first in where.names and first not in seen:
+            raise WhereError(
+                f"where {where.text!r} reads the column {first!r}, and no run has it; there is "
+                f"a metric {name!r}. Put that name in backticks: `{name}`."
+            )
