@@ -281,14 +281,16 @@ def test_positions_holds_every_recorded_step(two: Store) -> None:
     ]  # fmt: skip
 
 
+def test_an_epoch_value_reaches_the_steps_after_it_even_where_no_step_was_recorded(store: Store) -> None:
+    run = make(store, A)
+    log(
+        run,
+        [(0, 1, "train", "step", {"n": 1}), (1, 2, "validation", "epoch", {"m": 5}), (1, 3, "train", "step", {"n": 2})],
+    )
+    assert table(positions(run, ["m"], "step")) == [(0, 1, None), (1, 3, 5)]
+
+
 def test_positions_of_a_run_without_rows_is_empty(store: Store) -> None:
     for level in ("epoch", "step"):
         frame = positions(make(store, A), ["m"], level)  # type: ignore[arg-type]
         assert list(frame.columns) == ["epoch", "step", "m"] and len(frame) == 0
-
-
-def test_a_long_run_is_read_whole(store: Store) -> None:
-    rows: list[Logged] = [(s // 100, s, "train", "step", {"loss": s / 7, "lr": 0.1, "n": s}) for s in range(1, 5001)]
-    log(make(store, A), rows, seal=True)
-    frame = dataframe(store, "loss", "n")
-    assert len(frame) == 5000 and frame["n"].is_monotonic_increasing and frame["loss"].iloc[-1] == 5000 / 7

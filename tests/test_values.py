@@ -109,7 +109,7 @@ def test_an_image_is_a_png_file(tmp_path: Path) -> None:
     image = pytest.importorskip("PIL.Image").new("RGB", (3, 2), (255, 0, 10))
     back = there_and_back(image, tmp_path / "media")
     assert back.kind == "image" and back.path.read_bytes().startswith(b"\x89PNG")
-    assert list(back.load().getdata()) == list(image.getdata())
+    assert back.load().tobytes() == image.tobytes()
 
 
 class _Own:

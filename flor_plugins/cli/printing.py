@@ -65,12 +65,16 @@ def _plain_cell(cell: Any) -> Any:
 
 def _rich(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
     from rich.table import Table
 
     shown = Table(*columns)
     for row in rows:
         shown.add_row(*[_cell(row.get(c)) for c in columns])
-    Console().print(shown)
+    # An id that is cut can't be copied: a table that is too wide for the terminal is wrapped by it.
+    console = Console()
+    console.width = max(console.width, Measurement.get(console, console.options.update(width=10_000), shown).maximum)
+    console.print(shown)
 
 
 def _plain(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

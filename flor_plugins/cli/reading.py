@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
+from typing import cast
 
 from flor_plugins.cli import printing
-from flor_plugins.records import Run
+from flor_plugins.records import Level, Run
 from flor_plugins.store.layout import find_store
 from flor_plugins.store.runs import find_run, list_runs
 
@@ -40,9 +41,9 @@ def dataframe(
 ) -> None:
     from flor_plugins import api
 
-    printing.frame(
-        api.dataframe(*names, where=where, level=level, source=source), as_json=as_json, as_csv=as_csv
-    )
+    # frame.dataframe checks the word and says which there are.
+    data = api.dataframe(*names, where=where, level=cast(Level | None, level), source=source)
+    printing.frame(data, as_json=as_json, as_csv=as_csv)
 
 
 def sql(query: str, as_json: bool, as_csv: bool) -> None:

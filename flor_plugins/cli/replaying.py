@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from flor_plugins.recipe import Recipe, load_recipe
 from flor_plugins.records import Plan, Run, Task
 from flor_plugins.store.layout import Store, find_store
 from flor_plugins.store.runs import find_run, list_runs
+
+Progress = Callable[[Task, dict[str, Any]], None]
 
 _ASK_ABOVE_S = 60.0
 SCHEDULE = ["run", "name", "vid", "epochs", "way", "seconds", "verdict"]
@@ -52,7 +56,8 @@ def replay(asked: Asked, workers: int, dry_run: bool, yes: bool, as_json: bool, 
         _show_plan(made, False, False)
         if not _agreed(made, yes):
             return 1
-    answer = ask.execute(store, found, made, workers=workers, progress=_progress(made) if human else None)
+    with _progress(made, human) as progress:
+        answer = ask.execute(store, found, made, workers=workers, progress=progress)
     _print_answer(store, found, answer, as_json, as_csv)
     for line in [*answer.failures, *(f"{run_id} is skipped: {why}" for run_id, why in made.skipped.items())]:
         print(f"flor: {line}", file=sys.stderr)
@@ -122,9 +127,11 @@ def _show_plan(made: Plan, as_json: bool, as_csv: bool) -> None:
     if not rows and not as_csv:
         print("nothing is missing: every value asked for is there")
         return
-    columns = ["run", "name", "vid", "epochs", "way", "seconds", "metrics", "reason"]
-    printing.table(rows, columns, as_json=False, as_csv=as_csv)
+    columns = ["run", "name", "vid", "epochs", "way", "seconds", "metrics"]
+    printing.table(rows, [*columns, "reason"] if as_csv else columns, as_json=False, as_csv=as_csv)
     if not as_csv:
+        for way, reason in {str(row["way"]): row["reason"] for row in rows}.items():
+            print(f"{way}: {reason}")
         print()
 
 
@@ -135,28 +142,23 @@ def _agreed(made: Plan, yes: bool) -> bool:
     return typer.confirm(f"This takes about {made.seconds:.0f} s. Go on?")
 
 
-def _progress(made: Plan) -> Any:
-    """A bar on a terminal, plain lines elsewhere."""
-    total = sum(len(one.epochs) for task in made.tasks for one in task.passes)
-    if not sys.stderr.isatty():
-        return _plain_progress
-
+@contextmanager
+def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
+    """A bar on a terminal, plain lines elsewhere, nothing for programs."""
+    if not human or not sys.stderr.isatty():
+        yield _plain_progress if human else None
+        return
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress as Bar
 
-    bar = Progress(console=Console(stderr=True), transient=True)
-    job = bar.add_task("replaying", total=total)
-    bar.start()
+    with Bar(console=Console(stderr=True), transient=True) as bar:
+        job = bar.add_task("replaying", total=sum(len(one.epochs) for task in made.tasks for one in task.passes))
 
-    def tell(task: Task, event: dict[str, Any]) -> None:
-        if event["event"] == "epoch":
-            bar.update(job, advance=1, description=f"{task.name} epoch {event['epoch']} ({event['way']})")
-            if bar.finished:
-                bar.stop()
-        elif event["event"] == "failed":
-            bar.stop()
+        def tell(task: Task, event: dict[str, Any]) -> None:
+            if event["event"] == "epoch":
+                bar.update(job, advance=1, description=f"{task.name} epoch {event['epoch']} ({event['way']})")
 
-    return tell
+        yield tell
 
 
 def _plain_progress(task: Task, event: dict[str, Any]) -> None:
@@ -167,7 +169,7 @@ def _plain_progress(task: Task, event: dict[str, Any]) -> None:
 def _print_answer(store: Store, found: list[Run], answer: Any, as_json: bool, as_csv: bool) -> None:
     from flor_plugins.store import frame
 
-    if not (as_json or as_csv):
+    if answer.rows and not (as_json or as_csv):
         printing.table(answer.rows, SCHEDULE, as_json=False, as_csv=False)
         for row in answer.rows:
             if row["detail"]:

@@ -55,6 +55,7 @@ class FlorCallback(TrainerCallback):
             return
         trainer = calling_trainer()
         self._epoch = 0
+        self._harvest, self._moments = None, {}  # those of an earlier training with this callback
         self._recorder = recording.begin("hf", self.options, params_of(trainer), self.launch)
         if self._recorder is None:
             return

@@ -40,13 +40,17 @@ def capture(trainer: Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
     moments: RNG states of other moments that a replay needs: "validation" (before the last
     evaluation).
     """
+    # Declared optional, because they are None before `train`; here they are built.
+    model: Any = trainer.model
+    optimizer: Any = trainer.optimizer
+    scheduler: Any = trainer.lr_scheduler
     loader = trainer.callback_handler.train_dataloader
     scaler = getattr(trainer.accelerator, "scaler", None)
     return {
-        MODEL: trainer.model.state_dict(),
-        OPTIMIZER: [trainer.optimizer.state_dict()],
+        MODEL: model.state_dict(),
+        OPTIMIZER: [optimizer.state_dict()],
         TRAINER: {
-            "scheduler": trainer.lr_scheduler.state_dict(),
+            "scheduler": scheduler.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
             "state": {
                 f.name: getattr(trainer.state, f.name)
@@ -61,7 +65,7 @@ def capture(trainer: Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
             "loader": _loader_state(loader),
         },
         # At a step's end gradients are None (`model.zero_grad()` in `_run_epoch`).
-        MODULE: module_state.capture(trainer.model),
+        MODULE: module_state.capture(model),
         RNG: {
             "now": rng.capture(),
             "generators": rng.capture_generators(rng.loader_generators(_loaders(trainer))),
@@ -74,12 +78,14 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw."""
     held = sections[TRAINER]
     restore_weights(trainer, sections)
-    raw = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    model: Any = trainer.model
+    scheduler: Any = trainer.lr_scheduler
+    raw: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     optimizer_state.restore(raw, sections[OPTIMIZER][0])
-    trainer.lr_scheduler.load_state_dict(held["scheduler"])
+    scheduler.load_state_dict(held["scheduler"])
     if held["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(held["scaler"])
-    module_state.restore(trainer.model, sections[MODULE])
+    module_state.restore(model, sections[MODULE])
     for name, value in held["state"].items():
         setattr(trainer.state, name, list(value) if name == "log_history" else value)
     vars(trainer.control).update(held["control"])
@@ -96,7 +102,8 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
 
 def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     """Only the model's weights and buffers, in place: tied weights stay tied."""
-    trainer.model.load_state_dict(sections[MODEL])
+    model: Any = trainer.model
+    model.load_state_dict(sections[MODEL])
 
 
 def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:

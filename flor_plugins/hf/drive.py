@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
-from transformers.integrations import INTEGRATION_TO_CALLBACK
+from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import TrainOutput
 
 from flor_plugins.hf import capture
@@ -150,6 +150,9 @@ class _Driver(TrainerCallback):
 
     # ---- between epochs
 
+    def _model(self) -> Any:
+        return self.trainer.model  # declared optional; inside `train` it is there
+
     def _run_epoch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         if not self._begun:
             self._begun = True
@@ -177,7 +180,7 @@ class _Driver(TrainerCallback):
         self._epochs.pop(0)
         self.session.epoch_done(epoch)
         end, _ = self.session.state(epoch, only=())
-        self.session.compare_weights(end, self.trainer.model.state_dict())
+        self.session.compare_weights(end, self._model().state_dict())
         self.trainer.control.should_training_stop = False
         if not self._epochs:
             self._context.__exit__(None, None, None)
@@ -194,7 +197,7 @@ class _Driver(TrainerCallback):
                 capture.restore_weights(self.trainer, sections)
                 values = self.session.hooks.epoch(self.harvest.context())
                 self.session.timeline.add(values, "validation", "epoch")
-                self.session.compare_weights(position, self.trainer.model.state_dict())
+                self.session.compare_weights(position, self._model().state_dict())
                 self.session.epoch_done(epoch)
 
     def _validate_pass(self, one: Pass) -> None:

@@ -8,13 +8,16 @@ each call (transformers/trainer.py), so that they can be wrapped on this trainer
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from transformers import Trainer
 
+from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Context
+from flor_plugins.record.recorder import still
 from flor_plugins.state.wrapped import Wrapped
 from flor_plugins.store.timeline import Timeline
 
@@ -42,9 +45,11 @@ class Harvest:
         self._losses: list[torch.Tensor] = []
         self._pending: dict[str, Any] = {}
         self._batch: Any = None
+        self._in_update = ExitStack()
 
     def attach(self) -> None:
         """Wrap what values pass through. Call once per training, when the trainer is built."""
+        self._wrapped.before(self.trainer, "get_batch_samples", self._on_update_begin)
         self._wrapped.around(self.trainer, "training_step", self._training_step)
         self._wrapped.around(self.trainer, "_get_grad_norm", self._grad_norm)
         if self.hooks.at("validation"):
@@ -52,6 +57,7 @@ class Harvest:
 
     def detach(self) -> None:
         """Leave the trainer as it was found."""
+        self._in_update.close()
         self._wrapped.undo()
 
     # ---- called by the callback's events of the same names
@@ -71,6 +77,7 @@ class Harvest:
 
     def on_step_end(self) -> None:
         """global_step counts this update already; logging and evaluation follow."""
+        self._in_update.close()
         values, self._pending = self._pending, {}
         if self._losses:
             values["loss"] = self._loss()
@@ -79,6 +86,7 @@ class Harvest:
 
     def on_epoch_end(self, epoch: int) -> None:
         """`epoch` epochs are done; the epoch's log and evaluation follow."""
+        self._in_update.close()
         self.timeline.complete_epoch(epoch)
 
     def on_log(self, logs: dict[str, Any]) -> None:
@@ -114,6 +122,15 @@ class Harvest:
         )
 
     # ---- inside
+
+    def _on_update_begin(self) -> None:
+        # The first call of each update, before its batches are drawn. What user code logs with
+        # flor.log from here on belongs to that update; the timeline still stands at the one before.
+        self._in_update.close()
+        self._in_update.enter_context(live.connected(self._log))
+
+    def _log(self, name: str, value: Any) -> None:
+        self._pending.update(still({name: value}))
 
     def _optimizer(self) -> Any:
         # AcceleratedOptimizer hides the torch optimizer (accelerate/optimizer.py).

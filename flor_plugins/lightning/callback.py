@@ -51,6 +51,7 @@ class FlorCallback(Callback):
         """Before anything is moved, restored or drawn: the run begins here."""
         if stage != "fit" or not trainer.is_global_zero:
             return
+        self._harvest, self._moments = None, {}  # those of an earlier fit with this callback
         self._recorder = recording.begin(
             "lightning", self.options, params_of(trainer, pl_module), self.launch
         )
@@ -115,7 +116,8 @@ class FlorCallback(Callback):
         recorder = self._recorder
         assert recorder is not None and self._harvest is not None
         recorder.stop("epoch")
-        done = trainer.fit_loop.epoch_progress.current.processed
+        progress: Any = trainer.fit_loop.epoch_progress.current  # declared as its base class
+        done = progress.processed
         position = Position(done, trainer.global_step)
         if done and recorder.timeline.position.epoch == done:
             values = recorder.hooks.epoch(self._harvest.context())

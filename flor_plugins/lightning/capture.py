@@ -84,7 +84,8 @@ def restore_progress(trainer: pl.Trainer, sections: Mapping[str, Any], completed
     loop = trainer.fit_loop
     loop.load_state_dict(sections[TRAINER]["checkpoint"]["loops"]["fit_loop"])
     _clear_restart(loop)
-    for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
+    trackers: list[Any] = [loop.epoch_progress.total, loop.epoch_progress.current]  # declared as base class
+    for progress in trackers:
         progress.ready = progress.started = progress.processed = progress.completed = completed
     trainer.should_stop = False
 

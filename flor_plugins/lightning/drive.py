@@ -24,6 +24,7 @@ from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
 
 Go = Callable[[], Any]
+# Where a trainer is Any: its `callbacks` are set from outside, not declared (callback_connector.py).
 
 
 def intercept(arrived: Callable[[pl.Trainer, Go], Any], *, inject: bool) -> None:
@@ -33,7 +34,7 @@ def intercept(arrived: Callable[[pl.Trainer, Go], Any], *, inject: bool) -> None
     """
     original = pl.Trainer.fit
 
-    def fit(self: pl.Trainer, *args: Any, **kwargs: Any) -> Any:
+    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not inject and not any(isinstance(c, FlorCallback) for c in self.callbacks):
             return original(self, *args, **kwargs)
         return arrived(self, lambda: original(self, *args, **kwargs))
@@ -55,7 +56,7 @@ def put_on(callback: Callable[[], FlorCallback]) -> None:
     """From now on every `Trainer.fit` of this process without a FlorCallback gets one."""
     original = pl.Trainer.fit
 
-    def fit(self: pl.Trainer, *args: Any, **kwargs: Any) -> Any:
+    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not any(isinstance(c, FlorCallback) for c in self.callbacks):
             self.callbacks = [callback(), *self.callbacks]
         return original(self, *args, **kwargs)
@@ -63,7 +64,7 @@ def put_on(callback: Callable[[], FlorCallback]) -> None:
     pl.Trainer.fit = fit  # type: ignore[method-assign]
 
 
-def drive(trainer: pl.Trainer, go: Go, session: Session) -> None:
+def drive(trainer: Any, go: Go, session: Session) -> None:
     """Do all passes of the session's task. The trainer's savers and loggers are off."""
     classes = [made for loaded in session.loaded for made in loaded.callbacks]
     for made in classes:
@@ -78,18 +79,18 @@ def drive(trainer: pl.Trainer, go: Go, session: Session) -> None:
         raise driver.error
 
 
-def pass_over(trainer: pl.Trainer, go: Go, sections: Mapping[str, Any], end: Position) -> None:
+def pass_over(trainer: Any, go: Go, sections: Mapping[str, Any], end: Position) -> None:
     """Leave a fit as if it had trained: its last State is restored, no step is made."""
     _silence(trainer)
     trainer.callbacks = [_PassOver(sections, end), *_without_flor(trainer)]
     go()
 
 
-def _without_flor(trainer: pl.Trainer) -> list[Callback]:
+def _without_flor(trainer: Any) -> list[Callback]:
     return [c for c in trainer.callbacks if not isinstance(c, FlorCallback)]
 
 
-def _silence(trainer: pl.Trainer) -> None:
+def _silence(trainer: Any) -> None:
     """No checkpoint is written or deleted, no tracker hears of the replay."""
     trainer.num_sanity_val_steps = 0
     trainer.loggers = [DummyLogger() for _ in trainer.loggers]
@@ -158,8 +159,7 @@ class _Driver(_Entered):
             return
         self._epochs = [(one, epoch) for one in self.session.passes("train") for epoch in one.epochs]
         first = self._epochs[0][1] - 1 if self._epochs else self.session.task.passes[0].epochs[0]
-        _, sections = self.session.state(first)
-        self.prepare(trainer, sections, lambda original: self._advance_start(trainer, original))
+        self.prepare(trainer, self.session.state(first)[1], lambda original: self._advance_start(trainer, original))
         self.wrapped.before(trainer.fit_loop, "advance", lambda: self._advance(trainer))
         self.wrapped.before(trainer.fit_loop, "on_run_end", lambda: self._epoch_over(trainer))
         self.harvest = Harvest(
@@ -236,7 +236,8 @@ class _Driver(_Entered):
                 position, sections = self.session.state(epoch)
                 capture.restore_progress(trainer, sections, epoch - 1)
                 capture.restore(trainer, sections)
-                for progress in (loop.epoch_progress.total, loop.epoch_progress.current):
+                trackers: list[Any] = [loop.epoch_progress.total, loop.epoch_progress.current]
+                for progress in trackers:
                     progress.ready = progress.started = epoch
                 loop.epoch_loop.batch_progress.is_last_batch = True
                 loop.epoch_loop.val_loop.batch_progress.total.reset()

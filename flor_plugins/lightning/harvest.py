@@ -14,8 +14,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
+from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Context
+from flor_plugins.record.recorder import still
 from flor_plugins.records import Phase
 from flor_plugins.state.wrapped import Wrapped
 from flor_plugins.store.timeline import Timeline
@@ -46,6 +48,7 @@ class Harvest:
     def attach(self) -> None:
         """Wrap what values pass through. Call once per fit, when the trainer is built."""
         connector, wrapped = self.trainer._logger_connector, self._wrapped
+        wrapped.around(self.trainer.fit_loop.epoch_loop, "advance", self._advance)
         wrapped.after(connector, "on_batch_end", lambda: self.guarded(self._on_batch_end))
         wrapped.before(connector, "epoch_end_reached", lambda: self.guarded(self._on_epoch_end_reached))
         wrapped.before(connector, "update_train_epoch_metrics", lambda: self.guarded(self._on_train_metrics))
@@ -113,6 +116,12 @@ class Harvest:
         loss = torch.stack(self._losses).sum() if self._losses else None
         return self.context(optimizer=optimizer, batch=self._batch, loss=loss, step=step)
 
+    def _advance(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # What user code logs with flor.log during a batch belongs to the update that is being
+        # made; the timeline still stands at the one before.
+        with live.connected(lambda name, value: self._pending.update(still({name: value}))):
+            return original(*args, **kwargs)
+
     def _on_batch_end(self) -> None:
         trainer = self.trainer
         if not trainer.training or trainer.global_step == self.timeline.position.step:
@@ -121,18 +130,24 @@ class Harvest:
         values = {k: v for k, v in found.items() if f"{k}_step" not in found}
         values.update(self._pending)
         if self._losses:
-            # Lightning divides each micro-batch's loss by accumulate_grad_batches
-            # (lightning/pytorch/loops/optimization/automatic.py): their sum is the update's mean.
-            values["loss"] = torch.stack(self._losses).sum() if len(self._losses) > 1 else self._losses[0]
+            values["loss"] = self._loss()
         self._losses, self._pending = [], {}
-        self.timeline.step(trainer.global_step, _still(values))
+        self.timeline.step(trainer.global_step, still(values))
+
+    def _loss(self) -> torch.Tensor:
+        # Lightning divides each micro-batch's loss by accumulate_grad_batches, also where an epoch's
+        # last update has fewer (lightning/pytorch/loops/optimization/automatic.py).
+        count, divided_by = len(self._losses), self.trainer.accumulate_grad_batches
+        loss = torch.stack(self._losses).sum() if count > 1 else self._losses[0]
+        return loss if count == divided_by else loss * (divided_by / count)
 
     def _on_epoch_end_reached(self) -> None:
         if self.trainer.training:
-            self.timeline.complete_epoch(self.trainer.fit_loop.epoch_progress.current.processed + 1)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current  # declared as its base class
+            self.timeline.complete_epoch(progress.processed + 1)
 
     def _on_train_metrics(self) -> None:
-        self.timeline.add(_still(_epoch_values(self.trainer)), "train", "epoch")
+        self.timeline.add(still(_epoch_values(self.trainer)), "train", "epoch")
 
     def _on_eval_metrics(self) -> None:
         trainer = self.trainer
@@ -144,7 +159,7 @@ class Harvest:
         level = "epoch" if ended else "step"
         values = _epoch_values(trainer)
         values.update(self.hooks.validation_end(self.timeline.position) if phase == "validation" else {})
-        self.timeline.add(_still(values), phase, level)
+        self.timeline.add(still(values), phase, level)
 
     def _on_log_metrics(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._in_connector = True
@@ -158,7 +173,7 @@ class Harvest:
         # logger directly (LearningRateMonitor, DeviceStatsMonitor, the user's own calls).
         if not self._in_connector and not self.trainer.sanity_checking:
             extra = {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
-            self.guarded(lambda: self._pending.update(_still(extra)))
+            self.guarded(lambda: self._pending.update(still(extra)))
         return original(metrics, *args, **kwargs)
 
 
@@ -178,7 +193,3 @@ def _epoch_values(trainer: pl.Trainer) -> dict[str, Any]:
         return {}
     found = results.metrics(False)["callback"]
     return {k: v for k, v in found.items() if f"{k}_epoch" not in found}
-
-
-def _still(values: dict[str, Any]) -> dict[str, Any]:
-    return {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}

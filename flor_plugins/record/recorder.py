@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from flor_plugins.errors import FlorError, HookError
@@ -29,6 +30,9 @@ from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store, find_store, new_id
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
+
+
+MOST_GAPS = 100  # of a run: something that fails at every step must not make run.json grow without end
 
 
 class FlorWarning(UserWarning):
@@ -62,8 +66,9 @@ class Recorder:
         self.hooks = Hooks(options.metrics, self._hook_failed)
         self._writer = Writer(self._failed)
         self._gaps: list[str] = list(run.gaps)
+        self._refused: set[str] = set()
         self._warned = False
-        self._known: dict[str, Any] = {}
+        self._known: checkpoints.Known = {}
         self._saved: set[Position] = set()
         self._segment = 1
         self._journal = self._open_journal()
@@ -131,8 +136,11 @@ class Recorder:
         self._writer.close()
 
     def warn(self, what: str) -> None:
-        """Warn once on the console; always note it in the run."""
-        self._gaps.append(what)
+        """Warn once on the console; always note it in the run: each gap once, and no endless list of them."""
+        if what not in self._gaps and len(self._gaps) < MOST_GAPS:
+            self._gaps.append(what)
+            if len(self._gaps) == MOST_GAPS:
+                self._gaps.append("what else is missing is not listed")
         if not self._warned:
             self._warned = True
             warnings.warn(f"flor: {what} (run {self.run.name}, {self.run.path})", FlorWarning, stacklevel=3)
@@ -154,7 +162,9 @@ class Recorder:
                 encode_value(value, self._media)
                 kept[name] = value
             except FlorError as error:
-                self.warn(f"metric {name!r} at {row.position} is not stored: {error}")
+                if name not in self._refused:
+                    self._refused.add(name)
+                    self.warn(f"metric {name!r} at {row.position} and later is not stored: {error}")
         return replace(row, values=kept)
 
     def _failed(self, error: Exception) -> None:
@@ -198,7 +208,19 @@ def begin(
 
 def still(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values that the training can't change any more: tensors are copied where they are, without a sync."""
-    return {k: v.detach().clone() if isinstance(v, torch.Tensor) else v for k, v in values.items()}
+    return {name: _still(value) for name, value in values.items()}
+
+
+def _still(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return [_still(one) for one in value]
+    if type(value) is dict:
+        return {key: _still(one) for key, one in value.items()}
+    return value
 
 
 def _first_run(

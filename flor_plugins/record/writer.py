@@ -6,6 +6,7 @@ import atexit
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 Job = Callable[[], Any]
@@ -53,7 +54,10 @@ class Writer:
             try:
                 job()
             except Exception as error:
-                self._failed(error)
+                # Under `python -W error` a warning is raised: it must not end this thread, or the
+                # training would wait for room at its next checkpoint forever.
+                with suppress(Warning):
+                    self._failed(error)
             finally:
                 if heavy:
                     self._room.release()

@@ -83,7 +83,7 @@ def _watch(outcome: Outcome, run: Run, task_file: Path, place: Path, tell: Tell)
     assert outcome.log is not None
     with outcome.log.open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "flor_plugins.replay.worker", str(task_file), str(write)],
+            [sys.executable, "-P", "-m", "flor_plugins.replay.worker", str(task_file), str(write)],
             pass_fds=[write],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -134,8 +134,7 @@ def _environment(run: Run) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"file:{tempfile.gettempdir()}/flor-mlflow",
         "PYTHONUNBUFFERED": "1",
     }
-    paths = [
-        package,
-        *filter(None, recorded.get("PYTHONPATH", os.environ.get("PYTHONPATH", "")).split(os.pathsep)),
-    ]
+    # -P keeps the present folder off the import path: the user's newer files must not be found there.
+    found = recorded.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+    paths = [*filter(None, found.split(os.pathsep)), package]
     return {**os.environ, **recorded, **silent, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

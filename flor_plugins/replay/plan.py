@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.errors import HookError, ReplayError
+from flor_plugins.errors import HookError, NoCheckpoint, ReplayError, WhereError
 from flor_plugins.hooks.load import Found, scan
 from flor_plugins.records import Pass, Plan, Position, Run, Task, Way
 from flor_plugins.store.checkpoints import list_checkpoints
@@ -50,17 +51,41 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
     from flor_plugins.store.where import Where as Expression
 
     where = Expression.parse(request.where) if request.where else None
+    if where is not None:
+        _refuse_unknown(where, runs, metrics)
     tasks, skipped = [], {}
     for run in runs:
         reason = _obstacle(run)
         if reason:
             skipped[run.run_id] = reason
             continue
-        passes = _passes(run, ways, where, request.epochs)
+        try:
+            passes = _passes(run, ways, where, request.epochs)
+        except NoCheckpoint as error:
+            skipped[run.run_id] = str(error)
+            continue
         if passes:
             assert run.code is not None
             tasks.append(Task(run.run_id, run.name, run.code.vid, tuple(passes)))
+    if len(skipped) == len(runs) > 0:
+        raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
     return Plan(new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped)
+
+
+def _refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+    """A predicate over a name that nobody has logged and nobody asks for is a slip of the pen."""
+    from flor_plugins.store.frame import ATTRIBUTES
+
+    known = {*metrics, *ATTRIBUTES, "run", "name", "epoch", "step"}
+    for run in runs:
+        known |= run.params.keys() | {f"params.{name}" for name in run.params}
+        for _, row in read_run(run.path):
+            known |= row.values.keys() | {f"{row.phase}/{name}" for name in row.values}
+    for name in where.names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 3)
+            hint = f"did you mean {' or '.join(close)}?" if close else "nothing of that name was logged"
+            raise WhereError(f"the predicate {where.text!r} asks for {name!r}; {hint}")
 
 
 def epochs_of(text: str | Sequence[int], known: Collection[int]) -> list[int]:
@@ -84,8 +109,8 @@ def epochs_of(text: str | Sequence[int], known: Collection[int]) -> list[int]:
 
 def _ways(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path]) -> dict[str, Way]:
     """The way of each metric. One that no @flor.metric has may come from a callback or compute_metrics."""
-    named = {found.name: found.way for found in hooks if found.kind == "metric"}
-    others = [found.way for found in hooks if found.kind != "metric"]
+    named: dict[str, Way] = {found.name: found.way for found in hooks if found.kind == "metric"}
+    others: list[Way] = [found.way for found in hooks if found.kind != "metric"]
     ways: dict[str, Way] = {}
     for name in metrics:
         if name in named:
@@ -116,8 +141,8 @@ def _passes(run: Run, ways: dict[str, Way], where: Where | None, epochs: str | S
     saved = {c.position.epoch: c for c in list_checkpoints(run.path)}
     wanted = epochs_of(epochs, saved)
     unknown = [epoch for epoch in wanted if epoch not in saved]
-    if unknown and not isinstance(epochs, str):
-        raise ReplayError(
+    if unknown:
+        raise NoCheckpoint(
             f"run {run.name} ({run.run_id}) has no checkpoint at epoch {unknown[0]}; "
             f"it has {', '.join(map(str, sorted(saved)))}"
         )
@@ -147,17 +172,25 @@ def _due(
     present: set[tuple[str, Position]],
 ) -> tuple[list[int], tuple[int, ...] | None]:
     """Epochs with a position where a value is missing and the predicate holds, and those steps."""
+    import pandas as pd
+
     from flor_plugins.store.frame import positions
 
     level = "step" if way == "train" else "epoch"
     frame = positions(run, list(where.names if where else ()), level)
+    if level == "epoch" and 0 in wanted:
+        # Nothing is logged before the first batch, but its weights can be asked.
+        frame = pd.concat([frame.iloc[:0].reindex([0]).assign(epoch=0, step=0).astype(frame.dtypes), frame])
     if where is not None:
         frame = frame[where.mask(frame)]
     # Re-running epoch e makes the steps after e-1 completed epochs up to the one that completes it.
     ends = {c.position.epoch: c.position.step for c in list_checkpoints(run.path)}
     due: set[int] = set()
     steps: list[int] = []
-    for epoch, step in zip(frame["epoch"].tolist(), frame["step"].tolist(), strict=True):
+    for epoch, logged in zip(frame["epoch"].tolist(), frame["step"].tolist(), strict=True):
+        step = ends.get(int(epoch)) if level == "epoch" else logged
+        if step is None:
+            continue
         position = Position(int(epoch), int(step))
         if all((name, position) in present for name in names):
             continue

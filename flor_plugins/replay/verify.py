@@ -80,4 +80,4 @@ _ORDER: tuple[Grade, ...] = ("unverified", "exact", "close", "diverged")
 
 
 def _worse(one: Grade, other: Grade) -> Grade:
-    return max(one, other, key=_ORDER.index)
+    return max(one, other, key=lambda grade: _ORDER.index(grade))

@@ -150,8 +150,17 @@ def _enter(run: Run, sandbox: Path) -> Path:
     os.chdir(map_path(run.launch.cwd, root, sandbox))
     sys.argv = [run.launch.target, *(map_path(arg, root, sandbox) for arg in run.launch.argv)]
     sys.path[:] = [map_path(entry, root, sandbox) if entry else entry for entry in sys.path]
+    _map_editable(root, sandbox)
     folder = map_path(run.launch.folder or str(Path(run.launch.target).parent), root, sandbox)
     return Path(folder)
+
+
+def _map_editable(root: Path, sandbox: Path) -> None:
+    """Packages that setuptools installed in place are found through a MAPPING of their finder."""
+    for name, module in list(sys.modules.items()):
+        mapping = getattr(module, "MAPPING", None) if name.startswith("__editable__") else None
+        if isinstance(mapping, dict):
+            mapping.update({package: map_path(place, root, sandbox) for package, place in mapping.items()})
 
 
 def _set_threads(run: Run) -> None:

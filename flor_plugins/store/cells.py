@@ -27,19 +27,18 @@ class Track:
     steps: dict[Place, Cell] = field(default_factory=dict)
 
     def at_steps(self, places: Sequence[Place]) -> list[Cell | None]:
-        """Its cell at each of the ascending places, which include those of `epochs`.
+        """Its cell at each of the ascending places.
 
         An epoch-level value holds until the next one, and no longer than its epoch.
         """
         cells: list[Cell | None] = []
-        held: Cell | None = None
-        held_epoch = -1
+        coming = iter(sorted(self.epochs))
+        held, following = None, next(coming, None)
         for place in places:
-            if place in self.epochs:
-                held, held_epoch = self.epochs[place], place[0]
-            elif place[0] != held_epoch:
-                held = None
-            cells.append(self.steps.get(place, held))
+            while following is not None and following <= place:
+                held, following = following, next(coming, None)
+            repeated = self.epochs[held] if held is not None and held[0] == place[0] else None
+            cells.append(self.steps.get(place, repeated))
         return cells
 
     def at_epochs(self, places: Sequence[Place]) -> list[Cell | None]:

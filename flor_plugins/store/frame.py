@@ -30,7 +30,7 @@ class Column:
 
     label: str
     kind: Literal["metric", "attribute", "param", "fixed", "missing"]
-    key: Key | str
+    key: Any
 
 
 def dataframe(
@@ -66,9 +66,9 @@ def dataframe(
     rows = _rows(found, columns, level)
     frame = _build(rows, columns, level or _finest(found, columns), source=source)
     if condition:
-        frame = frame[condition.mask(frame)].reset_index(drop=True)
+        frame = frame.loc[condition.mask(frame)].reset_index(drop=True)
     labels = [label for column in shown for label in _labels(column, source)]
-    return frame[[*FIXED, *labels]]
+    return frame.loc[:, [*FIXED, *labels]]
 
 
 def positions(run: Run, names: Sequence[str], level: Level) -> pandas.DataFrame:
@@ -83,7 +83,7 @@ def positions(run: Run, names: Sequence[str], level: Level) -> pandas.DataFrame:
     places: list[Any] = sorted(found.steps) if level == "step" else _completed(found)
     frame = _build([(found, places)], columns, level, source=False)
     fixed = [name for name in FIXED if name in ("epoch", "step") or name in names]
-    return frame[[*fixed, *(column.label for column in columns)]]
+    return frame.loc[:, [*fixed, *(column.label for column in columns)]]
 
 
 def _choose(store: Store, runs: Iterable[Run | str] | None) -> list[Run]:
@@ -140,7 +140,7 @@ def _columns(name: str, found: Sequence[Cells], seen: dict[str, list[Key]]) -> l
     phase, _, rest = name.partition("/")
     stem = name.removesuffix(".value")
     if any(key[0] == phase for key in seen.get(rest, [])):
-        return [Column(name, "metric", (phase, rest))]  # pyright: ignore[reportArgumentType]
+        return [Column(name, "metric", (phase, rest))]
     if stem in FIXED and stem != name and stem in seen:
         return _columns(stem, found, seen)
     if name in FIXED:
@@ -159,7 +159,7 @@ def _labels(column: Column, source: bool) -> list[str]:
 
 
 def _tracks(cells: Cells, columns: Sequence[Column]) -> list[Track]:
-    return [cells.tracks[column.key] for column in columns if column.key in cells.tracks]  # pyright: ignore
+    return [cells.tracks[column.key] for column in columns if column.key in cells.tracks]
 
 
 def _finest(found: Sequence[Cells], columns: Sequence[Column]) -> str:
@@ -207,11 +207,12 @@ def _build(rows: Rows, columns: Sequence[Column], level: str, *, source: bool) -
     }
     for column in columns:
         if column.kind != "metric":
-            data[column.label] = typed([v for cells, places in rows for v in [_fact(cells.run, column)] * len(places)])
+            facts = [[_fact(cells.run, column)] * len(places) for cells, places in rows]
+            data[column.label] = typed([fact for of_run in facts for fact in of_run])
             continue
         cells_: list[Cell | None] = []
         for cells, places in rows:
-            track = cells.tracks.get(column.key, Track())  # pyright: ignore[reportArgumentType]
+            track = cells.tracks.get(column.key, Track())
             cells_ += track.at_steps(places) if level == "step" else track.at_epochs(places)
         data[column.label] = typed([None if cell is None else cell[0] for cell in cells_])
         if source:
@@ -223,12 +224,12 @@ def _build(rows: Rows, columns: Sequence[Column], level: str, *, source: bool) -
 def _fact(run: Run, column: Column) -> Any:
     """An attribute or a parameter of a run; None where it has none."""
     if column.kind == "param":
-        return run.params.get(str(column.key))
+        return run.params.get(column.key)
     if column.kind == "missing":
         return None
     if column.key == "vid":
         return run.code.vid if run.code else None
-    return getattr(run, str(column.key))
+    return getattr(run, column.key)
 
 
 def _refuse_unquoted(where: Where, seen: dict[str, list[Key]]) -> None:

@@ -216,7 +216,7 @@ def _load_table(path: Path) -> Any:
 
 def _load_image(path: Path) -> Any:
     try:
-        from PIL import Image
+        from PIL import Image  # pyright: ignore[reportMissingImports]  # optional: no dependency of ours
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"the image {path} was asked for, and PIL is not installed: pip install pillow"

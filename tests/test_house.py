@@ -1,0 +1,132 @@
+"""How the house is built: layers, what is imported when, sizes, and what is never used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import flor_plugins
+from flor_plugins.recipe import check_recipe
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "flor_plugins"
+FILES = sorted(PACKAGE.rglob("*.py"))
+RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
+
+HEAVY = ("torch", "pandas", "numpy", "lightning", "transformers", "pyarrow", "duckdb", "rich", "typer")
+RUNS_CODE_WHEN_LOADED = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
+MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
+
+files = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+
+
+def fresh(code: str, cwd: Path) -> str:
+    """What a new interpreter prints."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def loaded(code: str, cwd: Path, modules: tuple[str, ...]) -> list[str]:
+    """Which of `modules` are loaded after `code`."""
+    return fresh(f"{code}\nimport sys\nprint(*[m for m in {modules!r} if m in sys.modules])", cwd).split()
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (one.name for one in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or ""
+
+
+def test_imports_point_downward_and_only_adapters_import_their_framework():
+    command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    done = subprocess.run(
+        [sys.executable, "-c", command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 broken" in done.stdout
+
+
+def test_importing_the_package_loads_nothing_heavy(tmp_path):
+    assert loaded("import flor_plugins", tmp_path, HEAVY) == []
+
+
+def test_decorating_a_metric_loads_neither_torch_nor_a_framework(tmp_path):
+    code = "import flor_plugins as flor\n@flor.metric\ndef acc(ctx): return 1.0"
+    assert loaded(code, tmp_path, ("torch", "lightning", "transformers")) == []
+
+
+def test_the_command_line_loads_no_framework_before_a_verb_needs_it(tmp_path):
+    modules = tuple(name for name in HEAVY if name not in ("typer", "rich"))
+    assert loaded("import flor_plugins.cli.app", tmp_path, modules) == []
+
+
+def test_listing_runs_loads_no_torch_no_trainer_and_no_pandas(tmp_path):
+    code = (
+        "import flor_plugins.cli.reading\n"
+        "from flor_plugins.store.layout import Store\n"
+        "from flor_plugins.store.runs import list_runs\n"
+        "from pathlib import Path\n"
+        "assert list_runs(Store(Path('store'))) == []"
+    )
+    assert loaded(code, tmp_path, ("torch", "pandas", "lightning", "transformers")) == []
+
+
+@pytest.mark.parametrize("name", flor_plugins.__all__)
+def test_a_public_name_leads_to_something(name):
+    assert callable(getattr(flor_plugins, name))
+    assert name in dir(flor_plugins)
+
+
+def test_an_unknown_public_name_is_refused_with_those_that_exist():
+    with pytest.raises(AttributeError, match="dataframe"):
+        _ = flor_plugins.datafram
+
+
+@files
+def test_a_file_is_short(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+
+
+@files
+def test_functions_are_short(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    functions = [one for one in ast.walk(tree) if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    sizes = {one.name: (one.end_lineno or one.lineno) - one.lineno + 1 for one in functions}
+    assert {name: size for name, size in sizes.items() if size > MAX_FUNCTION_LINES} == {}
+
+
+@files
+def test_nothing_that_runs_code_when_loaded_is_imported(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert {name.partition(".")[0] for name in imports(tree)} & RUNS_CODE_WHEN_LOADED == set()
+
+
+@files
+def test_nothing_is_loaded_through_pickle(path):
+    """torch.load(weights_only=False) and numpy.load(allow_pickle=True) unpickle what a file holds."""
+    unsafe = {"weights_only": False, "allow_pickle": True}
+    for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(call, ast.Call) or "load" not in ast.unparse(call.func).rpartition(".")[2]:
+            continue
+        for one in call.keywords:
+            value = one.value.value if isinstance(one.value, ast.Constant) else None
+            assert one.arg not in unsafe or value is not unsafe[one.arg], f"{path}:{call.lineno}"
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_of_ours_has_no_mistake(path):
+    assert check_recipe(path) == []
+
+
+def test_there_are_recipes():
+    assert {path.name for path in RECIPES} >= {"bert.yaml", "resnet152.yaml"}
