@@ -75,9 +75,7 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """`python ARGS...` in the project; its output is text, its exit status is the caller's to look at."""
     command = [sys.executable, *map(str, args)]
-    return subprocess.run(
-        command, cwd=project, env=environment(env), timeout=timeout, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=project, env=environment(env), timeout=timeout, capture_output=True, text=True)
 
 
 def load_script(project: Path, name: str) -> ModuleType:

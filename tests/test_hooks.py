@@ -7,9 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import replaying
 import torch
-from replaying import Project, rows_of
 from torch import nn
 
 import flor_plugins as flor
@@ -21,6 +19,8 @@ from flor_plugins.hooks.load import check_callback, load, scan
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Position
 from flor_plugins.store.journal import read_run
+from tests import replaying
+from tests.replaying import Project, rows_of
 
 HERE = Position(2, 16)
 
@@ -233,7 +233,9 @@ def test_a_misspelt_method_is_told_with_the_likely_one() -> None:
     class Hook(Base):
         def on_validation_epoch_ends(self, trainer, pl_module): ...
 
-    with pytest.raises(HookError, match=r"test_hooks\.py:\d+: Hook\.on_validation_epoch_ends .*on_validation_epoch_end"):
+    with pytest.raises(
+        HookError, match=r"test_hooks\.py:\d+: Hook\.on_validation_epoch_ends .*on_validation_epoch_end"
+    ):
         check_callback(Hook, Base)
 
 
@@ -244,7 +246,9 @@ def test_a_wrong_signature_is_told_with_the_right_one() -> None:
     class NoKeywords(Base):
         def on_evaluate(self, args, state, control): ...
 
-    with pytest.raises(HookError, match=r"test_hooks\.py:\d+: Short.*def on_validation_epoch_end\(self, trainer, pl_module"):
+    with pytest.raises(
+        HookError, match=r"test_hooks\.py:\d+: Short.*def on_validation_epoch_end\(self, trainer, pl_module"
+    ):
         check_callback(Short, Base)
     with pytest.raises(HookError, match="NoKeywords"):
         check_callback(NoKeywords, Base)

@@ -182,9 +182,7 @@ def test_mapping_inside_itself_is_refused(folder: Path) -> None:
     assert "params" in mistake(folder, "version: 1\nname: a\ntrainer: a:b\nparams: &p {x: *p}\n")
 
 
-TEXTS = st.text(
-    st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])
-)  # what JSON escapes as YAML does
+TEXTS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]))  # what JSON escapes as YAML does
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -199,9 +197,7 @@ def test_params_written_as_json_are_read_as_such(
 
 
 @given(st.text())
-def test_no_text_ends_in_anything_but_a_recipe_error(
-    tmp_path_factory: pytest.TempPathFactory, text: str
-) -> None:
+def test_no_text_ends_in_anything_but_a_recipe_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=r"^.*any\.yaml:\d+: "):
@@ -293,9 +289,7 @@ def test_build_trainer_takes_the_module_of_its_own_folder(folder: Path) -> None:
         ("bert_like:build_trainer", {}, "missing a required argument: 'epochs'"),
     ],
 )
-def test_build_trainer_tells_what_is_wrong(
-    folder: Path, target: str, params: dict[str, int], expected: str
-) -> None:
+def test_build_trainer_tells_what_is_wrong(folder: Path, target: str, params: dict[str, int], expected: str) -> None:
     with pytest.raises(RecipeError, match=expected):
         build_trainer(folder, target, params)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Table, at, launched, load_script
+from tests.conftest import Table, at, launched, load_script
 from transformers import TrainerCallback
 
 import flor_plugins as flor
@@ -64,7 +64,7 @@ def watch(trainer: Any, done: Trained, broken_at: int | None = None) -> None:
         loss = compute(model, inputs, *args, **kwargs)
         if broken_at == len(done.losses):
             loss = loss * float("nan")
-        done.losses.append(float(loss))
+        done.losses.append(loss.item())
         counts[0] = len(done.losses)
         flor.log("batches so far", len(done.losses))
         flor.log("counts", counts)
@@ -149,9 +149,7 @@ def test_training_with_the_callback_ends_in_the_same_bits(plain: Recorded, alone
     assert plain[0].losses == alone.losses
 
 
-def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(
-    nosy: Recorded, alone: Trained
-) -> None:
+def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(nosy: Recorded, alone: Trained) -> None:
     done, run, table = nosy
     assert same(done.weights, alone.weights)
     assert run.gaps == ()
@@ -174,9 +172,7 @@ def test_every_step_has_its_loss_learning_rate_and_gradient_norm_once(plain: Rec
     assert len(steps) == EPOCHS * BATCHES
 
 
-def test_with_accumulation_the_loss_is_the_mean_of_the_micro_batches(
-    accumulated: Recorded, toy: ModuleType
-) -> None:
+def test_with_accumulation_the_loss_is_the_mean_of_the_micro_batches(accumulated: Recorded, toy: ModuleType) -> None:
     done, run, table = accumulated
     assert run.position == Position(EPOCHS, EPOCHS * UPDATES)
     starts = [epoch * BATCHES + first for epoch in range(EPOCHS) for first in range(0, BATCHES, WINDOW)]

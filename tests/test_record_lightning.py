@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from conftest import Table, at, launched, load_script, table_of
+from tests.conftest import Table, at, launched, load_script, table_of
 from lightning.pytorch.callbacks import Callback
 
 import flor_plugins as flor
@@ -59,7 +59,7 @@ def train(toy: ModuleType, callbacks: list[Any], *, accumulate: int = 1, test: b
     class Watched(toy.Net):
         def training_step(self, batch: Any, index: int) -> Any:
             loss = super().training_step(batch, index)
-            done.losses.append(float(loss))
+            done.losses.append(loss.item())
             done.lrs.append(self.optimizers().param_groups[0]["lr"])
             counts[0] = len(done.losses)
             flor.log("batches so far", len(done.losses))
@@ -123,9 +123,7 @@ def test_training_with_the_callback_ends_in_the_same_bits(plain: Recorded, alone
     assert plain[0].losses == alone.losses
 
 
-def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(
-    nosy: Recorded, alone: Trained
-) -> None:
+def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(nosy: Recorded, alone: Trained) -> None:
     done, run, table = nosy
     assert same(done.weights, alone.weights)
     assert run.gaps == ()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import replaying
-from replaying import HOOKS, METRICS, Project, rows_of
 
 import flor_plugins as flor
+from tests import replaying
+from tests.replaying import HOOKS, METRICS, Project, rows_of
 
 TWICE = """
 from {hooks} import {names}
@@ -93,9 +93,7 @@ def test_the_same_request_asked_twice_plans_nothing(recorded: Project, framework
     assert len(list(recorded.store.replays.iterdir())) == count
 
 
-def test_recovered_values_share_a_row_with_recorded_ones(
-    recorded: Project, framework: str, asked: None
-) -> None:
+def test_recovered_values_share_a_row_with_recorded_ones(recorded: Project, framework: str, asked: None) -> None:
     frame = flor.dataframe("update_norm", "loss", source=True, store=recorded.store.root)
     own = frame[frame["name"] == "plain1"]
     assert len(own) == 24

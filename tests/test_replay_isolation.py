@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import replaying
-from replaying import HOOKS, METRICS, Project
 
 import flor_plugins as flor
+from tests import replaying
+from tests.replaying import HOOKS, METRICS, Project
 
 SAVING = {
     "lightning": """

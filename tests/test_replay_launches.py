@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import replaying
-from replaying import HOOKS, Project, rows_of
 
 import flor_plugins as flor
 from flor_plugins.records import Run
+from tests import replaying
+from tests.replaying import HOOKS, Project, rows_of
 
 INJECTED = """
 import torch, hf_toy

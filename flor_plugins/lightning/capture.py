@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.loops.loop import _Loop
+from torch import nn
 
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
@@ -36,6 +37,9 @@ def capture(trainer: pl.Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
             "checkpoint": dumped,
             "callback_metrics": dict(connector._callback_metrics),
             "logged_metrics": dict(connector._logged_metrics),
+            "callback_buffers": {
+                name: dict(module_state.unsaved_buffers(held)) for name, held in _callback_modules(trainer)
+            },
             "accumulate_grad_batches": trainer.accumulate_grad_batches,
             "should_stop": trainer.should_stop,
         },
@@ -63,6 +67,8 @@ def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
         optimizer_state.restore(optimizer, state)
     module_state.restore(module, sections[MODULE])
     held = sections[TRAINER]
+    for name, owned in _callback_modules(trainer):
+        module_state.restore_buffers(owned, held["callback_buffers"].get(name, {}))
     trainer._logger_connector._callback_metrics = dict(held["callback_metrics"])
     trainer._logger_connector._logged_metrics = dict(held["logged_metrics"])
     trainer.accumulate_grad_batches = held["accumulate_grad_batches"]
@@ -95,6 +101,14 @@ def as_checkpoint(sections: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = dict(sections[TRAINER]["checkpoint"])
     checkpoint.pop("loops", None)
     return {**checkpoint, "state_dict": sections[MODEL], "optimizer_states": sections[OPTIMIZER]}
+
+
+def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that callbacks keep (averaged models): their own state has no non-persistent buffers."""
+    for callback in trainer.callbacks:
+        for attribute, value in vars(callback).items():
+            if isinstance(value, nn.Module) and value is not trainer.lightning_module:
+                yield f"{type(callback).__qualname__}.{attribute}", value
 
 
 def _loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:

@@ -49,7 +49,7 @@ class Answer:
     @property
     def failures(self) -> list[str]:
         return [
-            line
+            line if f"run {outcome.task.name}" in line else f"run {outcome.task.name}: {line}"
             for outcome in self.outcomes
             for line in [*outcome.hook_failures, *([outcome.failure] if outcome.failure else [])]
         ]

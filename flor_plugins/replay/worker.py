@@ -113,9 +113,9 @@ class _Fits:
 def _adapter(run: Run) -> ModuleType:
     try:
         return import_module(f"flor_plugins.{run.framework}.drive")
-    except ModuleNotFoundError as error:
+    except (ModuleNotFoundError, MissingDependency) as error:
         raise MissingDependency(
-            f"run {run.name} was recorded with {run.framework}, and {error.name!r} is not installed: "
+            f"run {run.name} was recorded with {run.framework}, which can't be imported now ({error}): "
             f"pip install 'flor-plugins[{run.framework}]'"
         ) from error
 

@@ -16,9 +16,8 @@ def capture(module: nn.Module, *, gradients: bool = False) -> dict[str, Any]:
     gradients: also `p.grad` of every parameter (needed where they outlive the moment:
     manual optimization, or in the middle of an accumulation).
     """
-    saved = module.state_dict().keys()
     return {
-        "buffers": {name: b for name, b in module.named_buffers() if name not in saved},
+        "buffers": unsaved_buffers(module),
         "frozen": [name for name, p in module.named_parameters() if not p.requires_grad],
         "evaluating": [name for name, m in module.named_modules() if not m.training],
         "metrics": {name: _metric_state(m) for name, m in _metrics(module)},
@@ -31,11 +30,7 @@ def capture(module: nn.Module, *, gradients: bool = False) -> dict[str, Any]:
 
 def restore(module: nn.Module, state: dict[str, Any]) -> None:
     """Put `capture`'s result back, in place; attributes that could not be saved stay as they are."""
-    buffers = dict(module.named_buffers())
-    with torch.no_grad():
-        for name, value in state["buffers"].items():
-            if name in buffers:
-                buffers[name].copy_(value)
+    restore_buffers(module, state["buffers"])
     frozen, evaluating = set(state["frozen"]), set(state["evaluating"])
     for name, parameter in module.named_parameters():
         parameter.requires_grad_(name not in frozen)
@@ -49,6 +44,21 @@ def restore(module: nn.Module, state: dict[str, Any]) -> None:
     for name, value in state["attributes"].items():
         if _is_plain(value):
             setattr(module, name, value)
+
+
+def unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers that a state_dict leaves out."""
+    saved = module.state_dict().keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+
+
+def restore_buffers(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
+    """Put `unsaved_buffers`' result back, in place."""
+    buffers = dict(module.named_buffers())
+    with torch.no_grad():
+        for name, value in values.items():
+            if name in buffers:
+                buffers[name].copy_(value)
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
