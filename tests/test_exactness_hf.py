@@ -103,7 +103,7 @@ def train(name: str, folder: Path, callback: Any) -> tuple[Any, Callable[[], Any
 @pytest.mark.parametrize("name", list(VARIANTS))
 def test_replayed_epochs_are_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flor_plugins.hf import FlorCallback, drive
-    from variants import session_of
+    from tests.variants import session_of
 
     monkeypatch.chdir(tmp_path)
     train(name, tmp_path / "out", FlorCallback(store=tmp_path / "store"))[1]()
@@ -121,3 +121,18 @@ def test_replayed_epochs_are_bit_equal(name: str, tmp_path: Path, monkeypatch: p
     expected = ("exact", "unverified") if name in ("evaluated_by_steps", "max_steps") else ("exact",)
     assert passed["validate"][0] in expected
     assert sorted((tmp_path / "out").rglob("*")) == before
+
+
+def test_epoch_without_a_checkpoint_before_it_is_reached_by_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flor_plugins.hf import FlorCallback, drive
+    from tests.variants import session_of
+
+    monkeypatch.chdir(tmp_path)
+    train("plain", tmp_path / "out", FlorCallback(store=tmp_path / "store", every_n_epochs=3))[1]()
+    (run,) = list_runs(Store(tmp_path / "store"))
+    session, events = session_of(run, {"train": (1, 2, 3)})
+    drive.drive(*train("plain", tmp_path / "out", FlorCallback()), session)
+    (passed,) = [event for event in events if event["event"] == "passed"]
+    assert (passed["grade"], passed["detail"]) == ("exact", "")

@@ -56,3 +56,20 @@ def test_group_added_by_finetuning_is_restored(tmp_path: Path, monkeypatch: pyte
         session, events = variants.session_of(run, {"train": epochs})
         drive.drive(*variants.train("finetuning", tmp_path, FlorCallback(), seed=77), session)
         assert [e["grade"] for e in events if e["event"] == "passed"] == ["exact"]
+
+
+def test_epoch_without_a_checkpoint_before_it_is_reached_by_going_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flor_plugins.lightning import FlorCallback, drive
+    from flor_plugins.store.layout import Store
+    from flor_plugins.store.runs import list_runs
+    from tests import variants
+
+    monkeypatch.chdir(tmp_path)
+    variants.train("plain", tmp_path, FlorCallback(store=tmp_path / "store", every_n_epochs=3), seed=5)[1]()
+    (run,) = list_runs(Store(tmp_path / "store"))
+    session, events = variants.session_of(run, {"train": (1, 2, 3)})
+    drive.drive(*variants.train("plain", tmp_path, FlorCallback(), seed=77), session)
+    (passed,) = [event for event in events if event["event"] == "passed"]
+    assert (passed["grade"], passed["detail"]) == ("exact", "")

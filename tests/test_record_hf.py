@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tests.conftest import Table, at, launched, load_script
 from transformers import TrainerCallback
 
 import flor_plugins as flor
 from flor_plugins.hf import FlorCallback
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
+from tests.conftest import Table, at, launched, load_script
 
 EPOCHS, BATCHES, WINDOW, UPDATES = 3, 8, 3, 3  # 60 texts in batches of 8; 3 micro-batches an update
 

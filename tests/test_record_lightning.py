@@ -10,13 +10,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from tests.conftest import Table, at, launched, load_script, table_of
 from lightning.pytorch.callbacks import Callback
 
 import flor_plugins as flor
 from flor_plugins.lightning import FlorCallback
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
+from tests.conftest import Table, at, launched, load_script, table_of
 
 EPOCHS, BATCHES, WINDOW = 3, 8, 3  # 60 points in batches of 8; 3 micro-batches an update, 2 in the last
 UPDATES = 3

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import at, environment, launched, load_script, run_script, table_of
 
 import flor_plugins as flor
 from flor_plugins.record.recorder import MOST_GAPS, FlorWarning
@@ -23,6 +22,7 @@ from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.journal import read_run
+from tests.conftest import at, environment, launched, load_script, run_script, table_of
 
 FRAMEWORKS = ("lightning", "hf")
 SCRIPT = {"lightning": "lit_toy", "hf": "hf_toy"}

@@ -13,6 +13,7 @@ from {hooks} import {names}
 for accumulate in (1, 2):
     train(FlorCallback(f"plain{{accumulate}}"), accumulate=accumulate)
     train(FlorCallback(f"live{{accumulate}}", metrics=[{names}]), accumulate=accumulate)
+train(FlorCallback("sparse", every_n_epochs=2))
 """
 
 
@@ -23,7 +24,7 @@ def framework(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def recorded(framework: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Four trainings in one process; two of them had the metrics live."""
+    """Five trainings in one process; two of them had the metrics live."""
     project = replaying.make(tmp_path_factory.mktemp(framework) / "project")
     text = replaying.TRAIN[framework] + TWICE.format(
         hooks=HOOKS[framework].removesuffix(".py"), names=", ".join(METRICS[framework])
@@ -46,7 +47,7 @@ def limited(recorded: Project, framework: str) -> dict[tuple[int, int], float]:
 @pytest.fixture(scope="module")
 def asked(recorded: Project, framework: str, limited: object) -> None:
     hook = recorded.root / HOOKS[framework]
-    names = ["plain1", "plain2"]
+    names = ["plain1", "plain2", "sparse"]
     flor.replay(METRICS[framework], hooks=[hook], run=names, workers=2, store=recorded.store.root)
 
 
@@ -63,10 +64,22 @@ def test_hindsight_equals_live(recorded: Project, framework: str, asked: None, a
         assert rows_of(frame, f"plain{accumulate}", metric) == live
 
 
+def test_epochs_whose_checkpoint_was_not_kept_are_run_again(
+    recorded: Project, framework: str, asked: None
+) -> None:
+    at_epoch, at_step, _ = METRICS[framework]
+    frame = flor.dataframe(at_epoch, at_step, store=recorded.store.root)
+    live = rows_of(frame, "live1", at_step)
+    assert len(live) == 24
+    assert rows_of(frame, "sparse", at_step) == live
+    frame = flor.dataframe(at_epoch, store=recorded.store.root)
+    assert [epoch for epoch, _ in rows_of(frame, "sparse", at_epoch)] == [2, 3]
+
+
 def test_every_verdict_is_exact(recorded: Project, asked: None) -> None:
     rows = recorded.verdicts()
     assert {(row["name"], row["way"]) for row in rows} == {
-        (name, way) for name in ("plain1", "plain2") for way in ("state", "validate", "train")
+        (name, way) for name in ("plain1", "plain2", "sparse") for way in ("state", "validate", "train")
     }
     assert {row["verdict"] for row in rows} == {"exact"}
     assert min(row["compared"] for row in rows) > 0

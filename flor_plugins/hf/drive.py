@@ -11,58 +11,20 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
-from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 from transformers.trainer_utils import TrainOutput
 
 from flor_plugins.hf import capture
-from flor_plugins.hf.callback import FlorCallback
 from flor_plugins.hf.harvest import Harvest
+from flor_plugins.hf.intercept import Go, silence
 from flor_plugins.hooks.load import check_callback
 from flor_plugins.records import Pass, Position
 from flor_plugins.replay.session import Session
 from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
 
-Go = Callable[[], Any]
-
 
 class _Done(BaseException):
     """Leaves `train`; a BaseException, so that no `except Exception` of a script keeps it."""
-
-
-def intercept(arrived: Callable[[Trainer, Go], Any], *, inject: bool) -> None:
-    """From now on every recorded `Trainer.train` of this process goes to `arrived(trainer, go)`.
-
-    inject: also trainers without a FlorCallback. Called once, in a worker process.
-    """
-    original = Trainer.train
-
-    def train(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if not inject and not any(isinstance(c, FlorCallback) for c in self.callback_handler.callbacks):
-            return original(self, *args, **kwargs)
-        # A checkpoint of the user's would be restored over ours.
-        kwargs.pop("resume_from_checkpoint", None)
-        return arrived(self, lambda: original(self, None, *args[1:], **kwargs))
-
-    Trainer.train = train  # type: ignore[method-assign]
-
-
-def train(built: Any, callback: FlorCallback) -> None:
-    """Train what a recipe's function returned: a Trainer, with the callback on."""
-    built.add_callback(callback)
-    built.train()
-
-
-def put_on(callback: Callable[[], FlorCallback]) -> None:
-    """From now on every `Trainer.train` of this process without a FlorCallback gets one."""
-    original = Trainer.train
-
-    def train(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if not any(isinstance(c, FlorCallback) for c in self.callback_handler.callbacks):
-            self.add_callback(callback())
-        return original(self, *args, **kwargs)
-
-    Trainer.train = train  # type: ignore[method-assign]
 
 
 def drive(trainer: Trainer, go: Go, session: Session) -> None:
@@ -70,7 +32,7 @@ def drive(trainer: Trainer, go: Go, session: Session) -> None:
     classes = [made for loaded in session.loaded for made in loaded.callbacks]
     for made in classes:
         check_callback(made, TrainerCallback)
-    _silence(trainer)
+    silence(trainer)
     for loaded in session.loaded:
         if loaded.compute_metrics is not None:
             trainer.compute_metrics = loaded.compute_metrics
@@ -88,7 +50,7 @@ def drive(trainer: Trainer, go: Go, session: Session) -> None:
 
 def pass_over(trainer: Trainer, go: Go, sections: Mapping[str, Any], end: Position) -> TrainOutput:
     """Leave a training as if it had been done: its last State is restored, no step is made."""
-    _silence(trainer)
+    silence(trainer)
     wrapped = Wrapped()
 
     def enter(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
@@ -103,29 +65,6 @@ def pass_over(trainer: Trainer, go: Go, sections: Mapping[str, Any], end: Positi
     finally:
         wrapped.undo()
     return TrainOutput(end.step, 0.0, {})
-
-
-def _silence(trainer: Trainer) -> None:
-    """No checkpoint is written or deleted, no tracker or hub hears of the replay."""
-    reporters = tuple(INTEGRATION_TO_CALLBACK.values())
-    for callback in list(trainer.callback_handler.callbacks):
-        if isinstance(callback, (FlorCallback, *reporters)):
-            trainer.remove_callback(callback)
-    savers = (
-        "_save_checkpoint",
-        "save_model",
-        "save_state",
-        "push_to_hub",
-        "_push_from_checkpoint",
-        "_load_best_model",
-    )
-    for name in savers:
-        if hasattr(trainer, name):
-            setattr(trainer, name, _nothing)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands in for a saver."""
 
 
 class _Driver(TrainerCallback):
@@ -169,9 +108,10 @@ class _Driver(TrainerCallback):
             self._context = self.session.passing(one)
             self._context.__enter__()
         self._epoch = epoch - 1
-        position, sections = self.session.state(epoch - 1)
-        self.session.timeline.jump(position)
-        capture.restore(self.trainer, sections)
+        if self.session.has_state(epoch - 1):
+            position, sections = self.session.state(epoch - 1)
+            self.session.timeline.jump(position)
+            capture.restore(self.trainer, sections)
         original(*args, **kwargs)
         self._epoch_over(epoch)
 
@@ -179,8 +119,7 @@ class _Driver(TrainerCallback):
         """A re-run epoch is over, its log and evaluation included: compare where it ended."""
         self._epochs.pop(0)
         self.session.epoch_done(epoch)
-        end, _ = self.session.state(epoch, only=())
-        self.session.compare_weights(end, self._model().state_dict())
+        self.session.compare_weights(epoch, self._model().state_dict())
         self.trainer.control.should_training_stop = False
         if not self._epochs:
             self._context.__exit__(None, None, None)
@@ -197,7 +136,7 @@ class _Driver(TrainerCallback):
                 capture.restore_weights(self.trainer, sections)
                 values = self.session.hooks.epoch(self.harvest.context())
                 self.session.timeline.add(values, "validation", "epoch")
-                self.session.compare_weights(position, self._model().state_dict())
+                self.session.compare_weights(epoch, self._model().state_dict())
                 self.session.epoch_done(epoch)
 
     def _validate_pass(self, one: Pass) -> None:

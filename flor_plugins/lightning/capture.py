@@ -8,7 +8,7 @@ whose iterator is made in `FitLoop.setup_data`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.loops.loop import _Loop
@@ -105,7 +105,7 @@ def as_checkpoint(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
     """Modules that callbacks keep (averaged models): their own state has no non-persistent buffers."""
-    for callback in trainer.callbacks:
+    for callback in cast(Any, trainer).callbacks:
         for attribute, value in vars(callback).items():
             if isinstance(value, nn.Module) and value is not trainer.lightning_module:
                 yield f"{type(callback).__qualname__}.{attribute}", value

@@ -10,58 +10,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
-from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.callbacks import Callback
 
 from flor_plugins.errors import HookError
 from flor_plugins.hooks.load import check_callback
 from flor_plugins.lightning import capture
 from flor_plugins.lightning.callback import FlorCallback
 from flor_plugins.lightning.harvest import Harvest
+from flor_plugins.lightning.intercept import Go, silence
 from flor_plugins.records import Pass, Position
 from flor_plugins.replay.session import Session
 from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
-
-Go = Callable[[], Any]
-# Where a trainer is Any: its `callbacks` are set from outside, not declared (callback_connector.py).
-
-
-def intercept(arrived: Callable[[pl.Trainer, Go], Any], *, inject: bool) -> None:
-    """From now on every recorded `Trainer.fit` of this process goes to `arrived(trainer, go)`.
-
-    inject: also trainers without a FlorCallback. Called once, in a worker process.
-    """
-    original = pl.Trainer.fit
-
-    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not inject and not any(isinstance(c, FlorCallback) for c in self.callbacks):
-            return original(self, *args, **kwargs)
-        return arrived(self, lambda: original(self, *args, **kwargs))
-
-    pl.Trainer.fit = fit  # type: ignore[method-assign]
-
-
-def train(built: Any, callback: FlorCallback) -> None:
-    """Train what a recipe's function returned: (trainer, module, data), with the callback on."""
-    trainer, module, data = built
-    trainer.callbacks = [callback, *trainer.callbacks]
-    if isinstance(data, pl.LightningDataModule):
-        trainer.fit(module, datamodule=data)
-    else:
-        trainer.fit(module, *(data if isinstance(data, (tuple, list)) else (data,)))
-
-
-def put_on(callback: Callable[[], FlorCallback]) -> None:
-    """From now on every `Trainer.fit` of this process without a FlorCallback gets one."""
-    original = pl.Trainer.fit
-
-    def fit(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not any(isinstance(c, FlorCallback) for c in self.callbacks):
-            self.callbacks = [callback(), *self.callbacks]
-        return original(self, *args, **kwargs)
-
-    pl.Trainer.fit = fit  # type: ignore[method-assign]
 
 
 def drive(trainer: Any, go: Go, session: Session) -> None:
@@ -71,7 +31,7 @@ def drive(trainer: Any, go: Go, session: Session) -> None:
         check_callback(made, Callback)
     if any(loaded.compute_metrics for loaded in session.loaded):
         raise HookError("compute_metrics is a hook of the HF Trainer; for Lightning write a Callback")
-    _silence(trainer)
+    silence(trainer)
     driver = _Driver(session)
     trainer.callbacks = [driver, *_without_flor(trainer), *(made() for made in classes)]
     go()
@@ -81,28 +41,13 @@ def drive(trainer: Any, go: Go, session: Session) -> None:
 
 def pass_over(trainer: Any, go: Go, sections: Mapping[str, Any], end: Position) -> None:
     """Leave a fit as if it had trained: its last State is restored, no step is made."""
-    _silence(trainer)
+    silence(trainer)
     trainer.callbacks = [_PassOver(sections, end), *_without_flor(trainer)]
     go()
 
 
 def _without_flor(trainer: Any) -> list[Callback]:
     return [c for c in trainer.callbacks if not isinstance(c, FlorCallback)]
-
-
-def _silence(trainer: Any) -> None:
-    """No checkpoint is written or deleted, no tracker hears of the replay."""
-    trainer.num_sanity_val_steps = 0
-    trainer.loggers = [DummyLogger() for _ in trainer.loggers]
-    trainer.save_checkpoint = _nothing  # type: ignore[method-assign]
-    for callback in trainer.callbacks:
-        if isinstance(callback, ModelCheckpoint):
-            for name in ("_save_checkpoint", "_remove_checkpoint", "_link_checkpoint"):
-                setattr(callback, name, _nothing)
-
-
-def _nothing(*args: Any, **kwargs: Any) -> None:
-    """Stands in for a saver."""
 
 
 class _Entered(Callback):
@@ -152,6 +97,7 @@ class _Driver(_Entered):
         self._epochs: list[tuple[Pass, int]] = []
         self._context: Any = None
         self._epoch: int | None = None
+        self._sections: dict[str, Any] | None = None
         self._begun = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -192,12 +138,16 @@ class _Driver(_Entered):
             self._context = self.session.passing(one)
             self._context.__enter__()
         self._epoch = epoch
-        _, self._sections = self.session.state(epoch - 1)
-        capture.restore_progress(trainer, self._sections, epoch - 1)
+        # Without a checkpoint here the epoch before has just been run: the training goes on.
+        self._sections = self.session.state(epoch - 1)[1] if self.session.has_state(epoch - 1) else None
+        if self._sections is not None:
+            capture.restore_progress(trainer, self._sections, epoch - 1)
         original()
 
     def _advance(self, trainer: pl.Trainer) -> None:
         """The same moment as the recording's: hooks of the epoch's start have run, then are overwritten."""
+        if self._sections is None:
+            return
         position = checkpoint_position(self._sections)
         self.session.timeline.jump(Position(self._epoch - 1 if self._epoch else 0, position))
         capture.restore(trainer, self._sections)
@@ -209,9 +159,8 @@ class _Driver(_Entered):
         epoch, self._epoch = self._epoch, None
         self._epochs.pop(0)
         self.session.epoch_done(epoch)
-        end, _ = self.session.state(epoch, only=())
         weights = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)["state_dict"]
-        self.session.compare_weights(end, weights)
+        self.session.compare_weights(epoch, weights)
         if not self._epochs:
             self._context.__exit__(None, None, None)
 
@@ -226,7 +175,7 @@ class _Driver(_Entered):
                 capture.restore_weights(trainer, sections)
                 values = self.session.hooks.epoch(self.harvest.context())
                 self.session.timeline.add(values, "validation", "epoch")
-                self.session.compare_weights(position, trainer.lightning_module.state_dict())
+                self.session.compare_weights(epoch, trainer.lightning_module.state_dict())
                 self.session.epoch_done(epoch)
 
     def _validate_pass(self, trainer: pl.Trainer, one: Pass) -> None:

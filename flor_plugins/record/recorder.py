@@ -31,7 +31,6 @@ from flor_plugins.store.layout import Store, find_store, new_id
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
 
-
 MOST_GAPS = 100  # of a run: something that fails at every step must not make run.json grow without end
 
 

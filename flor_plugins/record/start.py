@@ -37,12 +37,12 @@ def recipe(path: Path, version: str) -> None:
         params=params,
         recipe=str(asked.path),
     )
-    import_module(f"flor_plugins.{framework}.drive").train(built, callback)
+    import_module(f"flor_plugins.{framework}.intercept").train(built, callback)
 
 
 def command(kind: str, framework: str, name: str, target: str, arguments: list[str]) -> None:
     """Run a script or a module; every trainer that it trains gets a FlorCallback."""
-    adapter = import_module(f"flor_plugins.{framework}.drive")
+    adapter = import_module(f"flor_plugins.{framework}.intercept")
     made = import_module(f"flor_plugins.{framework}").FlorCallback
     folder = Path(target).resolve().parent if kind == "script" else Path.cwd()
     launched = environment.launch()

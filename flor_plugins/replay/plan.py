@@ -153,14 +153,29 @@ def _passes(run: Run, ways: dict[str, Way], where: Where | None, epochs: str | S
         if not names:
             continue
         due, steps = _due(run, names, way, where, wanted, present)
+        base = due
         if way == "train":
-            due = [epoch for epoch in due if epoch - 1 in saved and epoch in saved]
+            due, base = _with_run_up(due, saved)
         if due:
-            base = due if way != "train" else [epoch - 1 for epoch in due]
             used = tuple(str(saved[epoch].position) for epoch in base)
             one = Pass(way, tuple(due), names, _REASONS[way], used, steps=steps)
             passes.append(replace(one, seconds=_seconds(run, one)))
     return passes
+
+
+def _with_run_up(due: Sequence[int], saved: Collection[int]) -> tuple[list[int], list[int]]:
+    """Epochs to run so that `due` are run, and the checkpoints to start from.
+
+    Where the checkpoint before an epoch was not kept, the epochs since the last one that was run again, too.
+    """
+    epochs: set[int] = set()
+    bases: set[int] = set()
+    for epoch in due:
+        earlier = [known for known in saved if known < epoch]
+        if earlier:
+            bases.add(max(earlier))
+            epochs.update(range(max(earlier) + 1, epoch + 1))
+    return sorted(epochs), sorted(bases)
 
 
 def _due(

@@ -57,6 +57,10 @@ class Session:
         position = checkpoint_at(self.run, epoch)
         return position, checkpoints.load_checkpoint(self.run.path, position, only)
 
+    def has_state(self, epoch: int) -> bool:
+        """Was the State after `epoch` epochs kept? If not, a run reaches it by going on."""
+        return any(c.position.epoch == epoch for c in checkpoints.list_checkpoints(self.run.path))
+
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass."""
         moments = {"state": "epoch", "validate": "validation", "train": "step"}
@@ -90,8 +94,11 @@ class Session:
         self.timeline.close()
         self._tell({"event": "epoch", "epoch": epoch, "way": self._pass.way if self._pass else ""})
 
-    def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
-        """The model as it stands against the checkpoint recorded at that position, tensor by tensor."""
+    def compare_weights(self, epoch: int, weights: Mapping[str, Any]) -> None:
+        """The model as it stands against the checkpoint after `epoch` epochs, tensor by tensor, if it was kept."""
+        if not self.has_state(epoch):
+            return
+        position = checkpoint_at(self.run, epoch)
         recorded = checkpoints.tensor_hashes(self.run.path, position, "model")
         recomputed = {name: sha256(t.detach().cpu().contiguous()) for name, t in weights.items()}
         grade = self._comparison.hashes(position, recorded, recomputed)

@@ -70,10 +70,11 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
     session = Session(run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell)
     live.connect(session.log)
     fits = _Fits(run, adapter, session, store)
-    adapter.intercept(fits.arrived, inject=run.launch.injected)
+    trainers = import_module(f"flor_plugins.{run.framework}.intercept")
+    trainers.intercept(fits.arrived, inject=run.launch.injected)
     guard_writes.guard_extensions()
     try:
-        _launch(run, sandbox, folder, adapter)
+        _launch(run, sandbox, folder, trainers)
     except ReplayDone:
         session.finish()
         return session
@@ -173,14 +174,14 @@ def _set_threads(run: Run) -> None:
         torch.set_num_threads(threads)
 
 
-def _launch(run: Run, sandbox: Path, folder: Path, adapter: ModuleType) -> None:
+def _launch(run: Run, sandbox: Path, folder: Path, trainers: ModuleType) -> None:
     launch = run.launch
     assert run.code is not None
     if launch.kind == "recipe":
         from flor_plugins.recipe import build_trainer
 
         callback = import_module(f"flor_plugins.{run.framework}").FlorCallback(name=run.name)
-        adapter.train(build_trainer(folder, launch.target, dict(launch.params)), callback)
+        trainers.train(build_trainer(folder, launch.target, dict(launch.params)), callback)
     elif launch.kind == "module":
         sys.path.insert(0, os.getcwd())
         runpy.run_module(launch.target, run_name="__main__", alter_sys=True)
