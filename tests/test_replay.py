@@ -64,9 +64,7 @@ def test_hindsight_equals_live(recorded: Project, framework: str, asked: None, a
         assert rows_of(frame, f"plain{accumulate}", metric) == live
 
 
-def test_epochs_whose_checkpoint_was_not_kept_are_run_again(
-    recorded: Project, framework: str, asked: None
-) -> None:
+def test_epochs_whose_checkpoint_was_not_kept_are_run_again(recorded: Project, framework: str, asked: None) -> None:
     at_epoch, at_step, _ = METRICS[framework]
     frame = flor.dataframe(at_epoch, at_step, store=recorded.store.root)
     live = rows_of(frame, "live1", at_step)

@@ -121,8 +121,7 @@ class Session:
             return
         encoded = {name: self._encode(name, value, row.position) for name, value in row.values.items()}
         encoded = {name: value for name, value in encoded.items() if value is not None}
-        key = (row.position, row.phase, row.level)
-        grade = self._comparison.values(row.position, self._recorded.get(key, {}), encoded)
+        grade = self._comparison.values(row.position, self._recorded_at(row), encoded)
         if grade == "unverified":
             grade = self._comparison.verdict().grade
         new = {name: row.values[name] for name in encoded if self._is_wanted(name, row.position, one)}
@@ -130,6 +129,13 @@ class Session:
             values = {name: value for name, value in new.items() if self._digests.get(name) == digest}
             self._journal.append(replace(row, values=values, verdict=grade, hook=digest))
         self._present.update((name, row.position) for name in new)
+
+    def _recorded_at(self, row: Row) -> Mapping[str, Any]:
+        """What the recording has there. An evaluation every n steps is the epoch's, too, where it ends one."""
+        found = self._recorded.get((row.position, row.phase, row.level))
+        if found is None and row.phase == "validation":
+            found = self._recorded.get((row.position, row.phase, "step"))
+        return found or {}
 
     def _is_wanted(self, name: str, position: Position, one: Pass) -> bool:
         if name not in one.metrics or (name, position) in self._present:
