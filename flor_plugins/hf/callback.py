@@ -15,6 +15,8 @@ from flor_plugins.hf.harvest import Harvest
 from flor_plugins.hf.params import params_of
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.record import recorder as recording
+from flor_plugins.record.begin import begin
+from flor_plugins.record.options import options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
@@ -39,7 +41,7 @@ class FlorCallback(TrainerCallback):
         every_n_epochs: int = 1,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.options = recording.options_of(name, project, tags, metrics, every_n_epochs, store)
+        self.options = options_of(name, project, tags, metrics, every_n_epochs, store)
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
         self._harvest: Harvest | None = None
@@ -56,7 +58,7 @@ class FlorCallback(TrainerCallback):
         trainer = calling_trainer()
         self._epoch = 0
         self._harvest, self._moments = None, {}  # those of an earlier training with this callback
-        self._recorder = recording.begin("hf", self.options, params_of(trainer), self.launch)
+        self._recorder = begin("hf", self.options, params_of(trainer), self.launch)
         if self._recorder is None:
             return
         self._harvest = Harvest(

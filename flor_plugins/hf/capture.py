@@ -68,7 +68,7 @@ def capture(trainer: Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
         MODULE: module_state.capture(model),
         RNG: {
             "now": rng.capture(),
-            "generators": rng.capture_generators(rng.loader_generators(_loaders(trainer))),
+            "generators": rng.capture_generators(rng.loader_generators(loaders(trainer))),
             **moments,
         },
     }
@@ -96,7 +96,7 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
         for name, value in (held["callbacks"].get(callback_name) or {}).items():
             setattr(callback, name, value)
     _restore_loader(trainer.callback_handler.train_dataloader, held["loader"])
-    rng.restore_generators(rng.loader_generators(_loaders(trainer)), sections[RNG]["generators"])
+    rng.restore_generators(rng.loader_generators(loaders(trainer)), sections[RNG]["generators"])
     rng.restore(sections[RNG]["now"])
 
 
@@ -116,7 +116,8 @@ def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
             yield f"{name}.{counts[name]}", callback
 
 
-def _loaders(trainer: Trainer) -> Iterator[tuple[str, Any]]:
+def loaders(trainer: Trainer) -> Iterator[tuple[str, Any]]:
+    """The loaders of a training, by name."""
     handler = trainer.callback_handler
     for name, loader in (("train", handler.train_dataloader), ("validation", handler.eval_dataloader)):
         if loader is not None:

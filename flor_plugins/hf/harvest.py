@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from transformers import Trainer
 
+from flor_plugins.hf import capture
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Context
 from flor_plugins.record.recorder import still
+from flor_plugins.records import Phase
+from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
 from flor_plugins.store.timeline import Timeline
 
@@ -45,6 +48,8 @@ class Harvest:
         self._losses: list[torch.Tensor] = []
         self._pending: dict[str, Any] = {}
         self._batch: Any = None
+        self._val_loader: Any = None
+        hooks.generators = lambda: rng.loader_generators(capture.loaders(trainer))
         self._in_update = ExitStack()
 
     def attach(self) -> None:
@@ -52,6 +57,8 @@ class Harvest:
         self._wrapped.before(self.trainer, "get_batch_samples", self._on_update_begin)
         self._wrapped.around(self.trainer, "training_step", self._training_step)
         self._wrapped.around(self.trainer, "_get_grad_norm", self._grad_norm)
+        self._wrapped.around(self.trainer, "evaluate", self._in_phase("validation"))
+        self._wrapped.around(self.trainer, "predict", self._in_phase("test"))
         if self.hooks.at("validation"):
             self._wrapped.around(self.trainer, "prediction_step", self._prediction_step)
 
@@ -69,11 +76,13 @@ class Harvest:
             lr = group["lr"]
             name = "lr" if index == 0 else f"lr.{index}"
             self._pending[name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
-        self.hooks.before_update(self._update_context())
+        if self.hooks.at("step"):
+            self.hooks.before_update(self._update_context())
 
     def on_optimizer_step(self) -> None:
         """The update is made; gradients are still there."""
-        self._pending.update(self.hooks.after_update(self._update_context()))
+        if self.hooks.at("step"):
+            self._pending.update(self.hooks.after_update(self._update_context()))
 
     def on_step_end(self) -> None:
         """global_step counts this update already; logging and evaluation follow."""
@@ -112,7 +121,7 @@ class Harvest:
             **{
                 "model": trainer.model,
                 "optimizer": self._optimizer(),
-                "val_dataloader": val_dataloader(trainer),
+                "make_val_dataloader": self._val_dataloader,
                 "device": trainer.args.device,
                 "run": self.run,
                 "epoch": position.epoch,
@@ -122,6 +131,18 @@ class Harvest:
         )
 
     # ---- inside
+
+    def _in_phase(self, phase: Phase) -> Callable[..., Any]:
+        """While the wrapped method runs, what `flor.log` brings belongs to that phase."""
+
+        def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            before, self.timeline.phase = self.timeline.phase, phase
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.timeline.phase = before
+
+        return wrapper
 
     def _on_update_begin(self) -> None:
         # The first call of each update, before its batches are drawn. What user code logs with
@@ -167,9 +188,8 @@ class Harvest:
         self.guarded(lambda: self.hooks.validation_batch(self.context(batch=batch, outputs=outputs)))
         return outputs
 
-
-def val_dataloader(trainer: Trainer) -> Any:
-    """The evaluation loader, or None where there is no evaluation data."""
-    if trainer.eval_dataset is None:
-        return None
-    return trainer.get_eval_dataloader()
+    def _val_dataloader(self) -> Any:
+        """The evaluation loader, made once: each `get_eval_dataloader` adds one to the accelerator."""
+        if self._val_loader is None and self.trainer.eval_dataset is not None:
+            self._val_loader = self.trainer.get_eval_dataloader()
+        return self._val_loader

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import traceback
-from collections.abc import Callable, Generator, Sequence
-from dataclasses import dataclass, field, replace
+from collections import abc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,15 +15,22 @@ from flor_plugins.errors import HookError
 from flor_plugins.hooks.guard import undisturbed
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Position
+from flor_plugins.state.rng import Generator
+
+Started = abc.Generator[Any, Any, Any]
 
 
 @dataclass(slots=True)
 class Hooks:
-    """The metrics of a run or a replay. `failed` hears of each hook that raised; the others go on."""
+    """The metrics of a run or a replay. `failed` hears of each hook that raised; the others go on.
+
+    generators: those that the trainer's loaders own at present, to be put back after a hook.
+    """
 
     metrics: Sequence[Metric] = ()
     failed: Callable[[Metric, Position, HookError], None] | None = None
-    _started: dict[str, Generator[Any, Any, Any]] = field(default_factory=dict)
+    generators: Callable[[], dict[str, Generator]] | None = None
+    _started: dict[str, Started] = field(default_factory=dict)
     _batches: dict[str, list[Any]] = field(default_factory=dict)
 
     def at(self, moment: str) -> list[Metric]:
@@ -75,9 +83,10 @@ class Hooks:
     def _all(self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric], Any]) -> dict[str, Any]:
         position = Position(ctx.epoch, ctx.step)
         found: dict[str, Any] = {}
+        generators = self.generators() if metrics and self.generators is not None else {}
         for metric in metrics:
             try:
-                with undisturbed(ctx.model, metric, position):
+                with undisturbed(ctx.model, metric, position, generators):
                     value = call(metric)
                     found[metric.name] = value.detach() if isinstance(value, torch.Tensor) else value
             except Exception as error:
@@ -107,17 +116,12 @@ class Hooks:
         self.failed(metric, position, error)
 
 
-def context_with(ctx: Context, **changes: Any) -> Context:
-    """A context with some fields changed."""
-    return replace(ctx, **changes)
-
-
-def _first_yield(generator: Generator[Any, Any, Any]) -> bool:
+def _first_yield(generator: Started) -> bool:
     next(generator)
     return True
 
 
-def _last_value(generator: Generator[Any, Any, Any], metric: Metric) -> Any:
+def _last_value(generator: Started, metric: Metric) -> Any:
     try:
         next(generator)
     except StopIteration as stop:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,8 +16,12 @@ from flor_plugins.state import rng
 
 
 @contextmanager
-def undisturbed(model: nn.Module, hook: Metric, position: Position) -> Iterator[None]:
+def undisturbed(
+    model: nn.Module, hook: Metric, position: Position, generators: Mapping[str, rng.Generator] | None = None
+) -> Iterator[None]:
     """Undo what the block does to RNG, modes, buffers, requires_grad and gradients.
+
+    generators: those that loaders and samplers own; a hook that iterates over data draws from them, too.
 
     The global generators are seeded from the hook's name and position, so that a hook that
     draws gets the same numbers live and in hindsight. Raises HookError when the block changed
@@ -29,11 +33,14 @@ def undisturbed(model: nn.Module, hook: Metric, position: Position) -> Iterator[
     copies = [None if g is None else g.clone() for *_, g in parameters] if hook.grad else None
     if hook.at == "epoch":
         model.eval()
+    own = dict(generators or {})
+    states = rng.capture_generators(own)
     with rng.kept(), torch.set_grad_enabled(hook.grad):
         rng.seed(_seed(hook.name, position))
         try:
             yield
         finally:
+            rng.restore_generators(own, states)
             _put_back(modes, buffers)
             changed = [
                 i

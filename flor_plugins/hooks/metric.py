@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, overload
 
 from flor_plugins.errors import HookError
@@ -33,11 +33,16 @@ class Context:
     outputs: Any = None
     loss: Any = None
     optimizer: Any = None
-    val_dataloader: Any = None
     device: Any = None
     run: str = ""
     epoch: int = 0
     step: int = 0
+    make_val_dataloader: Callable[[], Any] | None = field(default=None, repr=False)
+
+    @property
+    def val_dataloader(self) -> Any:
+        """Made when a hook asks for it: most hooks do not, and it costs."""
+        return None if self.make_val_dataloader is None else self.make_val_dataloader()
 
 
 @dataclass(frozen=True, slots=True)

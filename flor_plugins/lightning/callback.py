@@ -14,6 +14,8 @@ from flor_plugins.lightning import capture
 from flor_plugins.lightning.harvest import Harvest
 from flor_plugins.lightning.params import params_of
 from flor_plugins.record import recorder as recording
+from flor_plugins.record.begin import begin
+from flor_plugins.record.options import options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
@@ -38,7 +40,7 @@ class FlorCallback(Callback):
         every_n_epochs: int = 1,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.options = recording.options_of(name, project, tags, metrics, every_n_epochs, store)
+        self.options = options_of(name, project, tags, metrics, every_n_epochs, store)
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
         self._harvest: Harvest | None = None
@@ -52,7 +54,7 @@ class FlorCallback(Callback):
         if stage != "fit" or not trainer.is_global_zero:
             return
         self._harvest, self._moments = None, {}  # those of an earlier fit with this callback
-        self._recorder = recording.begin(
+        self._recorder = begin(
             "lightning", self.options, params_of(trainer, pl_module), self.launch
         )
         if self._recorder is None:
@@ -183,6 +185,7 @@ class FlorCallback(Callback):
         ):
             self._ours(self._recorder.reopen)
             self._harvest.attach()
+            self._recorder.timeline.phase = "test" if trainer.testing else "validation"
 
     def _feed(self, act: Callable[[Harvest], Any]) -> None:
         if self._harvest is not None:

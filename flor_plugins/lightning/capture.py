@@ -48,7 +48,7 @@ def capture(trainer: pl.Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
         MODULE: module_state.capture(module, gradients=not module.automatic_optimization),
         RNG: {
             "now": rng.capture(),
-            "generators": rng.capture_generators(rng.loader_generators(_loaders(trainer))),
+            "generators": rng.capture_generators(rng.loader_generators(loaders(trainer))),
             **moments,
         },
     }
@@ -72,7 +72,7 @@ def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     trainer._logger_connector._callback_metrics = dict(held["callback_metrics"])
     trainer._logger_connector._logged_metrics = dict(held["logged_metrics"])
     trainer.accumulate_grad_batches = held["accumulate_grad_batches"]
-    rng.restore_generators(rng.loader_generators(_loaders(trainer)), sections[RNG]["generators"])
+    rng.restore_generators(rng.loader_generators(loaders(trainer)), sections[RNG]["generators"])
     rng.restore(sections[RNG]["now"])
 
 
@@ -111,7 +111,8 @@ def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
                 yield f"{type(callback).__qualname__}.{attribute}", value
 
 
-def _loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
+def loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
+    """The loaders of a fit, by name."""
     loops = {"train": trainer.fit_loop, "validation": trainer.fit_loop.epoch_loop.val_loop}
     for name, loop in loops.items():
         combined = loop._combined_loader

@@ -17,8 +17,10 @@ import torch
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Context
+from flor_plugins.lightning import capture
 from flor_plugins.record.recorder import still
 from flor_plugins.records import Phase
+from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
 from flor_plugins.store.timeline import Timeline
 
@@ -44,6 +46,7 @@ class Harvest:
         self._pending: dict[str, Any] = {}
         self._batch: Any = None
         self._in_connector = False
+        hooks.generators = lambda: rng.loader_generators(capture.loaders(trainer))
 
     def attach(self) -> None:
         """Wrap what values pass through. Call once per fit, when the trainer is built."""
@@ -54,6 +57,9 @@ class Harvest:
         wrapped.before(connector, "update_train_epoch_metrics", lambda: self.guarded(self._on_train_metrics))
         wrapped.before(connector, "update_eval_epoch_metrics", lambda: self.guarded(self._on_eval_metrics))
         wrapped.around(connector, "log_metrics", self._on_log_metrics)
+        wrapped.around(self.trainer.fit_loop.epoch_loop.val_loop, "run", self._in_phase("validation"))
+        wrapped.around(self.trainer.validate_loop, "run", self._in_phase("validation"))
+        wrapped.around(self.trainer.test_loop, "run", self._in_phase("test"))
         for logger in self.trainer.loggers:
             wrapped.around(logger, "log_metrics", self._on_logger)
 
@@ -71,11 +77,13 @@ class Harvest:
         for name, group in zip(names, optimizer.param_groups, strict=True):
             lr = group["lr"]
             self._pending[prefix + name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
-        self.hooks.before_update(self._update_context(optimizer))
+        if self.hooks.at("step"):
+            self.hooks.before_update(self._update_context(optimizer))
 
     def on_after_step(self, optimizer: Any) -> None:
         """The update is made; gradients are still there."""
-        self._pending.update(self.hooks.after_update(self._update_context(optimizer)))
+        if self.hooks.at("step"):
+            self._pending.update(self.hooks.after_update(self._update_context(optimizer)))
 
     def on_train_batch_start(self, batch: Any) -> None:
         self._batch = batch
@@ -87,7 +95,7 @@ class Harvest:
         self._batch = None
 
     def on_validation_batch_end(self, outputs: Any, batch: Any) -> None:
-        if not self.trainer.sanity_checking:
+        if self.hooks.at("validation") and not self.trainer.sanity_checking:
             self.hooks.validation_batch(self.context(batch=batch, outputs=outputs))
 
     def context(self, **fields: Any) -> Context:
@@ -98,7 +106,7 @@ class Harvest:
             **{
                 "model": trainer.lightning_module,
                 "optimizer": trainer.optimizers[0] if trainer.optimizers else None,
-                "val_dataloader": val_dataloader(trainer),
+                "make_val_dataloader": lambda: val_dataloader(trainer),
                 "device": trainer.lightning_module.device,
                 "run": self.run,
                 "epoch": position.epoch,
@@ -108,6 +116,21 @@ class Harvest:
         )
 
     # ---- inside
+
+    def _in_phase(self, phase: Phase) -> Callable[..., Any]:
+        """While the wrapped method runs, what `flor.log` brings belongs to that phase; to none in the sanity check."""
+
+        def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            if self.trainer.sanity_checking:
+                with live.connected(lambda name, value: None):
+                    return original(*args, **kwargs)
+            before, self.timeline.phase = self.timeline.phase, phase
+            try:
+                return original(*args, **kwargs)
+            finally:
+                self.timeline.phase = before
+
+        return wrapper
 
     def _update_context(self, optimizer: Any) -> Context:
         # The update that is being made will be global_step + 1; before the training step has

@@ -6,13 +6,12 @@ silently: the first is warned about with its path, all are counted in the run's 
 
 from __future__ import annotations
 
-import os
+import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -22,12 +21,11 @@ from flor_plugins.errors import FlorError, HookError
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Metric
-from flor_plugins.record import environment, snapshot
+from flor_plugins.record.options import Options
 from flor_plugins.record.writer import Writer
-from flor_plugins.records import Code, Launch, Position, Row, Run, RunStatus, Timing
+from flor_plugins.records import Position, Row, Run, RunStatus, Timing
 from flor_plugins.store import checkpoints, codec, runs
 from flor_plugins.store.journal import Journal
-from flor_plugins.store.layout import Store, find_store, new_id
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
 
@@ -36,23 +34,6 @@ MOST_GAPS = 100  # of a run: something that fails at every step must not make ru
 
 class FlorWarning(UserWarning):
     """Something could not be recorded; the training goes on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a FlorCallback was asked for.
-
-    name: of the run; default: the script's or the recipe version's name.
-    every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
-    metrics: @flor.metric hooks to compute live. store: folder; default: FLOR_DIR or .flor.
-    """
-
-    name: str | None = None
-    project: str | None = None
-    tags: tuple[str, ...] = ()
-    metrics: tuple[Metric, ...] = ()
-    every_n_epochs: int = 1
-    store: str | os.PathLike[str] | None = None
 
 
 class Recorder:
@@ -79,7 +60,7 @@ class Recorder:
 
     def log(self, name: str, value: Any) -> None:
         """`flor.log` during the run."""
-        self.timeline.add(still({name: value}), "train")
+        self.timeline.add(still({name: value}), self.timeline.phase)
 
     def wants_checkpoint(self, position: Position) -> bool:
         """Is a checkpoint due at this epoch boundary?"""
@@ -113,7 +94,7 @@ class Recorder:
         self.run = replace(
             self.run,
             status=status,
-            finished_at=_now(),
+            finished_at=now(),
             error=None if error is None else f"{type(error).__name__}: {error}"[:2000],
             position=self.timeline.position,
             timing=self._timing(),
@@ -127,9 +108,11 @@ class Recorder:
         self._segment += 1
         self._writer = Writer(self._failed)
         self._journal = self._open_journal()
+        live.connect(self.log)
 
     def close_again(self) -> None:
         """Seal what `reopen` opened."""
+        live.connect(None)
         self.timeline.close()
         self._writer.put(self._journal.seal)
         self._writer.close()
@@ -142,7 +125,11 @@ class Recorder:
                 self._gaps.append("what else is missing is not listed")
         if not self._warned:
             self._warned = True
-            warnings.warn(f"flor: {what} (run {self.run.name}, {self.run.path})", FlorWarning, stacklevel=3)
+            try:
+                warnings.warn(f"flor: {what} (run {self.run.name}, {self.run.path})", FlorWarning, stacklevel=3)
+            except FlorWarning as raised:
+                # `python -W error`: still no reason to end the training.
+                print(raised, file=sys.stderr)
 
     # ---- inside
 
@@ -180,31 +167,6 @@ class Recorder:
         return Timing(self.run.timing.build_s, mean.get("epoch"), mean.get("validation"))
 
 
-def begin(
-    framework: Literal["lightning", "hf"],
-    options: Options,
-    params: Mapping[str, Any],
-    launch: Launch | None = None,
-) -> Recorder | None:
-    """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be."""
-    try:
-        launched = launch or environment.launch()
-        start = Path(launched.folder or launched.cwd)
-        if launched.kind == "script":
-            start = Path(launched.target).parent
-        store = find_store(start) if options.store is None else Store(Path(options.store).resolve())
-        store.make()
-        recorder = Recorder(_first_run(store, framework, options, params, launched, start), options)
-        runs.save_run(recorder.run)
-    except (FlorError, OSError) as error:
-        warnings.warn(
-            f"flor: this training is not recorded: {type(error).__name__}: {error}", FlorWarning, stacklevel=3
-        )
-        return None
-    live.connect(recorder.log)
-    return recorder
-
-
 def still(values: Mapping[str, Any]) -> dict[str, Any]:
     """Values that the training can't change any more: tensors are copied where they are, without a sync."""
     return {name: _still(value) for name, value in values.items()}
@@ -222,46 +184,6 @@ def _still(value: Any) -> Any:
     return value
 
 
-def _first_run(
-    store: Store,
-    framework: Literal["lightning", "hf"],
-    options: Options,
-    params: Mapping[str, Any],
-    launched: Launch,
-    start: Path,
-) -> Run:
-    run_id = new_id()
-    path = store.run(run_id)
-    path.mkdir(parents=True)
-    gaps: list[str] = []
-    code: Code | None = None
-    try:
-        code = snapshot.take(store, run_id, start)
-    except FlorError as error:
-        gaps.append(f"no code snapshot, so this run can't be replayed: {error}")
-    if launched.kind == "interactive":
-        gaps.append("started from a prompt or a notebook: there is no script to start again for a replay")
-    process = runs.this_process()
-    earlier = [run for run in runs.list_runs(store) if run.process == process]
-    return Run(
-        run_id=run_id,
-        name=options.name or Path(launched.target).stem or framework,
-        project=options.project or start.name,
-        framework=framework,
-        status="running",
-        started_at=_now(),
-        launch=replace(launched, call=len(earlier)),
-        code=code,
-        process=process,
-        path=path,
-        tags=tuple(options.tags),
-        environment=environment.environment(),
-        params=dict(params),
-        timing=Timing(build_s=environment.seconds_since_start()),
-        gaps=tuple(gaps),
-    )
-
-
 def harmless(recorder: Recorder, act: Callable[[], Any]) -> Any:
     """Do something of ours in the middle of the user's training: a failure is a gap, never an error."""
     try:
@@ -271,24 +193,6 @@ def harmless(recorder: Recorder, act: Callable[[], Any]) -> Any:
         return None
 
 
-def options_of(
-    name: str | None,
-    project: str | None,
-    tags: Sequence[str],
-    metrics: Sequence[Metric],
-    every_n_epochs: int,
-    store: str | os.PathLike[str] | None,
-) -> Options:
-    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later."""
-    for metric in metrics:
-        if not isinstance(metric, Metric):
-            raise HookError(
-                f"FlorCallback(metrics=[{metric!r}]): decorate the function with @flor.metric(...)"
-            )
-    if every_n_epochs < 1:
-        raise ValueError(f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on")
-    return Options(name, project, tuple(tags), tuple(metrics), every_n_epochs, store)
-
-
-def _now() -> str:
+def now() -> str:
+    """The present moment, as run.json holds it: ISO 8601, UTC, milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -106,7 +106,7 @@ class Session:
 
     def log(self, name: str, value: Any) -> None:
         """`flor.log` in replayed code or in a hook."""
-        self.timeline.add({name: value}, "train")
+        self.timeline.add({name: value}, self.timeline.phase)
 
     def finish(self) -> None:
         """Seal the journal."""

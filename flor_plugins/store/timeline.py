@@ -17,6 +17,8 @@ from flor_plugins.records import Level, Phase, Position, Row
 class Timeline:
     """Holds the present position open until the run moves on, then emits its rows.
 
+    phase: where values go that do not say where they belong (`flor.log`).
+
     A step is open until the next one begins, because only then is it known whether
     it was the last of its epoch (loaders without a length do not say so before).
     """
@@ -24,6 +26,7 @@ class Timeline:
     emit: Callable[[Row], None]
     position: Position = field(default_factory=lambda: Position(0, 0))
     at_epoch_end: bool = False
+    phase: Phase = "train"
     _open: dict[tuple[Phase, Level], dict[str, Any]] = field(default_factory=dict)
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:

@@ -1,0 +1,83 @@
+"""The beginning of a run: its folder, its code, its first run.json."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from flor_plugins.errors import FlorError
+from flor_plugins.hooks import live
+from flor_plugins.record import environment, snapshot
+from flor_plugins.record.options import Options
+from flor_plugins.record.recorder import FlorWarning, Recorder, now
+from flor_plugins.records import Code, Launch, Run, Timing
+from flor_plugins.store import runs
+from flor_plugins.store.layout import Store, find_store, new_id
+
+
+def begin(
+    framework: Literal["lightning", "hf"],
+    options: Options,
+    params: Mapping[str, Any],
+    launch: Launch | None = None,
+) -> Recorder | None:
+    """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be."""
+    try:
+        launched = launch or environment.launch()
+        start = Path(launched.folder or launched.cwd)
+        if launched.kind == "script":
+            start = Path(launched.target).parent
+        store = find_store(start) if options.store is None else Store(Path(options.store).resolve())
+        store.make()
+        recorder = Recorder(_first_run(store, framework, options, params, launched, start), options)
+        runs.save_run(recorder.run)
+    except (FlorError, OSError) as error:
+        warnings.warn(
+            f"flor: this training is not recorded: {type(error).__name__}: {error}", FlorWarning, stacklevel=3
+        )
+        return None
+    live.connect(recorder.log)
+    return recorder
+
+
+def _first_run(
+    store: Store,
+    framework: Literal["lightning", "hf"],
+    options: Options,
+    params: Mapping[str, Any],
+    launched: Launch,
+    start: Path,
+) -> Run:
+    run_id = new_id()
+    path = store.run(run_id)
+    path.mkdir(parents=True)
+    gaps: list[str] = []
+    code: Code | None = None
+    try:
+        code = snapshot.take(store, run_id, start)
+    except FlorError as error:
+        gaps.append(f"no code snapshot, so this run can't be replayed: {error}")
+    if launched.kind == "interactive":
+        gaps.append("started from a prompt or a notebook: there is no script to start again for a replay")
+    process = runs.this_process()
+    earlier = [run for run in runs.list_runs(store) if run.process == process]
+    return Run(
+        run_id=run_id,
+        name=options.name or Path(launched.target).stem or framework,
+        project=options.project or start.name,
+        framework=framework,
+        status="running",
+        started_at=now(),
+        launch=replace(launched, call=len(earlier)),
+        code=code,
+        process=process,
+        path=path,
+        tags=tuple(options.tags),
+        environment=environment.environment(),
+        params=dict(params),
+        timing=Timing(build_s=environment.seconds_since_start()),
+        gaps=tuple(gaps),
+    )

@@ -1,0 +1,46 @@
+"""What a FlorCallback was asked for."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flor_plugins.errors import HookError
+from flor_plugins.hooks.metric import Metric
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a FlorCallback was asked for.
+
+    name: of the run; default: the script's or the recipe version's name.
+    every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
+    metrics: @flor.metric hooks to compute live. store: folder; default: FLOR_DIR or .flor.
+    """
+
+    name: str | None = None
+    project: str | None = None
+    tags: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    every_n_epochs: int = 1
+    store: str | os.PathLike[str] | None = None
+
+
+def options_of(
+    name: str | None,
+    project: str | None,
+    tags: Sequence[str],
+    metrics: Sequence[Metric],
+    every_n_epochs: int,
+    store: str | os.PathLike[str] | None,
+) -> Options:
+    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later."""
+    for metric in metrics:
+        if not isinstance(metric, Metric):
+            raise HookError(
+                f"FlorCallback(metrics=[{metric!r}]): decorate the function with @flor.metric(...)"
+            )
+    if every_n_epochs < 1:
+        raise ValueError(f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on")
+    return Options(name, project, tuple(tags), tuple(metrics), every_n_epochs, store)
