@@ -90,3 +90,24 @@ def test_hook_leaves_a_generator_that_both_loaders_share_as_it_was(
     having = weights([FlorCallback(metrics=[passes], store=tmp_path / "s")])
     assert all(torch.equal(a, b) for a, b in zip(without, having, strict=True))
     assert phases_of(tmp_path / "s", "passes") == {(epoch, "validation") for epoch in (1, 2, 3)}
+
+
+def test_trainer_that_is_built_otherwise_is_trained_unrecorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flor_plugins.hf import FlorCallback
+    from flor_plugins.hf.harvest import Harvest
+    from flor_plugins.record.recorder import FlorWarning
+    from tests.test_exactness_hf import train
+
+    def attach(self: Harvest) -> None:
+        raise AttributeError("'Trainer' object has no attribute '_get_grad_norm'")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Harvest, "attach", attach)
+    trainer, go = train("max_steps", tmp_path / "out", FlorCallback(store=tmp_path / "s"))
+    with pytest.warns(FlorWarning, match="_get_grad_norm"):
+        go()
+    assert trainer.state.global_step == 19
+    (run,) = list_runs(Store(tmp_path / "s"))
+    assert run.status == "failed" and "_get_grad_norm" in str(run.gaps)

@@ -58,12 +58,19 @@ class FlorCallback(TrainerCallback):
         trainer = calling_trainer()
         self._epoch = 0
         self._harvest, self._moments = None, {}  # those of an earlier training with this callback
-        self._recorder = begin("hf", self.options, params_of(trainer), self.launch)
+        self._recorder = begin("hf", self.options, lambda: params_of(trainer), self.launch)
         if self._recorder is None:
             return
-        self._harvest = Harvest(
-            trainer, self._recorder.timeline, self._recorder.hooks, self._recorder.run.name, self._ours
-        )
+        recorder = self._recorder
+        try:
+            self._attach(trainer, recorder)
+        except Exception as error:  # a version of transformers whose Trainer is built otherwise
+            recorder.warn(f"this Trainer can't be recorded: {type(error).__name__}: {error}")
+            self._end("failed", error)
+            self._harvest = self._recorder = None
+
+    def _attach(self, trainer: Trainer, recorder: recording.Recorder) -> None:
+        self._harvest = Harvest(trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
         self._harvest.attach()
         self._wrapped.around(trainer, "_run_epoch", self._run_epoch)
         self._wrapped.around(trainer, "evaluate", self._evaluate)

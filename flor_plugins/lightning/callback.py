@@ -46,6 +46,7 @@ class FlorCallback(Callback):
         self._harvest: Harvest | None = None
         self._wrapped = Wrapped()
         self._moments: dict[str, Any] = {}
+        self._handles: list[Any] = []
 
     # ---- begin and end
 
@@ -55,13 +56,20 @@ class FlorCallback(Callback):
             return
         self._harvest, self._moments = None, {}  # those of an earlier fit with this callback
         self._recorder = begin(
-            "lightning", self.options, params_of(trainer, pl_module), self.launch
+            "lightning", self.options, lambda: params_of(trainer, pl_module), self.launch
         )
         if self._recorder is None:
             return
-        self._harvest = Harvest(
-            trainer, self._recorder.timeline, self._recorder.hooks, self._recorder.run.name, self._ours
-        )
+        recorder = self._recorder
+        try:
+            self._attach(trainer, recorder)
+        except Exception as error:  # a version of Lightning whose loops are built otherwise
+            recorder.warn(f"this Trainer can't be recorded: {type(error).__name__}: {error}")
+            self._end("failed", error)
+            self._harvest = self._recorder = None
+
+    def _attach(self, trainer: pl.Trainer, recorder: recording.Recorder) -> None:
+        self._harvest = Harvest(trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
         self._harvest.attach()
         loop = trainer.fit_loop
         self._wrapped.before(loop, "setup_data", lambda: self._moments.setdefault("setup", rng.capture()))
@@ -79,7 +87,7 @@ class FlorCallback(Callback):
             handle = optimizer.register_step_post_hook(
                 lambda o, *_: self._ours(lambda: self._harvest and self._harvest.on_after_step(o))
             )
-            self._handles = [*getattr(self, "_handles", []), handle]
+            self._handles.append(handle)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """After all other hooks of a fit, a test or a validation."""
@@ -106,7 +114,7 @@ class FlorCallback(Callback):
         self._wrapped.undo()
         if self._harvest is not None:
             self._harvest.detach()
-        for handle in getattr(self, "_handles", []):
+        for handle in self._handles:
             handle.remove()
         self._handles = []
         self._ours(lambda: recorder.finish(status, error))

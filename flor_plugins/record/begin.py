@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from flor_plugins.store.layout import Store, find_store, new_id
 def begin(
     framework: Literal["lightning", "hf"],
     options: Options,
-    params: Mapping[str, Any],
+    params: Callable[[], Mapping[str, Any]],
     launch: Launch | None = None,
 ) -> Recorder | None:
     """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be."""
@@ -32,12 +33,14 @@ def begin(
             start = Path(launched.target).parent
         store = find_store(start) if options.store is None else Store(Path(options.store).resolve())
         store.make()
-        recorder = Recorder(_first_run(store, framework, options, params, launched, start), options)
+        recorder = Recorder(_first_run(store, framework, options, params(), launched, start), options)
         runs.save_run(recorder.run)
-    except (FlorError, OSError) as error:
-        warnings.warn(
-            f"flor: this training is not recorded: {type(error).__name__}: {error}", FlorWarning, stacklevel=3
-        )
+    except Exception as error:  # whatever it is, the training is the user's and goes on
+        message = f"flor: this training is not recorded: {type(error).__name__}: {error}"
+        try:
+            warnings.warn(message, FlorWarning, stacklevel=3)
+        except FlorWarning:  # `python -W error`
+            print(message, file=sys.stderr)
         return None
     live.connect(recorder.log)
     return recorder
