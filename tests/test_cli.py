@@ -37,11 +37,15 @@ train(FlorCallback("good"), epochs=2)
 train(FlorCallback("other"), epochs=2, lr=2e-3)
 """
 KILLED = """
-import os, signal
+import os, signal, time
+from pathlib import Path
 from transformers import TrainerCallback
 class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == 20:
+            run = max(Path(".flor/runs").iterdir())
+            while not list(run.glob("checkpoints/epoch=2,*")):  # written behind the training
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 train(FlorCallback("killed"), epochs=4, also=[Kill()])
 """
