@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from flor_plugins.records import Launch, Level, Phase, Position, Run
 from flor_plugins.store.journal import read_run
@@ -32,6 +33,10 @@ Table = dict[tuple[Position, Phase, Level], dict[str, Any]]
 def pytest_configure(config: pytest.Config) -> None:
     # before any test module imports a framework, which reads them once
     os.environ.update(QUIET)
+    # Machines are shared and noisy: how long an example took says nothing. (On CI hypothesis has a profile of its own.)
+    if not os.environ.get("CI"):
+        settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.load_profile("shared")
 
 
 @pytest.fixture(autouse=True, scope="session")
