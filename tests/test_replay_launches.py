@@ -118,3 +118,40 @@ def test_a_run_from_a_prompt_is_skipped_with_its_reason(tmp_path: Path) -> None:
     project.python("-c", replaying.TRAIN["hf"] + "train(FlorCallback('prompt'), epochs=1)")
     done = project.flor("replay", "--metrics", "token_accuracy", "--hook", HOOKS["hf"], ok=False)
     assert "prompt or a notebook" in done.stderr
+
+
+# ---- one process, two trainings; the second goes on with the model of the first
+
+TWICE = {
+    "lightning": """
+import sys, torch, lightning.pytorch as pl, lit_toy
+from lit_toy import FlorCallback
+torch.set_num_threads(1)
+pl.seed_everything(7, verbose=False)
+model = lit_toy.Net(float(sys.argv[1]))
+lit_toy.trainer([FlorCallback("first")], 2).fit(model, *lit_toy.data())
+lit_toy.trainer([FlorCallback("second")], 3).fit(model, *lit_toy.data())
+""",
+    "hf": """
+import sys, torch, hf_toy
+from hf_toy import FlorCallback
+torch.set_num_threads(1)
+first = hf_toy.build([FlorCallback("first")], float(sys.argv[1]), 2)
+first.train()
+second = hf_toy.build([FlorCallback("second")], float(sys.argv[1]), 3)
+second.model.load_state_dict(first.model.state_dict())
+second.train()
+""",
+}
+
+
+@pytest.mark.parametrize("framework", list(TWICE))
+def test_second_training_of_a_process_replays_from_its_own_call(framework: str, tmp_path: Path) -> None:
+    project = replaying.make(tmp_path / "project")
+    project.write("twice.py", TWICE[framework])
+    project.python("twice.py", "0.02")
+    assert [(run.name, run.launch.call) for run in flor.runs(store=project.store.root)] == [("first", 0), ("second", 1)]
+    hook = project.root / HOOKS[framework]
+    frame = flor.replay("update_norm", hooks=[hook], run="second", store=project.store.root)
+    assert len(rows_of(frame, "second", "update_norm")) == 24
+    assert [(row["name"], row["verdict"]) for row in project.verdicts()] == [("second", "exact")]
