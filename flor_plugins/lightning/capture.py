@@ -54,6 +54,11 @@ def capture(trainer: pl.Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def weights(trainer: pl.Trainer) -> dict[str, Any]:
+    """The model's tensors as `capture` saves them: callbacks that average weights put theirs in."""
+    return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)["state_dict"]
+
+
 def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw."""
     module, connector = trainer.lightning_module, trainer._checkpoint_connector

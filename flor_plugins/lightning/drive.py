@@ -159,8 +159,7 @@ class _Driver(_Entered):
         epoch, self._epoch = self._epoch, None
         self._epochs.pop(0)
         self.session.epoch_done(epoch)
-        weights = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)["state_dict"]
-        self.session.compare_weights(epoch, weights)
+        self.session.compare_weights(epoch, capture.weights(trainer))
         if not self._epochs:
             self._context.__exit__(None, None, None)
 
