@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flor_plugins.record.environment import environment, flatten, launch, seconds_since_start
+from flor_plugins.state import packages
+from flor_plugins.state.packages import installed, normal
 
 ASK = (
     "import json, os, sys\n"
@@ -106,6 +109,61 @@ def test_environment_is_json_and_reads_the_switches_of_torch() -> None:
     assert said["determinism"]["cudnn_benchmark"] is not was
     assert said["determinism"]["num_threads"] == torch.get_num_threads()
     assert said["packages"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
+
+
+def test_newer_switches_of_torch_do_not_hide_the_others() -> None:
+    # Reading an older switch raises RuntimeError once a newer one was set, for the rest of the process.
+    code = (
+        "import json, torch\n"
+        "from flor_plugins.state.environment import environment\n"
+        "if hasattr(torch.backends.cuda.matmul, 'fp32_precision'):\n"
+        "    torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "torch.set_flush_denormal(True)\n"
+        "torch.set_default_dtype(torch.float64)\n"
+        "print(json.dumps(environment()['determinism']))\n"
+    )
+    said = ask(Path.cwd(), "-c", code)
+    assert said["flush_denormal"] is True and said["default_dtype"] == "torch.float64"
+    assert {"num_threads", "num_interop_threads", "cpu_capability", "flash_sdp", "mkldnn", "cudnn_tf32"} <= said.keys()
+    assert said.get("cuda_matmul_tf32") in ("tf32", False)
+
+
+def test_every_installed_package_is_named_as_importlib_names_it() -> None:
+    said = installed()
+    expected = {normal(each.metadata["Name"]): each.version for each in metadata.distributions()}
+    assert {name: said.get(name) for name in expected} == expected
+    assert environment()["packages"] == said and environment()["every_package"] is True
+
+
+def test_packages_are_read_from_names_and_the_first_folder_wins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in ("Toy_Box.x-1.0.dist-info", "old-2.0-py3.11.egg-info", "worked_on.egg-info", "~oy-9.dist-info"):
+        (first / folder).mkdir(parents=True)
+    (first / "unread.egg-info").mkdir()
+    (first / "worked_on.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: worked-on\nVersion: 3.0\n")
+    for folder in ("toy.box.x-0.1.dist-info", "local-1.0+cpu.dist-info", "a-b-1.0.post1.dist-info"):
+        (second / folder).mkdir(parents=True)
+    archive = tmp_path / "archive.zip"
+    archive.write_bytes(b"")
+    paths = [str(first), str(archive), str(tmp_path / "none"), "null\0byte", str(second)]
+    monkeypatch.setattr(sys, "path", paths)
+    said = installed()
+    monkeypatch.undo()
+    assert said == {
+        "a-b": "1.0.post1", "local": "1.0+cpu", "old": "2.0", "toy-box-x": "1.0", "worked-on": "3.0",
+    }  # fmt: skip
+
+
+def test_a_folder_of_samples_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        (tmp_path / f"toy{number}-1.0.dist-info").mkdir()
+    monkeypatch.setattr(packages, "MAX_NAMES", 3)
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    said = installed()
+    monkeypatch.undo()
+    assert len(said) == 3
 
 
 def test_launch_of_this_process_starts_it_again() -> None:

@@ -1,4 +1,4 @@
-"""How this process was started and what it runs on. Imports no torch: it asks one that is there."""
+"""How this process was started, and parameters as plain values. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,29 +6,21 @@ import dataclasses
 import enum
 import math
 import os
-import platform
 import re
 import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import PurePath
 from types import SimpleNamespace
 from typing import Any
 
 from flor_plugins.records import Launch
+from flor_plugins.state.environment import environment as environment
+from flor_plugins.state.environment import variables
 
 Plain = bool | int | float | str | list | None
 
-PACKAGES = ("torch", "lightning", "transformers", "accelerate", "numpy", "safetensors")
-PACKAGES += ("torchmetrics", "peft")
-VARIABLES = re.compile(
-    r"(PYTHONHASHSEED|PYTHONPATH|RANK|WORLD_SIZE|LOCAL_RANK|MASTER_ADDR|MASTER_PORT)$"
-    r"|(OMP|MKL|OPENBLAS|NUMEXPR|CUDA|CUBLAS|NCCL|PYTORCH|PL|HF|TRANSFORMERS|TOKENIZERS|ACCELERATE)_|TORCH"
-)
-SECRET_WORDS = re.compile(r"(TOKENS?|KEYS?|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)(_|$)")
-URL_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 MAX_REPR = 200
 MAX_ITEMS = 1_000
 MAX_DEPTH = 20  # a mapping that holds itself ends here
@@ -37,7 +29,7 @@ MAX_DEPTH = 20  # a mapping that holds itself ends here
 def launch() -> Launch:
     """How this process was started, enough to start it again; `call` is left at 0."""
     kind, target = _target()
-    return Launch(kind=kind, target=target, argv=tuple(sys.argv[1:]), cwd=_first_cwd(), env=_variables())
+    return Launch(kind=kind, target=target, argv=tuple(sys.argv[1:]), cwd=_first_cwd(), env=variables())
 
 
 def _target() -> tuple[Any, str]:
@@ -65,79 +57,6 @@ def _first_cwd() -> str:
             if os.path.isabs(started) and started.endswith(os.sep + given):
                 return started[: -len(given) - 1] or os.sep
     return os.getcwd()
-
-
-def _variables() -> dict[str, str]:
-    """The variables that can change a result; never one that may hold a secret."""
-    return {
-        name: value
-        for name, value in sorted(os.environ.items())
-        if VARIABLES.match(name)
-        and not SECRET_WORDS.search(name.upper())
-        and not URL_WITH_PASSWORD.search(value)
-    }
-
-
-def environment() -> dict[str, Any]:
-    """What this process runs on: python, platform, packages, devices and what decides about bits.
-
-    devices and determinism are empty where torch is not loaded.
-    """
-    return {
-        "python": platform.python_version(),
-        "implementation": platform.python_implementation(),
-        "platform": platform.platform(),
-        "machine": platform.machine(),
-        "cpus": os.cpu_count(),
-        "packages": _packages(),
-        "devices": _devices(),
-        "determinism": _determinism(),
-    }
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def _devices() -> list[str]:
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return []
-    if torch.cuda.is_initialized():
-        return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    # Names would initialise CUDA, after which the user's processes can't fork any more.
-    devices = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    return [*devices, "mps"] if torch.backends.mps.is_available() else devices
-
-
-def _determinism() -> dict[str, Any]:
-    torch = sys.modules.get("torch")
-    if torch is None:
-        return {}
-    return {
-        "num_threads": torch.get_num_threads(),
-        "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
-        "deterministic_warn_only": torch.is_deterministic_algorithms_warn_only_enabled(),
-        "cudnn_benchmark": torch.backends.cudnn.benchmark,
-        "cudnn_deterministic": torch.backends.cudnn.deterministic,
-        "float32_matmul_precision": torch.get_float32_matmul_precision(),
-        "cuda_matmul_tf32": _tf32(torch.backends.cuda.matmul),
-        "cudnn_tf32": _tf32(torch.backends.cudnn),
-    }
-
-
-def _tf32(backend: Any) -> Any:
-    """The newer switch where torch has it: reading the older one raises once the newer was used."""
-    try:
-        return backend.fp32_precision
-    except AttributeError:
-        return backend.allow_tf32
 
 
 def seconds_since_start() -> float | None:

@@ -22,6 +22,7 @@ def capture(module: nn.Module, *, gradients: bool = False) -> dict[str, Any]:
         "evaluating": [name for name, m in module.named_modules() if not m.training],
         "metrics": {name: _metric_state(m) for name, m in _metrics(module)},
         "attributes": _attributes(module),
+        "parts": {name: found for name, part in _parts(module) if (found := _attributes(part))},
         "gradients": {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         if gradients
         else {},
@@ -41,9 +42,14 @@ def restore(module: nn.Module, state: dict[str, Any]) -> None:
     for name, metric in _metrics(module):
         if name in state["metrics"]:
             _set_metric_state(metric, state["metrics"][name])
-    for name, value in state["attributes"].items():
-        if _is_plain(value):
-            setattr(module, name, value)
+    _set_attributes(module, state["attributes"])
+    for name, part in _parts(module):
+        _set_attributes(part, state.get("parts", {}).get(name, {}))
+
+
+def parameter_names(module: nn.Module) -> set[str]:
+    """The names in its state_dict that are parameters; the others are buffers."""
+    return {name for name, _ in module.named_parameters(remove_duplicate=False)}
 
 
 def unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
@@ -62,15 +68,35 @@ def restore_buffers(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Counters, averages and queues that training code keeps on the module itself."""
+    """Counters, averages and queues that training code keeps on a module; callbacks change those of torch's, too."""
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _OWN and not name.startswith("_") and _is_plain(value)
+        if name not in _OWN and not name.startswith("_") and is_plain(value)
     }
 
 
-def _is_plain(value: Any, depth: int = 0) -> bool:
+def _set_attributes(module: nn.Module, values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        if is_plain(value):
+            present = getattr(module, name, None)
+            setattr(module, name, _on(value, present.device) if isinstance(present, torch.Tensor) else value)
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    """A tensor, or a list of them, on a device."""
+    if isinstance(value, list):
+        return [_on(one, device) for one in value]
+    return value.to(device) if isinstance(value, torch.Tensor) else value
+
+
+def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules inside a module that are no metrics."""
+    metrics = {id(part) for _, part in _metrics(module)}
+    return [(name, part) for name, part in module.named_modules() if name and id(part) not in metrics]
+
+
+def is_plain(value: Any, depth: int = 0) -> bool:
     """Data that the state codec stores without loss; anything else belongs to the script."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value) in (type(None), bool, int, float, str)
@@ -79,9 +105,9 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
     if depth > 4:
         return False
     if type(value) in (list, tuple, set) or type(value).__name__ == "deque":
-        return all(_is_plain(item, depth + 1) for item in value)
+        return all(is_plain(item, depth + 1) for item in value)
     if type(value) is dict:
-        return all(_is_plain(k, depth + 1) and _is_plain(v, depth + 1) for k, v in value.items())
+        return all(is_plain(k, depth + 1) and is_plain(v, depth + 1) for k, v in value.items())
     return False
 
 
@@ -105,7 +131,7 @@ def _metric_state(metric: Any) -> dict[str, Any]:
 
 def _set_metric_state(metric: Any, state: dict[str, Any]) -> None:
     for name, value in state["states"].items():
-        setattr(metric, name, value)
+        setattr(metric, name, _on(value, metric.device))
     metric._update_count = state["update_count"]
     metric._computed = state["computed"]
     metric._forward_cache = state["forward_cache"]

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 
 
 def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Load a state_dict and undo its casts.
+    """Load a state_dict and undo what is done to its values.
 
     `Optimizer.load_state_dict` casts floating state to the parameter's dtype
     (torch/optim/optimizer.py, `_process_value_according_to_param_policy`): float32 moments of
-    bfloat16 parameters would lose their low bits, and the replay would diverge.
+    bfloat16 parameters would lose their low bits, and the replay would diverge. Queues are made anew there
+    without their length.
     """
     optimizer.load_state_dict(state)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]
     for index, parameter in zip(indices, parameters, strict=True):
         for key, value in state["state"].get(index, {}).items():
-            if isinstance(value, torch.Tensor) and optimizer.state[parameter][key].dtype != value.dtype:
-                optimizer.state[parameter][key] = value.to(parameter.device).clone()
+            held = optimizer.state[parameter]
+            if not isinstance(value, torch.Tensor):
+                held[key] = copy.deepcopy(value)
+            elif held[key].dtype != value.dtype:
+                held[key] = value.to(parameter.device).clone()

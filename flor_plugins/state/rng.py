@@ -51,19 +51,39 @@ def kept() -> Iterator[None]:
         restore(state)
 
 
+# Where loaders, samplers and datasets keep what they are made of.
+_PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "base_dataloader", "base_loader")
+
+
 def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, Generator]:
-    """Every generator object found on loaders, their samplers and datasets, by a stable name."""
+    """Every generator object found on loaders, on what they are made of, and on modules, by a stable name."""
     found: dict[str, Generator] = {}
+    seen: set[int] = set()
     for name, loader in loaders:
-        parts = {"loader": loader, "dataset": getattr(loader, "dataset", None)}
-        for part in ("sampler", "batch_sampler"):
-            parts[part] = getattr(loader, part, None)
-            parts[f"{part}.sampler"] = getattr(parts[part], "sampler", None)
-        for part, owner in parts.items():
-            for key, value in getattr(owner, "__dict__", {}).items():
-                if isinstance(value, Generator):
-                    found[f"{name}.{part}.{key}"] = value
+        _find(name, loader, found, seen)
     return found
+
+
+def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) -> None:
+    if owner is None or id(owner) in seen:
+        return
+    seen.add(id(owner))
+    if isinstance(owner, (list, tuple)):
+        for index, one in enumerate(owner):
+            _find(f"{name}.{index}", one, found, seen)
+        return
+    attributes = getattr(owner, "__dict__", {})
+    for key, value in attributes.items():
+        if isinstance(value, Generator) and id(value) not in seen:
+            seen.add(id(value))
+            found[f"{name}.{key}"] = value
+    for part in _PARTS:
+        inner = attributes.get(part, attributes.get(f"_{part}"))
+        if inner is not None and (hasattr(inner, "__dict__") or isinstance(inner, (list, tuple))):
+            _find(f"{name}.{part}", inner, found, seen)
+    if isinstance(owner, torch.nn.Module):
+        for key, inner in owner.named_children():
+            _find(f"{name}.{key}", inner, found, seen)
 
 
 def capture_generators(generators: dict[str, Generator]) -> dict[str, Any]:

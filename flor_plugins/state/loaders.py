@@ -1,0 +1,55 @@
+"""Data loaders at the beginning and in the middle of an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from flor_plugins.state import rng
+
+
+def has_persistent_workers(loader: Any) -> bool:
+    """Do the workers of this loader live on from epoch to epoch, with random state that nobody else sees?
+
+    A worker is seeded when it starts; one that persists never again (torch/utils/data/_utils/worker.py,
+    `_ResumeIteration`).
+    """
+    return bool(getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0))
+
+
+def has_running_workers(loader: Any) -> bool:
+    """Have the persistent workers of this loader been started?"""
+    return getattr(loader, "_iterator", None) is not None
+
+
+def end_workers(loader: Any) -> None:
+    """Stop persistent workers, so that the next iterator of the loader starts new ones, seeded anew."""
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
+
+
+def skip(iterator: Iterator[Any], batches: int, ahead: int, previous: Mapping[str, Any] | None) -> None:
+    """Draw `batches` batches and throw them away; nothing is computed with them.
+
+    Drawing is the only way that leaves workers and generators as they were, random transforms included.
+    ahead: the last so many are drawn under `previous`, the RNG state at the entry of the step
+    before: a loader that fetches ahead had drawn them from there.
+    """
+    for number in range(batches):
+        if number == batches - ahead and previous is not None:
+            rng.restore(dict(previous))
+        next(iterator)
+
+
+def once(act: Callable[[], Any]) -> Callable[[], None]:
+    """`act` at the first call only."""
+    done: list[bool] = []
+
+    def run() -> None:
+        if not done:
+            done.append(True)
+            act()
+
+    return run

@@ -1,0 +1,86 @@
+"""What an object of the user's own keeps while a training runs: counters, averages, generators, copies of a model."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from flor_plugins.state import module as module_state
+from flor_plugins.state import rng
+
+# Callbacks of these packages save what they need themselves, or need nothing.
+_FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers", "accelerate", "flor_plugins")
+
+
+def is_users(owner: Any) -> bool:
+    """Was the class of this object written by the user, and not by a framework?"""
+    return type(owner).__module__.partition(".")[0] not in _FRAMEWORKS
+
+
+def parts(model: nn.Module) -> set[int]:
+    """What tells that something belongs to a model: ids of its modules, addresses of its tensors' memory."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return {id(module) for module in model.modules()} | {_address(one) for one in tensors} - {0}
+
+
+def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
+    """Plain attributes, generators and modules that the object holds; what else it holds belongs to the script.
+
+    known: `parts` of the model that is being trained: they are saved elsewhere.
+    """
+    return {
+        "attributes": {name: value for name, value in vars(owner).items() if _is_state(value, known)},
+        "generators": rng.capture_generators(_generators(owner)),
+        "modules": {
+            name: {"weights": part.state_dict(), "rest": module_state.capture(part)}
+            for name, part in _modules(owner)
+            if id(part) not in known
+        },
+    }
+
+
+def restore(owner: Any, state: dict[str, Any]) -> None:
+    """Put `capture`'s result back; modules in place."""
+    for name, value in copy.deepcopy(state["attributes"]).items():
+        setattr(owner, name, value)
+    rng.restore_generators(_generators(owner), state["generators"])
+    for name, part in _modules(owner):
+        if name in state["modules"]:
+            part.load_state_dict(state["modules"][name]["weights"])
+            module_state.restore(part, state["modules"][name]["rest"])
+
+
+def _is_state(value: Any, known: Collection[int]) -> bool:
+    if isinstance(value, str) and os.sep in value:
+        return False  # a path is another one in the sandbox of a replay
+    # A view of a weight (`p.data`) has to stay one.
+    return module_state.is_plain(value) and not any(_address(one) in known for one in _tensors(value))
+
+
+def _address(tensor: torch.Tensor) -> int:
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):  # sparse tensors and subclasses without memory of their own
+        return 0
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from (one for inner in value.values() for one in _tensors(inner))
+    elif isinstance(value, (list, tuple, set)):
+        yield from (one for inner in value for one in _tensors(inner))
+
+
+def _generators(owner: Any) -> dict[str, rng.Generator]:
+    return {name: value for name, value in vars(owner).items() if isinstance(value, rng.Generator)}
+
+
+def _modules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
+    yield from ((name, value) for name, value in vars(owner).items() if isinstance(value, nn.Module))

@@ -1,0 +1,61 @@
+"""Fingerprints of batches: any changed bit is seen, and nothing is waited for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flor_plugins.state import batch
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
+          torch.complex64, torch.float16]  # fmt: skip
+
+
+@dataclass
+class Sample:
+    x: torch.Tensor
+    label: int
+
+
+@given(st.sampled_from(DTYPES), st.lists(st.integers(0, 5), max_size=3), st.integers(0, 2**31))
+def test_a_batch_has_one_fingerprint_wherever_it_lies(dtype: torch.dtype, shape: list[int], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.rand(shape, generator=generator) * 100).to(dtype)
+    wider = torch.stack([x, x])[1]  # the same values at another place of another storage
+    assert int(batch.checksum(x)) == int(batch.checksum(wider)) == int(batch.checksum({"a": wider}))
+    assert batch.sha256([x]) == batch.sha256([wider.clone()])
+
+
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=9), st.data())
+def test_a_changed_number_changes_both_fingerprints(numbers: list[int], data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(numbers) - 1))
+    other = list(numbers)
+    other[place] = data.draw(st.integers(-(2**31), 2**31 - 1).filter(lambda one: one != numbers[place]))
+    one, two = (torch.tensor(found, dtype=torch.int32) for found in (numbers, other))
+    assert int(batch.checksum(one)) != int(batch.checksum(two))
+    assert batch.sha256(one) != batch.sha256(two)
+
+
+def test_the_order_of_tensors_counts_and_other_leaves_are_hashed() -> None:
+    a, b = torch.arange(4), torch.arange(5)
+    assert int(batch.checksum([a, b])) != int(batch.checksum([b, a]))
+    assert batch.sha256({"x": a, "name": "one"}) != batch.sha256({"x": a, "name": "two"})
+    assert batch.sha256(Sample(a, 1)) != batch.sha256(Sample(a, 2))
+    assert int(batch.checksum(Sample(a, 1))) == int(batch.checksum(Sample(a, 2)))
+
+
+@pytest.mark.parametrize("value", [None, "text", 3, [], {}, object(), torch.empty(0), torch.eye(2).to_sparse()])
+def test_what_holds_no_words_has_a_fingerprint_too(value: Any) -> None:
+    assert int(batch.checksum(value)) == 0
+    assert len(batch.sha256(value)) == 64
+
+
+def test_a_batch_that_holds_itself_comes_to_an_end() -> None:
+    endless: list[Any] = [torch.arange(3)]
+    endless.append(endless)
+    assert int(batch.checksum(endless)) != 0
