@@ -13,6 +13,10 @@ Level = Literal["epoch", "step"]
 Way = Literal["state", "validate", "train"]
 Grade = Literal["exact", "close", "diverged", "unverified"]
 RunStatus = Literal["running", "finished", "failed", "killed"]
+# How well a run can be replayed, best first: bit for bit; up to rounding; not all of its state is
+# known; from its weights only; not at all.
+ReplayGrade = Literal["exact", "close", "partial", "weights", "none"]
+REPLAY_GRADES: tuple[ReplayGrade, ...] = ("exact", "close", "partial", "weights", "none")
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -117,8 +121,24 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What keeps a run from being replayed bit for bit, found while it was recorded.
+
+    grade: the best that is possible with it. remedy: what to do in the next run.
+    """
+
+    grade: ReplayGrade
+    reason: str
+    remedy: str
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
-    """One call of fit/train with the callback on it: what run.json holds."""
+    """One call of fit/train with the callback on it: what run.json holds.
+
+    resumed: "<time> at <position>" for each time that the run went on after an interruption.
+    processes: how many trained one model together.
+    """
 
     run_id: str
     name: str
@@ -138,6 +158,19 @@ class Run:
     params: Mapping[str, Any] = field(default_factory=dict)
     timing: Timing = Timing()
     gaps: tuple[str, ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
+    resumed: tuple[str, ...] = ()
+    processes: int = 1
+
+    @property
+    def is_weights_only(self) -> bool:
+        """Is nothing of its State recorded but the weights, because more could not be put back?"""
+        return any(one.grade == "weights" for one in self.obstacles)
+
+    @property
+    def replay_grade(self) -> ReplayGrade:
+        """The best that a replay can be, as far as was known when the run was recorded."""
+        return REPLAY_GRADES[max((REPLAY_GRADES.index(one.grade) for one in self.obstacles), default=0)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +178,7 @@ class Checkpoint:
     """The saved state of a run at a position.
 
     is_full: training can go on from it bit for bit; else `lost` says what is missing.
+    sections: what was saved: model, optimizer, ...
     """
 
     run_id: str
@@ -153,23 +187,54 @@ class Checkpoint:
     is_full: bool
     nbytes: int
     lost: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+
+    @property
+    def can_train(self) -> bool:
+        """Is there more than the weights of the model?"""
+        return "optimizer" in self.sections
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Training that is run again: from the checkpoint at `start` up to `end`, inside an epoch or at its end.
+
+    epochs: those that are touched, ascending, each by the count that is reached when it is complete.
+    """
+
+    start: Position
+    end: Position
+    epochs: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One way through some epochs of one run.
+    """One way through some positions of one run.
 
-    epochs: completed-epoch counts, ascending. reason: why this way is the cheapest.
-    steps: of step metrics only these are wanted; None means all of the epochs.
+    positions: where values are wanted; the ways "state" and "validate" restore the checkpoint at each.
+    stretches: what the way "train" runs again. reason: why this way is the cheapest.
+    steps: of step metrics only these are wanted; None means all of the stretches.
     """
 
     way: Way
-    epochs: tuple[int, ...]
     metrics: tuple[str, ...]
     reason: str
-    checkpoints: tuple[str, ...] = ()
+    positions: tuple[Position, ...] = ()
+    stretches: tuple[Stretch, ...] = ()
     seconds: float | None = None
     steps: tuple[int, ...] | None = None
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epochs that the pass answers for: completed counts, or the ones that are run again."""
+        run_again = {epoch for stretch in self.stretches for epoch in stretch.epochs}
+        return tuple(sorted(run_again or {position.epoch for position in self.positions}))
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that it starts from."""
+        starts = [stretch.start for stretch in self.stretches] or list(self.positions)
+        return tuple(map(str, starts))
 
 
 @dataclass(frozen=True, slots=True)

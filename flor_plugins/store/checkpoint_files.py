@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
+import secrets
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.records import Position
-from flor_plugins.store.files import read_json
+from flor_plugins.store.files import PARTIAL, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -66,8 +69,11 @@ def sha256(tensor: torch.Tensor) -> str:
     return hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy().data).hexdigest()
 
 
-def read_state(folder: Path, position: Position) -> dict[str, Any]:
-    """state.json of a checkpoint. Raises DamagedCheckpoint if it is absent, torn, altered or elsewhere's."""
+def read_state(folder: Path, position: Position | None = None) -> dict[str, Any]:
+    """state.json of a checkpoint. Raises DamagedCheckpoint if it is absent, torn or altered.
+
+    position: the one that the folder is named after, in a run; another one in the file is refused.
+    """
     path = folder / STATE
     try:
         state = read_json(path)
@@ -84,7 +90,7 @@ def read_state(folder: Path, position: Position) -> dict[str, Any]:
             f"{path} was altered: its hash is not the one it was written with. {WHAT_TO_DO}"
         )
     said = Position(**state["position"])
-    if said != position:
+    if position is not None and said != position:
         raise DamagedCheckpoint(
             f"{path} is the state at {said}: the folder was renamed or copied. Give it its name back."
         )
@@ -106,6 +112,34 @@ def read_tensors(folder: Path, state: Mapping[str, Any], keys: Collection[str]) 
     for file, ones in wanted.items():
         loaded |= _read_file(folder / file, ones)
     return loaded
+
+
+def beside(path: Path) -> Path:
+    """A new name in the same folder that readers pass over."""
+    return path.with_name(f"{PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Rename the folder `new`, which lies beside it, to `path`. What stood there is removed after.
+
+    A folder can't be replaced in one step: between two renames nothing is at `path`. If the
+    second fails, the first is undone and `new` removed: StoreError. Of a link only the link is replaced.
+    """
+    old = beside(path)
+    try:
+        path.rename(old)
+        try:
+            new.rename(path)
+        except BaseException:
+            old.rename(path)
+            raise
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise StoreError(f"{path} could not be replaced: {error}. What was there still is.") from error
+    if old.is_dir() and not old.is_symlink():
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        old.unlink()
 
 
 def _check_size(folder: Path, file: str, size: int | None) -> None:

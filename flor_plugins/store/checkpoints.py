@@ -39,28 +39,22 @@ def save_checkpoint(
     success, and good for one run and one writer. Raises StoreError if the position
     has a checkpoint, or if the disk refuses.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     folder = run_path / FOLDER / str(position)
     records = _records(encoded.tensors, folder, {} if known is None else known)
-    try:
-        with whole_folder(folder) as scratch:
-            for file, tensors in _by_file(encoded.tensors, records).items():
-                save_file(tensors, scratch / file)
-            state = _state(position, encoded, records, scratch, folder.parent)
-            # compact: Python's fast JSON encoder does not indent, and the tree may be long
-            write_json(scratch / STATE, state, indent=None)
-    except (OSError, SafetensorError) as error:
-        raise StoreError(
-            f"the checkpoint {folder} could not be written: {error}. "
-            f"Nothing of it was left behind; look at the free space and the rights of {run_path}."
-        ) from error
+    state = _save(folder, position, encoded, records)
     if known is not None:
         for key, one in records.items():
             where = one.file.removeprefix("../").rpartition("/")
             known[one.identity(key)] = (where[0] or folder.name, where[2], one.key)
     return _checkpoint(folder, state)
+
+
+def save_folder(folder: Path, position: Position, encoded: Encoded) -> None:
+    """Write an encoded state as a folder of any name, outside a run: whole or not at all.
+
+    Raises StoreError if the folder exists, or if the disk refuses.
+    """
+    _save(folder, position, encoded, _records(encoded.tensors, folder, {}))
 
 
 def load_checkpoint(
@@ -73,23 +67,13 @@ def load_checkpoint(
     the file, if anything it reads is missing, torn or altered; StoreError for a
     section that was not saved.
     """
-    from flor_plugins.errors import EncodingError
-    from flor_plugins.store.codec import decode
-
     folder = _folder(run_path, position)
-    state = checkpoint_files.read_state(folder, position)
-    tree = state["tree"]
-    missing = sorted(set(only or ()) - set(tree))
-    if missing:
-        raise StoreError(
-            f"the checkpoint {folder} was asked for its sections {', '.join(missing)} "
-            f"and has only {', '.join(tree)}. Ask for one of those."
-        )
-    wanted = {name: part for name, part in tree.items() if only is None or name in only}
-    try:
-        return decode(wanted, checkpoint_files.read_tensors(folder, state, _keys(wanted)))
-    except EncodingError as error:
-        raise DamagedCheckpoint(f"{folder / STATE} can't be understood: {error}") from error
+    return _load(folder, checkpoint_files.read_state(folder, position), only)
+
+
+def load_folder(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+    """What `save_folder` wrote, with the checks and errors of `load_checkpoint`."""
+    return _load(folder, checkpoint_files.read_state(folder), only)
 
 
 def list_checkpoints(run_path: Path) -> list[Checkpoint]:
@@ -137,6 +121,45 @@ def references(run_path: Path) -> dict[Position, set[Position]]:
         files = checkpoint_files.read_state(one.path, one.position)["files"]
         needed[one.position] = {Position.parse(name.split("/")[1]) for name in files if "/" in name}
     return needed
+
+
+def _save(
+    folder: Path, position: Position, encoded: Encoded, records: dict[str, TensorRecord]
+) -> dict[str, Any]:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        with whole_folder(folder) as scratch:
+            for file, tensors in _by_file(encoded.tensors, records).items():
+                save_file(tensors, scratch / file)
+            state = _state(position, encoded, records, scratch, folder.parent)
+            # compact: Python's fast JSON encoder does not indent, and the tree may be long
+            write_json(scratch / STATE, state, indent=None)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(
+            f"the checkpoint {folder} could not be written: {error}. "
+            f"Nothing of it was left behind; look at the free space and the rights of {folder.parent}."
+        ) from error
+    return state
+
+
+def _load(folder: Path, state: dict[str, Any], only: Collection[str] | None) -> dict[str, Any]:
+    from flor_plugins.errors import EncodingError
+    from flor_plugins.store.codec import decode
+
+    tree = state["tree"]
+    missing = sorted(set(only or ()) - set(tree))
+    if missing:
+        raise StoreError(
+            f"the checkpoint {folder} was asked for its sections {', '.join(missing)} "
+            f"and has only {', '.join(tree)}. Ask for one of those."
+        )
+    wanted = {name: part for name, part in tree.items() if only is None or name in only}
+    try:
+        return decode(wanted, checkpoint_files.read_tensors(folder, state, _keys(wanted)))
+    except EncodingError as error:
+        raise DamagedCheckpoint(f"{folder / STATE} can't be understood: {error}") from error
 
 
 def _records(tensors: dict[str, torch.Tensor], folder: Path, known: Known) -> dict[str, TensorRecord]:
@@ -204,6 +227,7 @@ def _checkpoint(folder: Path, state: dict[str, Any]) -> Checkpoint:
         is_full=state["full"],
         nbytes=sum(size for file, size in state["files"].items() if "/" not in file),
         lost=tuple(state["lost"]),
+        sections=tuple(state["tree"]),
     )
 
 

@@ -12,6 +12,7 @@ from flor_plugins.records import Level, Run
 from flor_plugins.store.cells import PHASES, Cell, Cells, Key, Track, collect
 from flor_plugins.store.columns import typed
 from flor_plugins.store.layout import Store
+from flor_plugins.store.names import is_ours
 from flor_plugins.store.runs import find_run, list_runs
 from flor_plugins.store.where import Where
 
@@ -61,8 +62,9 @@ def dataframe(
     seen = _seen(found)
     if condition:
         _refuse_unquoted(condition, seen)
-    shown = _resolve(asked or list(seen), found, seen)
-    columns = _resolve([*(asked or seen), *(name for name in extra if name not in FIXED)], found, seen)
+    default = [name for name in seen if not is_ours(name)]
+    shown = _resolve(asked or default, found, seen)
+    columns = _resolve([*(asked or default), *(name for name in extra if name not in FIXED)], found, seen)
     rows = _rows(found, columns, level)
     frame = _build(rows, columns, level or _finest(found, columns), source=source)
     if condition:

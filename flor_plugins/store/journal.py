@@ -9,7 +9,7 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,29 @@ class Journal:
         StoreError if the journal is closed or the disk is full; the file then is as it was before.
         """
         self._write(_line(row, self.media))
+
+    def take_out(self, unwanted: Callable[[Row], bool]) -> list[Row]:
+        """Remove rows, whole or not at all, and return them: a resumed run makes them again."""
+        kept: list[Row] = []
+        taken: list[Row] = []
+        for row in read_rows(self.path):
+            (taken if unwanted(row) else kept).append(row)
+        lines = [{"format": FORMAT, "writer": self.path.stem}]
+        lines += [_line(row, self.media) for row in kept]
+        with self._lock:
+            if self._fd is None:
+                raise StoreError(f"rows were to be removed from {self.path}, and it is closed. Open a new Journal.")
+            with whole_file(self.path) as scratch:
+                scratch.write_bytes(b"".join(map(_bytes, lines)))
+            os.close(self._fd)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        return taken
+
+    def sync(self) -> None:
+        """Wait until what was appended survives the end of the machine, too."""
+        with self._lock:
+            if self._fd is not None:
+                os.fsync(self._fd)
 
     def close(self) -> None:
         """Give the file back. Closing twice is fine."""

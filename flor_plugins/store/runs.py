@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError, UnknownRun
-from flor_plugins.records import Code, Launch, Position, Process, Run, Timing
+from flor_plugins.records import Code, Launch, Obstacle, Position, Process, Run, Timing
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store
 
@@ -150,7 +150,8 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
     if fields.get("position") is not None:
         fields["position"] = Position(**fields["position"])
     fields["timing"] = Timing(**fields.get("timing", {}))
-    for name in ("tags", "gaps"):
+    fields["obstacles"] = tuple(Obstacle(**one) for one in fields.get("obstacles", ()))
+    for name in ("tags", "gaps", "resumed"):
         fields[name] = tuple(fields.get(name, ()))
     return Run(path=path, **fields)
 

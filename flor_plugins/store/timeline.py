@@ -18,6 +18,7 @@ class Timeline:
     """Holds the present position open until the run moves on, then emits its rows.
 
     phase: where values go that do not say where they belong (`flor.log`).
+    coming: values of the update that is being made; they join the row of its step (see `take_coming`).
 
     A step is open until the next one begins, because only then is it known whether
     it was the last of its epoch (loaders without a length do not say so before).
@@ -27,6 +28,7 @@ class Timeline:
     position: Position = field(default_factory=lambda: Position(0, 0))
     at_epoch_end: bool = False
     phase: Phase = "train"
+    coming: dict[str, Any] = field(default_factory=dict)
     _open: dict[tuple[Phase, Level], dict[str, Any]] = field(default_factory=dict)
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
@@ -60,6 +62,27 @@ class Timeline:
         held = self._open.get(source, {})
         for name in names & held.keys():
             del held[name]
+
+    def take_coming(self) -> dict[str, Any]:
+        """The update is made: its values, for `step`."""
+        coming, self.coming = self.coming, {}
+        return coming
+
+    def state(self) -> dict[str, Any]:
+        """Where it stands and what is open, for `restore`: values as they were logged."""
+        return {
+            "position": [self.position.epoch, self.position.step],
+            "at_epoch_end": self.at_epoch_end,
+            "coming": dict(self.coming),
+            "open": [[phase, level, dict(values)] for (phase, level), values in self._open.items()],
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Stand where a `state` was taken; nothing is emitted."""
+        self.position = Position(*state["position"])
+        self.at_epoch_end = state["at_epoch_end"]
+        self.coming = dict(state["coming"])
+        self._open = {(phase, level): dict(values) for phase, level, values in state["open"]}
 
     def close(self) -> None:
         """Emit the rows of the open position."""

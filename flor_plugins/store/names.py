@@ -1,0 +1,24 @@
+"""Names of metrics that mean something to us."""
+
+from __future__ import annotations
+
+import re
+
+# Fingerprints of the data, recorded by us: they tell data that differ from numerics that differ.
+BATCH, FIRST_BATCH = "flor.batch", "flor.first_batch"
+_PREFIX = "flor."
+
+# Clocks and gauges are never the same twice.
+_MEASURED = re.compile(
+    r"(^|[_./-])(time|runtime|seconds|elapsed|throughput|memory|utilization)($|[_./-])|per_second"
+)
+
+
+def is_measured(name: str) -> bool:
+    """Is it a measurement of the machine, which no replay can repeat?"""
+    return _MEASURED.search(name) is not None
+
+
+def is_ours(name: str) -> bool:
+    """Is it a fingerprint, which nobody asked to see?"""
+    return name.startswith(_PREFIX)
