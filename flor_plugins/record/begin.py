@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -11,10 +12,11 @@ from typing import Any, Literal
 
 from flor_plugins.errors import FlorError
 from flor_plugins.hooks import live
-from flor_plugins.record import environment, snapshot
+from flor_plugins.record import environment, obstacles, resume, snapshot
 from flor_plugins.record.options import Options
 from flor_plugins.record.recorder import FlorWarning, Recorder, now
 from flor_plugins.records import Code, Launch, Run, Timing
+from flor_plugins.state import processes
 from flor_plugins.store import runs
 from flor_plugins.store.layout import Store, find_store, new_id
 
@@ -25,24 +27,60 @@ def begin(
     params: Callable[[], Mapping[str, Any]],
     launch: Launch | None = None,
 ) -> Recorder | None:
-    """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be."""
+    """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be.
+
+    Called by the first of several processes it does the same; the others join it (see record/rank.py).
+    """
     try:
+        if processes.count() > 1:  # their clocks differ, and a checkpoint needs a part of each
+            options = replace(options, every_minutes=None)
         launched = launch or environment.launch()
         start = Path(launched.folder or launched.cwd)
         if launched.kind == "script":
             start = Path(launched.target).parent
         store = find_store(start) if options.store is None else Store(Path(options.store).resolve())
         store.make()
-        recorder = Recorder(_first_run(store, framework, options, params(), launched, start), options)
+        recorder = _recorder(store, framework, options, params, launched, start)
         runs.save_run(recorder.run)
     except Exception as error:  # whatever it is, the training is the user's and goes on
-        message = f"flor: this training is not recorded: {type(error).__name__}: {error}"
-        try:
-            warnings.warn(message, FlorWarning, stacklevel=3)
-        except FlorWarning:  # `python -W error`
-            print(message, file=sys.stderr)
+        warn(f"this training is not recorded: {type(error).__name__}: {error}")
         return None
     live.connect(recorder.log)
+    return recorder
+
+
+def warn(what: str) -> None:
+    """Something can't be recorded; said once, and never an error."""
+    try:
+        warnings.warn(f"flor: {what}", FlorWarning, stacklevel=4)
+    except FlorWarning as raised:  # `python -W error`
+        print(raised, file=sys.stderr)
+
+
+def _recorder(
+    store: Store,
+    framework: Literal["lightning", "hf"],
+    options: Options,
+    params: Callable[[], Mapping[str, Any]],
+    launched: Launch,
+    start: Path,
+) -> Recorder:
+    """Of the run that is to be resumed, else of a new one."""
+    first = _first_run(store, framework, options, params(), launched, start)
+    try:
+        found = resume.resumption(store, options, first)
+    except (FlorError, OSError) as error:
+        found = None
+        warn(f"a new run is recorded: {error}")
+    if found is None:
+        return Recorder(first, options)
+    shutil.rmtree(first.path)
+    if first.code is not None:
+        snapshot.forget(first.code, first.run_id)
+    recorder = Recorder(resume.reopened(found, first.process, now()), options, found)
+    recorder.note_obstacles(resume.obstacles(found.run, first))
+    for one in found.damaged:
+        warn(one)
     return recorder
 
 
@@ -59,9 +97,11 @@ def _first_run(
     path.mkdir(parents=True)
     gaps: list[str] = []
     code: Code | None = None
+    why = ""
     try:
         code = snapshot.take(store, run_id, start)
     except FlorError as error:
+        why = str(error)
         gaps.append(f"no code snapshot, so this run can't be replayed: {error}")
     if launched.kind == "interactive":
         gaps.append("started from a prompt or a notebook: there is no script to start again for a replay")
@@ -79,8 +119,10 @@ def _first_run(
         process=process,
         path=path,
         tags=tuple(options.tags),
-        environment=environment.environment(),
+        environment={**environment.environment(), "job": resume.job()},
         params=dict(params),
         timing=Timing(build_s=environment.seconds_since_start()),
         gaps=tuple(gaps),
+        obstacles=tuple(obstacles.of_launch(launched, code, why)),
+        processes=processes.count(),
     )

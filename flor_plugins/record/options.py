@@ -16,7 +16,10 @@ class Options:
 
     name: of the run; default: the script's or the recipe version's name.
     every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
-    metrics: @flor.metric hooks to compute live. store: folder; default: FLOR_DIR or .flor.
+    every_n_steps: also at every n-th optimizer update. every_minutes: also in the middle of an epoch,
+    when so many minutes have passed since the last one; None for never.
+    metrics: @flor.metric hooks to compute live. resume: "auto" or a run to go on with.
+    store: folder; default: FLOR_DIR or .flor.
     """
 
     name: str | None = None
@@ -24,6 +27,9 @@ class Options:
     tags: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
     every_n_epochs: int = 1
+    every_n_steps: int | None = None
+    every_minutes: float | None = 10.0
+    resume: str | None = None
     store: str | os.PathLike[str] | None = None
 
 
@@ -33,6 +39,9 @@ def options_of(
     tags: Sequence[str],
     metrics: Sequence[Metric],
     every_n_epochs: int,
+    every_n_steps: int | None,
+    every_minutes: float | None,
+    resume: str | None,
     store: str | os.PathLike[str] | None,
 ) -> Options:
     """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later."""
@@ -43,4 +52,10 @@ def options_of(
             )
     if every_n_epochs < 1:
         raise ValueError(f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on")
-    return Options(name, project, tuple(tags), tuple(metrics), every_n_epochs, store)
+    if every_n_steps is not None and every_n_steps < 1:
+        raise ValueError(f"FlorCallback(every_n_steps={every_n_steps}): it counts optimizer updates, from 1 on")
+    if every_minutes is not None and every_minutes <= 0:
+        raise ValueError(f"FlorCallback(every_minutes={every_minutes}): minutes above 0, or None for never")
+    return Options(
+        name, project, tuple(tags), tuple(metrics), every_n_epochs, every_n_steps, every_minutes, resume, store
+    )

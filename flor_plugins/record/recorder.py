@@ -9,7 +9,8 @@ from __future__ import annotations
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -21,15 +22,19 @@ from flor_plugins.errors import FlorError, HookError
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Metric
+from flor_plugins.record import obstacles
 from flor_plugins.record.options import Options
+from flor_plugins.record.policy import Policy
+from flor_plugins.record.resume import TIMELINE, Resumption
 from flor_plugins.record.writer import Writer
-from flor_plugins.records import Position, Row, Run, RunStatus, Timing
+from flor_plugins.records import Obstacle, Position, Row, Run, RunStatus, Timing
 from flor_plugins.store import checkpoints, codec, runs
 from flor_plugins.store.journal import Journal
 from flor_plugins.store.timeline import Timeline
-from flor_plugins.store.values import encode_value
+from flor_plugins.store.values import decode_value, encode_value
 
 MOST_GAPS = 100  # of a run: something that fails at every step must not make run.json grow without end
+MOST_OBSTACLES = 50
 
 
 class FlorWarning(UserWarning):
@@ -37,11 +42,15 @@ class FlorWarning(UserWarning):
 
 
 class Recorder:
-    """Records one run. Built by `begin`, which returns None where nothing can be recorded."""
+    """Records one run. Built by `begin`, which returns None where nothing can be recorded.
 
-    def __init__(self, run: Run, options: Options) -> None:
+    policy: the adapters ask it when a checkpoint is due.
+    """
+
+    def __init__(self, run: Run, options: Options, resumption: Resumption | None = None) -> None:
         self.run = run
         self.options = options
+        self.resumption = resumption
         self.timeline = Timeline(self._emit)
         self.hooks = Hooks(options.metrics, self._hook_failed)
         self._writer = Writer(self._failed)
@@ -49,10 +58,17 @@ class Recorder:
         self._refused: set[str] = set()
         self._warned = False
         self._known: checkpoints.Known = {}
-        self._saved: set[Position] = set()
+        self.policy = Policy(options)
         self._segment = 1
-        self._journal = self._open_journal()
         self._media = run.path / "media"
+        self._journal = self._open_journal()
+        self._is_waiting = resumption is not None  # until then, what this process logs is no part of the run
+        self._here = (Position(0, 0), 0)  # where the last rows were emitted, and how many there
+        if resumption is not None:
+            self._here = (resumption.position, resumption.sections[TIMELINE]["rows_here"])
+            resumption.take_out(self._journal, self._media)
+            self.policy = Policy(options, (one.position for one in checkpoints.list_checkpoints(run.path)))
+            self._known = checkpoints.known_tensors(run.path)
         self._clock: dict[str, float] = {}
         self._spent: dict[str, list[float]] = {}
 
@@ -62,19 +78,39 @@ class Recorder:
         """`flor.log` during the run."""
         self.timeline.add(still({name: value}), self.timeline.phase)
 
-    def wants_checkpoint(self, position: Position) -> bool:
-        """Is a checkpoint due at this epoch boundary?"""
-        return position not in self._saved and position.epoch % self.options.every_n_epochs == 0
-
     def checkpoint(self, position: Position, sections: Mapping[str, Any]) -> None:
         """Copy a state now, write it later. sections: as `codec.encode` takes them."""
-        encoded = codec.encode(sections)
-        self._saved.add(position)
+        at = time.time()
+        encoded = codec.encode({**sections, TIMELINE: {**self._open_rows(position), "at": at}})
+        self.policy.saved(position)
+        self.note_obstacles(obstacles.of_lost(encoded.lost))
         if encoded.lost and not any("not full" in gap for gap in self._gaps):
             self.warn(f"checkpoints are not full: {'; '.join(encoded.lost)}")
-        self._writer.put(
-            lambda: checkpoints.save_checkpoint(self.run.path, position, encoded, self._known), heavy=True
-        )
+
+        def save() -> None:
+            self._journal.sync()  # rows first: a run that goes on from a checkpoint needs those before it
+            checkpoints.save_checkpoint(self.run.path, position, encoded, self._known)
+
+        self._writer.put(save, heavy=True)
+
+    def go_on(self) -> None:
+        """The State of an interrupted run is restored: values go on where they were."""
+        assert self.resumption is not None
+        self._is_waiting = False
+        state = self.resumption.sections[TIMELINE]
+
+        def said(values: Mapping[str, Any]) -> dict[str, Any]:
+            return {n: decode_value(v, self._media) if isinstance(v, (dict, list)) else v for n, v in values.items()}
+
+        rows = [[phase, level, said(values)] for phase, level, values in state["open"]]
+        self.timeline.restore({**state, "open": rows, "coming": said(state["coming"])})
+
+    def note_obstacles(self, found: Iterable[Obstacle]) -> None:
+        """What keeps this run from being replayed bit for bit, into run.json; each of them once."""
+        new = [one for one in dict.fromkeys(found) if one not in self.run.obstacles]
+        if new:
+            run = self.run = replace(self.run, obstacles=(*self.run.obstacles, *new)[:MOST_OBSTACLES])
+            self._writer.put(lambda: runs.save_run(run))
 
     def start(self, part: Literal["epoch", "validation"]) -> None:
         """The clock of a part of the timing profile starts."""
@@ -91,12 +127,17 @@ class Recorder:
         live.connect(None)
         self._writer.put(self._journal.seal)
         self._writer.flush()
+        if status == "finished" and self._is_waiting:
+            self.warn("the interrupted run was to go on, and this training never came to where it stood")
+        elif status == "finished" and self.resumption is not None and self.resumption.again:
+            missing = min(step for step, *_ in self.resumption.again)
+            self.warn(f"recorded before the interruption and not again: values of step {missing} and later ones")
         self.run = replace(
             self.run,
             status=status,
             finished_at=now(),
             error=None if error is None else f"{type(error).__name__}: {error}"[:2000],
-            position=self.timeline.position,
+            position=self.run.position if self._is_waiting else self.timeline.position,
             timing=self._timing(),
             gaps=tuple(self._gaps),
         )
@@ -138,7 +179,28 @@ class Recorder:
         return Journal(self.run.path / "metrics" / f"record-r0{suffix}.jsonl", self.run.path / "media")
 
     def _emit(self, row: Row) -> None:
+        if self._is_waiting:
+            return
+        self._here = (row.position, self._here[1] + 1 if self._here[0] == row.position else 1)
         self._writer.put(lambda: self._journal.append(self._storable(row)))
+
+    def _open_rows(self, position: Position) -> dict[str, Any]:
+        """The timeline for a State. Values that only the journal knows how to say are said its way.
+
+        rows_here: how many rows of the State's own position are in the journal already.
+        """
+        state = self.timeline.state()
+        rows = [[phase, level, self._sayable(values)] for phase, level, values in state["open"]]
+        here = self._here[1] if self._here[0] == position else 0
+        return {**state, "open": rows, "coming": self._sayable(state["coming"]), "rows_here": here}
+
+    def _sayable(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        said = {}
+        for name, value in values.items():
+            with suppress(FlorError):  # noted when its row is written
+                is_plain = value is None or isinstance(value, (bool, int, float, str, torch.Tensor))
+                said[name] = value if is_plain else encode_value(value, self._media)
+        return said
 
     def _storable(self, row: Row) -> Row:
         """The row without values that can't be stored; each of those is noted by name."""
@@ -151,6 +213,10 @@ class Recorder:
                 if name not in self._refused:
                     self._refused.add(name)
                     self.warn(f"metric {name!r} at {row.position} and later is not stored: {error}")
+        if self.resumption is not None and self.resumption.again:
+            differs = self.resumption.compare(replace(row, values=kept), self._media)
+            if differs:
+                self.warn(f"the resumed run is not the interrupted one: {differs}")
         return replace(row, values=kept)
 
     def _failed(self, error: Exception) -> None:
@@ -164,7 +230,8 @@ class Recorder:
 
     def _timing(self) -> Timing:
         mean = {part: sum(s) / len(s) for part, s in self._spent.items() if s}
-        return Timing(self.run.timing.build_s, mean.get("epoch"), mean.get("validation"))
+        was = self.run.timing  # of the time before an interruption
+        return Timing(was.build_s, mean.get("epoch", was.epoch_s), mean.get("validation", was.validation_s))
 
 
 def still(values: Mapping[str, Any]) -> dict[str, Any]:

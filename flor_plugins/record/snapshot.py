@@ -77,6 +77,43 @@ def take(store: Store, run_id: str, start: Path) -> Code:
             return _take_git(repo, store, run_id)
 
 
+def changes_since(store: Store, code: Code) -> list[str]:
+    """What has changed in the work tree of a run's code since; as `changes`. Raises SnapshotError as `take`."""
+    probe = f"probe-{os.getpid()}"
+    now = take(store, probe, Path(code.root))
+    try:
+        return changes(code, now)
+    finally:
+        forget(now, probe)
+
+
+def changes(then: Code, now: Code) -> list[str]:
+    """Paths that differ between two snapshots of a folder: Python files, and what git tracks there.
+
+    The rest is what trainings write beside their code, where nobody told git to ignore it.
+    """
+    if then.vid == now.vid:
+        return []
+    if (then.git_dir, then.root) != (now.git_dir, now.root):
+        return [now.root]
+    folder = Path(now.root)
+    with told(f"the code in {folder} was to be compared with {then.vid[:12]}"):
+        repo = _repo_around(folder)
+        where = now.git_dir if repo is None else os.path.abspath(repo.git_dir)
+        git = _Git(where, now.root, os.path.join(where, "index"))
+        tracked = set() if repo is None else set(git.paths("ls-files", "--cached", "-z"))
+        differ = git.paths("diff-tree", "-r", "-z", "--no-renames", "--name-only", then.vid, now.vid)
+    return [path for path in differ if path in tracked or path.endswith(".py")]
+
+
+def forget(code: Code, run_id: str) -> None:
+    """Give up what keeps the code of a run alive: that run was never made."""
+    with tempfile.TemporaryDirectory(prefix="flor-index-") as scratch:
+        git = _Git(code.git_dir, code.root, os.path.join(scratch, "index"))
+        with told(f"refs/flor/{run_id} was to be removed"):
+            git.run("update-ref", "-d", f"refs/flor/{run_id}")
+
+
 def _repo_around(folder: Path) -> Repo | None:
     """The repository whose work tree holds `folder`; None without one.
 

@@ -66,7 +66,8 @@ def command(kind: str, framework: str, name: str, target: str, arguments: list[s
         sys.path.insert(0, str(folder))
         runpy.run_path(target, run_name="__main__")
     else:
-        sys.path.insert(0, os.getcwd())
+        if not sys.flags.safe_path:  # else the code is a copy that lies elsewhere, see record/relaunch.py
+            sys.path.insert(0, os.getcwd())
         runpy.run_module(target, run_name="__main__", alter_sys=True)
 
 
