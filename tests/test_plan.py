@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flor_plugins.errors import FlorError, HookError, ReplayError, WhereError
-from flor_plugins.records import Code, Launch, Plan, Position, Process, Row, Run, Timing
+from flor_plugins.records import Code, Launch, Plan, Position, Process, Row, Run, Stretch, Timing
 from flor_plugins.replay import plan
 from flor_plugins.replay.ask import hooks_for
 from flor_plugins.store.checkpoints import save_checkpoint
@@ -62,7 +62,8 @@ def record(store: Store, number: int = 1, saved: Collection[int] = (0, 1, 2, 3),
     (run.path / "metrics").mkdir()
     save_run(run)
     for epoch in saved:
-        save_checkpoint(run.path, boundary(epoch), encode({"model": {"w": torch.full((2,), float(epoch))}}))
+        state = {"model": {"w": torch.full((2,), float(epoch))}, "optimizer": []}
+        save_checkpoint(run.path, boundary(epoch), encode(state))
     steps = {Position(step // STEPS, step): {"loss": 1 / step} for step in range(1, 3 * STEPS + 1)}
     log(run, "record-r0", steps)
     log(run, "record-r1", {boundary(epoch): {"val": float(epoch)} for epoch in (1, 2, 3)}, "epoch")
@@ -173,7 +174,7 @@ def test_the_weights_before_the_first_batch_can_be_asked(store: Store, hooks: Pa
 
 @pytest.mark.parametrize("epochs", ["7", [7], "2,7"])
 def test_an_unknown_epoch_is_told_with_those_that_exist(store: Store, hooks: Path, epochs: Any) -> None:
-    with pytest.raises(FlorError, match=r"run1 .* no checkpoint at epoch 7; it has 0, 1, 2, 3"):
+    with pytest.raises(FlorError, match=r"run1 .* asked for epoch 7; it completed 0, 1, 2, 3"):
         ask([record(store)], hooks, "accuracy", epochs=epochs)
 
 
@@ -204,7 +205,10 @@ def test_a_run_that_cannot_be_replayed_is_skipped_with_its_reason(store: Store, 
 
 def test_epochs_without_a_checkpoint_before_them_are_run_up_to(store: Store, hooks: Path) -> None:
     run = record(store, saved=(0, 2, 3))
-    assert ways(ask([run], hooks, "accuracy")) == {"state": (2, 3)}
+    made = ask([run], hooks, "accuracy")
+    assert ways(made) == {"state": (2, 3), "train": (1,)}
+    assert made.tasks[0].passes[1].stretches == (Stretch(boundary(0), boundary(1), (1,)),)
+    assert made.tasks[0].passes[1].positions == (boundary(1),)
     made = ask([run], hooks, "norm", epochs=[2])
     assert ways(made) == {"train": (1, 2)}
     assert made.tasks[0].passes[0].checkpoints == ("epoch=0,step=0",)

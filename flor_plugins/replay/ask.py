@@ -9,11 +9,13 @@ from typing import Any
 
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.recipe import load_recipe
-from flor_plugins.records import Plan, Run, Task
+from flor_plugins.records import Plan, Position, Run, Task
 from flor_plugins.replay import plan as planning
 from flor_plugins.replay.engine import Outcome, run_all
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store
+from flor_plugins.store.references import Reference, parse_reference
+from flor_plugins.store.runs import find_run, plain
 
 Progress = Callable[[Task, dict[str, Any]], None]
 
@@ -47,6 +49,26 @@ class Answer:
         return found
 
     @property
+    def stretches(self) -> list[dict[str, Any]]:
+        """One mapping per stretch of training that was run again, in the order of the run."""
+        told = [
+            {
+                "run": outcome.task.run_id,
+                "name": outcome.task.name,
+                "start": Position(**one["start"]),
+                "end": Position(**one["end"]),
+                "verdict": one["grade"],
+                "compared": one["compared"],
+                "first": Position(**one["first"]) if one["first"] else None,
+                "detail": one["detail"],
+                "causes": one["causes"],
+            }
+            for outcome in self.outcomes
+            for one in outcome.stretches
+        ]
+        return sorted(told, key=lambda one: (one["run"], one["start"]))
+
+    @property
     def failures(self) -> list[str]:
         return [
             line if f"run {outcome.task.name}" in line else f"run {outcome.task.name}: {line}"
@@ -78,6 +100,12 @@ def hooks_for(runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None =
     return tuple(dict.fromkeys(path.resolve() for path in named))
 
 
+def places_asked(store: Store, runs: Sequence[str]) -> dict[str, Reference]:
+    """The places of `RUN@epoch=3` and `RUN@step=1200`, by run_id. Raises UnknownRun."""
+    references = [parse_reference(text) for text in runs]
+    return {find_run(store, one.run).run_id: one for one in references}
+
+
 def execute(
     store: Store, runs: Sequence[Run], plan: Plan, *, workers: int = 1, progress: Progress | None = None
 ) -> Answer:
@@ -90,7 +118,8 @@ def execute(
     by_id = {run.run_id: run for run in runs}
     outcomes = run_all(store, by_id, plan, progress or (lambda task, event: None), workers=workers)
     answer = Answer(plan, tuple(outcomes))
-    write_json(folder / "verdicts.json", {"format": 1, "passes": answer.rows, "failures": answer.failures})
+    verdicts = {"passes": answer.rows, "stretches": plain(answer.stretches), "failures": answer.failures}
+    write_json(folder / "verdicts.json", {"format": 1, **verdicts})
     return answer
 
 

@@ -1,21 +1,19 @@
-"""Worker processes on this machine: one per task, at most `workers` at a time."""
+"""Tasks on this machine, at most `workers` at a time; each in a worker process of its own, or in several."""
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
+from flor_plugins.replay.crew import Crew
 from flor_plugins.replay.sandbox import sandbox
+from flor_plugins.replay.verify import worse
 from flor_plugins.store.commits import find_commit
 from flor_plugins.store.layout import Store
 
@@ -24,10 +22,14 @@ Tell = Callable[[Task, dict[str, Any]], None]
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one task. passed: one event per finished pass (way, epochs, seconds, grade, ...)."""
+    """What became of one task.
+
+    passed: one event per finished pass (way, epochs, seconds, grade, ...). stretches: one per stretch of training.
+    """
 
     task: Task
     passed: list[dict[str, Any]] = field(default_factory=list)
+    stretches: list[dict[str, Any]] = field(default_factory=list)
     hook_failures: list[str] = field(default_factory=list)
     failure: str | None = None
     log: Path | None = None
@@ -61,52 +63,63 @@ def _run_task(store: Store, run: Run, plan: Plan, task: Task, tell: Tell) -> Out
             tempfile.TemporaryDirectory(prefix="flor-sandbox-", ignore_cleanup_errors=True) as scratch,
             sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place,
         ):
-            order = {
-                "run": str(run.path),
-                "store": str(store.root),
-                "sandbox": str(place),
-                "replay_id": plan.replay_id,
-                "hooks": list(plan.hooks),
-                "task": asdict(task),
-            }
-            task_file = folder / "task.json"
-            task_file.write_text(json.dumps(order, indent=1))
-            _watch(outcome, run, task_file, place, tell)
+            for part, count in _parts(run, task):
+                order = {
+                    "run": str(run.path),
+                    "store": str(store.root),
+                    "sandbox": str(place),
+                    "replay_id": plan.replay_id,
+                    "hooks": list(plan.hooks),
+                    "task": asdict(part),
+                    "is_alone": count < run.processes,
+                }
+                if outcome.failure is None:
+                    _watch(outcome, run, Crew(run, order, folder, count), tell)
     except FlorError as error:
         outcome.failure = str(error)
     return outcome
 
 
-def _watch(outcome: Outcome, run: Run, task_file: Path, place: Path, tell: Tell) -> None:
-    """Start the worker, read its events until it ends."""
-    read, write = os.pipe()
-    assert outcome.log is not None
-    with outcome.log.open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "flor_plugins.replay.worker", str(task_file), str(write)],
-            pass_fds=[write],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=_environment(run),
-        )
-    os.close(write)
-    ended = False
+def _parts(run: Run, task: Task) -> list[tuple[Task, int]]:
+    """What one process does, and what as many must do as trained together: they share the data among them."""
+    if run.processes == 1:
+        return [(task, 1)]
+    alone = tuple(one for one in task.passes if one.way == "state")
+    together = tuple(one for one in task.passes if one.way != "state")
+    parts = [(replace(task, passes=alone), 1), (replace(task, passes=together), run.processes)]
+    return [(part, count) for part, count in parts if part.passes]
+
+
+def _watch(outcome: Outcome, run: Run, crew: Crew, tell: Tell) -> None:
+    """Read what the workers tell until they end."""
+    passed, stretches = len(outcome.passed), len(outcome.stretches)
+    ended, failed_at = False, None
     try:
-        with os.fdopen(read) as events:
-            for line in events:
-                event = json.loads(line)
-                ended = _note(outcome, event) or ended
-                tell(outcome.task, event)
-        code = process.wait()
+        for event in crew.events():
+            ended = _note(outcome, event) or ended
+            failed_at = event["at"] if event["event"] == "failed" else failed_at
+            tell(outcome.task, event)
+        code = crew.end(at_once=outcome.failure is not None)
     except BaseException:
-        process.terminate()
-        process.wait()
+        crew.end(at_once=True)
         raise
-    if not ended:
-        outcome.failure = (
-            f"the worker of run {run.name} died (exit status {code}); its output is in {outcome.log}"
-        )
+    others = crew.failure(failed_at)
+    if others is not None:
+        outcome.failure = f"a worker of run {run.name} failed: {others}"
+    elif not ended:
+        outcome.failure = f"the worker of run {run.name} died (exit status {code}); its output is in {outcome.log}"
+    for rank in range(1, crew.count):
+        told = crew.told_by_others(rank)
+        _worsen(outcome.passed[passed:], [one for one in told if one["event"] == "passed"], rank)
+        _worsen(outcome.stretches[stretches:], [one for one in told if one["event"] == "stretch"], rank)
+
+
+def _worsen(events: list[dict[str, Any]], others: list[dict[str, Any]], rank: int) -> None:
+    """A pass is as exact as it is in the process in which it is the least."""
+    for event, other in zip(events, others, strict=False):
+        event["compared"] += other["compared"]
+        if worse(event["grade"], other["grade"]) != event["grade"]:
+            event.update(grade=other["grade"], first=other["first"], detail=f"rank {rank}: {other['detail']}")
 
 
 def _note(outcome: Outcome, event: dict[str, Any]) -> bool:
@@ -114,27 +127,10 @@ def _note(outcome: Outcome, event: dict[str, Any]) -> bool:
     kind = event["event"]
     if kind == "passed":
         outcome.passed.append(event)
+    elif kind == "stretch":
+        outcome.stretches.append(event)
     elif kind == "hook_failed":
         outcome.hook_failures.append(event["message"])
     elif kind == "failed":
         outcome.failure = event["message"]
     return kind in ("done", "failed")
-
-
-def _environment(run: Run) -> dict[str, str]:
-    """The recorded variables that matter, and trackers told to stay silent."""
-    package = str(Path(__file__).resolve().parents[2])
-    recorded = dict(run.launch.env)
-    silent = {
-        "WANDB_MODE": "disabled",
-        "COMET_MODE": "disabled",
-        "NEPTUNE_MODE": "debug",
-        "CLEARML_OFFLINE_MODE": "1",
-        "SWANLAB_MODE": "disabled",
-        "MLFLOW_TRACKING_URI": f"file:{tempfile.gettempdir()}/flor-mlflow",
-        "PYTHONUNBUFFERED": "1",
-    }
-    # -P keeps the present folder off the import path: the user's newer files must not be found there.
-    found = recorded.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-    paths = [*filter(None, found.split(os.pathsep)), package]
-    return {**os.environ, **recorded, **silent, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}

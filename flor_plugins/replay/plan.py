@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import HookError, NoCheckpoint, ReplayError, WhereError
 from flor_plugins.hooks.load import Found, scan
 from flor_plugins.records import Pass, Plan, Position, Run, Task, Way
+from flor_plugins.replay.due import Due, due_in
+from flor_plugins.replay.places import Places, places_of
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import new_id
+from flor_plugins.store.references import Reference
 
 if TYPE_CHECKING:
     from flor_plugins.store.where import Where
 
 _REASONS: dict[Way, str] = {
-    "state": "needs only the weights after the epoch: restore, call",
+    "state": "needs only the weights: restore, call",
     "validate": "needs the validation loop: restore, run it",
-    "train": "needs the updates: restore before the epoch, run it again",
+    "train": "needs the updates, or weights that were not saved: restore the checkpoint before, run on",
 }
 _WAYS: tuple[Way, ...] = ("state", "validate", "train")
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked. epochs: "all", "last", "a:b" (both included) or a collection of numbers."""
+    """What was asked. epochs: "all", "last", "a:b" (both included) or a collection of numbers.
+
+    at: run_id to the one place of that run that was asked for.
+    """
 
     metrics: tuple[str, ...]
     where: str | None
     epochs: str | Sequence[int]
     hooks: tuple[Path, ...]
+    at: Mapping[str, Reference] = field(default_factory=dict)
 
 
 def make(runs: Sequence[Run], request: Request) -> Plan:
@@ -48,11 +55,37 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
     if not metrics:
         raise HookError("which metrics? Name them, or give a hook file that has @flor.metric functions")
     ways = _ways(metrics, hooks, request.hooks)
+    whole = set(metrics) - {found.name for found in hooks if found.kind == "metric"}
     from flor_plugins.store.where import Where as Expression
 
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
         _refuse_unknown(where, runs, metrics)
+    return _of_all(runs, request, metrics, lambda run: _passes(run, ways, whole, where, request))
+
+
+def verification(runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, Reference]) -> Plan:
+    """Plan to run everything again, from checkpoint to checkpoint, and only compare. Errors as `make`."""
+    request = Request((), None, epochs, (), at)
+
+    def passes(run: Run) -> tuple[list[Pass], str]:
+        places = places_of(run)
+        place = _position(places, request)
+        stretches = places.intervals() if place is None else places.stretches([place])
+        if place is None and epochs != "all":
+            wanted = set(epochs_of(epochs, places.ends))
+            stretches = tuple(stretch for stretch in stretches if wanted & set(stretch.epochs))
+        if not stretches:
+            raise NoCheckpoint(
+                f"run {run.name} ({run.run_id}) can't be verified: nothing was trained after a checkpoint of it "
+                f"from which training could go on; it has {'; '.join(map(str, places.saved)) or 'none'}"
+            )
+        return [_timed(places, Pass("train", (), "compares what it recomputes", stretches=stretches))], ""
+
+    return _of_all(runs, request, (), passes)
+
+
+def _of_all(runs: Sequence[Run], request: Request, metrics: tuple[str, ...], passes_of: Any) -> Plan:
     tasks, skipped = [], {}
     for run in runs:
         reason = _obstacle(run)
@@ -60,14 +93,16 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
             skipped[run.run_id] = reason
             continue
         try:
-            passes = _passes(run, ways, where, request.epochs)
+            passes, unreachable = passes_of(run)
         except NoCheckpoint as error:
             skipped[run.run_id] = str(error)
             continue
+        if unreachable:
+            skipped[run.run_id] = unreachable
         if passes:
             assert run.code is not None
             tasks.append(Task(run.run_id, run.name, run.code.vid, tuple(passes)))
-    if len(skipped) == len(runs) > 0:
+    if len(skipped) == len(runs) > 0 and not tasks:
         raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
     return Plan(new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped)
 
@@ -128,6 +163,9 @@ def _ways(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path])
 
 
 def _obstacle(run: Run) -> str | None:
+    unable = [one for one in run.obstacles if one.grade == "none"]
+    if unable:
+        return f"{unable[0].reason}. {unable[0].remedy}"
     if run.code is None:
         return "its code was not recorded"
     if run.launch.kind == "interactive":
@@ -137,97 +175,97 @@ def _obstacle(run: Run) -> str | None:
     return None
 
 
-def _passes(run: Run, ways: dict[str, Way], where: Where | None, epochs: str | Sequence[int]) -> list[Pass]:
-    saved = {c.position.epoch: c for c in list_checkpoints(run.path)}
-    wanted = epochs_of(epochs, saved)
-    unknown = [epoch for epoch in wanted if epoch not in saved]
-    if unknown:
-        raise NoCheckpoint(
-            f"run {run.name} ({run.run_id}) has no checkpoint at epoch {unknown[0]}; "
-            f"it has {', '.join(map(str, sorted(saved)))}"
+def _position(places: Places, request: Request) -> Position | None:
+    """The one place that was asked for, if one was. Raises NoCheckpoint when the run was never there."""
+    at = request.at.get(places.run.run_id)
+    if at is None or (at.epoch is None and at.step is None):
+        return None
+    return places.end_of(at.epoch) if at.epoch is not None else places.at_step(at.step or 0)
+
+
+def _passes(
+    run: Run, ways: Mapping[str, Way], whole: set[str], where: Where | None, request: Request
+) -> tuple[list[Pass], str]:
+    """What is to be done with a run; and why not all that was asked, if so."""
+    places = places_of(run)
+    place = _position(places, request)
+    epochs = {places.epoch_of(place)} if place else set(epochs_of(request.epochs, places.ends))
+    for epoch in () if place else epochs:
+        places.end_of(epoch)  # says so, if the run has not completed it
+    due: dict[Way, Due] = {
+        way: due_in(places, [n for n, its in ways.items() if its == way], way, where, epochs, place)
+        for way in _WAYS
+    }
+    explicit = place is not None or not isinstance(request.epochs, str) or request.epochs not in ("all", "last")
+    passes, marks = _restored(places, due)
+    unreachable = ""
+    if not places.starts and (due["train"].positions or marks):
+        names = dict.fromkeys(name for one in [due["train"], *marks] for name in one.metrics)
+        unreachable = (
+            f"run {run.name} ({run.run_id}) has no checkpoint from which training or validation could go on, "
+            f"so that {', '.join(names)} can't be computed; metrics of the weights can (at='epoch')"
         )
-    present = {(name, row.position) for _, row in read_run(run.path) for name in row.values}
-    passes = []
-    for way in _WAYS:
-        names = tuple(name for name, its in ways.items() if its == way)
-        if not names:
-            continue
-        due, steps = _due(run, names, way, where, wanted, present)
-        base = due
-        if way == "train":
-            due, base = _with_run_up(due, saved)
-        if due:
-            used = tuple(str(saved[epoch].position) for epoch in base)
-            one = Pass(way, tuple(due), names, _REASONS[way], used, steps=steps)
-            passes.append(replace(one, seconds=_seconds(run, one)))
-    return passes
+    else:
+        passes += _trained(places, due["train"], marks, whole, explicit)
+    return [_timed(places, one) for one in passes], unreachable
 
 
-def _with_run_up(due: Sequence[int], saved: Collection[int]) -> tuple[list[int], list[int]]:
-    """Epochs to run so that `due` are run, and the checkpoints to start from.
-
-    Where the checkpoint before an epoch was not kept, the epochs since the last one that was run again, too.
-    """
-    epochs: set[int] = set()
-    bases: set[int] = set()
-    for epoch in due:
-        earlier = [known for known in saved if known < epoch]
-        if earlier:
-            bases.add(max(earlier))
-            epochs.update(range(max(earlier) + 1, epoch + 1))
-    return sorted(epochs), sorted(bases)
-
-
-def _due(
-    run: Run,
-    names: tuple[str, ...],
-    way: Way,
-    where: Where | None,
-    wanted: list[int],
-    present: set[tuple[str, Position]],
-) -> tuple[list[int], tuple[int, ...] | None]:
-    """Epochs with a position where a value is missing and the predicate holds, and those steps."""
-    import pandas as pd
-
-    from flor_plugins.store.frame import positions
-
-    level = "step" if way == "train" else "epoch"
-    frame = positions(run, list(where.names if where else ()), level)
-    if level == "epoch" and 0 in wanted:
-        # Nothing is logged before the first batch, but its weights can be asked.
-        frame = pd.concat([frame.iloc[:0].reindex([0]).assign(epoch=0, step=0).astype(frame.dtypes), frame])
-    if where is not None:
-        frame = frame[where.mask(frame)]
-    # Re-running epoch e makes the steps after e-1 completed epochs up to the one that completes it.
-    ends = {c.position.epoch: c.position.step for c in list_checkpoints(run.path)}
-    due: set[int] = set()
-    steps: list[int] = []
-    for epoch, logged in zip(frame["epoch"].tolist(), frame["step"].tolist(), strict=True):
-        step = ends.get(int(epoch)) if level == "epoch" else logged
-        if step is None:
-            continue
-        position = Position(int(epoch), int(step))
-        if all((name, position) in present for name in names):
-            continue
-        own = int(epoch) if level == "epoch" or ends.get(int(epoch)) == int(step) else int(epoch) + 1
-        if own in wanted:
-            due.add(own)
-            steps.append(int(step))
-    every = level == "epoch" or where is None
-    return sorted(due), None if every else tuple(steps)
+def _restored(places: Places, due: Mapping[Way, Due]) -> tuple[list[Pass], list[Due]]:
+    """Passes over checkpoints; and what has none, so that training must lead there."""
+    passes, marks = [], []
+    for way in ("state", "validate"):
+        known = [
+            position
+            for position in due[way].positions
+            if position in places.saved and (way == "state" or places.saved[position].can_train)
+        ]
+        if known:
+            passes.append(Pass(way, due[way].metrics, _REASONS[way], tuple(known)))
+        rest = tuple(position for position in due[way].positions if position not in known)
+        if rest:
+            marks.append(replace(due[way], positions=rest))
+    return passes, marks
 
 
-def _seconds(run: Run, one: Pass) -> float | None:
-    """From the recorded timing profile: what one epoch or one validation took, per epoch asked."""
-    timing = run.timing
-    each = timing.epoch_s if one.way == "train" else timing.validation_s
-    if each is None and one.way == "state" and timing.epoch_s is not None:
-        each = timing.epoch_s / 10
-    return None if each is None else (timing.build_s or 0.0) + each * len(one.epochs)
+def _trained(
+    places: Places, steps: Due, marks: Sequence[Due], whole: set[str], explicit: bool
+) -> list[Pass]:
+    wanted = [*steps.positions, *(position for mark in marks for position in mark.positions)]
+    if whole & set(steps.metrics):
+        wanted = [places.end_of(places.epoch_of(one)) for one in wanted if places.epoch_of(one) in places.ends]
+    if not explicit:  # of all, what can be reached
+        wanted = [one for one in wanted if places.starts and places.starts[0] < one]
+        if marks and not wanted and not steps.positions:
+            return []
+    if not wanted:
+        return []
+    metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))
+    reached = tuple(sorted({position for mark in marks for position in mark.positions}))
+    stretches = places.stretches(wanted, whole=bool(whole & set(steps.metrics)))
+    chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
+    return [Pass("train", metrics, _REASONS["train"], reached, stretches, steps=chosen)]
+
+
+def _timed(places: Places, one: Pass) -> Pass:
+    """With an estimate from the recorded timing profile: seconds per epoch, per validation, to build the trainer."""
+    timing, epochs = places.run.timing, len(places.ends) - 1
+    if one.way == "validate":
+        each, count = timing.validation_s, float(len(one.positions))
+    elif one.way == "state":
+        each, count = None if timing.epoch_s is None else timing.epoch_s / 10, float(len(one.positions))
+    else:
+        each = timing.epoch_s
+        per_epoch = places.last.step / epochs if epochs > 0 else places.last.step
+        count = places.steps_in(one.stretches) / per_epoch if per_epoch else 1.0
+    return one if each is None else replace(one, seconds=(timing.build_s or 0.0) + each * count)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:
     """A plan as plain data, for --json and replays/<id>/plan.json."""
     from dataclasses import asdict
 
-    return {**asdict(plan), "seconds": plan.seconds}
+    data = asdict(plan)
+    for task, plain in zip(plan.tasks, data["tasks"], strict=True):
+        for one, its in zip(task.passes, plain["passes"], strict=True):
+            its.update(epochs=list(one.epochs), checkpoints=list(one.checkpoints))
+    return {**data, "seconds": plan.seconds}

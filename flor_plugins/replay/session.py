@@ -6,32 +6,48 @@ The adapter drives the trainer and feeds `timeline`; it never asks whether this 
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
 
-from flor_plugins.errors import HookError, ReplayError
+from flor_plugins.errors import HookError
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.load import Loaded
-from flor_plugins.hooks.metric import Metric
-from flor_plugins.records import Level, Pass, Phase, Position, Row, Run, Task, Way
+from flor_plugins.hooks.metric import Context, Metric
+from flor_plugins.records import Pass, Position, Row, Run, Stretch, Task, Way
+from flor_plugins.replay.evidence import likely_causes
+from flor_plugins.replay.history import history_of
+from flor_plugins.replay.places import places_of
+from flor_plugins.replay.repeat import Repeat
 from flor_plugins.replay.verify import Comparison
-from flor_plugins.store import checkpoints
+from flor_plugins.state import processes
+from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoint_files import sha256
-from flor_plugins.store.journal import Journal, read_run
+from flor_plugins.store.journal import Journal
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
 
 Event = dict[str, Any]
-Key = tuple[Position, Phase, Level]
 
 
 class Session:
-    """What an adapter's `drive` works with."""
+    """What an adapter's `drive` works with. places: where the run has been.
+
+    rank: which of the processes this is that replay together; each compares with its own part of the run, and
+    only the first one's values are kept.
+    """
 
     def __init__(
-        self, run: Run, task: Task, replay_id: str, loaded: list[Loaded], tell: Callable[[Event], None]
+        self,
+        run: Run,
+        task: Task,
+        replay_id: str,
+        loaded: list[Loaded],
+        tell: Callable[[Event], None],
+        *,
+        rank: int = 0,
     ) -> None:
         self.run, self.task, self.loaded = run, task, loaded
         self.hooks = Hooks((), self._hook_failed)
@@ -39,12 +55,17 @@ class Session:
         self.failures = 0
         self._tell = tell
         self._pass: Pass | None = None
+        self._stretch: Stretch | None = None
+        self._repeat: Repeat | None = None
         self._comparison = Comparison()
-        self._media = run.path / "media"
-        path = run.path / "metrics" / f"replay-{replay_id}-w0.jsonl"
-        self._journal = Journal(path, self._media)
-        self._recorded, self._present = _history(run)
-        self._digests = {m.name: one.digest for one in loaded for m in one.metrics}
+        self._rank, self._path = rank, ranks.folder(run.path, rank)
+        self._media = self._path / "media"
+        path = self._path / "metrics" / f"replay-{replay_id}-w0.jsonl"
+        self._journal = None if rank else Journal(path, self._media)
+        self._history = history_of(replace(run, path=self._path))
+        self.places = places_of(run)
+        self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
+        self._hooks = {m.name: (one.digest, m) for one in loaded for m in one.metrics}
 
     # ---- what the adapter asks
 
@@ -52,30 +73,20 @@ class Session:
         """The passes of one way; its hooks are in `hooks` while it is being driven."""
         yield from (one for one in self.task.passes if one.way == way)
 
-    def state(self, epoch: int, *, only: tuple[str, ...] | None = None) -> tuple[Position, dict[str, Any]]:
-        """The State after `epoch` completed epochs. Raises NoCheckpoint or DamagedCheckpoint."""
-        position = checkpoint_at(self.run, epoch)
-        return position, checkpoints.load_checkpoint(self.run.path, position, only)
-
-    def has_state(self, epoch: int) -> bool:
-        """Was the State after `epoch` epochs kept? If not, a run reaches it by going on."""
-        return any(c.position.epoch == epoch for c in checkpoints.list_checkpoints(self.run.path))
+    def state(self, position: Position, *, only: tuple[str, ...] | None = None) -> dict[str, Any]:
+        """The State at a position. Raises NoCheckpoint or DamagedCheckpoint."""
+        return ranks.load_checkpoint(self.run.path, self._rank, position, only)
 
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
-        """The requested @flor.metric hooks of a pass."""
-        moments = {"state": "epoch", "validate": "validation", "train": "step"}
-        return tuple(
-            m
-            for loaded in self.loaded
-            for m in loaded.metrics
-            if m.name in one.metrics and m.at == moments[one.way]
-        )
+        """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
+        moments = {"state": ("epoch",), "validate": ("validation",), "train": ("epoch", "validation", "step")}
+        return tuple(m for _, m in self._hooks.values() if m.name in one.metrics and m.at in moments[one.way])
 
     @contextmanager
     def passing(self, one: Pass) -> Iterator[None]:
         """Everything inside belongs to that pass: its hooks, its seconds, its verdict."""
         started = time.perf_counter()
-        self._pass, self._comparison = one, Comparison()
+        self._pass, self._comparison, self._repeat = one, Comparison(), None
         self.hooks.metrics = self.hooks_of(one)
         self._tell({"event": "pass", "way": one.way, "epochs": list(one.epochs)})
         try:
@@ -83,26 +94,66 @@ class Session:
             self.timeline.close()
         finally:
             self._pass = None
-        verdict = asdict(self._comparison.verdict())
-        seconds = time.perf_counter() - started
         self._tell(
-            {"event": "passed", "way": one.way, "epochs": list(one.epochs), "seconds": seconds, **verdict}
+            {
+                "event": "passed",
+                "way": one.way,
+                "epochs": list(one.epochs),
+                "seconds": time.perf_counter() - started,
+                **asdict(self._comparison.verdict()),
+            }
         )
 
-    def epoch_done(self, epoch: int) -> None:
-        """One more epoch of the present pass has its values."""
-        self.timeline.close()
-        self._tell({"event": "epoch", "epoch": epoch, "way": self._pass.way if self._pass else ""})
+    def stretches(self, one: Pass) -> Iterator[Stretch]:
+        """What is to be run again, one after the other. The first that differs comes twice: do two replays agree?"""
+        whole = self._comparison
+        for stretch in one.stretches:
+            self._comparison, seen = Comparison(), Repeat()
+            yield from self._running(stretch, seen)
+            found = self._comparison
+            differs_at = self._agreed(found.earliest.position if found.earliest else None)
+            if differs_at is not None and self._repeat is None:
+                self._repeat = seen
+                seen.begin()
+                self.hooks.metrics = ()
+                yield from self._running(replace(stretch, end=differs_at), seen)
+                self.hooks.metrics = self.hooks_of(one)
+            causes = likely_causes(self.run, found, self._repeat)
+            self._tell({"event": "stretch", **asdict(stretch), **asdict(found.verdict()), "causes": causes})
+            whole.add(found)
+        self._comparison = whole
 
-    def compare_weights(self, epoch: int, weights: Mapping[str, Any]) -> None:
-        """The model as it stands against the checkpoint after `epoch` epochs, tensor by tensor, if it was kept."""
-        if not self.has_state(epoch):
-            return
-        position = checkpoint_at(self.run, epoch)
-        recorded = checkpoints.tensor_hashes(self.run.path, position, "model")
+    def boundary(
+        self,
+        position: Position,
+        *,
+        epoch_ended: bool,
+        weights: Callable[[], Mapping[str, Any]],
+        context: Callable[[], Context],
+    ) -> bool:
+        """All values of `position` are in the timeline. True: the present stretch ends here."""
+        assert self._pass is not None and self._stretch is not None
+        if self._seen is None or not self._seen.is_second:
+            if position in self._pass.positions:
+                values = self.hooks.epoch(context())
+                self.timeline.add(values, "validation", "epoch" if epoch_ended else "step")
+            if position in self._saved:
+                self.compare_weights(position, weights())
+            if epoch_ended:
+                self.position_done(position)
+        return position >= self._stretch.end
+
+    def position_done(self, position: Position) -> None:
+        """One more position of the present pass has its values."""
+        self.timeline.close()
+        self._tell({"event": "position", **asdict(position), "way": self._pass.way if self._pass else ""})
+
+    def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
+        """The model as it stands against the checkpoint at that position, tensor by tensor."""
+        recorded = checkpoints.tensor_hashes(self._path, position, "model")
         recomputed = {name: sha256(t.detach().cpu().contiguous()) for name, t in weights.items()}
         grade = self._comparison.hashes(position, recorded, recomputed)
-        self._tell({"event": "weights", "epoch": position.epoch, "verdict": grade})
+        self._tell({"event": "weights", **asdict(position), "verdict": grade})
 
     def log(self, name: str, value: Any) -> None:
         """`flor.log` in replayed code or in a hook."""
@@ -111,9 +162,24 @@ class Session:
     def finish(self) -> None:
         """Seal the journal."""
         self.timeline.close()
-        self._journal.seal()
+        if self._journal is not None:
+            self._journal.seal()
 
     # ---- inside
+
+    def _agreed(self, position: Position | None) -> Position | None:
+        """What the first process says: all train the same stretches, or they wait for each other."""
+        said = processes.from_first("differs", lambda: None if position is None else str(position))
+        return None if said is None else Position.parse(said)
+
+    def _running(self, stretch: Stretch, seen: Repeat) -> Iterator[Stretch]:
+        self.timeline.jump(stretch.start)
+        self._stretch, self._seen = stretch, seen
+        yield stretch
+        self.timeline.close()
+        self._stretch = self._seen = None
+
+    _seen: Repeat | None = None
 
     def _emit(self, row: Row) -> None:
         one = self._pass
@@ -121,26 +187,30 @@ class Session:
             return
         encoded = {name: self._encode(name, value, row.position) for name, value in row.values.items()}
         encoded = {name: value for name, value in encoded.items() if value is not None}
-        grade = self._comparison.values(row.position, self._recorded_at(row), encoded)
+        if self._seen is not None and self._seen.heard(row, encoded):
+            return  # the second time only says whether both agree
+        grade = self._comparison.values(row.position, self._history.at(row), encoded)
         if grade == "unverified":
             grade = self._comparison.verdict().grade
+        if self._journal is None:
+            return
         new = {name: row.values[name] for name in encoded if self._is_wanted(name, row.position, one)}
-        for digest in {self._digests.get(name) for name in new}:
-            values = {name: value for name, value in new.items() if self._digests.get(name) == digest}
+        for digest in {self._digest(name) for name in new}:
+            values = {name: value for name, value in new.items() if self._digest(name) == digest}
             self._journal.append(replace(row, values=values, verdict=grade, hook=digest))
-        self._present.update((name, row.position) for name in new)
+        self._history.present.update((name, row.position) for name in new)
 
-    def _recorded_at(self, row: Row) -> Mapping[str, Any]:
-        """What the recording has there. An evaluation every n steps is the epoch's, too, where it ends one."""
-        found = self._recorded.get((row.position, row.phase, row.level))
-        if found is None and row.phase == "validation":
-            found = self._recorded.get((row.position, row.phase, "step"))
-        return found or {}
+    def _digest(self, name: str) -> str | None:
+        return self._hooks[name][0] if name in self._hooks else None
 
     def _is_wanted(self, name: str, position: Position, one: Pass) -> bool:
-        if name not in one.metrics or (name, position) in self._present:
+        if name not in one.metrics or (name, position) in self._history.present:
             return False
-        return one.steps is None or name not in self._digests or position.step in one.steps
+        if one.way != "train" or name not in self._hooks:
+            return True
+        if self._hooks[name][1].at == "step":
+            return one.steps is None or position.step in one.steps
+        return position in one.positions
 
     def _encode(self, name: str, value: Any, position: Position) -> Any:
         try:
@@ -153,30 +223,19 @@ class Session:
         self._fail(str(error))
 
     def _fail(self, message: str) -> None:
+        if self._rank:  # the first process has called the same hook
+            return
         self.failures += 1
         self._tell({"event": "hook_failed", "message": message})
 
 
-def checkpoint_at(run: Run, epoch: int) -> Position:
-    """The position of the checkpoint after `epoch` epochs. Raises ReplayError naming those that exist."""
-    known = [c.position for c in checkpoints.list_checkpoints(run.path)]
-    for position in known:
-        if position.epoch == epoch:
-            return position
-    epochs = ", ".join(str(p.epoch) for p in known) or "none"
-    raise ReplayError(
-        f"run {run.name} ({run.run_id}) has no checkpoint at epoch {epoch}; it has {epochs}. "
-        "Ask for one of those, or record with every_n_epochs=1."
-    )
+def guarded(act: Callable[[], Any]) -> Any:
+    """Read a value; None where that fails, with the traceback in the worker's output.
 
-
-def _history(run: Run) -> tuple[dict[Key, dict[str, Any]], set[tuple[str, Position]]]:
-    """Recorded values by position, phase and level, encoded; and what any writer has already."""
-    recorded: dict[Key, dict[str, Any]] = {}
-    present: set[tuple[str, Position]] = set()
-    for writer, row in read_run(run.path):
-        present.update((name, row.position) for name in row.values)
-        if writer.startswith("record"):
-            values = {name: encode_value(value, run.path / "media") for name, value in row.values.items()}
-            recorded.setdefault((row.position, row.phase, row.level), {}).update(values)
-    return recorded, present
+    It failed when the run was recorded, too, and was noted there; the replay goes on as the recording did.
+    """
+    try:
+        return act()
+    except Exception:
+        traceback.print_exc()
+        return None

@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import sys
+import time
 import traceback
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -21,11 +22,13 @@ from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
 from flor_plugins.hooks import live
-from flor_plugins.records import Pass, Run, Task
+from flor_plugins.records import Pass, Position, Run, Stretch, Task
 from flor_plugins.replay import guard_writes
 from flor_plugins.replay.sandbox import map_path
-from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
+from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
+from flor_plugins.store.ranks import folder as part_of
+from flor_plugins.store.ranks import load_checkpoint
 from flor_plugins.store.runs import list_runs, load_run
 
 if TYPE_CHECKING:
@@ -45,11 +48,13 @@ def main(task_file: str, events_fd: int) -> int:
 
     try:
         session = _work(json.loads(Path(task_file).read_text()), tell)
+        import_module("flor_plugins.state.processes").leave()
     except FlorError as error:
-        tell({"event": "failed", "message": str(error)})
+        tell({"event": "failed", "at": time.time(), "message": str(error)})
         return 1
     except BaseException as error:
-        tell({"event": "failed", "message": _told(error), "traceback": traceback.format_exc()})
+        found = traceback.format_exc()
+        tell({"event": "failed", "at": time.time(), "message": _told(error), "traceback": found})
         return 1
     tell({"event": "done"})
     return 1 if session.failures else 0
@@ -57,20 +62,22 @@ def main(task_file: str, events_fd: int) -> int:
 
 def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
     run = load_run(Path(order["run"]))
-    sandbox, store = Path(order["sandbox"]), Store(Path(order["store"]))
+    sandbox, store, rank = Path(order["sandbox"]), Store(Path(order["store"])), order["rank"]
     task = _task(order["task"])
-    folder = _enter(run, sandbox)
+    folder = _enter(run, sandbox, rank)
     # Before torch starts threads: the kernel's part of the guard does not bind running ones.
-    guard_writes.forbid_writes([sandbox, store.replay(order["replay_id"]), *_run_folders(run)], sandbox)
+    guard_writes.forbid_writes([sandbox, store.replay(order["replay_id"]), *_run_folders(run, rank)], sandbox)
     adapter = _adapter(run)
     _set_threads(run)
     from flor_plugins.hooks.load import load
     from flor_plugins.replay.session import Session
 
-    session = Session(run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell)
+    session = Session(run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell, rank=rank)
     live.connect(session.log)
-    fits = _Fits(run, adapter, session, store)
+    fits = _Fits(run, adapter, session, store, rank)
     trainers = import_module(f"flor_plugins.{run.framework}.intercept")
+    if order["is_alone"]:
+        trainers.train_alone()
     trainers.intercept(fits.arrived, inject=run.launch.injected)
     guard_writes.guard_extensions()
     try:
@@ -89,8 +96,8 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
 class _Fits:
     """Counts the recorded fits of the script; the one that is asked for is driven."""
 
-    def __init__(self, run: Run, adapter: ModuleType, session: Session, store: Store) -> None:
-        self.run, self.adapter, self.session, self.store = run, adapter, session, store
+    def __init__(self, run: Run, adapter: ModuleType, session: Session, store: Store, rank: int) -> None:
+        self.run, self.adapter, self.session, self.store, self.rank = run, adapter, session, store, rank
         self.count = 0
         self.met = False
 
@@ -108,7 +115,8 @@ class _Fits:
         if not earlier or not list_checkpoints(earlier[0].path):
             return go()
         end = list_checkpoints(earlier[0].path)[-1].position
-        return self.adapter.pass_over(trainer, go, load_checkpoint(earlier[0].path, end), end)
+        rank = self.rank if earlier[0].processes > 1 else 0
+        return self.adapter.pass_over(trainer, go, load_checkpoint(earlier[0].path, rank, end), end)
 
 
 def _adapter(run: Run) -> ModuleType:
@@ -125,10 +133,13 @@ def _task(data: Mapping[str, Any]) -> Task:
     passes = tuple(
         Pass(
             way=one["way"],
-            epochs=tuple(one["epochs"]),
             metrics=tuple(one["metrics"]),
             reason=one["reason"],
-            checkpoints=tuple(one["checkpoints"]),
+            positions=tuple(Position(**position) for position in one["positions"]),
+            stretches=tuple(
+                Stretch(Position(**stretch["start"]), Position(**stretch["end"]), tuple(stretch["epochs"]))
+                for stretch in one["stretches"]
+            ),
             seconds=one["seconds"],
             steps=None if one["steps"] is None else tuple(one["steps"]),
         )
@@ -137,17 +148,17 @@ def _task(data: Mapping[str, Any]) -> Task:
     return Task(data["run_id"], data["name"], data["vid"], passes)
 
 
-def _run_folders(run: Run) -> list[Path]:
+def _run_folders(run: Run, rank: int) -> list[Path]:
     # Of the run only the replay's own rows may be written; its checkpoints are the past.
-    return [run.path / "metrics", run.path / "media"]
+    return [part_of(run.path, rank) / name for name in ("metrics", "media")]
 
 
-def _enter(run: Run, sandbox: Path) -> Path:
+def _enter(run: Run, sandbox: Path, rank: int) -> Path:
     """Stand where the recorded process stood: working directory, arguments, import path."""
     assert run.code is not None
     root = Path(run.code.root)
-    for part in ("metrics", "media"):
-        (run.path / part).mkdir(exist_ok=True)
+    for part in _run_folders(run, rank):
+        part.mkdir(exist_ok=True)
     os.chdir(map_path(run.launch.cwd, root, sandbox))
     sys.argv = [run.launch.target, *(map_path(arg, root, sandbox) for arg in run.launch.argv)]
     sys.path[:] = [map_path(entry, root, sandbox) if entry else entry for entry in sys.path]

@@ -1,0 +1,283 @@
+"""Why a replay diverged: what is known about it, weighed into likely causes. Plain data in, lines out."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flor_plugins.records import Position, Run
+from flor_plugins.replay.changes import (
+    FIRST_PACKAGES,
+    Change,
+    as_mapping,
+    compared_parts,
+    environment_changes,
+    one_line,
+    variable_changes,
+)
+
+Size = Literal["tiny", "unknown", "large"]
+
+# Up to here a first difference looks like another order of float32 operations; two thread counts gave 2.4e-7,
+# another random draw 1e-2 (measured on both trainers).
+TINY = 1e-4
+MAX_PACKAGES = 5  # a line each; the others share one
+MAX_FILES = 3
+WEAK = 30  # below this a cause does not explain a divergence
+
+# How plausible a change is, if the values differ first by a little, by an unknown amount, by much. Only the
+# order counts; what the replay itself has shown (other data 100, replays that disagree 98) stands above.
+WEIGHTS: dict[str, tuple[int, int, int]] = {
+    "processes": (92, 90, 90),
+    "device": (90, 80, 50),
+    "numerics": (85, 75, 55),
+    "torch": (80, 79, 77),
+    "main package": (72, 78, 76),
+    "package": (60, 70, 74),
+    "cpu": (70, 50, 25),
+    "kernel variable": (65, 45, 31),
+    "hash seed": (31, 50, 60),
+    "interpreter": (31, 40, 45),
+    "aside": (10, 12, 12),
+    "kernels": (88, 65, 35),
+    "kernels that agreed": (45, 30, 20),
+    "obstacle of rounding": (82, 60, 31),
+    "obstacle": (40, 76, 88),
+}
+_KERNEL_VARIABLE = re.compile(r"(OMP|MKL|OPENBLAS|NUMEXPR|CUDA|CUBLAS|NCCL|PYTORCH|TORCH)")
+_ONLY_ON_GPU = re.compile(r"(cuda|cudnn|hip|deterministic)_")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The fingerprints of the data behind one position, recorded and recomputed; None: there is none."""
+
+    position: Position
+    was: Any
+    now: Any
+
+
+@dataclass(frozen=True, slots=True)
+class SecondReplay:
+    """How a second replay of the same stretch compares with the first, bit for bit.
+
+    differs_at: the first position where they disagree. same_data: did both see the same batches?
+    """
+
+    agrees: bool
+    differs_at: Position | None = None
+    same_data: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What a replay knows about its divergence.
+
+    first: the earliest position at which a value differs at all, rounding included. relative: by how
+    much (see `relative_difference`), None where only hashes differ. batches: those up to `first`, in
+    any order. second: None if the stretch was not run twice. environment, variables: the worker's
+    present ones. on_gpu: whether the training computes on one.
+    """
+
+    first: Position
+    relative: float | None = None
+    batches: tuple[Batch, ...] = ()
+    second: SecondReplay | None = None
+    environment: Mapping[str, Any] | None = None
+    variables: Mapping[str, str] | None = None
+    on_gpu: bool = False
+
+    @property
+    def size(self) -> Size:
+        """Is the first difference as small as rounding?"""
+        if self.relative is None or math.isnan(self.relative):
+            return "unknown"
+        return "tiny" if self.relative <= TINY else "large"
+
+    @property
+    def compared(self) -> list[Batch]:
+        """The batches that both sides know, by position."""
+        known = [one for one in self.batches if one.was is not None and one.now is not None]
+        return sorted(known, key=lambda one: one.position)
+
+    @property
+    def other_data(self) -> Batch | None:
+        """The first batch that is not what it was."""
+        return next((one for one in self.compared if one.was != one.now), None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cause:
+    weight: int
+    line: str
+
+
+def causes(run: Run, evidence: Evidence) -> list[str]:
+    """The likely causes of a divergence, most likely first: one line each, with what speaks for it.
+
+    run: the recording. Where nothing explains the divergence, a line says so, what is equal and what to try.
+    Never empty.
+    """
+    found = [
+        *_data(run, evidence),
+        *_draws(evidence),
+        *_kernels(run, evidence),
+        *_obstacles(run, evidence),
+        *_changes(run, evidence),
+    ]
+    found.sort(key=lambda one: -one.weight)  # stable: equals stay in the order in which they were found
+    lines = [one.line for one in found]
+    if not found or found[0].weight < WEAK:
+        lines.append(_unexplained(run, evidence, is_all=not found))
+    if evidence.other_data is None and _left_out(run):
+        lines.append(f"the code snapshot does not hold these files, which may have changed: {_left_out(run)}")
+    return [one_line(line) for line in lines]
+
+
+def relative_difference(was: Any, now: Any) -> float | None:
+    """The largest |now - was| / max(|was|, |now|) of two numbers or equally nested lists of numbers.
+
+    inf where one side is not finite; None where they can't be compared.
+    """
+    if isinstance(was, list) and isinstance(now, list):
+        if len(was) != len(now):
+            return None
+        each = [relative_difference(a, b) for a, b in zip(was, now, strict=True)]
+        return None if None in each else max((one for one in each if one is not None), default=0.0)
+    if not isinstance(was, (int, float)) or not isinstance(now, (int, float)):
+        return None
+    if was == now:
+        return 0.0
+    try:
+        return abs(now - was) / max(abs(was), abs(now)) if math.isfinite(was) and math.isfinite(now) else math.inf
+    except OverflowError:  # integers beyond every float
+        return math.inf
+
+
+def _data(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+    batch = evidence.other_data
+    if batch is None:
+        return
+    where = f"batch of {_at(batch.position)}: {_short(batch.was)} recorded, {_short(batch.now)} now"
+    if batch.position > evidence.first:
+        yield _Cause(20, f"the data differ too, but only after the values do: {where}")
+        return
+    files = f"; the code snapshot does not hold {_left_out(run)}" if _left_out(run) else ""
+    yield _Cause(100, f"the data differ: {where}: a data file changed, or samples came in another order{files}")
+
+
+def _draws(evidence: Evidence) -> Iterator[_Cause]:
+    second = evidence.second
+    if second is None or second.agrees:
+        return
+    place = f" at {_at(second.differs_at)}" if second.differs_at else ""
+    line = f"two replays differ from each other{place}"
+    if second.differs_at is not None and second.differs_at > evidence.first:
+        yield _Cause(25, f"{line}, but only after both differ from the recording")
+        return
+    draw = "an unseeded draw (time, os.urandom, a generator of its own)"
+    kernel = "a non-deterministic kernel (remedy: torch.use_deterministic_algorithms(True))"
+    if second.same_data is False:
+        yield _Cause(110, f"{line}, in their data already: {draw} where samples are chosen, loaded or augmented")
+        return
+    by_kernel = evidence.on_gpu and evidence.size == "tiny"
+    # Draws in the loading code explain other data, kernels and draws in the model do not.
+    drawn_data = evidence.other_data is not None and second.same_data is None and not evidence.on_gpu
+    guess = f"{kernel} or {draw}" if by_kernel else f"{draw} or {kernel}"
+    yield _Cause(110 if drawn_data else 98, f"{line}: {guess}")
+
+
+def _kernels(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+    disagree = evidence.second is not None and not evidence.second.agrees
+    # An obstacle of that grade is about rounding, and was more precise at the time.
+    if not evidence.on_gpu or disagree or any(one.grade == "close" for one in run.obstacles):
+        return
+    if not all(map(_is_deterministic, (run.environment, evidence.environment))):
+        kind = "kernels" if evidence.second is None else "kernels that agreed"
+        line = "trained on a GPU without deterministic algorithms: kernels may add in any order"
+        yield _Cause(_weight(kind, evidence), f"{line} (remedy: torch.use_deterministic_algorithms(True))")
+
+
+def _obstacles(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+    for one in run.obstacles:
+        kind = "obstacle of rounding" if one.grade == "close" else "obstacle"
+        yield _Cause(_weight(kind, evidence), f"known since the recording: {one.reason} (remedy: {one.remedy})")
+
+
+def _changes(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+    changes = environment_changes(run.environment, evidence.environment)
+    if evidence.variables is not None:
+        changes += variable_changes(run.launch.env, evidence.variables)
+    packages = [one for one in changes if one.kind == "package"]
+    for one in [one for one in changes if one.kind != "package"] + packages[:MAX_PACKAGES]:
+        kind = _kind(one, evidence.on_gpu)
+        rounding = evidence.size == "tiny" and one.kind in ("numerics", "device")
+        proof = f" (the values differ by {evidence.relative:.1e}, as after rounding)" if rounding else ""
+        yield _Cause(_weight(kind, evidence), f"{one}{proof}")
+    if more := packages[MAX_PACKAGES:]:
+        listed = ", ".join(f"{one.name} {one.was} -> {one.now}" for one in more)
+        yield _Cause(_weight("package", evidence), f"{len(more)} more packages: {listed}")
+
+
+def _kind(change: Change, on_gpu: bool) -> str:
+    """The row of WEIGHTS."""
+    name = change.name
+    if change.kind == "package":
+        return "torch" if name == "torch" else "main package" if name in FIRST_PACKAGES else "package"
+    if change.kind == "variable":
+        known = {"PYTHONHASHSEED": "hash seed", "WORLD_SIZE": "processes"}
+        return known.get(name, "kernel variable" if _KERNEL_VARIABLE.match(name) else "aside")
+    if change.kind == "machine":
+        return "cpu" if name in ("cpu", "machine") else "aside"
+    if change.kind == "device" or _ONLY_ON_GPU.match(name):
+        return change.kind if on_gpu else "aside"
+    return "aside" if name == "num_interop_threads" else change.kind
+
+
+def _unexplained(run: Run, evidence: Evidence, *, is_all: bool) -> str:
+    """What is equal, and what to try."""
+    equal = compared_parts(run.environment, evidence.environment) if is_all else ["all else"]
+    if evidence.compared and evidence.other_data is None:
+        equal.append(f"the data of {len(evidence.compared)} batches")
+    known = f"{', '.join(equal)} {'are' if len(equal) > 1 else 'is'} equal" if equal else "nothing could be compared"
+    known += "" if evidence.compared else "; the data were not compared"
+    opening = "no difference was found between then and now" if is_all else "none of these is a likely cause"
+    if evidence.second is None:
+        advice = "verify the run again: if two replays differ from each other, something draws without a seed"
+    elif evidence.second.agrees:
+        advice = (
+            "two replays agree, so look for state that no checkpoint holds, for draws without a seed before the "
+            "training began, and for files outside of the code snapshot"
+        )
+    else:
+        advice = "look at what differs between two replays"
+    if "PYTHONHASHSEED" not in as_mapping(run.launch.env):
+        advice += "; the order of a set of strings counts, too (PYTHONHASHSEED was not set)"
+    return f"{opening}: {known}. Try: {advice}"
+
+
+def _weight(kind: str, evidence: Evidence) -> int:
+    return WEIGHTS[kind][("tiny", "unknown", "large").index(evidence.size)]
+
+
+def _is_deterministic(environment: Any) -> bool:
+    flags = as_mapping(as_mapping(environment).get("determinism"))
+    return flags.get("deterministic_algorithms") is True and flags.get("deterministic_warn_only") is not True
+
+
+def _left_out(run: Run) -> str:
+    files = run.code.left_out if run.code else ()
+    more = f" and {len(files) - MAX_FILES} more" if len(files) > MAX_FILES else ""
+    return ", ".join(files[:MAX_FILES]) + more
+
+
+def _at(position: Position) -> str:
+    return f"step {position.step}"
+
+
+def _short(fingerprint: Any) -> str:
+    """The beginning of a hash, or a checksum."""
+    return str(fingerprint)[:20]

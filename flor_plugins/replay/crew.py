@@ -1,0 +1,166 @@
+"""The worker processes of a task: one, or as many as trained the run together. They end together, too."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from flor_plugins.records import Run
+
+Event = dict[str, Any]
+
+GRACE_S = 30.0  # for the others to end when the first has
+POLL_S = 0.2
+
+# What tells a process that it trains with others, and who they are: torchrun's, Lightning's and SLURM's names.
+_OF_A_CREW = (
+    "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE",
+    "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
+    "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID",
+)  # fmt: skip
+
+
+class Crew:
+    """The processes that do a task. Only the first one's events are told as they come.
+
+    order: the task as the worker reads it. folder: where orders and outputs lie; `output.txt` is the first one's.
+    """
+
+    def __init__(self, run: Run, order: Mapping[str, Any], folder: Path, count: int) -> None:
+        self.count = count
+        self._run, self._order, self._folder = run, order, folder
+        self._port = _free_port() if count > 1 else 0
+        self._is_over = threading.Event()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._codes: list[int | None] = []  # None for one that had to be ended
+        read, write = os.pipe()
+        try:
+            for rank in range(count):
+                self._start(rank, write)
+        except BaseException:
+            os.close(read)
+            self.end(at_once=True)
+            raise
+        finally:
+            os.close(write)
+        self._events = os.fdopen(read)
+        self._guard = threading.Thread(target=self._end_with_others, name="flor-crew", daemon=True)
+        self._guard.start()
+
+    def events(self) -> Iterator[Event]:
+        """What the first process tells, until it ends."""
+        with self._events as lines:
+            for line in lines:
+                yield json.loads(line)
+
+    def end(self, *, at_once: bool = False) -> int:
+        """Wait until all have ended, or make them. Returns the exit status of the first."""
+        if self._processes and not at_once:
+            self._processes[0].wait()
+        self._is_over.set()
+        self._codes = [_ended(process, 0.0 if at_once else GRACE_S) for process in self._processes]
+        return self._processes[0].returncode if self._processes else 1
+
+    def told_by_others(self, rank: int) -> list[Event]:
+        """The events of a process that is not the first."""
+        path = self._file("events", rank, ".jsonl")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
+
+    def failure(self, before: float | None) -> str | None:
+        """Why one of the others failed, and none before it.
+
+        before: when the first process said that it failed itself; None if it did not. Where its partner died it
+        can only say that the connection is lost.
+        """
+        for rank, code in enumerate(self._codes[1:], start=1):
+            failed = [one for one in self.told_by_others(rank) if one["event"] == "failed"]
+            what = failed[0]["message"] if failed else f"it died (exit status {code})"
+            if code not in (0, None) and (not failed or before is None or failed[0]["at"] < before):
+                return f"rank {rank}: {what}; its output is in {self._file('output', rank, '.txt')}"
+        return None
+
+    # ---- inside
+
+    def _start(self, rank: int, pipe: int) -> None:
+        task = self._file("task", rank, ".json")
+        task.write_text(json.dumps({**self._order, "rank": rank}, indent=1))
+        with ExitStack() as files:
+            log = files.enter_context(self._file("output", rank, ".txt").open("a"))
+            told = files.enter_context(self._file("events", rank, ".jsonl").open("w")).fileno() if rank else pipe
+            self._processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-m", "flor_plugins.replay.worker", str(task), str(told)],
+                    pass_fds=[told],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**environment(self._run), **self._place(rank)},
+                )
+            )
+
+    def _place(self, rank: int) -> dict[str, str]:
+        """What torch.distributed and both trainers read. Where LOCAL_RANK is set Lightning starts no processes."""
+        if self.count == 1:
+            return {}
+        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count}
+        numbers |= {"NODE_RANK": 0, "GROUP_RANK": 0, "MASTER_PORT": self._port}
+        return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+    def _file(self, name: str, rank: int, ending: str) -> Path:
+        return self._folder / (f"{name}-{rank}{ending}" if rank else f"{name}{ending}")
+
+    def _end_with_others(self) -> None:
+        """A process that waits for a dead one in a collective would wait for half an hour."""
+        while not self._is_over.wait(POLL_S):
+            if any(other.poll() not in (0, None) for other in self._processes[1:]):
+                _ended(self._processes[0], GRACE_S / 3)  # it may be about to say so itself
+                return
+
+
+def _ended(process: subprocess.Popen[bytes], patience_s: float) -> int | None:
+    """Its exit status; None if it had to be ended, because it did not end by itself in that time."""
+    try:
+        return process.wait(patience_s)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+    try:
+        process.wait(5.0)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return None
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The recorded variables that matter, none that place a process among others, and trackers told to stay silent."""
+    package = str(Path(__file__).resolve().parents[2])
+    found = {**os.environ, **run.launch.env}
+    silent = {
+        "WANDB_MODE": "disabled",
+        "COMET_MODE": "disabled",
+        "NEPTUNE_MODE": "debug",
+        "CLEARML_OFFLINE_MODE": "1",
+        "SWANLAB_MODE": "disabled",
+        "MLFLOW_TRACKING_URI": f"file:{tempfile.gettempdir()}/flor-mlflow",
+        "PYTHONUNBUFFERED": "1",
+    }
+    # -P keeps the present folder off the import path: the user's newer files must not be found there.
+    paths = [*filter(None, found.get("PYTHONPATH", "").split(os.pathsep)), package]
+    kept = {name: v for name, v in found.items() if name not in _OF_A_CREW and not name.startswith("TORCHELASTIC_")}
+    return {**kept, **silent, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]

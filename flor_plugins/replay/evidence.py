@@ -1,0 +1,41 @@
+"""What a worker process knows about a divergence, for `causes` to weigh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flor_plugins.records import Run
+from flor_plugins.replay.causes import Batch, Evidence, causes, relative_difference
+from flor_plugins.replay.repeat import Repeat
+from flor_plugins.replay.verify import Comparison
+from flor_plugins.state.environment import environment, variables
+
+
+def likely_causes(run: Run, found: Comparison, repeat: Repeat | None) -> list[str]:
+    """One line per cause, most likely first; [] where nothing differs. Call it in the worker, after the replay."""
+    first = found.earliest
+    if first is None:
+        return []
+    return causes(
+        run,
+        Evidence(
+            first=first.position,
+            relative=_relative(first.was, first.now),
+            batches=tuple(Batch(*one) for one in found.batches if one[0] <= first.position),
+            second=None if repeat is None else repeat.second,
+            environment=environment(),
+            variables=variables(),
+            on_gpu=_computes_on_gpu(),
+        ),
+    )
+
+
+def _relative(was: Any, now: Any) -> float | None:
+    """None where only hashes are known."""
+    return relative_difference(was, now) if isinstance(was, (int, float, list)) else None
+
+
+def _computes_on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.is_initialized()

@@ -1,0 +1,49 @@
+"""Do two replays of one stretch agree with each other? If not, the training itself can't be repeated."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flor_plugins.records import Level, Phase, Position, Row
+from flor_plugins.replay.causes import SecondReplay
+from flor_plugins.replay.verify import Comparison
+
+Key = tuple[Position, Phase, Level]
+
+
+@dataclass(slots=True)
+class Repeat:
+    """What the first replay of a stretch computed, and how the second one compares.
+
+    Two replays in one process can agree by chance only: what they draw outside of the known
+    generators, and what the kernels add in another order, differs.
+    """
+
+    is_second: bool = False
+    _first: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    _comparison: Comparison = field(default_factory=Comparison)
+
+    def begin(self) -> None:
+        """From now on what is heard is the second replay's."""
+        self.is_second = True
+
+    def heard(self, row: Row, encoded: Mapping[str, Any]) -> bool:
+        """Keep a row of the first replay, or compare one of the second. True for the second."""
+        key = (row.position, row.phase, row.level)
+        if self.is_second:
+            self._comparison.values(row.position, self._first.get(key, {}), encoded)
+        else:
+            self._first.setdefault(key, {}).update(encoded)
+        return self.is_second
+
+    @property
+    def second(self) -> SecondReplay | None:
+        """How both compare; None where the second did not come to a value that both have."""
+        found = self._comparison
+        if not self.is_second or not found.compared:
+            return None
+        first = found.earliest
+        same_data = not found.data if found.batches else None
+        return SecondReplay(first is None, first.position if first else None, same_data)
