@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Callback
 
 import flor_plugins as flor
 from flor_plugins.lightning import FlorCallback
+from flor_plugins.record.recorder import FlorWarning
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from tests.conftest import Table, at, launched, load_script, table_of
@@ -153,6 +154,35 @@ def test_with_accumulation_the_loss_is_the_mean_of_the_micro_batches(accumulated
         losses = done.losses[start : min(start + WINDOW, epoch_end)]
         assert at(table, *position(step, UPDATES))["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
     assert "loss" not in at(table, EPOCHS, EPOCHS * UPDATES + 1)
+
+
+def test_every_update_has_the_fingerprint_of_its_batches_and_every_epoch_that_of_its_first(
+    plain: Recorded, accumulated: Recorded
+) -> None:
+    for (_, _, table), updates in ((plain, BATCHES), (accumulated, UPDATES)):
+        rows = [at(table, *position(step, updates)) for step in range(1, EPOCHS * updates + 1)]
+        assert len({row["flor.batch"] for row in rows}) == len(rows)
+        assert [step for step, row in enumerate(rows) if "flor.first_batch" in row] == [0, updates, 2 * updates]
+    alone = [at(plain[2], *position(step))["flor.batch"] for step in range(1, WINDOW + 1)]
+    together = at(accumulated[2], *position(1, UPDATES))  # the first epoch has the same batches in both
+    expected = sum(i * one for i, one in enumerate(alone, start=1))
+    assert (together["flor.batch"] - expected) % 2**64 == 0  # the sum is one of 64 bits
+    assert together["flor.first_batch"] == at(plain[2], *position(1))["flor.first_batch"]
+
+
+def test_data_that_can_not_be_read_for_a_fingerprint_are_trained_on_all_the_same(
+    toy: ModuleType, shared_project: Path, tmp_path: Path, alone: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(batch: Any) -> Any:
+        raise NotImplementedError("no words in this dtype")
+
+    monkeypatch.setattr("flor_plugins.state.batch.checksum", broken)
+    callback = launched(FlorCallback(store=tmp_path / "store"), shared_project, "lit_toy")
+    with pytest.warns(FlorWarning, match="no words in this dtype"):
+        done = train(toy, [callback])
+    (run,) = flor.runs(store=tmp_path / "store")
+    assert same(done.weights, alone.weights)
+    assert (run.status, len(run.gaps)) == ("finished", 1)
 
 
 def test_epoch_values_late_ones_and_validation_stand_at_the_last_step_of_their_epoch(plain: Recorded) -> None:

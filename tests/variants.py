@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from lightning.pytorch.callbacks import (
-    BaseFinetuning,
-    EarlyStopping,
-    EMAWeightAveraging,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
+from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset
 
-from flor_plugins.records import Pass, Run, Task
+from flor_plugins.records import Pass, Position, Run, Stretch, Task
+from flor_plugins.replay.places import places_of
 from flor_plugins.replay.session import Session
 
 SETTINGS: dict[str, Any] = {
@@ -129,69 +124,67 @@ class Thaw(BaseFinetuning):
             self.unfreeze_and_add_param_group(pl_module.body[0], optimizer, lr=5e-3)
 
 
+class Rising(pl.Callback):
+    """A callback with a state of its own and without a state_dict: it scales the gradients."""
+
+    def __init__(self) -> None:
+        self.count, self.recent = 0, deque(maxlen=4)
+        self.generator = torch.Generator().manual_seed(9)
+        self.shadow = nn.Linear(2, 2)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.count += 1
+        self.recent.append(self.count)
+        factor = 1 + torch.rand((), generator=self.generator) + sum(self.recent) / 100
+        self.shadow.weight.data.mul_(0.9).add_(pl_module.head.weight.detach().mean())
+        for parameter in pl_module.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor + self.shadow.weight.detach().mean())
+
+
+class Exact(torch.optim.Optimizer):
+    """Keeps float32 copies of its parameters, a counter, and a queue of limited length."""
+
+    def __init__(self, parameters: Any, lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                state = self.state[parameter]
+                if not state:
+                    state.update(master=parameter.float().clone(), n=0, last=deque(maxlen=3))
+                state["n"] += 1
+                state["last"].append(state["n"])
+                state["master"].sub_(group["lr"] * parameter.grad.float() / sum(state["last"]))
+                parameter.copy_(state["master"].to(parameter.dtype))
+        return loss
+
+
 def adamw(module: nn.Module) -> Any:
     return torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], 1e-2)
 
 
-def plateau(module: nn.Module) -> Any:
-    optimizer = torch.optim.SGD(module.parameters(), 0.1, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "monitor": "val_loss"}}
+def session_of(
+    run: Run, ways: dict[str, tuple[int, ...]], inside: Sequence[tuple[Position, Position]] = ()
+) -> tuple[Session, list[dict[str, Any]]]:
+    """A session without a worker, and the list that its events go to.
 
-
-def onecycle(module: nn.Module) -> Any:
-    optimizer = adamw(module)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-2, total_steps=100)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def cosine(module: nn.Module) -> Any:
-    optimizer = torch.optim.AdamW(module.parameters(), 1e-2, foreach=True)
-    return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
-
-
-def variant(name: str, folder: Any) -> tuple[pl.LightningModule, Any, list[pl.Callback], dict[str, Any]]:
-    """Module, training loader, callbacks and trainer settings of a variant."""
-    optimizers = {"plateau": plateau, "onecycle": onecycle, "cosine": cosine}
-    module: pl.LightningModule = Gan() if name == "gan" else Net(optimizers.get(name, adamw))
-    workers = 2 if name == "workers" else 0
-    loader = DataLoader(Points(), 4, shuffle=True, num_workers=workers)
-    if name == "own_generator":
-        loader = DataLoader(Points(), 4, shuffle=True, generator=torch.Generator().manual_seed(5))
-    if name == "stream":
-        loader = DataLoader(Stream(), 4)
-    callbacks: dict[str, list[pl.Callback]] = {
-        "swa": [StochasticWeightAveraging(5e-3, swa_epoch_start=1, annealing_epochs=2)],
-        "ema": [EMAWeightAveraging(decay=0.9)],
-        "early": [EarlyStopping("val_loss", patience=1, min_delta=-10)],
-        "finetuning": [Thaw()],
-        "model_checkpoint": [ModelCheckpoint(folder, monitor="val_loss", save_top_k=1)],
-    }
-    settings: dict[str, dict[str, Any]] = {
-        "accumulate": {"accumulate_grad_batches": 4},
-        "clip": {"gradient_clip_val": 0.1},
-        "often_validated": {"val_check_interval": 0.4},
-        "seldom_validated": {"check_val_every_n_epoch": 2},
-        "max_steps": {"max_steps": 50, "max_epochs": -1},
-        "bfloat16": {"precision": "bf16-mixed"},
-        "limited": {"limit_train_batches": 9},
-        "model_checkpoint": {"enable_checkpointing": True},
-    }
-    return module, loader, callbacks.get(name, []), settings.get(name, {})
-
-
-def train(name: str, folder: Any, callback: pl.Callback | None, seed: int) -> tuple[pl.Trainer, Callable[[], Any]]:
-    """A trainer and the call that trains it."""
-    pl.seed_everything(seed, verbose=False)
-    module, loader, callbacks, settings = variant(name, folder)
-    on = [callback] if callback is not None else []
-    trainer = pl.Trainer(**{**SETTINGS, "max_epochs": 4, "callbacks": [*on, *callbacks], **settings})
-    return trainer, lambda: trainer.fit(module, loader, DataLoader(Points(20, False), 4))
-
-
-def session_of(run: Run, ways: dict[str, tuple[int, ...]]) -> tuple[Session, list[dict[str, Any]]]:
-    """A session without a worker, and the list that its events go to."""
-    passes = tuple(Pass(way, epochs, ("nothing",), "") for way, epochs in ways.items())  # type: ignore[arg-type]
+    ways: for each way the epochs, by completed count. inside: (start, end) of further stretches.
+    """
+    places = places_of(run)
+    passes = []
+    for way, epochs in ways.items():
+        positions = tuple(places.end_of(epoch) for epoch in epochs)
+        if way == "train":
+            stretches = [*places.stretches(positions), *(Stretch(*ends, (ends[0].epoch + 1,)) for ends in inside)]
+            ordered = tuple(sorted(stretches, key=lambda one: one.start))
+            passes.append(Pass("train", ("nothing",), "", stretches=ordered))
+        else:
+            passes.append(Pass(way, ("nothing",), "", positions))  # type: ignore[arg-type]
     events: list[dict[str, Any]] = []
-    task = Task(run.run_id, run.name, "", passes)
+    task = Task(run.run_id, run.name, "", tuple(passes))
     return Session(replace(run), task, "20261123-000000-000-000000", [], events.append), events

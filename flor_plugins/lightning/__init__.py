@@ -13,5 +13,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from flor_plugins.lightning.callback import FlorCallback
+from flor_plugins.lightning.checkpoint_io import FlorCheckpointIO, load_checkpoint
 
-__all__ = ["FlorCallback"]
+__all__ = ["FlorCallback", "FlorCheckpointIO", "load_checkpoint"]

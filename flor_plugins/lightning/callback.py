@@ -11,23 +11,32 @@ from lightning.pytorch.callbacks import Callback
 
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.lightning import capture
+from flor_plugins.lightning.enter import is_boundary, resume_at
+from flor_plugins.lightning.files import keep_files
 from flor_plugins.lightning.harvest import Harvest
+from flor_plugins.lightning.obstacles import obstacles_of
 from flor_plugins.lightning.params import params_of
+from flor_plugins.lightning.trail import Trail
 from flor_plugins.record import recorder as recording
-from flor_plugins.record.begin import begin
 from flor_plugins.record.options import options_of
+from flor_plugins.record.rank import begin_together
 from flor_plugins.records import Launch, Position
-from flor_plugins.state import rng
+from flor_plugins.state import processes
+from flor_plugins.state.module import parameter_names
 from flor_plugins.state.wrapped import Wrapped
 
 
 class FlorCallback(Callback):
-    """Records a fit: every logged value, the code, and a checkpoint at every epoch boundary.
+    """Records a fit: every logged value, the code, and checkpoints from which it can be trained again bit for bit.
 
     metrics: `@flor.metric` hooks to compute live. every_n_epochs: checkpoints at every n-th
-    boundary; before the first batch and after the last always. store: a folder; default FLOR_DIR,
-    else `.flor/` at the top of the git repository. One fit is one run. A failure of ours is
-    warned about once and noted in the run; it never ends the training.
+    epoch boundary; before the first batch and after the last always. every_n_steps: also after every
+    n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed since the
+    last checkpoint; None for never (and never where several processes train: their clocks differ).
+    resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the top of the
+    git repository. One fit is one run. A failure of ours is
+    warned about once and noted in the run; it never ends the training. Raises HookError or ValueError for
+    arguments that make no sense.
     """
 
     def __init__(
@@ -38,25 +47,37 @@ class FlorCallback(Callback):
         tags: Sequence[str] = (),
         metrics: Sequence[Metric] = (),
         every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = 10.0,
+        resume: str | None = None,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.options = options_of(name, project, tags, metrics, every_n_epochs, store)
+        self.options = options_of(
+            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store
+        )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
         self._harvest: Harvest | None = None
         self._wrapped = Wrapped()
-        self._moments: dict[str, Any] = {}
+        self._trail = Trail()
+        self._stepped = 0
+        self._is_entering = False  # a resumed fit has not come to its State, or has just come to it
         self._handles: list[Any] = []
 
     # ---- begin and end
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Before anything is moved, restored or drawn: the run begins here."""
-        if stage != "fit" or not trainer.is_global_zero:
+        # Of processes that torch doesn't know of (XLA) the first one records.
+        if stage != "fit" or not (processes.is_one_of_several() or trainer.is_global_zero):
             return
-        self._harvest, self._moments = None, {}  # those of an earlier fit with this callback
-        self._recorder = begin(
-            "lightning", self.options, lambda: params_of(trainer, pl_module), self.launch
+        self._harvest, self._trail = None, Trail()  # those of an earlier fit with this callback
+        self._recorder = begin_together(
+            "lightning",
+            self.options,
+            lambda: params_of(trainer, pl_module),
+            self.launch,
+            lambda: parameter_names(pl_module),
         )
         if self._recorder is None:
             return
@@ -71,18 +92,33 @@ class FlorCallback(Callback):
     def _attach(self, trainer: pl.Trainer, recorder: recording.Recorder) -> None:
         self._harvest = Harvest(trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
         self._harvest.attach()
-        loop = trainer.fit_loop
-        self._wrapped.before(loop, "setup_data", lambda: self._moments.setdefault("setup", rng.capture()))
-        self._wrapped.before(loop, "advance", lambda: self._ours(lambda: self._boundary(trainer)))
-        self._wrapped.before(
-            loop, "on_run_end", lambda: self._ours(lambda: self._boundary(trainer, last=True))
+        loop, wrapped, ours = trainer.fit_loop, self._wrapped, self._ours
+        wrapped.before(loop, "setup_data", lambda: ours(lambda: self._trail.set_up(trainer)))
+        wrapped.before(
+            loop, "_load_combined_loader_states", lambda: ours(lambda: self._trail.make_iterator(trainer))
         )
-        self._wrapped.around(loop.epoch_loop.val_loop, "run", self._validation)
+        wrapped.before(loop, "advance", lambda: ours(lambda: self._boundary(trainer)))
+        wrapped.before(loop.epoch_loop, "advance", lambda: ours(lambda: self._step_boundary(trainer)))
+        wrapped.before(loop, "on_run_end", lambda: ours(lambda: self._boundary(trainer, last=True)))
+        wrapped.around(loop.epoch_loop.val_loop, "run", lambda original: self._validation(trainer, original))
+        if recorder.resumption is not None:
+            self._is_entering = True
+            keep_files(trainer, recorder.resumption.sections, wrapped)
+            resume_at(trainer, recorder.resumption.sections, wrapped, lambda: self._restored(recorder))
+
+    def _restored(self, recorder: recording.Recorder) -> None:
+        """The trainer stands where the interrupted run stood: what came before in this process is no part of it."""
+        assert recorder.resumption is not None
+        self._trail, self._stepped = Trail.of(recorder.resumption.sections), recorder.resumption.position.step
+        recorder.go_on()
+        recorder.resumption.sections.clear()  # as large as the model and its optimizer
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Optimizers exist from here on."""
-        if self._harvest is None:
+        recorder = self._recorder
+        if self._harvest is None or recorder is None:
             return
+        self._ours(lambda: recorder.note_obstacles(obstacles_of(trainer)))
         for optimizer in trainer.optimizers:
             handle = optimizer.register_step_post_hook(
                 lambda o, *_: self._ours(lambda: self._harvest and self._harvest.on_after_step(o))
@@ -125,6 +161,11 @@ class FlorCallback(Callback):
         """Entry of FitLoop.advance or on_run_end: an epoch is over, hooks and loggers included."""
         recorder = self._recorder
         assert recorder is not None and self._harvest is not None
+        if self._is_entering:  # this boundary was recorded before the interruption
+            self._is_entering, recorder.timeline.at_epoch_end = False, last
+            self._trail.begin_epoch(trainer)
+            recorder.start("epoch")
+            return
         recorder.stop("epoch")
         progress: Any = trainer.fit_loop.epoch_progress.current  # declared as its base class
         done = progress.processed
@@ -133,16 +174,38 @@ class FlorCallback(Callback):
             values = recorder.hooks.epoch(self._harvest.context())
             recorder.timeline.add(values, "validation", "epoch")
         recorder.timeline.close()
-        if last or recorder.wants_checkpoint(position):
-            recorder.checkpoint(position, capture.capture(trainer, self._moments))
+        self._trail.begin_epoch(trainer)
+        self._stepped = position.step
+        if recorder.policy.wants(position, last=last):
+            recorder.checkpoint(position, self._state(trainer))
         if not last:
             recorder.timeline.jump(position)
             recorder.start("epoch")
 
-    def _validation(self, original: Callable[[], Any]) -> Any:
+    def _step_boundary(self, trainer: pl.Trainer) -> None:
+        """Entry of `_TrainingEpochLoop.advance`: what came with the last batch, validation too, is over."""
+        recorder, trail = self._recorder, self._trail
+        assert recorder is not None
+        position = Position(trainer.current_epoch, trainer.global_step)
+        if is_boundary(trainer, self._stepped):
+            self._stepped = position.step
+            if recorder.policy.wants_inside(position) and trail.is_complete(trainer):
+                batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+                recorder.checkpoint(position, self._state(trainer, batch))
+        # With manual optimization one batch may make any number of updates.
+        is_near = not trainer.lightning_module.automatic_optimization or recorder.policy.is_near(position)
+        trail.step(trainer, is_near=is_near)
+
+    def _state(self, trainer: pl.Trainer, batch: int = 0) -> dict[str, Any]:
+        assert self._recorder is not None
+        if self._recorder.run.is_weights_only:
+            return capture.only_weights(trainer)
+        return capture.capture(trainer, self._trail.section(batch), batch=batch)
+
+    def _validation(self, trainer: pl.Trainer, original: Callable[[], Any]) -> Any:
         recorder = self._recorder
         assert recorder is not None
-        self._moments["validation"] = rng.capture()
+        self._ours(lambda: setattr(self._trail, "validation", capture.moment(trainer)))
         recorder.start("validation")
         try:
             return original()
@@ -155,11 +218,6 @@ class FlorCallback(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
         self._feed(lambda harvest: harvest.on_before_optimizer_step(optimizer))
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._feed(lambda harvest: harvest.on_train_batch_start(batch))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -1,8 +1,9 @@
 """The State of a Lightning training: what `capture` saves, `restore` loads.
 
-Both belong to the same moment, the entry of `FitLoop.advance` (lightning/pytorch/loops/fit_loop.py):
-all `on_train_epoch_start` hooks have run, the epoch's iterator is not made yet (except epoch 0,
-whose iterator is made in `FitLoop.setup_data`).
+Both belong to the same moment. At an epoch's beginning that is the entry of `FitLoop.advance`
+(lightning/pytorch/loops/fit_loop.py): all `on_train_epoch_start` hooks have run, the epoch's iterator is not
+made yet (except epoch 0, whose iterator is made in `FitLoop.setup_data`). Inside an epoch it is the entry of
+`_TrainingEpochLoop.advance`: all of the last batch is done, validation and logging included, the next is not drawn.
 """
 
 from __future__ import annotations
@@ -11,47 +12,74 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.loops.loop import _Loop
 from torch import nn
 
+from flor_plugins.lightning import logged
 from flor_plugins.state import module as module_state
+from flor_plugins.state import objects, reducer, rng
 from flor_plugins.state import optimizer as optimizer_state
-from flor_plugins.state import rng
+from flor_plugins.state.loaders import end_workers, has_persistent_workers, has_running_workers
 
 MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
 
 
-def capture(trainer: pl.Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
+def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) -> dict[str, Any]:
     """The sections of a State.
 
-    moments: RNG states of other moments that a replay needs: "setup" (before the first
-    iterator) and "validation" (before the last validation loop).
+    trail: what of the moments before it belongs to the section "rng" (see `Trail.section`).
+    batch: micro-batches of this epoch that are done; 0 at an epoch's beginning.
     """
     module = trainer.lightning_module
     dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
-    connector = trainer._logger_connector
     return {
         MODEL: dumped.pop("state_dict"),
         OPTIMIZER: dumped.pop("optimizer_states"),
-        TRAINER: {
-            "checkpoint": dumped,
-            "callback_metrics": dict(connector._callback_metrics),
-            "logged_metrics": dict(connector._logged_metrics),
-            "callback_buffers": {
-                name: dict(module_state.unsaved_buffers(held)) for name, held in _callback_modules(trainer)
-            },
-            "accumulate_grad_batches": trainer.accumulate_grad_batches,
-            "should_stop": trainer.should_stop,
-        },
-        # With manual optimization gradients may live across the epoch's end;
+        TRAINER: {**_trainer(trainer), "checkpoint": dumped, "batch": batch},
+        # With manual optimization gradients may live across updates and epochs;
         # otherwise zero_grad precedes the next backward.
         MODULE: module_state.capture(module, gradients=not module.automatic_optimization),
-        RNG: {
-            "now": rng.capture(),
-            "generators": rng.capture_generators(rng.loader_generators(loaders(trainer))),
-            **moments,
-        },
+        RNG: {**trail, **moment(trainer)},
     }
+
+
+def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
+    connector, loop = trainer._logger_connector, trainer.fit_loop
+    return {
+        "callback_metrics": dict(connector._callback_metrics),
+        "logged_metrics": dict(connector._logged_metrics),
+        "logging": logged.capture(trainer),
+        "callback_buffers": {
+            name: dict(module_state.unsaved_buffers(held)) for name, held in _callback_modules(trainer)
+        },
+        "callbacks": {name: objects.capture(one, _known(trainer)) for name, one in _users_callbacks(trainer)},
+        "accumulate_grad_batches": trainer.accumulate_grad_batches,
+        "should_stop": trainer.should_stop,
+        # StochasticWeightAveraging changes both for the epoch in which it updates batch norm.
+        "max_batches": loop.max_batches,
+        "skip_backward": loop._skip_backward,
+        "loaders_of_epoch": loop._last_train_dl_reload_epoch,
+        "validated": [name for name, loader in validation_loaders(trainer) if has_running_workers(loader)],
+        "gradient_order": reducer.capture(trainer.strategy.model),
+    }
+
+
+def moment(trainer: pl.Trainer) -> dict[str, Any]:
+    """The state of every random number generator: the global ones, and those that belong to somebody."""
+    return {"now": rng.capture(), "generators": rng.capture_generators(generators(trainer))}
+
+
+def restore_moment(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
+    """Put `moment`'s result back."""
+    rng.restore_generators(generators(trainer), held["generators"])
+    rng.restore(held["now"])
+
+
+def beginning_of(sections: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The moment at which the epoch of a State began, and the one of the loaders' first iterator if they were new."""
+    held = sections[RNG]
+    return held.get("epoch") or {name: held.get(name) for name in ("iterator", "now", "generators")}
 
 
 def weights(trainer: pl.Trainer) -> dict[str, Any]:
@@ -59,26 +87,72 @@ def weights(trainer: pl.Trainer) -> dict[str, Any]:
     return trainer._checkpoint_connector.dump_checkpoint(weights_only=False)["state_dict"]
 
 
+def only_weights(trainer: pl.Trainer) -> dict[str, Any]:
+    """The sections of a State where processes share the parts of a model. All of them call this.
+
+    Lightning's FSDP gives the first process whole tensors, other strategies give each its shards.
+    """
+    dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=True)
+    return {MODEL: {name: _unsharded(tensor) for name, tensor in dumped["state_dict"].items()}}
+
+
+def _unsharded(tensor: Any) -> Any:
+    gather = getattr(tensor, "full_tensor", None)  # of torch.distributed.tensor.DTensor
+    return tensor if gather is None else gather()
+
+
 def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw."""
     module, connector = trainer.lightning_module, trainer._checkpoint_connector
+    held = sections[TRAINER]
+    reducer.restore(trainer.strategy.model, held.get("gradient_order"))
+    for name, callback in _users_callbacks(trainer):
+        if name in held.get("callbacks", {}):
+            objects.restore(callback, held["callbacks"][name])
     connector._loaded_checkpoint = as_checkpoint(sections)
     connector.restore_datamodule()
     connector.restore_model()
     connector.restore_callbacks()
+    _rebuild_parameter_groups(trainer)
     connector.restore_training_state()
     connector._loaded_checkpoint = {}
     for optimizer, state in zip(trainer.optimizers, sections[OPTIMIZER], strict=True):
         optimizer_state.restore(optimizer, state)
     module_state.restore(module, sections[MODULE])
-    held = sections[TRAINER]
     for name, owned in _callback_modules(trainer):
         module_state.restore_buffers(owned, held["callback_buffers"].get(name, {}))
-    trainer._logger_connector._callback_metrics = dict(held["callback_metrics"])
-    trainer._logger_connector._logged_metrics = dict(held["logged_metrics"])
+    _restore_trainer(trainer, held)
+    _restore_workers(trainer, held)
+    restore_moment(trainer, sections[RNG])
+
+
+def _restore_trainer(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
+    connector, loop = trainer._logger_connector, trainer.fit_loop
+    connector._callback_metrics = dict(held["callback_metrics"])
+    connector._logged_metrics = dict(held["logged_metrics"])
+    logged.restore(trainer, held.get("logging", {}))
     trainer.accumulate_grad_batches = held["accumulate_grad_batches"]
-    rng.restore_generators(rng.loader_generators(loaders(trainer)), sections[RNG]["generators"])
-    rng.restore(sections[RNG]["now"])
+    trainer.should_stop = held["should_stop"]
+    loop.max_batches = held.get("max_batches", loop.max_batches)
+    loop._skip_backward = held.get("skip_backward", loop._skip_backward)
+
+
+def _restore_workers(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
+    """Persistent workers of validation run or don't: a loader draws a seed when it starts them, and never again."""
+    for name, loader in validation_loaders(trainer):
+        if not has_persistent_workers(loader) or "validated" not in held:
+            continue
+        if name not in held["validated"]:
+            end_workers(loader)
+        elif not has_running_workers(loader):
+            iter(loader)
+
+
+def _rebuild_parameter_groups(trainer: pl.Trainer) -> None:
+    """The groups that a finetuning callback had added by then: it adds them when a fit starts."""
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, BaseFinetuning):
+            callback.on_fit_start(trainer, trainer.lightning_module)
 
 
 def restore_weights(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
@@ -86,8 +160,10 @@ def restore_weights(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     trainer.lightning_module.load_state_dict(sections[MODEL])
 
 
-def restore_progress(trainer: pl.Trainer, sections: Mapping[str, Any], completed: int) -> None:
-    """Loop counters as they were with `completed` epochs done and the next one not yet begun.
+def restore_progress(
+    trainer: pl.Trainer, sections: Mapping[str, Any], completed: int, *, has_begun: bool = False
+) -> None:
+    """Loop counters as they were with `completed` epochs done; has_begun: the next one's start hooks have run.
 
     The trainer's own restart flags are cleared: they change control flow and data order
     (fit_loop.py `restarted_*`, training_epoch_loop.py `on_run_start`).
@@ -97,8 +173,8 @@ def restore_progress(trainer: pl.Trainer, sections: Mapping[str, Any], completed
     _clear_restart(loop)
     trackers: list[Any] = [loop.epoch_progress.total, loop.epoch_progress.current]  # declared as base class
     for progress in trackers:
-        progress.ready = progress.started = progress.processed = progress.completed = completed
-    trainer.should_stop = False
+        progress.ready = progress.started = completed + has_begun
+        progress.processed = progress.completed = completed
 
 
 def as_checkpoint(sections: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,6 +182,21 @@ def as_checkpoint(sections: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = dict(sections[TRAINER]["checkpoint"])
     checkpoint.pop("loops", None)
     return {**checkpoint, "state_dict": sections[MODEL], "optimizer_states": sections[OPTIMIZER]}
+
+
+def _known(trainer: pl.Trainer) -> set[int]:
+    """Modules that are saved elsewhere: the model that is trained, and what it is made of."""
+    return {id(part) for part in trainer.lightning_module.modules()}
+
+
+def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
+    """Callbacks of the user's own, each under a name that it has in a replay, too."""
+    counts: dict[str, int] = {}
+    for callback in cast(Any, trainer).callbacks:
+        if objects.is_users(callback):
+            name = type(callback).__qualname__
+            counts[name] = counts.get(name, 0) + 1
+            yield f"{name}.{counts[name]}", callback
 
 
 def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
@@ -123,6 +214,17 @@ def loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
         combined = loop._combined_loader
         for index, loader in enumerate(combined.flattened if combined is not None else []):
             yield f"{name}.{index}", loader
+
+
+def validation_loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
+    """Those of `loaders` that are no training loaders."""
+    return ((name, loader) for name, loader in loaders(trainer) if name.startswith("validation."))
+
+
+def generators(trainer: pl.Trainer) -> dict[str, rng.Generator]:
+    """Generators that belong to the loaders of a fit, to the module or to the data module."""
+    owners = [*loaders(trainer), ("module", trainer.lightning_module), ("data", cast(Any, trainer).datamodule)]
+    return rng.loader_generators(owners)
 
 
 def _clear_restart(loop: _Loop) -> None:

@@ -1,13 +1,13 @@
 """Replaying with a Lightning trainer that the user's own script has built.
 
 `fit` runs as usual up to its first epoch; there, at the entry of `FitLoop.on_advance_start`, states
-are restored and driven, and the loop is left through StopIteration, which `FitLoop.run` takes as its end.
+are restored and stretches of training driven, and the loop is left through StopIteration.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, cast
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
@@ -16,10 +16,11 @@ from flor_plugins.errors import HookError
 from flor_plugins.hooks.load import check_callback
 from flor_plugins.lightning import capture
 from flor_plugins.lightning.callback import FlorCallback
+from flor_plugins.lightning.enter import Entry, is_boundary, prepare
 from flor_plugins.lightning.harvest import Harvest
 from flor_plugins.lightning.intercept import Go, silence
-from flor_plugins.records import Pass, Position
-from flor_plugins.replay.session import Session
+from flor_plugins.records import Pass, Position, Stretch
+from flor_plugins.replay.session import Session, guarded
 from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
 
@@ -50,68 +51,57 @@ def _without_flor(trainer: Any) -> list[Callback]:
     return [c for c in trainer.callbacks if not isinstance(c, FlorCallback)]
 
 
-class _Entered(Callback):
-    """Common to both: official restore functions see our State before callbacks' on_fit_start."""
-
-    def __init__(self) -> None:
-        self.wrapped = Wrapped()
-
-    def prepare(self, trainer: pl.Trainer, sections: Mapping[str, Any], entry: Callable[..., Any]) -> None:
-        connector = trainer._checkpoint_connector
-        # `resume_start(None)` leaves `_loaded_checkpoint` alone and `restore_model` and its siblings use
-        # it (checkpoint_connector.py): callbacks that act on restored state (BaseFinetuning adds
-        # param groups) find it in on_fit_start. A ckpt_path of the script must not replace it.
-        connector._loaded_checkpoint = capture.as_checkpoint(sections)
-        self.wrapped.around(connector, "resume_start", lambda original, *a, **k: None)
-        self.wrapped.around(trainer.fit_loop, "on_advance_start", entry)
-        setup = sections[capture.RNG].get("setup")
-        if setup is not None:
-            self.wrapped.before(trainer.fit_loop, "setup_data", _once(lambda: rng.restore(setup)))
-
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.wrapped.undo()
-
-
-class _PassOver(_Entered):
+class _PassOver(Callback):
     def __init__(self, sections: Mapping[str, Any], end: Position) -> None:
-        super().__init__()
         self.sections, self.end = sections, end
+        self.wrapped = Wrapped()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
-            self.prepare(trainer, self.sections, lambda original: self._enter(trainer))
+            prepare(trainer, self.sections, self.wrapped)
+            self.wrapped.around(trainer.fit_loop, "on_advance_start", lambda original: self._enter(trainer))
 
     def _enter(self, trainer: pl.Trainer) -> None:
         capture.restore_progress(trainer, self.sections, self.end.epoch)
         capture.restore(trainer, self.sections)
         raise StopIteration
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.wrapped.undo()
 
-class _Driver(_Entered):
+
+class _Cut(Exception):
+    """A stretch ends inside an epoch: the loops are left as they stand, without the epoch's end."""
+
+
+class _Driver(Callback):
     """Drives the passes of a session from inside `fit`."""
 
     def __init__(self, session: Session) -> None:
-        super().__init__()
         self.session = session
+        self.wrapped = Wrapped()
         self.error: BaseException | None = None
-        self._epochs: list[tuple[Pass, int]] = []
-        self._context: Any = None
-        self._epoch: int | None = None
-        self._sections: dict[str, Any] | None = None
-        self._begun = False
+        self._entry: Entry | None = None
+        # The epoch whose start hooks have run, where nothing else of it has.
+        self._begun: int | None = None
+        self._stepped = 0
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        self._epochs = [(one, epoch) for one in self.session.passes("train") for epoch in one.epochs]
-        first = self._epochs[0][1] - 1 if self._epochs else self.session.task.passes[0].epochs[0]
-        self.prepare(trainer, self.session.state(first)[1], lambda original: self._advance_start(trainer, original))
-        self.wrapped.before(trainer.fit_loop, "advance", lambda: self._advance(trainer))
-        self.wrapped.before(trainer.fit_loop, "on_run_end", lambda: self._epoch_over(trainer))
-        self.harvest = Harvest(
-            trainer, self.session.timeline, self.session.hooks, self.session.run.name, lambda act: act()
-        )
+        loop, session = trainer.fit_loop, self.session
+        start = self._first_start()
+        # Weights alone may be all that there is, and all that is needed.
+        prepare(trainer, None if start is None else session.state(start), self.wrapped)
+        self.wrapped.around(loop, "on_advance_start", lambda original: self._drive(trainer, original))
+        self.harvest = Harvest(trainer, session.timeline, session.hooks, session.run.name, guarded)
         self.harvest.attach()
+        self.wrapped.before(loop.epoch_loop, "advance", lambda: self._step_boundary(trainer))
+
+    def _first_start(self) -> Position | None:
+        stretches = [stretch for one in self.session.passes("train") for stretch in one.stretches]
+        validated = [position for one in self.session.passes("validate") for position in one.positions]
+        return stretches[0].start if stretches else next(iter(validated), None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
@@ -119,83 +109,125 @@ class _Driver(_Entered):
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.harvest.detach()
-        super().teardown(trainer, pl_module, stage)
+        self.wrapped.undo()
 
-    # ---- between epochs
+    def _drive(self, trainer: pl.Trainer, advance_start: Go) -> None:
+        """Entry of the first `FitLoop.on_advance_start`: from here on epochs are run as `FitLoop.run` would."""
+        for one in self.session.passes("state"):
+            self._state_pass(trainer, one)
+        for one in self.session.passes("validate"):
+            self._validate_pass(trainer, one)
+        for one in self.session.passes("train"):
+            with self.session.passing(one):
+                for stretch in self.session.stretches(one):
+                    self._run_stretch(trainer, advance_start, stretch)
+        raise StopIteration  # FitLoop.run takes it as its end
 
-    def _advance_start(self, trainer: pl.Trainer, original: Go) -> None:
-        if not self._begun:
-            self._begun = True
-            for one in self.session.passes("state"):
-                self._state_pass(trainer, one)
-            for one in self.session.passes("validate"):
-                self._validate_pass(trainer, one)
-        self._epoch_over(trainer)
-        if not self._epochs:
-            raise StopIteration
-        one, epoch = self._epochs[0]
-        if self._context is None:
-            self._context = self.session.passing(one)
-            self._context.__enter__()
-        self._epoch = epoch
-        # Without a checkpoint here the epoch before has just been run: the training goes on.
-        self._sections = self.session.state(epoch - 1)[1] if self.session.has_state(epoch - 1) else None
-        if self._sections is not None:
-            capture.restore_progress(trainer, self._sections, epoch - 1)
-        original()
+    # ---- training
 
-    def _advance(self, trainer: pl.Trainer) -> None:
-        """The same moment as the recording's: hooks of the epoch's start have run, then are overwritten."""
-        if self._sections is None:
+    def _run_stretch(self, trainer: pl.Trainer, advance_start: Go, stretch: Stretch) -> None:
+        loop = trainer.fit_loop
+        entry = Entry(trainer, self.session.state(stretch.start))
+        self._stepped = stretch.start.step
+        if self._begun != entry.epoch or cast(Any, trainer).reload_dataloaders_every_n_epochs:
+            self.harvest.begin()
+            entry.before_epoch()
+            advance_start()
+        entry.at_epoch()
+        self._entry, self._begun = entry, None
+        try:
+            is_over = False
+            while not is_over:
+                loop.advance()
+                loop.on_advance_end()
+                loop.on_iteration_done()
+                is_over = self._epoch_boundary(trainer, advance_start)
+        except _Cut:
+            pass
+        finally:
+            self._entry = None
+
+    def _epoch_boundary(self, trainer: pl.Trainer, advance_start: Go) -> bool:
+        """An epoch is over, its hooks and loggers included. The recording stood at the same moment:
+
+        the next epoch's start hooks had run, unless the run had ended.
+        """
+        position = Position(trainer.current_epoch, trainer.global_step)
+        run = self.session.run
+        is_last = run.status == "finished" and run.position is not None and position >= run.position
+        if not is_last:
+            advance_start()
+            self._begun = position.epoch
+        self._stepped = position.step
+        return self._is_end(trainer, position, epoch_ended=True) or is_last
+
+    def _step_boundary(self, trainer: pl.Trainer) -> None:
+        """Entry of `_TrainingEpochLoop.advance`, as in FlorCallback."""
+        if self._entry is None:
             return
-        position = checkpoint_position(self._sections)
-        self.session.timeline.jump(Position(self._epoch - 1 if self._epoch else 0, position))
-        capture.restore(trainer, self._sections)
+        self._entry.at_batch()
+        if is_boundary(trainer, self._stepped):
+            position = Position(trainer.current_epoch, trainer.global_step)
+            self._stepped = position.step
+            if self._is_end(trainer, position, epoch_ended=False):
+                raise _Cut
 
-    def _epoch_over(self, trainer: pl.Trainer) -> None:
-        """A re-run epoch is over, its hooks and loggers included: compare where it ended."""
-        if self._epoch is None:
-            return
-        epoch, self._epoch = self._epoch, None
-        self._epochs.pop(0)
-        self.session.epoch_done(epoch)
-        self.session.compare_weights(epoch, capture.weights(trainer))
-        if not self._epochs:
-            self._context.__exit__(None, None, None)
+    def _is_end(self, trainer: pl.Trainer, position: Position, *, epoch_ended: bool) -> bool:
+        return self.session.boundary(
+            position,
+            epoch_ended=epoch_ended,
+            weights=lambda: capture.weights(trainer),
+            context=self.harvest.context,
+        )
 
     # ---- without training
 
     def _state_pass(self, trainer: pl.Trainer, one: Pass) -> None:
         with self.session.passing(one):
-            for epoch in one.epochs:
-                position, sections = self.session.state(epoch, only=(capture.MODEL,))
-                self.session.timeline.jump(position)
-                self.session.timeline.complete_epoch(epoch)
+            for position in one.positions:
+                sections = self.session.state(position, only=(capture.MODEL,))
+                self._stand_at(position)
                 capture.restore_weights(trainer, sections)
                 values = self.session.hooks.epoch(self.harvest.context())
-                self.session.timeline.add(values, "validation", "epoch")
-                self.session.compare_weights(epoch, trainer.lightning_module.state_dict())
-                self.session.epoch_done(epoch)
+                self.session.timeline.add(values, "validation")
+                self.session.compare_weights(position, trainer.lightning_module.state_dict())
+                self.session.position_done(position)
 
     def _validate_pass(self, trainer: pl.Trainer, one: Pass) -> None:
         loop = trainer.fit_loop
         with self.session.passing(one):
-            for epoch in one.epochs:
-                position, sections = self.session.state(epoch)
-                capture.restore_progress(trainer, sections, epoch - 1)
+            for position in one.positions:
+                sections = self.session.state(position)
+                entry = Entry(trainer, sections)
+                # At an epoch's end its validation came before the counters went on.
+                epoch = position.epoch if entry.batch else position.epoch - 1
+                capture.restore_progress(trainer, sections, epoch, has_begun=True)
                 capture.restore(trainer, sections)
-                trackers: list[Any] = [loop.epoch_progress.total, loop.epoch_progress.current]
-                for progress in trackers:
-                    progress.ready = progress.started = epoch
-                loop.epoch_loop.batch_progress.is_last_batch = True
+                if not entry.batch:
+                    loop.epoch_loop.batch_progress.is_last_batch = True
                 loop.epoch_loop.val_loop.batch_progress.total.reset()
-                self.session.timeline.jump(Position(epoch - 1, position.step))
-                self.session.timeline.complete_epoch(epoch)
-                rng.restore(sections[capture.RNG].get("validation", sections[capture.RNG]["now"]))
+                self._stand_at(position)
+                self._as_before_validation(trainer, sections)
                 trainer.validating = True
                 loop.epoch_loop.val_loop.run()
                 trainer.training = True
-                self.session.epoch_done(epoch)
+                self.session.position_done(position)
+
+    def _as_before_validation(self, trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
+        held = sections[capture.RNG]
+        moment = held.get("validation_moment")
+        if moment is not None:
+            capture.restore_moment(trainer, moment)
+        else:  # recorded by an earlier version, or never validated
+            rng.restore(held.get("validation", held["now"]))
+
+    def _stand_at(self, position: Position) -> None:
+        timeline = self.session.timeline
+        if self.session.places.ends.get(position.epoch) == position.step:
+            timeline.jump(Position(position.epoch - 1, position.step))
+            timeline.complete_epoch(position.epoch)
+        else:
+            timeline.jump(position)
 
     # ---- values, as in FlorCallback
 
@@ -203,11 +235,6 @@ class _Driver(_Entered):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
     ) -> None:
         self.harvest.on_before_optimizer_step(optimizer)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self.harvest.on_train_batch_start(batch)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -229,20 +256,3 @@ class _Driver(_Entered):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self.error = exception
-
-
-def checkpoint_position(sections: Mapping[str, Any]) -> int:
-    """The optimizer updates that a State has behind it."""
-    return int(sections[capture.TRAINER]["checkpoint"]["global_step"])
-
-
-def _once(act: Callable[[], Any]) -> Callable[[], None]:
-    """`act` at the first call only: later iterators belong to restored epochs."""
-    done: list[bool] = []
-
-    def run() -> None:
-        if not done:
-            done.append(True)
-            act()
-
-    return run

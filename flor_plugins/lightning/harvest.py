@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
@@ -20,8 +21,9 @@ from flor_plugins.hooks.metric import Context
 from flor_plugins.lightning import capture
 from flor_plugins.record.recorder import still
 from flor_plugins.records import Phase
-from flor_plugins.state import rng
+from flor_plugins.state import batch as fingerprints
 from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.store.names import BATCH, FIRST_BATCH
 from flor_plugins.store.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
@@ -43,15 +45,16 @@ class Harvest:
         )
         self._wrapped = Wrapped()
         self._losses: list[torch.Tensor] = []
-        self._pending: dict[str, Any] = {}
         self._batch: Any = None
+        self._data = _Data()
         self._in_connector = False
-        hooks.generators = lambda: rng.loader_generators(capture.loaders(trainer))
+        hooks.generators = lambda: capture.generators(trainer)
 
     def attach(self) -> None:
         """Wrap what values pass through. Call once per fit, when the trainer is built."""
         connector, wrapped = self.trainer._logger_connector, self._wrapped
         wrapped.around(self.trainer.fit_loop.epoch_loop, "advance", self._advance)
+        wrapped.around(connector, "on_batch_start", self._on_batch_start)
         wrapped.after(connector, "on_batch_end", lambda: self.guarded(self._on_batch_end))
         wrapped.before(connector, "epoch_end_reached", lambda: self.guarded(self._on_epoch_end_reached))
         wrapped.before(connector, "update_train_epoch_metrics", lambda: self.guarded(self._on_train_metrics))
@@ -67,6 +70,11 @@ class Harvest:
         """Leave the trainer as it was found."""
         self._wrapped.undo()
 
+    def begin(self) -> None:
+        """The trainer is about to be put elsewhere: what was pending belongs to no update."""
+        self._losses, self._batch, self.timeline.coming = [], None, {}
+        self._data.begin()
+
     # ---- called by the callback's hooks of the same names
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
@@ -76,17 +84,14 @@ class Harvest:
         prefix = f"optimizer{index}." if index else ""
         for name, group in zip(names, optimizer.param_groups, strict=True):
             lr = group["lr"]
-            self._pending[prefix + name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+            self.timeline.coming[prefix + name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
         if self.hooks.at("step"):
             self.hooks.before_update(self._update_context(optimizer))
 
     def on_after_step(self, optimizer: Any) -> None:
         """The update is made; gradients are still there."""
         if self.hooks.at("step"):
-            self._pending.update(self.hooks.after_update(self._update_context(optimizer)))
-
-    def on_train_batch_start(self, batch: Any) -> None:
-        self._batch = batch
+            self.timeline.coming.update(self.hooks.after_update(self._update_context(optimizer)))
 
     def on_train_batch_end(self, outputs: Any) -> None:
         loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
@@ -142,8 +147,22 @@ class Harvest:
     def _advance(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # What user code logs with flor.log during a batch belongs to the update that is being
         # made; the timeline still stands at the one before.
-        with live.connected(lambda name, value: self._pending.update(still({name: value}))):
+        with live.connected(lambda name, value: self.timeline.coming.update(still({name: value}))):
             return original(*args, **kwargs)
+
+    def _on_batch_start(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        # Before all hooks of callbacks: some change the batch in place.
+        if self.trainer.training:
+            self.guarded(lambda: self._see(batch))
+        return original(batch, *args, **kwargs)
+
+    def _see(self, batch: Any) -> None:
+        self._batch = batch
+        is_first = self.trainer.fit_loop.epoch_loop.batch_idx == 0
+        if is_first:  # manual optimization may have left batches behind that came to no update
+            self._losses = []
+            self._data.begin()
+        self._data.add(batch, is_first=is_first)
 
     def _on_batch_end(self) -> None:
         trainer = self.trainer
@@ -151,10 +170,11 @@ class Harvest:
             return
         found = trainer._results.metrics(True)["callback"] if trainer._results else {}
         values = {k: v for k, v in found.items() if f"{k}_step" not in found}
-        values.update(self._pending)
+        values.update(self.timeline.take_coming())
         if self._losses:
             values["loss"] = self._loss()
-        self._losses, self._pending = [], {}
+        values.update(self._data.take())
+        self._losses = []
         self.timeline.step(trainer.global_step, still(values))
 
     def _loss(self) -> torch.Tensor:
@@ -196,15 +216,44 @@ class Harvest:
         # logger directly (LearningRateMonitor, DeviceStatsMonitor, the user's own calls).
         if not self._in_connector and not self.trainer.sanity_checking:
             extra = {k: v for k, v in metrics.items() if k not in ("epoch", "step")}
-            self.guarded(lambda: self._pending.update(still(extra)))
+            self.guarded(lambda: self.timeline.coming.update(still(extra)))
         return original(metrics, *args, **kwargs)
 
 
+class _Data:
+    """Fingerprints of the batches that an update is made from."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._count, self._sum, self._first = 0, 0, ""
+
+    def add(self, batch: Any, *, is_first: bool) -> None:
+        """is_first: of its epoch; its sha256 is worth a synchronisation with the device."""
+        if is_first:
+            self._first = fingerprints.sha256(batch)
+        self._count += 1
+        self._sum: Any = self._sum + self._count * fingerprints.checksum(batch)
+
+    def take(self) -> dict[str, Any]:
+        """The values of the update that has been made."""
+        values = {BATCH: self._sum, **({FIRST_BATCH: self._first} if self._first else {})}
+        self.begin()
+        return values
+
+
 def val_dataloader(trainer: pl.Trainer) -> Any:
-    """The validation loader of a fit (a list where there are several), or None."""
-    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    """The validation loader of a fit (a list where there are several), or None.
+
+    Where several processes train it has all of the data, not this one's share: as in a replay by one process.
+    """
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    combined = loop._combined_loader
     if combined is None:
         return None
+    if trainer.world_size > 1:
+        combined = CombinedLoader(loop._data_source.dataloader(), "sequential")
     loaders = combined.flattened
     return loaders[0] if len(loaders) == 1 else loaders
 

@@ -30,6 +30,16 @@ def intercept(arrived: Callable[[pl.Trainer, Go], Any], *, inject: bool) -> None
     pl.Trainer.fit = fit  # type: ignore[method-assign]
 
 
+def train_alone() -> None:
+    """From now on every Trainer of this process is one for a single device: it sees all of the validation data."""
+    original = pl.Trainer.__init__
+
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **{**kwargs, "devices": 1, "num_nodes": 1, "strategy": "auto"})
+
+    pl.Trainer.__init__ = init  # type: ignore[method-assign]
+
+
 def train(built: Any, callback: FlorCallback) -> None:
     """Train what a recipe's function returned: (trainer, module, data), with the callback on."""
     trainer, module, data = built

@@ -1,0 +1,190 @@
+"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and for resumed runs.
+
+Three entries of the trainer's own loops are needed, in this order: `FitLoop.on_advance_start`, `FitLoop.advance`
+and `_TrainingEpochLoop.advance`. Lightning's restart flags stay off: they change control flow and data order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, cast
+
+import lightning.pytorch as pl
+from lightning.fabric.utilities.data import _set_sampler_epoch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+from flor_plugins.lightning import capture
+from flor_plugins.lightning.trail import fetches_ahead
+from flor_plugins.state import rng
+from flor_plugins.state.loaders import end_workers, once, skip
+from flor_plugins.state.wrapped import Wrapped
+
+
+class Entry:
+    """Takes a trainer to a State. Of the three moments the first may be left out where the trainer stands after it."""
+
+    def __init__(self, trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
+        self.trainer, self.sections = trainer, sections
+        held = sections[capture.TRAINER]
+        self.epoch = completed_epochs(sections)
+        self.batch = int(held.get("batch", 0))
+        self._is_inside = False
+
+    def before_epoch(self) -> None:
+        """Entry of `FitLoop.on_advance_start`: counters stand before the epoch, its loaders are there."""
+        self._make_loaders()
+        capture.restore_progress(self.trainer, self.sections, self.epoch)
+
+    def at_epoch(self) -> None:
+        """Entry of `FitLoop.advance`: the hooks of the epoch's start have run, what they did is overwritten."""
+        self._open_data()
+        beginning = capture.beginning_of(self.sections)
+        capture.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
+        capture.restore(self.trainer, self.sections)
+        capture.restore_moment(self.trainer, beginning)
+
+    def at_batch(self) -> None:
+        """Entry of `_TrainingEpochLoop.advance`: at the first one the batches that are done are drawn again."""
+        if self._is_inside or not self.batch:
+            return
+        self._is_inside = True
+        held = self.sections[capture.RNG]
+        self._skip(self.batch, held["epoch"], held.get("previous"))
+        capture.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
+        capture.restore(self.trainer, self.sections)
+
+    # ---- data
+
+    def _make_loaders(self) -> None:
+        """With `reload_dataloaders_every_n_epochs`: the loaders of the epoch in which they had been made last."""
+        loop, every = self.trainer.fit_loop, cast(Any, self.trainer).reload_dataloaders_every_n_epochs
+        made = self.sections[capture.TRAINER].get("loaders_of_epoch")
+        if every and made is not None:
+            capture.restore_progress(self.trainer, self.sections, int(made))
+            rng.restore(self.sections[capture.RNG]["setup"])
+            loop._combined_loader = None
+            loop.setup_data()
+
+    def _open_data(self) -> None:
+        """The iterator of the epoch, except what `_TrainingEpochLoop.on_run_start` makes of it by itself.
+
+        Workers that persist are seeded when they start, and never again: they draw the data of all epochs before.
+        """
+        loop: Any = self.trainer.fit_loop
+        beginning = capture.beginning_of(self.sections)
+        earlier = self.sections[capture.RNG].get("epochs", ())
+        if not earlier and beginning["iterator"] is None:
+            return
+        for loader in loop._combined_loader.flattened:
+            end_workers(loader)
+        for one in [*earlier, beginning]:
+            if one["iterator"] is not None:
+                capture.restore_moment(self.trainer, one["iterator"])
+                iter(loop._data_fetcher)
+            if one is not beginning:
+                self._draw(one)
+        for loader in loop._combined_loader.flattened:
+            _set_sampler_epoch(loader, self.epoch)
+
+    def _draw(self, one: Mapping[str, Any]) -> None:
+        loop: Any = self.trainer.fit_loop
+        for loader in loop._combined_loader.flattened:
+            _set_sampler_epoch(loader, one["epoch"])
+        capture.restore_moment(self.trainer, one)
+        if one["epoch"] > 0:
+            iter(loop._data_fetcher)
+        self._skip(one["batches"], one, None)
+
+    def _skip(self, batches: int, beginning: Mapping[str, Any], previous: Mapping[str, Any] | None) -> None:
+        fetcher: Any = self.trainer.fit_loop._data_fetcher
+        ahead, turns = int(fetches_ahead(self.trainer)), beginning["turns"]
+        for number in range(batches):
+            if number in turns:
+                rng.restore(turns[number])
+            skip(fetcher, 1, ahead if number == batches - 1 else 0, previous)
+
+
+def prepare(trainer: pl.Trainer, sections: Mapping[str, Any] | None, wrapped: Wrapped) -> None:
+    """In `setup` of a fit: Lightning's own restore functions see a State before callbacks' on_fit_start.
+
+    sections: None where only weights will be restored. A ckpt_path of the script is ignored in any case.
+    """
+    connector = trainer._checkpoint_connector
+    # `resume_start(None)` leaves `_loaded_checkpoint` alone and `restore_model` and its siblings use
+    # it (checkpoint_connector.py): callbacks that act on restored state (BaseFinetuning adds
+    # param groups) find it in on_fit_start. A ckpt_path of the script must not replace it.
+    wrapped.around(connector, "resume_start", lambda original, *a, **k: None)
+    if sections is None:
+        return
+    connector._loaded_checkpoint = capture.as_checkpoint(sections)
+    setup = sections[capture.RNG].get("setup")
+    if setup is not None:
+        # At the first call only: later iterators belong to restored epochs.
+        wrapped.before(trainer.fit_loop, "setup_data", once(lambda: rng.restore(setup)))
+
+
+def resume_at(
+    trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: Wrapped, restored: Callable[[], Any] = lambda: None
+) -> None:
+    """In `setup` of a fit: it begins at a State and goes on by itself to its natural end, mid-epoch too.
+
+    Call it after everything else that is put around the same entries, so that nothing else hears of them
+    before the State is there. restored: called once when it is: at the entry of `FitLoop.advance`, inside an
+    epoch of `_TrainingEpochLoop.advance`, of a training that was complete of `on_advance_start`; only from
+    then on is `Trail.of(sections)` what a recording goes on with, because making the first loaders begins a new
+    one. `wrapped.undo()` takes it off.
+    """
+    entry, loop = Entry(trainer, sections), trainer.fit_loop
+
+    def before_epoch() -> None:
+        entry.before_epoch()
+        trainer.should_stop = sections[capture.TRAINER]["should_stop"]
+        if loop.done:  # nothing is left to train
+            _begin_last_epoch(trainer, sections)
+            capture.restore(trainer, sections)
+            restored()
+            raise StopIteration  # FitLoop.run takes it as its end
+
+    def at_epoch() -> None:
+        entry.at_epoch()
+        if not entry.batch:
+            restored()
+
+    def at_batch() -> None:
+        entry.at_batch()
+        if entry.batch:
+            restored()
+
+    prepare(trainer, sections, wrapped)
+    wrapped.before(loop, "on_advance_start", once(before_epoch))
+    wrapped.before(loop, "advance", once(at_epoch))
+    wrapped.before(loop.epoch_loop, "advance", once(at_batch))
+
+
+def _begin_last_epoch(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
+    """StochasticWeightAveraging notes at an epoch's start what it puts back at the fit's end, and saves none of it."""
+    completed = completed_epochs(sections)
+    for callback in cast(Any, trainer).callbacks:
+        if isinstance(callback, StochasticWeightAveraging) and completed:
+            capture.restore_progress(trainer, sections, completed - 1, has_begun=True)
+            callback.on_train_epoch_start(trainer, trainer.lightning_module)
+            capture.restore_progress(trainer, sections, completed)
+
+
+def is_boundary(trainer: pl.Trainer, since: int) -> bool:
+    """At the entry of `_TrainingEpochLoop.advance`: were updates made since step `since`, and is none half done?"""
+    batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+    if not batch or trainer.global_step == since:
+        return False
+    return not trainer.lightning_module.automatic_optimization or batch % trainer.accumulate_grad_batches == 0
+
+
+def completed_epochs(sections: Mapping[str, Any]) -> int:
+    """The epochs that a State has behind it."""
+    progress = sections[capture.TRAINER]["checkpoint"]["loops"]["fit_loop"]["epoch_progress"]
+    return int(progress["current"]["processed"])
+
+
+def completed_steps(sections: Mapping[str, Any]) -> int:
+    """The optimizer updates that a State has behind it."""
+    return int(sections[capture.TRAINER]["checkpoint"]["global_step"])
