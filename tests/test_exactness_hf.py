@@ -1,138 +1,125 @@
-"""A replayed HF epoch equals the recorded one to the last bit, whatever the training uses."""
+"""A replayed HF training equals the recorded one to the last bit, from any checkpoint, whatever it uses."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, IterableDataset
 
+from flor_plugins.records import Position, Run
+from flor_plugins.replay.places import places_of
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
+from tests import cells_hf
+from tests.variants import session_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-VARIANTS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "workers": {"dataloader_num_workers": 2},
-    "accumulate": {"gradient_accumulation_steps": 3},
-    "plateau": {"lr_scheduler_type": "reduce_lr_on_plateau", "metric_for_best_model": "loss"},
-    "cosine": {"lr_scheduler_type": "cosine", "warmup_steps": 4},
-    "evaluated_by_steps": {"eval_strategy": "steps", "eval_steps": 5},
-    "global_sampler": {"accelerator_config": {"use_seedable_sampler": False}},
-    "data_seed": {"data_seed": 11},
-    "adafactor": {"optim": "adafactor"},
-    "fused": {"optim": "adamw_torch_fused"},
-    "unclipped": {"max_grad_norm": 0.0},
-    "smoothed": {"label_smoothing_factor": 0.1},
-    "bfloat16": {"bf16": True},
-    "stream": {},
-    "max_steps": {"max_steps": 19},
-    "best_model": {"load_best_model_at_end": True, "save_strategy": "epoch", "save_total_limit": 1},
-}
+Update = tuple[int, int]  # epochs and updates made before it
+Micro = list[tuple[Update, str]]  # the bits of every micro-batch's loss
 
 
-class Tokens(Dataset):
-    """Sequences of 12 tokens; augmented with all three global generators."""
+def watched(trainer: Any) -> Micro:
+    """The list that every micro-batch's loss goes to, without flor."""
+    losses: Micro = []
+    epoch = 0
+    original, original_epoch = trainer.training_step, trainer._run_epoch
 
-    def __init__(self, n: int, augment: bool) -> None:
-        self.x = torch.randint(0, 50, (n, 12), generator=torch.Generator().manual_seed(1))
-        self.augment = augment
+    def _run_epoch(*args: Any, **kwargs: Any) -> Any:
+        nonlocal epoch
+        epoch = kwargs["epoch"]
+        return original_epoch(*args, **kwargs)
 
-    def __len__(self) -> int:
-        return len(self.x)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        loss = original(*args, **kwargs)
+        losses.append(((epoch, trainer.state.global_step), loss.float().numpy().tobytes().hex()))
+        return loss
 
-    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        x = self.x[i].clone()
-        if self.augment:
-            x[torch.randint(0, 12, (1,))] = 51
-            x[np.random.randint(12)] = 52
-            x[random.randrange(12)] = 53
-        return {"input_ids": x, "labels": x.clone()}
-
-
-class Stream(IterableDataset):
-    def __init__(self, items: Tokens) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Any]:
-        for i in torch.randperm(len(self.items)).tolist():
-            yield self.items[i]
+    trainer.training_step, trainer._run_epoch = training_step, _run_epoch
+    return losses
 
 
-def train(name: str, folder: Path, callback: Any) -> tuple[Any, Callable[[], Any]]:
-    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
-
-    torch.manual_seed(3)
-    config = GPT2Config(
-        vocab_size=54, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
-    )
-    settings = {
-        "output_dir": str(folder),
-        "num_train_epochs": 4,
-        "per_device_train_batch_size": 4,
-        "learning_rate": 1e-3,
-        "eval_strategy": "epoch",
-        "save_strategy": "no",
-        "logging_steps": 3,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "report_to": "none",
-        "dataloader_pin_memory": False,
-    }
-    tokens = Tokens(60, True)
-    trainer = Trainer(
-        model=GPT2LMHeadModel(config),
-        args=TrainingArguments(**{**settings, **VARIANTS[name]}),
-        train_dataset=Stream(tokens) if name == "stream" else tokens,
-        eval_dataset=Tokens(20, False),
-        callbacks=[callback],
-    )
-    return trainer, trainer.train
+def windows(losses: Micro) -> list[tuple[Update, list[str]]]:
+    """The losses of each update's micro-batches, in order."""
+    found: list[tuple[Update, list[str]]] = []
+    for update, loss in losses:
+        if not found or found[-1][0] != update:
+            found.append((update, []))
+        found[-1][1].append(loss)
+    return found
 
 
-@pytest.mark.parametrize("name", list(VARIANTS))
-def test_replayed_epochs_are_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def record(name: str, folder: Path, **options: Any) -> tuple[Run, Micro]:
+    from flor_plugins.hf import FlorCallback, loading
+
+    trainer, train = cells_hf.train(name, folder / "out", FlorCallback(store=folder / "store", **options))
+    losses = watched(trainer)
+    train()
+    loading.end_workers(trainer)
+    (run,) = list_runs(Store(folder / "store"))
+    assert not [gap for gap in run.gaps if "git" not in gap], run.gaps
+    return run, losses
+
+
+def replay(
+    name: str,
+    folder: Path,
+    run: Run,
+    ways: dict[str, tuple[int, ...]],
+    inside: Sequence[tuple[Position, Position]] = (),
+) -> tuple[list[dict[str, Any]], Micro]:
     from flor_plugins.hf import FlorCallback, drive
-    from tests.variants import session_of
 
+    session, events = session_of(run, ways, inside)
+    trainer, train = cells_hf.train(name, folder / "out", FlorCallback())
+    losses = watched(trainer)
+    torch.manual_seed(99)
+    drive.drive(trainer, train, session)
+    return events, losses
+
+
+def passed(events: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
+    return {event["way"]: (event["grade"], event["detail"]) for event in events if event["event"] == "passed"}
+
+
+@pytest.mark.exactness
+@pytest.mark.parametrize("name", list(cells_hf.CELLS))
+def test_replay_from_epochs_and_steps_is_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train(name, tmp_path / "out", FlorCallback(store=tmp_path / "store"))[1]()
-    (run,) = list_runs(Store(tmp_path / "store"))
-    assert run.gaps[1:] == () and "no code" not in str(run.error)
-    last = list_checkpoints(run.path)[-1].position.epoch
+    run, recorded = record(name, tmp_path, every_n_steps=cells_hf.every_n_steps(name))
+    places = places_of(run)
+    last = max(places.ends)
+    within = [p for p in places.starts if p.epoch == min(2, last - 1) and places.ends.get(p.epoch) != p.step]
+    assert len(within) >= 2, [str(c.position) for c in list_checkpoints(run.path)]
+    first, second = within[:2]
+    end = places.end_of(first.epoch + 1)
     before = sorted((tmp_path / "out").rglob("*"))
 
-    session, events = session_of(run, {"train": tuple(sorted({1, 2, last})), "validate": (last,)})
-    torch.manual_seed(99)
-    drive.drive(*train(name, tmp_path / "out", FlorCallback()), session)
+    wanted = tuple(sorted({1, min(3, last), last}))
+    whole = [(places.end_of(epoch - 1), places.end_of(epoch)) for epoch in wanted]
+    stretches = [*whole, (first, end), (first, second), (second, end)]
+    events, replayed = replay(name, tmp_path, run, {"train": (), "validate": (last,)}, stretches)
 
-    passed = {event["way"]: (event["grade"], event["detail"]) for event in events if event["event"] == "passed"}
-    assert passed.pop("train") == ("exact", "")
-    expected = ("exact", "unverified") if name in ("evaluated_by_steps", "max_steps") else ("exact",)
-    assert passed["validate"][0] in expected
+    verdicts = passed(events)
+    assert verdicts.pop("train") == ("exact", "")
+    assert verdicts["validate"][0] in ("exact", "unverified")
+    compared = {(e["epoch"], e["step"]) for e in events if e["event"] == "weights"}
+    assert {(e.epoch, e.step) for _, e in stretches} <= compared
+    known = dict(windows(recorded))
+    again = windows(replayed)
+    assert again == [(update, known[update]) for update, _ in again]
+    assert {step for (_, step), _ in again} >= {step for s, e in stretches for step in range(s.step, e.step)}
     assert sorted((tmp_path / "out").rglob("*")) == before
 
 
 def test_epoch_without_a_checkpoint_before_it_is_reached_by_going_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flor_plugins.hf import FlorCallback, drive
-    from tests.variants import session_of
-
     monkeypatch.chdir(tmp_path)
-    train("plain", tmp_path / "out", FlorCallback(store=tmp_path / "store", every_n_epochs=3))[1]()
-    (run,) = list_runs(Store(tmp_path / "store"))
-    session, events = session_of(run, {"train": (1, 2, 3)})
-    drive.drive(*train("plain", tmp_path / "out", FlorCallback()), session)
-    (passed,) = [event for event in events if event["event"] == "passed"]
-    assert (passed["grade"], passed["detail"]) == ("exact", "")
+    run, _ = record("plain", tmp_path, every_n_epochs=3)
+    events, _ = replay("plain", tmp_path, run, {"train": (1, 2, 3)})
+    assert passed(events)["train"] == ("exact", "")

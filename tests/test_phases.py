@@ -49,7 +49,7 @@ def test_lightning_log_in_validation_and_test_lands_in_its_phase(
 
 def test_hf_log_in_compute_metrics_lands_in_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flor_plugins.hf import FlorCallback
-    from tests.test_exactness_hf import train
+    from tests.cells_hf import train
 
     monkeypatch.chdir(tmp_path)
     trainer, go = train("plain", tmp_path / "out", FlorCallback(store=tmp_path / "s"))
@@ -98,16 +98,16 @@ def test_trainer_that_is_built_otherwise_is_trained_unrecorded(
     from flor_plugins.hf import FlorCallback
     from flor_plugins.hf.harvest import Harvest
     from flor_plugins.record.recorder import FlorWarning
-    from tests.test_exactness_hf import train
+    from tests.cells_hf import train
 
     def attach(self: Harvest) -> None:
         raise AttributeError("'Trainer' object has no attribute '_get_grad_norm'")
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Harvest, "attach", attach)
-    trainer, go = train("max_steps", tmp_path / "out", FlorCallback(store=tmp_path / "s"))
+    trainer, go = train("max_steps_long", tmp_path / "out", FlorCallback(store=tmp_path / "s"))
     with pytest.warns(FlorWarning, match="_get_grad_norm"):
         go()
-    assert trainer.state.global_step == 19
+    assert trainer.state.global_step == 29
     (run,) = list_runs(Store(tmp_path / "s"))
     assert run.status == "failed" and "_get_grad_norm" in str(run.gaps)

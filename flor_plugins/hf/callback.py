@@ -4,31 +4,37 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
 from flor_plugins.errors import FlorError
-from flor_plugins.hf import capture
+from flor_plugins.hf import capture, enter, loading
 from flor_plugins.hf.harvest import Harvest
+from flor_plugins.hf.obstacles import obstacles_of
 from flor_plugins.hf.params import params_of
+from flor_plugins.hf.trail import Trail
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.record import recorder as recording
-from flor_plugins.record.begin import begin
 from flor_plugins.record.options import options_of
+from flor_plugins.record.rank import begin_together
 from flor_plugins.records import Launch, Position
-from flor_plugins.state import rng
+from flor_plugins.state import processes
+from flor_plugins.state.module import parameter_names
 from flor_plugins.state.wrapped import Wrapped
 
 
 class FlorCallback(TrainerCallback):
-    """Records a training: every logged value, the code, and a checkpoint at every epoch boundary.
+    """Records a training: every logged value, the code, and checkpoints from which it can be replayed.
 
-    metrics: `@flor.metric` hooks to compute live. every_n_epochs: checkpoints at every n-th
-    boundary; before the first batch and after the last always. store: a folder; default FLOR_DIR,
-    else `.flor/` at the top of the git repository. One `train()` is one run. A failure of ours is
-    warned about once and noted in the run; it never ends the training.
+    metrics: `@flor.metric` hooks to compute live. every_n_epochs: checkpoints at every n-th epoch
+    boundary; before the first batch and after the last always. every_n_steps: also inside an epoch, at
+    every n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed
+    since the last checkpoint; None for never (and never where several processes train: their clocks
+    differ). resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the
+    top of the git repository. One `train()` is one run. A failure
+    of ours is warned about once and noted in the run; it never ends the training.
     """
 
     def __init__(
@@ -39,26 +45,37 @@ class FlorCallback(TrainerCallback):
         tags: Sequence[str] = (),
         metrics: Sequence[Metric] = (),
         every_n_epochs: int = 1,
+        every_n_steps: int | None = None,
+        every_minutes: float | None = 10.0,
+        resume: str | None = None,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
-        self.options = options_of(name, project, tags, metrics, every_n_epochs, store)
+        self.options = options_of(
+            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store
+        )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
         self._harvest: Harvest | None = None
         self._wrapped = Wrapped()
-        self._moments: dict[str, Any] = {}
-        self._epoch = 0
+        self._trail = Trail()
+        self._step = 0  # at the last boundary
+        self._has_trained = False
+        self._is_evaluating = False
 
     # ---- begin and end
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Model, optimizer and loader are prepared; no epoch has begun."""
-        if not state.is_world_process_zero:
+        # Of processes that torch doesn't know of (XLA) the first one records.
+        if not (processes.is_one_of_several() or state.is_world_process_zero):
             return
         trainer = calling_trainer()
-        self._epoch = 0
-        self._harvest, self._moments = None, {}  # those of an earlier training with this callback
-        self._recorder = begin("hf", self.options, lambda: params_of(trainer), self.launch)
+        model: Any = trainer.model
+        self._harvest, self._trail, self._step = None, Trail(), 0  # not those of an earlier training
+        self._has_trained = False
+        self._recorder = begin_together(
+            "hf", self.options, lambda: params_of(trainer), self.launch, lambda: parameter_names(model)
+        )
         if self._recorder is None:
             return
         recorder = self._recorder
@@ -72,8 +89,29 @@ class FlorCallback(TrainerCallback):
     def _attach(self, trainer: Trainer, recorder: recording.Recorder) -> None:
         self._harvest = Harvest(trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
         self._harvest.attach()
+        self._ours(lambda: recorder.note_obstacles(obstacles_of(trainer)))
         self._wrapped.around(trainer, "_run_epoch", self._run_epoch)
+        self._wrapped.around(trainer, "get_batch_samples", self._get_batch_samples)
         self._wrapped.around(trainer, "evaluate", self._evaluate)
+        self._wrapped.before(trainer, "_finalize_training", lambda: self._ours(lambda: self._last(trainer)))
+        if recorder.resumption is not None:
+            enter.resume_at(trainer, recorder.resumption.sections, self._wrapped, lambda: self._enter(recorder))
+        self._wrapped.around(trainer, "_finalize_training", self._outside_epochs)
+        self._wrapped.around(trainer.callback_handler, "on_epoch_begin", self._outside_epochs)
+
+    def _enter(self, recorder: recording.Recorder) -> None:
+        """The trainer will stand where the interrupted run stood: what came before is no part of it."""
+        assert recorder.resumption is not None
+        self._trail, self._step = Trail.of(recorder.resumption.sections), recorder.resumption.position.step
+        recorder.go_on()
+
+    def _outside_epochs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What ends the training there: no event tells of it."""
+        try:
+            return original(*args, **kwargs)
+        except BaseException as error:
+            self._end("failed", error)
+            raise
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After the last log; a best model may be loaded by now: the last State was taken before."""
@@ -95,8 +133,7 @@ class FlorCallback(TrainerCallback):
         """Entry: the epoch before is over. Return: this one is, its log and evaluation included."""
         assert self._recorder is not None and self._harvest is not None
         recorder, trainer = self._recorder, self._harvest.trainer
-        self._epoch = kwargs["epoch"]
-        self._ours(lambda: self._save(trainer, self._epoch))
+        self._ours(lambda: self._epoch_begins(trainer, kwargs))
         recorder.start("epoch")
         try:
             result = original(*args, **kwargs)
@@ -107,33 +144,80 @@ class FlorCallback(TrainerCallback):
         self._ours(lambda: self._epoch_over(trainer))
         return result
 
+    def _epoch_begins(self, trainer: Trainer, kwargs: Mapping[str, Any]) -> None:
+        recorder, harvest = self._recorder, self._harvest
+        assert recorder is not None and harvest is not None
+        epoch, position = kwargs["epoch"], Position(kwargs["epoch"], trainer.state.global_step)
+        skipped = kwargs["steps_trained_in_current_epoch"] if epoch == kwargs["epochs_trained"] else 0
+        if skipped and kwargs["resume_from_checkpoint"] == enter.RESTORED:
+            return  # in the middle of an epoch; whoever restores it sets trail and timeline
+        recorder.timeline.jump(position)
+        self._step = position.step
+        self._trail.begin_epoch(trainer, epoch)
+        if skipped and kwargs["resume_from_checkpoint"] is not None:
+            # The trainer leaves samples out without drawing them: nobody can come to this moment again.
+            self._trail.beginning = None
+            recorder.warn(f"epoch {epoch + 1} was resumed in its middle by the Trainer: it can't be replayed")
+            return
+        harvest.begin_epoch()
+        if recorder.policy.wants(position):
+            recorder.checkpoint(position, self._state(trainer))
+
     def _epoch_over(self, trainer: Trainer) -> None:
         recorder, harvest = self._recorder, self._harvest
         assert recorder is not None and harvest is not None
+        self._trail.end_epoch(trainer)
         recorder.timeline.add(recorder.hooks.epoch(harvest.context()), "validation", "epoch")
-        last = trainer.control.should_training_stop or trainer.state.global_step >= trainer.state.max_steps
-        if last:
-            # `_finalize_training` follows at once and may load the best model.
-            recorder.checkpoint(
-                Position(self._epoch + 1, trainer.state.global_step), capture.capture(trainer, self._moments)
-            )
+        self._has_trained = True
 
-    def _save(self, trainer: Trainer, epoch: int) -> None:
+    def _last(self, trainer: Trainer) -> None:
+        """Entry of `_finalize_training`: no epoch follows, and a best model is not loaded yet."""
         recorder = self._recorder
         assert recorder is not None
-        position = Position(epoch, trainer.state.global_step)
-        recorder.timeline.jump(position)
-        if recorder.wants_checkpoint(position):
-            recorder.checkpoint(position, capture.capture(trainer, self._moments))
+        position = Position(self._trail.epoch, trainer.state.global_step)
+        if self._has_trained and recorder.policy.wants(position, last=True):
+            recorder.checkpoint(position, self._state(trainer))
+
+    def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Entry: the update before is logged and evaluated. Return: the batches of the next one are drawn."""
+        assert self._recorder is not None and self._harvest is not None
+        trainer = self._harvest.trainer
+        if self._recorder.resumption is not None:
+            self._recorder.resumption.sections.clear()  # restored by now, and as large as the model and its optimizer
+        self._ours(lambda: self._at_step(trainer))
+        drawn = original(*args, **kwargs)
+        self._trail.batch += len(drawn[0])
+        return drawn
+
+    def _at_step(self, trainer: Trainer) -> None:
+        recorder = self._recorder
+        assert recorder is not None
+        if loading.is_exhausted(trainer) and self._trail.batch:
+            return  # this moment is the epoch's end
+        position = Position(self._trail.epoch, trainer.state.global_step)
+        is_new, self._step = position.step != self._step, position.step
+        if is_new and self._trail.is_complete and recorder.policy.wants_inside(position):
+            recorder.checkpoint(position, self._state(trainer))
+        self._trail.step(is_near=recorder.policy.is_near(position))
+
+    def _state(self, trainer: Trainer) -> dict[str, Any]:
+        assert self._recorder is not None
+        if self._recorder.run.is_weights_only:
+            return capture.only_weights(trainer)
+        return capture.capture(trainer, self._trail)
 
     def _evaluate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        assert self._recorder is not None
-        self._moments["validation"] = rng.capture()
+        if self._is_evaluating:  # of several data sets `evaluate` calls itself for each
+            return original(*args, **kwargs)
+        assert self._recorder is not None and self._harvest is not None
+        trainer, self._is_evaluating = self._harvest.trainer, True
+        self._ours(lambda: self._trail.evaluate(trainer))
         self._recorder.start("validation")
         try:
             return original(*args, **kwargs)
         finally:
             self._recorder.stop("validation")
+            self._is_evaluating = False
 
     # ---- values
 
@@ -147,7 +231,7 @@ class FlorCallback(TrainerCallback):
         self._feed(lambda harvest: harvest.on_step_end())
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._feed(lambda harvest: harvest.on_epoch_end(self._epoch + 1))
+        self._feed(lambda harvest: harvest.on_epoch_end(self._trail.epoch + 1))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self._is_recording():

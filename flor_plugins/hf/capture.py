@@ -1,23 +1,29 @@
 """The State of an HF training: what `capture` saves, `restore` loads.
 
-Both belong to the same moment, the entry of `Trainer._run_epoch` (transformers/trainer.py): all
-`on_epoch_begin` callbacks have run, and nothing of the epoch is drawn: accelerate's loader makes
-its iterator at the first `next()` (accelerate/data_loader.py, `DataLoaderShard.__iter__`).
+Both belong to the same moment. At an epoch boundary it is the entry of `Trainer._run_epoch`
+(transformers/trainer.py): all `on_epoch_begin` callbacks have run, and nothing of the epoch is drawn:
+accelerate's loader makes its iterator at the first `next()` (accelerate/data_loader.py,
+`DataLoaderShard.__iter__`). Inside an epoch it is the entry of `get_batch_samples`: the update before is
+logged and evaluated, and of the next one only the batch that accelerate fetches ahead is drawn.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
+from flor_plugins.errors import ReplayError
+from flor_plugins.hf import loading
+from flor_plugins.hf.trail import Trail
 from flor_plugins.state import module as module_state
+from flor_plugins.state import objects, reducer
 from flor_plugins.state import optimizer as optimizer_state
-from flor_plugins.state import rng
 
 MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
 
@@ -34,17 +40,13 @@ _SUMS = (
 )
 
 
-def capture(trainer: Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
-    """The sections of a State.
-
-    moments: RNG states of other moments that a replay needs: "validation" (before the last
-    evaluation).
-    """
+def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
+    """The sections of a State, at the moment that `trail` has come to."""
     # Declared optional, because they are None before `train`; here they are built.
     model: Any = trainer.model
     optimizer: Any = trainer.optimizer
     scheduler: Any = trainer.lr_scheduler
-    loader = trainer.callback_handler.train_dataloader
+    moment, known = loading.capture(trainer), objects.parts(model)
     scaler = getattr(trainer.accelerator, "scaler", None)
     return {
         MODEL: model.state_dict(),
@@ -62,21 +64,29 @@ def capture(trainer: Trainer, moments: Mapping[str, Any]) -> dict[str, Any]:
             "callbacks": {
                 name: callback.state().get("attributes") for name, callback in _stateful_callbacks(trainer)
             },
-            "loader": _loader_state(loader),
+            "own": {name: objects.capture(one, known) for name, one in _users_callbacks(trainer)},
+            "loader": moment.pop("loader"),
+            "gradient_order": reducer.capture(trainer.model_wrapped),
+            "evaluated": loading.evaluated(trainer),
+            "epoch": trail.epoch,
+            "batch": trail.batch,
         },
-        # At a step's end gradients are None (`model.zero_grad()` in `_run_epoch`).
-        MODULE: module_state.capture(model),
-        RNG: {
-            "now": rng.capture(),
-            "generators": rng.capture_generators(rng.loader_generators(loaders(trainer))),
-            **moments,
-        },
+        # At a step's end gradients are None (`model.zero_grad()` in `_run_epoch`), but for those of an
+        # accumulation that the end of a stream cut short.
+        MODULE: module_state.capture(model, gradients=True),
+        RNG: {**moment, **trail.section()},
     }
+
+
+def only_weights(trainer: Trainer) -> dict[str, Any]:
+    """The sections of a State where processes share a model's parts: all of them call this, the first gets it whole."""
+    return {MODEL: trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}}
 
 
 def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw."""
     held = sections[TRAINER]
+    reducer.restore(trainer.model_wrapped, held.get("gradient_order"))
     restore_weights(trainer, sections)
     model: Any = trainer.model
     scheduler: Any = trainer.lr_scheduler
@@ -85,71 +95,67 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     scheduler.load_state_dict(held["scheduler"])
     if held["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(held["scaler"])
-    module_state.restore(model, sections[MODULE])
-    for name, value in held["state"].items():
-        setattr(trainer.state, name, list(value) if name == "log_history" else value)
-    vars(trainer.control).update(held["control"])
+    module_state.restore(model, copied(sections[MODULE], "attributes", "parts", "metrics"))
+    restore_progress(trainer, sections)
     for name, value in held["sums"].items():
         moved = value.to(trainer.args.device).clone() if isinstance(value, torch.Tensor) else value
         setattr(trainer, name, moved)
     for callback_name, callback in _stateful_callbacks(trainer):
         for name, value in (held["callbacks"].get(callback_name) or {}).items():
-            setattr(callback, name, value)
-    _restore_loader(trainer.callback_handler.train_dataloader, held["loader"])
-    rng.restore_generators(rng.loader_generators(loaders(trainer)), sections[RNG]["generators"])
-    rng.restore(sections[RNG]["now"])
+            setattr(callback, name, copy.deepcopy(value))
+    for callback_name, callback in _users_callbacks(trainer):
+        if callback_name in held.get("own", {}):
+            objects.restore(callback, held["own"][callback_name])
+    loading.restore(trainer, {**sections[RNG], "loader": held["loader"]})
+
+
+def restore_progress(trainer: Trainer, sections: Mapping[str, Any]) -> None:
+    """How far the training has come, what it has logged, and what it is about to do."""
+    held = sections[TRAINER]
+    for name, value in held["state"].items():
+        setattr(trainer.state, name, copy.deepcopy(value))
+    vars(trainer.control).update(held["control"])
 
 
 def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
-    """Only the model's weights and buffers, in place: tied weights stay tied."""
+    """Only the model's weights and buffers, in place: tied weights stay tied.
+
+    What `save_pretrained` wrote lacks all but one name of a tied weight; those are set with it. Raises
+    ReplayError, naming them, for weights that are missing or that the model doesn't know.
+    """
     model: Any = trainer.model
-    model.load_state_dict(sections[MODEL])
+    missing, unknown = model.load_state_dict(sections[MODEL], strict=False)
+    own = model.state_dict()
+    loaded = {own[name].data_ptr() for name in own.keys() & sections[MODEL].keys()}
+    missing = [name for name in missing if own[name].data_ptr() not in loaded]
+    if missing or unknown:
+        raise ReplayError(
+            f"the weights of a checkpoint were to be loaded into a {type(model).__name__} and do not fit: "
+            f"missing {', '.join(missing[:5]) or 'none'}; unknown to the model {', '.join(unknown[:5]) or 'none'} "
+            f"({len(missing)} and {len(unknown)} in all). Let the script build the model that was trained."
+        )
+
+
+def copied(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    """The section with copies of some entries: a State may be restored twice, and what it gave away has changed."""
+    return {**section, **{name: copy.deepcopy(section[name]) for name in names if name in section}}
 
 
 def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
-    """Callbacks with state by class and number: a replay has other callbacks beside them."""
+    """Those that say themselves what they save."""
+    yield from _named(trainer, lambda callback: isinstance(callback, ExportableState))
+
+
+def _users_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
+    """Those that the user wrote: transformers asks no callback for its state that isn't ExportableState."""
+    yield from _named(trainer, objects.is_users)
+
+
+def _named(trainer: Trainer, which: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    """Callbacks by class and number: a replay has other callbacks beside them."""
     counts: dict[str, int] = {}
     for callback in trainer.callback_handler.callbacks:
-        if isinstance(callback, ExportableState):
+        if which(callback):
             name = type(callback).__qualname__
             counts[name] = counts.get(name, 0) + 1
             yield f"{name}.{counts[name]}", callback
-
-
-def loaders(trainer: Trainer) -> Iterator[tuple[str, Any]]:
-    """The loaders of a training, by name."""
-    handler = trainer.callback_handler
-    for name, loader in (("train", handler.train_dataloader), ("validation", handler.eval_dataloader)):
-        if loader is not None:
-            yield name, loader
-
-
-def _sampler(loader: Any) -> Any:
-    """The sampler below accelerate's shards (accelerate/data_loader.py, `BatchSamplerShard`)."""
-    batches = getattr(loader, "batch_sampler", None)
-    while batches is not None and hasattr(batches, "batch_sampler"):
-        batches = batches.batch_sampler
-    return getattr(batches, "sampler", None)
-
-
-def _loader_state(loader: Any) -> dict[str, Any]:
-    sampler = _sampler(loader)
-    generator = getattr(sampler, "generator", None)
-    return {
-        "iteration": getattr(loader, "iteration", None),
-        "epoch": getattr(sampler, "epoch", None),
-        "initial_seed": getattr(sampler, "initial_seed", None),
-        "generator": None if generator is None else generator.get_state(),
-    }
-
-
-def _restore_loader(loader: Any, state: Mapping[str, Any]) -> None:
-    sampler = _sampler(loader)
-    if state["iteration"] is not None:
-        loader.iteration = state["iteration"]
-    if state["initial_seed"] is not None:
-        sampler.initial_seed, sampler.epoch = state["initial_seed"], state["epoch"]
-    if state["generator"] is not None:
-        if sampler.generator is None:
-            sampler.generator = torch.Generator()
-        sampler.generator.set_state(state["generator"])

@@ -13,18 +13,22 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from flor_plugins.hf import capture
+from flor_plugins.hf import capture, enter, loading
 from flor_plugins.hf.harvest import Harvest
 from flor_plugins.hf.intercept import Go, silence
 from flor_plugins.hooks.load import check_callback
-from flor_plugins.records import Pass, Position
-from flor_plugins.replay.session import Session
+from flor_plugins.records import Pass, Position, Stretch
+from flor_plugins.replay.session import Session, guarded
 from flor_plugins.state import rng
 from flor_plugins.state.wrapped import Wrapped
 
 
 class _Done(BaseException):
     """Leaves `train`; a BaseException, so that no `except Exception` of a script keeps it."""
+
+
+class _Reached(BaseException):
+    """Leaves an epoch where a stretch ends inside it: nothing of the epoch's end is run."""
 
 
 def drive(trainer: Trainer, go: Go, session: Session) -> None:
@@ -53,11 +57,11 @@ def pass_over(trainer: Trainer, go: Go, sections: Mapping[str, Any], end: Positi
     silence(trainer)
     wrapped = Wrapped()
 
-    def enter(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    def stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         capture.restore(trainer, sections)
         raise _Done
 
-    wrapped.around(trainer, "_run_epoch", enter)
+    wrapped.around(trainer, "_run_epoch", stop)
     try:
         go()
     except _Done:
@@ -68,87 +72,122 @@ def pass_over(trainer: Trainer, go: Go, sections: Mapping[str, Any], end: Positi
 
 
 class _Driver(TrainerCallback):
-    """Drives the passes of a session from inside `train`."""
+    """Drives the passes of a session from inside `train`, at its first `_run_epoch`."""
 
     def __init__(self, trainer: Trainer, session: Session) -> None:
         self.trainer, self.session = trainer, session
-        self.harvest = Harvest(trainer, session.timeline, session.hooks, session.run.name, lambda act: act())
+        self.harvest = Harvest(trainer, session.timeline, session.hooks, session.run.name, guarded)
         self._wrapped = Wrapped()
-        self._wrapped.around(trainer, "_run_epoch", self._run_epoch)
-        self._epochs = [(one, epoch) for one in session.passes("train") for epoch in one.epochs]
-        self._context: Any = None
-        self._epoch = 0
-        self._begun = False
+        self._epoch = 0  # completed ones
+        self._step = 0  # at the last boundary
+        self._batch = 0  # batches of the epoch that are drawn
         self.harvest.hooks.metrics = [m for loaded in session.loaded for m in loaded.metrics]
         self.harvest.attach()
+        self._wrapped.around(trainer, "_run_epoch", self._drive)
+        self._wrapped.around(trainer, "get_batch_samples", self._get_batch_samples)
 
     def detach(self) -> None:
         """Take every wrapper off again."""
-        self.harvest.detach()
         self._wrapped.undo()
+        self.harvest.detach()
+        loading.end_workers(self.trainer)
 
-    # ---- between epochs
+    def _drive(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """All passes, at the entry of the first epoch; never returns."""
+        self.session.timeline.close()  # what an evaluation before the training brought is no value of a pass
+        for one in self.session.passes("state"):
+            self._state_pass(one)
+        for one in self.session.passes("validate"):
+            self._validate_pass(one)
+        for one in self.session.passes("train"):
+            with self.session.passing(one):
+                for stretch in self.session.stretches(one):
+                    self._run_again(stretch, original, kwargs)
+        raise _Done
 
-    def _model(self) -> Any:
-        return self.trainer.model  # declared optional; inside `train` it is there
+    # ---- training
 
-    def _run_epoch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        if not self._begun:
-            self._begun = True
-            for one in self.session.passes("state"):
-                self._state_pass(one)
-            for one in self.session.passes("validate"):
-                self._validate_pass(one)
-        if not self._epochs:
-            raise _Done
-        one, epoch = self._epochs[0]
-        if kwargs["epoch"] != epoch - 1:
-            return
-        if self._context is None:
-            self._context = self.session.passing(one)
-            self._context.__enter__()
-        self._epoch = epoch - 1
-        if self.session.has_state(epoch - 1):
-            position, sections = self.session.state(epoch - 1)
-            self.session.timeline.jump(position)
-            capture.restore(self.trainer, sections)
-        original(*args, **kwargs)
-        self._epoch_over(epoch)
+    def _run_again(self, stretch: Stretch, original: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+        """From the State at the stretch's start to its end, through as many epochs as lie between."""
+        trainer = self.trainer
+        sections: dict[str, Any] | None = self.session.state(stretch.start)
+        capture.restore(trainer, sections)
+        self._epoch, self._step = stretch.start.epoch, stretch.start.step
+        while True:
+            # User's callbacks hear of the epoch as they did; what they did to the State is overwritten.
+            trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+            try:
+                self._run_epoch(original, kwargs, sections)
+            except _Reached:
+                return
+            self._epoch, sections = self._epoch + 1, None
+            if self._is_reached(epoch_ended=True) or trainer.control.should_training_stop:
+                return
 
-    def _epoch_over(self, epoch: int) -> None:
-        """A re-run epoch is over, its log and evaluation included: compare where it ended."""
-        self._epochs.pop(0)
-        self.session.epoch_done(epoch)
-        self.session.compare_weights(epoch, self._model().state_dict())
-        self.trainer.control.should_training_stop = False
-        if not self._epochs:
-            self._context.__exit__(None, None, None)
-            raise _Done
+    def _run_epoch(
+        self, original: Callable[..., Any], kwargs: Mapping[str, Any], sections: Mapping[str, Any] | None
+    ) -> None:
+        self._batch = 0 if sections is None else sections[capture.TRAINER].get("batch", 0)
+        if not self._batch:
+            self.harvest.begin_epoch()
+        if sections is None:
+            original(**enter.from_the_beginning(kwargs, self._epoch))
+        else:
+            enter.run_epoch(self.trainer, original, kwargs, sections)
+
+    def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        # Where the loader is exhausted this moment is the epoch's end; it comes when `_run_epoch` returns.
+        is_end = loading.is_exhausted(self.trainer) and self._batch > 0
+        if self.trainer.state.global_step != self._step and not is_end and self._is_reached(epoch_ended=False):
+            raise _Reached
+        drawn = original(*args, **kwargs)
+        self._batch += len(drawn[0])
+        return drawn
+
+    def _is_reached(self, *, epoch_ended: bool) -> bool:
+        """All values of the present position are there."""
+        self._step = self.trainer.state.global_step
+        return self.session.boundary(
+            Position(self._epoch, self._step),
+            epoch_ended=epoch_ended,
+            weights=self._weights,
+            context=self.harvest.context,
+        )
+
+    def _weights(self) -> Mapping[str, Any]:
+        model: Any = self.trainer.model  # declared optional; inside `train` it is there
+        return model.state_dict()
 
     # ---- without training
 
     def _state_pass(self, one: Pass) -> None:
         with self.session.passing(one):
-            for epoch in one.epochs:
-                position, sections = self.session.state(epoch, only=(capture.MODEL,))
-                self.session.timeline.jump(position)
-                self.session.timeline.complete_epoch(epoch)
+            for position in one.positions:
+                sections = self.session.state(position, only=(capture.MODEL,))
+                self._stand_at(position)
                 capture.restore_weights(self.trainer, sections)
                 values = self.session.hooks.epoch(self.harvest.context())
-                self.session.timeline.add(values, "validation", "epoch")
-                self.session.compare_weights(epoch, self._model().state_dict())
-                self.session.epoch_done(epoch)
+                self.session.timeline.add(values, "validation")
+                self.session.compare_weights(position, self._weights())
+                self.session.position_done(position)
 
     def _validate_pass(self, one: Pass) -> None:
         with self.session.passing(one):
-            for epoch in one.epochs:
-                position, sections = self.session.state(epoch)
+            for position in one.positions:
+                sections = self.session.state(position)
+                loading.restore_evaluated(self.trainer, sections[capture.TRAINER].get("evaluated", []))
                 capture.restore(self.trainer, sections)
-                self.session.timeline.jump(position)
-                self.session.timeline.complete_epoch(epoch)
-                rng.restore(sections[capture.RNG].get("validation", sections[capture.RNG]["now"]))
+                self._stand_at(position)
+                held = sections[capture.RNG]
+                rng.restore_generators(loading.generators(self.trainer), held.get("validation_generators", {}))
+                rng.restore(held.get("validation", held["now"]))
                 self.trainer.evaluate()
-                self.session.epoch_done(epoch)
+                self.session.position_done(position)
+
+    def _stand_at(self, position: Position) -> None:
+        self.session.timeline.jump(position)
+        if self.session.places.ends.get(position.epoch) == position.step:
+            self.session.timeline.complete_epoch(position.epoch)
 
     # ---- values, as in FlorCallback
 

@@ -12,15 +12,16 @@ from contextlib import ExitStack
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from transformers import Trainer
 
-from flor_plugins.hf import capture
+from flor_plugins.hf import loading
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Context
 from flor_plugins.record.recorder import still
 from flor_plugins.records import Phase
-from flor_plugins.state import rng
+from flor_plugins.state import batch as fingerprints
 from flor_plugins.state.wrapped import Wrapped
 from flor_plugins.store.timeline import Timeline
 
@@ -46,10 +47,12 @@ class Harvest:
         )
         self._wrapped = Wrapped()
         self._losses: list[torch.Tensor] = []
-        self._pending: dict[str, Any] = {}
         self._batch: Any = None
         self._val_loader: Any = None
-        hooks.generators = lambda: rng.loader_generators(capture.loaders(trainer))
+        self._first = False  # is the next batch the first of an epoch?
+        self._micro = 0  # batches of the present update
+        self._checksum: Any = 0
+        hooks.generators = lambda: loading.generators(trainer)
         self._in_update = ExitStack()
 
     def attach(self) -> None:
@@ -67,6 +70,10 @@ class Harvest:
         self._in_update.close()
         self._wrapped.undo()
 
+    def begin_epoch(self) -> None:
+        """The next batch is the first of an epoch."""
+        self._first = True
+
     # ---- called by the callback's events of the same names
 
     def on_pre_optimizer_step(self) -> None:
@@ -75,22 +82,24 @@ class Harvest:
         for index, group in enumerate(optimizer.param_groups):
             lr = group["lr"]
             name = "lr" if index == 0 else f"lr.{index}"
-            self._pending[name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+            self.timeline.coming[name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
         if self.hooks.at("step"):
             self.hooks.before_update(self._update_context())
 
     def on_optimizer_step(self) -> None:
         """The update is made; gradients are still there."""
         if self.hooks.at("step"):
-            self._pending.update(self.hooks.after_update(self._update_context()))
+            self.timeline.coming.update(self.hooks.after_update(self._update_context()))
 
     def on_step_end(self) -> None:
         """global_step counts this update already; logging and evaluation follow."""
         self._in_update.close()
-        values, self._pending = self._pending, {}
+        values = self.timeline.take_coming()
         if self._losses:
             values["loss"] = self._loss()
-        self._losses, self._batch = [], None
+        if self._micro:
+            values["flor.batch"] = self._checksum
+        self._forget_batches()
         self.timeline.step(self.trainer.state.global_step, values)
 
     def on_epoch_end(self, epoch: int) -> None:
@@ -148,10 +157,22 @@ class Harvest:
         # The first call of each update, before its batches are drawn. What user code logs with
         # flor.log from here on belongs to that update; the timeline still stands at the one before.
         self._in_update.close()
+        self._forget_batches()  # those that the end of a stream left without an update
         self._in_update.enter_context(live.connected(self._log))
 
+    def _forget_batches(self) -> None:
+        self._losses, self._batch, self._micro, self._checksum = [], None, 0, 0
+
+    def _fingerprint(self, inputs: Any) -> None:
+        """Each batch counts by its place in the update. No synchronisation but for one batch an epoch."""
+        if self._first:
+            self._first = False
+            self.timeline.coming["flor.first_batch"] = fingerprints.sha256(inputs)
+        self._checksum = self._checksum + (1 + self._micro) * fingerprints.checksum(inputs)
+        self._micro += 1
+
     def _log(self, name: str, value: Any) -> None:
-        self._pending.update(still({name: value}))
+        self.timeline.coming.update(still({name: value}))
 
     def _optimizer(self) -> Any:
         # AcceleratedOptimizer hides the torch optimizer (accelerate/optimizer.py).
@@ -168,6 +189,7 @@ class Harvest:
     def _training_step(
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
     ) -> Any:
+        self.guarded(lambda: self._fingerprint(inputs))
         loss = original(model, inputs, *args, **kwargs)
         self.guarded(lambda: self._losses.append(loss.detach().clone()))
         self._batch = inputs
@@ -177,7 +199,7 @@ class Harvest:
         norm = original(*args, **kwargs)
         if norm is not None:
             copy = norm.detach().clone() if isinstance(norm, torch.Tensor) else norm
-            self._pending["grad_norm"] = copy
+            self.timeline.coming["grad_norm"] = copy
         return norm
 
     def _prediction_step(
@@ -189,7 +211,24 @@ class Harvest:
         return outputs
 
     def _val_dataloader(self) -> Any:
-        """The evaluation loader, made once: each `get_eval_dataloader` adds one to the accelerator."""
+        """The evaluation loader, made once: each `get_eval_dataloader` adds one to the accelerator.
+
+        Not the one that the trainer keeps where workers persist: its first use draws a seed, a later one doesn't.
+        Where several processes train it has all of the data, not this one's share: as in a replay by one process.
+        """
         if self._val_loader is None and self.trainer.eval_dataset is not None:
-            self._val_loader = self.trainer.get_eval_dataloader()
+            kept, wrapped = getattr(self.trainer, "_eval_dataloaders", {}), Wrapped()
+            self.trainer._eval_dataloaders = {}
+            if self.trainer.args.world_size > 1:
+                wrapped.around(self.trainer.accelerator, "prepare", self._prepare_whole)
+            try:
+                self._val_loader = self.trainer.get_eval_dataloader()
+            finally:
+                wrapped.undo()
+                self.trainer._eval_dataloaders = kept
         return self._val_loader
+
+    def _prepare_whole(self, original: Callable[..., Any], loader: Any, *args: Any, **kwargs: Any) -> Any:
+        """What accelerate makes of a loader in a process that is alone."""
+        device = self.trainer.accelerator.device
+        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)

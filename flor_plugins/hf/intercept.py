@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from flor_plugins.hf.callback import FlorCallback
@@ -28,6 +29,19 @@ def intercept(arrived: Callable[[Trainer, Go], Any], *, inject: bool) -> None:
         return arrived(self, lambda: original(self, None, *args[1:], **kwargs))
 
     Trainer.train = train  # type: ignore[method-assign]
+
+
+def train_alone() -> None:
+    """From now on no Trainer of this process shards its model; that it is alone accelerate reads in the environment."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
+        del os.environ[name]  # `accelerate launch` says so what it was told to use
+    original = TrainingArguments.__post_init__
+
+    def post_init(self: Any) -> None:
+        self.fsdp = self.fsdp_config = self.deepspeed = self.parallelism_config = None
+        original(self)
+
+    TrainingArguments.__post_init__ = post_init  # type: ignore[method-assign]
 
 
 def train(built: Any, callback: FlorCallback) -> None:
