@@ -1,0 +1,47 @@
+"""What an importer finds on disk: checkpoints that another program wrote, and what was logged beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from flor_plugins.records import Position, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One checkpoint. weights: reads the model's state_dict, tensors on the CPU."""
+
+    path: Path
+    position: Position
+    ends_epoch: bool
+    weights: Callable[[], Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One training. checkpoints: by position, at least one. files: all that was read, and will be.
+
+    notes: what is missing or was guessed.
+    """
+
+    framework: Literal["lightning", "hf"]
+    path: Path
+    checkpoints: tuple[Stored, ...]
+    files: tuple[Path, ...]
+    rows: tuple[Row, ...] = ()
+    params: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def one_each(stored: list[Stored]) -> tuple[tuple[Stored, ...], list[str]]:
+    """One checkpoint for each position, ascending; and what is said of the others."""
+    kept: dict[Position, Stored] = {}
+    notes = []
+    for one in stored:
+        first = kept.setdefault(one.position, one)
+        if first is not one:
+            notes.append(f"{one.path} is left out: {first.path.name} is of the same position, {one.position}")
+    return tuple(kept[position] for position in sorted(kept)), notes
