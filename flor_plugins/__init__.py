@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql
+    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, verify
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
 
@@ -26,6 +26,7 @@ _HOMES = {
     "dataframe": "flor_plugins.api",
     "sql": "flor_plugins.api",
     "replay": "flor_plugins.api",
+    "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
     "metric": "flor_plugins.hooks.metric",
@@ -33,7 +34,7 @@ _HOMES = {
     "Context": "flor_plugins.hooks.metric",
 }
 
-__all__ = ["Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql"]
+__all__ = ["Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql", "verify"]
 
 
 def __getattr__(name: str) -> Any:

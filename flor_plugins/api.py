@@ -62,7 +62,8 @@ def replay(
 
     metrics: names of hooks. where: only positions at which it holds. epochs: "all", "last",
     "1:3" or numbers. hooks: hook files or @flor.metric functions; default: those of the calling
-    script, else those of the recipes that the runs were recorded from. run: names or ids.
+    script, else those of the recipes that the runs were recorded from. run: names or ids, or one
+    place of a run: "bert@epoch=3", "bert@step=1200".
 
     Raises HookError for a hook that does not exist or raised (what other positions gave is kept),
     ReplayError when a run could not be replayed, Diverged when what was recomputed differs
@@ -75,9 +76,10 @@ def replay(
     home = _store(store)
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     asked = [run] if isinstance(run, str) else run
-    found = list_runs(home) if asked is None else [find_run(home, name) for name in asked]
+    at = ask.places_asked(home, asked or ())
+    found = list_runs(home) if asked is None else [find_run(home, run_id) for run_id in at]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    request = plan.Request(names, where, epochs, ask.hooks_for(found, hooks, main))
+    request = plan.Request(names, where, epochs, ask.hooks_for(found, hooks, main), at)
     answer = ask.execute(home, found, plan.make(found, request), workers=workers, progress=progress)
     if answer.failures:
         kind = HookError if any(o.hook_failures for o in answer.outcomes) else ReplayError
@@ -88,23 +90,47 @@ def replay(
     return frame.dataframe(home, *answer.plan.metrics, runs=found)
 
 
-def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None = None) -> dict[str, Any]:
-    """The model's weights of a run: {name: tensor}, on the CPU, verified. epoch: default the last.
+def verify(
+    run: str,
+    epochs: str | Sequence[int] = "all",
+    *,
+    workers: int = 1,
+    store: str | Path | None = None,
+    progress: Callable[[Task, dict[str, Any]], None] | None = None,
+) -> list[dict[str, Any]]:
+    """Train a run again, from checkpoint to checkpoint, and compare everything that is recomputed, bit for bit.
 
-    Raises UnknownRun, NoCheckpoint (says which exist) or DamagedCheckpoint.
+    run: a name or id, or a place of it: "bert@step=1200" trains up to there. epochs: as in `replay`.
+    Returns one mapping per stretch: start, end (Position), verdict, compared (count), first (the first
+    differing Position or None), detail (both values there), causes (likely ones, most likely first).
+    Raises UnknownRun, and ReplayError when the run can't be trained again.
     """
-    from flor_plugins.errors import NoCheckpoint
-    from flor_plugins.store import checkpoints
+    from flor_plugins.errors import ReplayError
+    from flor_plugins.replay import ask, plan
 
-    found = find_run(_store(store), run)
-    known = [one.position for one in checkpoints.list_checkpoints(found.path)]
-    fitting = [position for position in known if epoch is None or position.epoch == epoch]
-    if not fitting:
-        epochs = ", ".join(str(position.epoch) for position in known) or "none"
-        raise NoCheckpoint(
-            f"run {found.name} ({found.run_id}) has no checkpoint at epoch {epoch}; it has {epochs}"
-        )
-    return checkpoints.load_checkpoint(found.path, fitting[-1], ["model"])["model"]
+    home = _store(store)
+    at = ask.places_asked(home, [run])
+    found = [find_run(home, run_id) for run_id in at]
+    answer = ask.execute(home, found, plan.verification(found, epochs, at), workers=workers, progress=progress)
+    if answer.failures:
+        raise ReplayError("\n".join(answer.failures))
+    return answer.stretches
+
+
+def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None = None) -> dict[str, Any]:
+    """The model's weights of a run: {name: tensor}, on the CPU, verified.
+
+    run: a name or id, or a place: "bert@epoch=3", "bert@step=1200". epoch: the same in a number;
+    default the last checkpoint. Raises UnknownRun, NoCheckpoint (says which exist) or DamagedCheckpoint.
+    """
+    from flor_plugins.store import checkpoints
+    from flor_plugins.store.references import Reference, checkpoint_at, parse_reference
+
+    asked = parse_reference(run) if epoch is None else Reference(run, epoch=epoch)
+    found = find_run(_store(store), asked.run)
+    known = checkpoints.list_checkpoints(found.path)
+    position = checkpoint_at(found, known, asked).position
+    return checkpoints.load_checkpoint(found.path, position, ["model"])["model"]
 
 
 def _store(store: str | Path | None) -> Store:

@@ -64,6 +64,42 @@ def replay(
     raise typer.Exit(replaying.replay(asked, workers, dry_run, yes, as_json, as_csv))
 
 
+@app.command("import")
+def import_(
+    path: Annotated[Path, typer.Argument(help="A .ckpt file, a checkpoint-* folder, or a folder of those.")],
+    command: Annotated[list[str] | None, typer.Argument(help="-- python train.py ...: what trained it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    recipe: Annotated[Path | None, typer.Option(help="The recipe that trained it.")] = None,
+    version: Annotated[str | None, typer.Option(help="... and its version.")] = None,
+) -> None:
+    """Make a run of checkpoints that Lightning or the HF Trainer wrote; hooks can be asked of its weights."""
+    from flor_plugins.cli import importing
+
+    raise typer.Exit(importing.import_run(path, command or [], name, recipe, version))
+
+
+@app.command()
+def verify(
+    run: Annotated[str, typer.Argument(help="Name or id of a run, or a place of it: RUN@step=1200")],
+    epochs: Annotated[str, typer.Option(help="all, last, 1:3 or 1,3")] = "all",
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """Train a run again and compare it with what was recorded; exit 3 where it differs."""
+    from flor_plugins.cli import verifying
+
+    raise typer.Exit(verifying.verify(run, epochs, workers, as_json, as_csv))
+
+
+@app.command()
+def resume(run: Annotated[str, typer.Argument(help="Name or id of an interrupted run.")]) -> None:
+    """Go on with an interrupted run, bit for bit, as the same run."""
+    from flor_plugins.cli import resuming
+
+    raise typer.Exit(resuming.resume(run))
+
+
 @app.command()
 def runs(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
     """All recorded runs."""

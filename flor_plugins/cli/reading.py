@@ -13,7 +13,8 @@ from flor_plugins.store.runs import find_run, list_runs
 
 
 def runs(as_json: bool, as_csv: bool) -> None:
-    columns = ["run", "name", "project", "framework", "status", "epoch", "step", "started_at", "vid", "gaps"]
+    columns = ["run", "name", "project", "framework", "status", "epoch", "step"]
+    columns += ["started_at", "vid", "replay", "gaps"]
     rows = [_summary(run) for run in list_runs(find_store())]
     printing.table(rows, columns, as_json=as_json, as_csv=as_csv)
 
@@ -21,13 +22,15 @@ def runs(as_json: bool, as_csv: bool) -> None:
 def show(name: str, as_json: bool) -> None:
     run = find_run(find_store(), name)
     if as_json:
-        print(json.dumps(asdict(run), default=str, indent=1))
+        print(json.dumps({**asdict(run), "replay_grade": run.replay_grade}, default=str, indent=1))
         return
     for key, value in {**_summary(run), "error": run.error, "tags": ", ".join(run.tags)}.items():
         if value not in (None, ""):
             print(f"{key:12} {value}")
     print(f"{'launch':12} {run.launch.kind} {run.launch.target} {' '.join(run.launch.argv)}")
     print(f"{'folder':12} {run.path}")
+    for one in run.obstacles:
+        print(f"{'obstacle':12} {one.grade}: {one.reason}. Remedy: {one.remedy}")
     for gap in run.gaps:
         print(f"{'gap':12} {gap}")
     for left_out in run.code.left_out if run.code else ():
@@ -84,5 +87,6 @@ def _summary(run: Run) -> dict[str, object]:
         "step": run.position.step if run.position else None,
         "started_at": run.started_at,
         "vid": run.code.vid[:12] if run.code else None,
+        "replay": run.replay_grade,
         "gaps": len(run.gaps) or None,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
 from flor_plugins.records import Plan, Run, Task
 from flor_plugins.store.layout import Store, find_store
+from flor_plugins.store.references import Reference, parse_reference
 from flor_plugins.store.runs import find_run, list_runs
 
 Progress = Callable[[Task, dict[str, Any]], None]
@@ -46,7 +47,7 @@ def replay(asked: Asked, workers: int, dry_run: bool, yes: bool, as_json: bool, 
     if recipe and not dry_run:
         _record_missing(store, recipe)
     found = _runs(store, asked, recipe)
-    request = _request(asked, recipe, ask.hooks_for(found, asked.hooks))
+    request = _request(asked, recipe, ask.hooks_for(found, asked.hooks), ask.places_asked(store, asked.runs))
     made = plan.make(found, request)
     human = not (as_json or as_csv)
     if dry_run:
@@ -77,7 +78,7 @@ def _record_missing(store: Store, recipe: Recipe) -> None:
 
 def _runs(store: Store, asked: Asked, recipe: Recipe | None) -> list[Run]:
     if asked.runs:
-        return [find_run(store, name) for name in asked.runs]
+        return [find_run(store, parse_reference(name).run) for name in asked.runs]
     found = list_runs(store)
     if recipe is not None:
         found = [run for run in found if run.project == recipe.name]
@@ -89,7 +90,9 @@ def _runs(store: Store, asked: Asked, recipe: Recipe | None) -> list[Run]:
     return found
 
 
-def _request(asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...]) -> Any:
+def _request(
+    asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...], at: Mapping[str, Reference]
+) -> Any:
     from flor_plugins.replay import plan
 
     preset = recipe.replay if recipe else None
@@ -99,6 +102,7 @@ def _request(asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...]) -> An
         where=asked.where if asked.where is not None else (preset.where if preset else None),
         epochs=asked.epochs or (preset.epochs if preset else "all"),
         hooks=hooks or tuple(recipe.hook_paths if recipe else ()),
+        at=at,
     )
 
 
@@ -146,7 +150,7 @@ def _agreed(made: Plan, yes: bool) -> bool:
 def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
     """A bar on a terminal, plain lines elsewhere, nothing for programs."""
     if not human or not sys.stderr.isatty():
-        yield _plain_progress if human else None
+        yield plain_progress if human else None
         return
     from rich.console import Console
     from rich.progress import Progress as Bar
@@ -155,13 +159,13 @@ def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
         job = bar.add_task("replaying", total=sum(len(one.epochs) for task in made.tasks for one in task.passes))
 
         def tell(task: Task, event: dict[str, Any]) -> None:
-            if event["event"] == "epoch":
+            if event["event"] == "position":
                 bar.update(job, advance=1, description=f"{task.name} epoch {event['epoch']} ({event['way']})")
 
         yield tell
 
 
-def _plain_progress(task: Task, event: dict[str, Any]) -> None:
+def plain_progress(task: Task, event: dict[str, Any]) -> None:
     if event["event"] == "pass":
         print(f"{task.name}: {event['way']} epochs {','.join(map(str, event['epochs']))}", file=sys.stderr)
 
