@@ -234,13 +234,13 @@ from flor_plugins.record.recorder import FlorWarning
 from tests.test_recording_faults import Toy, same
 
 def pad(batch):
-    flor.log("pad", "x" * 700)
+    flor.log("pad", "x" * 1500)
 
 if __name__ == "__main__":
     toy = Toy(sys.argv[1], Path.cwd())
     undisturbed = toy.train(None, pad, epochs=2)
     found = {}
-    for limit in (10_000, 800):
+    for limit in (20_000, 800):
         store = Path(f"store{limit}")
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -262,16 +262,16 @@ def test_a_disk_that_fills_up_costs_one_warning_and_what_is_missing_is_noted(fra
     done = run_script(project, "full.py", framework, Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
     found = json.loads((project / "found.json").read_text())
-    for limit in ("10000", "800"):
+    for limit in ("20000", "800"):
         assert found[limit]["same"], limit
         assert len(found[limit]["warnings"]) == 1, found[limit]["warnings"]
-    (run,) = flor.runs(store=project / "store10000")
+    (run,) = flor.runs(store=project / "store20000")
     assert run.status == "finished"
     gaps = "\n".join(run.gaps)
     assert "checkpoint" in gaps and "a row could not be written" in gaps
     table = table_of(run)
     assert "loss" in at(table, 0, 1) and not at(table, 2, 16)  # the first rows are there, the last are not
-    assert not list((project / "store10000").rglob(".partial-*"))
+    assert not list((project / "store20000").rglob(".partial-*"))
 
 
 def test_a_writer_goes_on_when_its_warnings_are_errors() -> None:

@@ -12,6 +12,7 @@ from flor_plugins.record.snapshot import take
 from flor_plugins.records import Code
 from flor_plugins.store.commits import find_commit
 from flor_plugins.store.layout import Store
+from tests.conftest import IDENTITY
 
 Patch = pytest.MonkeyPatch
 
@@ -190,7 +191,7 @@ def test_conflicts_swaps_and_submodules_do_not_stop_it(tmp_path: Path, work: Pat
     git(work, "checkout", "-q", "main")
     (work / "train.py").write_text("ours\n")
     git(work, "commit", "-qam", "ours")
-    subprocess.run(["git", "merge", "other"], cwd=work, capture_output=True, check=False)
+    subprocess.run(["git", "merge", "other"], cwd=work, env=os.environ | IDENTITY, capture_output=True, check=False)
     library = tmp_path / "library"
     git(tmp_path, "init", "-q", "library")
     git(library, "commit", "-q", "--allow-empty", "-m", "x")
