@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,41 @@ def test_stretch_that_diverges_is_run_again_from_the_same_state(
     assert graded(events, "train")[0] == "diverged"
     assert {len(losses[2, batch]) for batch in range(2, 8)} == {2}
     assert all(torch.equal(first, second) for first, second in (losses[2, batch] for batch in range(2, 8)))
+
+
+def test_second_replay_of_one_stretch_is_no_evidence_for_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, _ = record("dropout_shuffle", tmp_path, every_n_steps=4)
+    both = [(Position(2, 32), Position(2, 36)), (Position(2, 36), Position(2, 40))]
+    session, events = variants.session_of(run, {"train": ()}, both)
+    module, trainer, fit = cells_lightning.train("dropout_shuffle", tmp_path, FlorCallback(), seed=77)
+    original, unseeded = module.forward, random.Random()
+    draws: dict[int, Callable[[], float]] = {33: lambda: 1.5 + unseeded.random(), 38: lambda: 1.5}
+    monkeypatch.setattr(module, "forward", lambda x: original(x) * draws.get(trainer.global_step, lambda: 1.0)())
+    drive.drive(trainer, fit, session)
+    first, second = (one["causes"] for one in events if one["event"] == "stretch")
+    assert "two replays differ from each other at step 34" in first[0]
+    assert second and not any(line.startswith("two replays") for line in second)
+
+
+def test_views_of_weights_that_a_callback_holds_are_not_saved_as_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Watching(pl.Callback):
+        def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            self.view, self.seen = pl_module.head.weight.data, 3
+
+    monkeypatch.chdir(tmp_path)
+    callback = FlorCallback(store=tmp_path / "store")
+    _, trainer, fit = cells_lightning.train("dropout_shuffle", tmp_path, callback, seed=5)
+    trainer.callbacks.append(Watching())
+    fit()
+    (run,) = list_runs(Store(tmp_path / "store"))
+    saved = load_checkpoint(run.path, Position(0, 0), ["trainer"])["trainer"]["callbacks"]
+    (kept,) = [one["attributes"] for name, one in saved.items() if "Watching" in name]
+    assert kept == {"seen": 3}
 
 
 def test_validation_inside_an_epoch_is_repeated_from_its_step(

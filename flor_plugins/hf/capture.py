@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -143,19 +143,10 @@ def copied(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Those that say themselves what they save."""
-    yield from _named(trainer, lambda callback: isinstance(callback, ExportableState))
+    callbacks = trainer.callback_handler.callbacks
+    return objects.numbered(one for one in callbacks if isinstance(one, ExportableState))
 
 
 def _users_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Those that the user wrote: transformers asks no callback for its state that isn't ExportableState."""
-    yield from _named(trainer, objects.is_users)
-
-
-def _named(trainer: Trainer, which: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
-    """Callbacks by class and number: a replay has other callbacks beside them."""
-    counts: dict[str, int] = {}
-    for callback in trainer.callback_handler.callbacks:
-        if which(callback):
-            name = type(callback).__qualname__
-            counts[name] = counts.get(name, 0) + 1
-            yield f"{name}.{counts[name]}", callback
+    return objects.numbered(one for one in trainer.callback_handler.callbacks if objects.is_users(one))

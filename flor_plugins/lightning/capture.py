@@ -46,6 +46,7 @@ def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) ->
 
 def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
     connector, loop = trainer._logger_connector, trainer.fit_loop
+    known = objects.parts(trainer.lightning_module)
     return {
         "callback_metrics": dict(connector._callback_metrics),
         "logged_metrics": dict(connector._logged_metrics),
@@ -53,7 +54,7 @@ def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
         "callback_buffers": {
             name: dict(module_state.unsaved_buffers(held)) for name, held in _callback_modules(trainer)
         },
-        "callbacks": {name: objects.capture(one, _known(trainer)) for name, one in _users_callbacks(trainer)},
+        "callbacks": {name: objects.capture(one, known) for name, one in _users_callbacks(trainer)},
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "should_stop": trainer.should_stop,
         # StochasticWeightAveraging changes both for the epoch in which it updates batch norm.
@@ -184,19 +185,9 @@ def as_checkpoint(sections: Mapping[str, Any]) -> dict[str, Any]:
     return {**checkpoint, "state_dict": sections[MODEL], "optimizer_states": sections[OPTIMIZER]}
 
 
-def _known(trainer: pl.Trainer) -> set[int]:
-    """Modules that are saved elsewhere: the model that is trained, and what it is made of."""
-    return {id(part) for part in trainer.lightning_module.modules()}
-
-
 def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
-    """Callbacks of the user's own, each under a name that it has in a replay, too."""
-    counts: dict[str, int] = {}
-    for callback in cast(Any, trainer).callbacks:
-        if objects.is_users(callback):
-            name = type(callback).__qualname__
-            counts[name] = counts.get(name, 0) + 1
-            yield f"{name}.{counts[name]}", callback
+    """Callbacks of the user's own."""
+    return objects.numbered(one for one in cast(Any, trainer).callbacks if objects.is_users(one))
 
 
 def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,7 +85,12 @@ def verification(runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[s
     return _of_all(runs, request, (), passes)
 
 
-def _of_all(runs: Sequence[Run], request: Request, metrics: tuple[str, ...], passes_of: Any) -> Plan:
+def _of_all(
+    runs: Sequence[Run],
+    request: Request,
+    metrics: tuple[str, ...],
+    passes_of: Callable[[Run], tuple[list[Pass], str]],
+) -> Plan:
     tasks, skipped = [], {}
     for run in runs:
         reason = _obstacle(run)
@@ -235,8 +240,6 @@ def _trained(
         wanted = [places.end_of(places.epoch_of(one)) for one in wanted if places.epoch_of(one) in places.ends]
     if not explicit:  # of all, what can be reached
         wanted = [one for one in wanted if places.starts and places.starts[0] < one]
-        if marks and not wanted and not steps.positions:
-            return []
     if not wanted:
         return []
     metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))

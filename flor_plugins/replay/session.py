@@ -56,7 +56,8 @@ class Session:
         self._tell = tell
         self._pass: Pass | None = None
         self._stretch: Stretch | None = None
-        self._repeat: Repeat | None = None
+        self._seen: Repeat | None = None
+        self._has_repeated = False
         self._comparison = Comparison()
         self._rank, self._path = rank, ranks.folder(run.path, rank)
         self._media = self._path / "media"
@@ -86,7 +87,7 @@ class Session:
     def passing(self, one: Pass) -> Iterator[None]:
         """Everything inside belongs to that pass: its hooks, its seconds, its verdict."""
         started = time.perf_counter()
-        self._pass, self._comparison, self._repeat = one, Comparison(), None
+        self._pass, self._comparison, self._has_repeated = one, Comparison(), False
         self.hooks.metrics = self.hooks_of(one)
         self._tell({"event": "pass", "way": one.way, "epochs": list(one.epochs)})
         try:
@@ -112,13 +113,14 @@ class Session:
             yield from self._running(stretch, seen)
             found = self._comparison
             differs_at = self._agreed(found.earliest.position if found.earliest else None)
-            if differs_at is not None and self._repeat is None:
-                self._repeat = seen
+            if differs_at is not None and not self._has_repeated:
+                self._has_repeated = True
                 seen.begin()
                 self.hooks.metrics = ()
                 yield from self._running(replace(stretch, end=differs_at), seen)
                 self.hooks.metrics = self.hooks_of(one)
-            causes = likely_causes(self.run, found, self._repeat)
+            # A second replay says something of its own stretch only.
+            causes = likely_causes(self.run, found, seen if seen.is_second else None)
             self._tell({"event": "stretch", **asdict(stretch), **asdict(found.verdict()), "causes": causes})
             whole.add(found)
         self._comparison = whole
@@ -178,8 +180,6 @@ class Session:
         yield stretch
         self.timeline.close()
         self._stretch = self._seen = None
-
-    _seen: Repeat | None = None
 
     def _emit(self, row: Row) -> None:
         one = self._pass

@@ -1,4 +1,4 @@
-"""What both trainers have in common of a torch training: RNG, module, optimizer.
+"""What both trainers have in common of a torch training: RNG, module, optimizer, loaders, processes, environment.
 
-Each file pairs what it captures with what it restores. Framework-free.
+Where a file captures something it restores it, too. Framework-free.
 """

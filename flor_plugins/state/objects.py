@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,6 +20,15 @@ _FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers", "accelerate", "
 def is_users(owner: Any) -> bool:
     """Was the class of this object written by the user, and not by a framework?"""
     return type(owner).__module__.partition(".")[0] not in _FRAMEWORKS
+
+
+def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+    """Each object under its class and number: the same name in a replay, which has others beside them."""
+    counts: dict[str, int] = {}
+    for owner in owners:
+        name = type(owner).__qualname__
+        counts[name] = counts.get(name, 0) + 1
+        yield f"{name}.{counts[name]}", owner
 
 
 def parts(model: nn.Module) -> set[int]:
