@@ -169,7 +169,7 @@ class GoOn(TrainerCallback):
         self.ended = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        enter.resume_at(self.trainer, self.sections, Wrapped())  # type: ignore[arg-type]
+        enter.resume_at(self.trainer, self.sections, Wrapped(), restored=self.sections.clear)  # type: ignore[arg-type]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ended += 1
@@ -194,6 +194,7 @@ def test_training_goes_on_from_a_state_to_its_natural_end(name: str, place: tupl
     assert same(weights(whole), weights(trainer))
     assert again == [one for one in losses if one[0] >= place]
     assert (finished.training_loss, finished.global_step) == (done.training_loss, done.global_step)
+    assert not go_on.sections, "a State is as large as the model and its optimizer"
     assert go_on.ended == 1 and trainer.state.log_history[-1]["epoch"] == whole.state.log_history[-1]["epoch"]
 
 

@@ -95,7 +95,9 @@ class FlorCallback(TrainerCallback):
         self._wrapped.around(trainer, "evaluate", self._evaluate)
         self._wrapped.before(trainer, "_finalize_training", lambda: self._ours(lambda: self._last(trainer)))
         if recorder.resumption is not None:
-            enter.resume_at(trainer, recorder.resumption.sections, self._wrapped, lambda: self._enter(recorder))
+            state = recorder.resumption.sections
+            # When it is restored it is let go: it is as large as the model and its optimizer.
+            enter.resume_at(trainer, state, self._wrapped, lambda: self._enter(recorder), state.clear)
         self._wrapped.around(trainer, "_finalize_training", self._outside_epochs)
         self._wrapped.around(trainer.callback_handler, "on_epoch_begin", self._outside_epochs)
 

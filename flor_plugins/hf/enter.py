@@ -23,21 +23,27 @@ RESTORED = "<restored by flor>"  # what `_run_epoch` hears as resume_from_checkp
 
 
 def run_epoch(
-    trainer: Trainer, original: Callable[..., Any], kwargs: Mapping[str, Any], sections: Mapping[str, Any]
+    trainer: Trainer,
+    original: Callable[..., Any],
+    kwargs: Mapping[str, Any],
+    sections: Mapping[str, Any],
+    restored: Callable[[], Any] = lambda: None,
 ) -> Any:
     """Call `_run_epoch` so that it goes on from a State; returns when the epoch is over.
 
-    At the first `get_batch_samples` everything is restored, RNG included.
+    At the first `get_batch_samples` everything is restored, RNG included. restored: called then; the
+    State is not needed any more.
     """
     epoch, batch = completed_epochs(sections), sections[capture.TRAINER].get("batch", 0)
     loading.restore_evaluated(trainer, sections[capture.TRAINER].get("evaluated", []))
     loading.drain(trainer, sections[capture.RNG].get("epochs", []))
     if not batch:
         capture.restore(trainer, sections)
+        restored()
         return original(**from_the_beginning(kwargs, epoch))
     loading.restore(trainer, sections[capture.RNG]["epoch"])
     resumed = {"resume_from_checkpoint": RESTORED, "epochs_trained": epoch, "steps_trained_in_current_epoch": batch}
-    with _skipping(trainer, sections):
+    with _skipping(trainer, sections, restored):
         return original(**{**kwargs, "epoch": epoch, **resumed})
 
 
@@ -59,13 +65,18 @@ def completed_steps(sections: Mapping[str, Any]) -> int:
 
 
 def resume_at(
-    trainer: Trainer, sections: Mapping[str, Any], wrapped: Wrapped, entering: Callable[[], Any] = lambda: None
+    trainer: Trainer,
+    sections: Mapping[str, Any],
+    wrapped: Wrapped,
+    entering: Callable[[], Any] = lambda: None,
+    restored: Callable[[], Any] = lambda: None,
 ) -> None:
     """In `on_train_begin`: the training begins at a State and goes on by itself to its natural end, mid-epoch too.
 
     Call it after everything else that is put around `_run_epoch`: the epochs before the State's are
     passed over, and nothing else hears of them. entering: called once, right before the epoch in which
-    the training goes on, or before its end where no epoch is left. `Trail.of(sections)` is what a recording
+    the training goes on, or before its end where no epoch is left. restored: called once, when the State has
+    been put into the trainer and is not needed any more. `Trail.of(sections)` is what a recording
     goes on with. `wrapped.undo()` takes it off.
     """
     entered, completed = False, completed_epochs(sections)
@@ -80,7 +91,7 @@ def resume_at(
             return None
         entered = True
         entering()
-        run_epoch(trainer, original, kwargs, sections)
+        run_epoch(trainer, original, kwargs, sections, restored)
         # Beyond ours where the script asked for a later checkpoint of its own (resume_from_checkpoint).
         for epoch in range(completed + 1, kwargs["epoch"] + 1):
             if trainer.control.should_training_stop:
@@ -93,6 +104,7 @@ def resume_at(
         if not entered:
             capture.restore(trainer, sections)
             entering()
+            restored()
 
     wrapped.around(trainer, "_run_epoch", _run_epoch)
     wrapped.before(trainer, "_finalize_training", _finalize_training)
@@ -101,8 +113,10 @@ def resume_at(
 class _Skipper:
     """Stands in for the training loader: its iterator stands behind the batches that are done."""
 
-    def __init__(self, loader: Any, trainer: Trainer, sections: Mapping[str, Any]) -> None:
-        self._loader, self._trainer, self._sections = loader, trainer, sections
+    def __init__(
+        self, loader: Any, trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], Any]
+    ) -> None:
+        self._loader, self._trainer, self._sections, self._restored = loader, trainer, sections, restored
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -118,18 +132,19 @@ class _Skipper:
         batches = self._sections[capture.TRAINER]["batch"]
         loaders.skip(iterator, batches, ahead, self._sections[capture.RNG]["previous"])
         capture.restore(self._trainer, self._sections)
+        self._restored()
         return iterator
 
 
 @contextmanager
-def _skipping(trainer: Trainer, sections: Mapping[str, Any]) -> Iterator[None]:
+def _skipping(trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], Any]) -> Iterator[None]:
     """Within the block the trainer's own skipping is replaced, and put back after its first use."""
     wrapped, arguments = Wrapped(), trainer.args
     skip, ignored = _MODULE.skip_first_batches, arguments.ignore_data_skip
 
     def first_batches(loader: Any, num_batches: int = 0) -> Any:
         _MODULE.skip_first_batches = skip
-        return _Skipper(loader, trainer, sections)
+        return _Skipper(loader, trainer, sections, restored)
 
     wrapped.around(trainer, "_load_rng_state", lambda original, *args, **kwargs: None)
     arguments.ignore_data_skip = False
