@@ -145,11 +145,8 @@ class Harvest:
         """While the wrapped method runs, what `flor.log` brings belongs to that phase."""
 
         def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-            before, self.timeline.phase = self.timeline.phase, phase
-            try:
+            with self.timeline.during(phase):
                 return original(*args, **kwargs)
-            finally:
-                self.timeline.phase = before
 
         return wrapper
 

@@ -129,11 +129,8 @@ class Harvest:
             if self.trainer.sanity_checking:
                 with live.connected(lambda name, value: None):
                     return original(*args, **kwargs)
-            before, self.timeline.phase = self.timeline.phase, phase
-            try:
+            with self.timeline.during(phase):
                 return original(*args, **kwargs)
-            finally:
-                self.timeline.phase = before
 
         return wrapper
 

@@ -6,7 +6,8 @@ Both a recording and a replay feed a Timeline; what differs is who receives the 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +84,15 @@ class Timeline:
         self.at_epoch_end = state["at_epoch_end"]
         self.coming = dict(state["coming"])
         self._open = {(phase, level): dict(values) for phase, level, values in state["open"]}
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        """Inside the block, values that do not say where they belong belong to that phase."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.phase = before
 
     def close(self) -> None:
         """Emit the rows of the open position."""
