@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_cases import AT, LATER, folder, sections
+from codec_cases import same
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.store.checkpoints import (
@@ -16,7 +18,9 @@ from flor_plugins.store.checkpoints import (
     load_checkpoint,
     save_checkpoint,
 )
-from flor_plugins.store.codec import encode
+from flor_plugins.store.codec import decode, encode
+
+GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture
@@ -78,7 +82,7 @@ def test_damage_in_a_referenced_checkpoint_is_found(run: Path) -> None:
         ('"full": true', '"full": false'),
         ("model.safetensors", "../../x.safetensors"),
         ('"epoch": 1', '"epoch": NaN'),
-        ('{"format": 1', '{"format": 0'),
+        ('{"format": 2', '{"format": 0'),
         ("{", ""),
         ("}", ""),
     ],
@@ -115,6 +119,20 @@ def test_pretty_printing_does_no_harm_and_a_newer_format_is_said(run: Path) -> N
     state = json.loads(path.read_text())
     path.write_text(json.dumps(state, indent=4, sort_keys=True))
     load_checkpoint(run, AT)
-    path.write_text(json.dumps(state | {"format": 2}))
+    path.write_text(json.dumps(state | {"format": 3}))
     with pytest.raises(StoreError, match="newer flor-plugins"):
         load_checkpoint(run, AT)
+
+
+def test_checkpoints_of_format_1_are_read(tmp_path: Path) -> None:
+    run = Path(shutil.copytree(GOLDEN / "format-1", tmp_path / "old")) / "20260101-000000-000-abcdef"
+    assert same(load_checkpoint(run, AT), decoded(sections()))
+    assert same(load_checkpoint(run, LATER), decoded(sections(2.0)))
+    flip_a_bit(folder(run, LATER) / "optimizer.safetensors")
+    with pytest.raises(DamagedCheckpoint, match="sha256"):
+        load_checkpoint(run, LATER)
+
+
+def decoded(state: dict[str, Any]) -> dict[str, Any]:
+    encoded = encode(state)
+    return decode(encoded.tree, encoded.tensors)

@@ -186,7 +186,7 @@ def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: py
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors.torch.save_file", full)
+    monkeypatch.setattr("flor_plugins.store.checkpoints.write._write_file", full)
     with pytest.raises(StoreError, match="No space left"):
         io.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
     assert load_checkpoint(path)["state_dict"]["w"].tolist() == [0.0, 0.0]

@@ -15,7 +15,7 @@ import typer
 from flor_plugins import cli
 from flor_plugins.cli.app import app
 from flor_plugins.records import Run
-from flor_plugins.store import codec_arrays, codec_names, codec_tags
+from flor_plugins.store.codec import arrays, names, tags
 from flor_plugins.store.runs import FIELDS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,7 +103,7 @@ def test_every_tag_of_a_state_is_specified():
     table = README.partition("| tag | keys |")[2].partition("\n\n")[0]
     rows = [line.split("|")[1] for line in table.splitlines()[2:]]
     specified = {tag for row in rows for tag in re.findall(r"`(\w+)`", row)}
-    assert specified == {"tensor", *codec_tags.UNPACK, *codec_arrays.UNPACK, *codec_names.UNPACK}
+    assert specified == {"tensor", *tags.UNPACK, *arrays.UNPACK, *names.UNPACK}
 
 
 def test_every_field_of_run_json_is_specified():

@@ -24,7 +24,7 @@ from flor_plugins.record.imports.lightning import position_of, read_file
 from flor_plugins.record.recorder import FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.store import checkpoints, codec
-from flor_plugins.store.checkpoint_files import STATE, beside, put_in_place
+from flor_plugins.store.checkpoints.files import STATE, beside, put_in_place
 
 MapLocation = Callable[..., Any] | torch.device | str | Mapping[str, str] | None
 

@@ -24,7 +24,7 @@ from flor_plugins.replay.repeat import Repeat
 from flor_plugins.replay.verify import Comparison
 from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
-from flor_plugins.store.checkpoint_files import sha256
+from flor_plugins.store.checkpoints.hashes import PRESENT, hash_tensor
 from flor_plugins.store.journal import Journal
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
@@ -153,7 +153,9 @@ class Session:
     def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
         """The model as it stands against the checkpoint at that position, tensor by tensor."""
         recorded = checkpoints.tensor_hashes(self._path, position, "model")
-        recomputed = {name: sha256(t.detach().cpu().contiguous()) for name, t in weights.items()}
+        recomputed = {
+            name: hash_tensor(t.detach().cpu().contiguous(), recorded.get(name, PRESENT)) for name, t in weights.items()
+        }
         grade = self._comparison.hashes(position, recorded, recomputed)
         self._tell({"event": "weights", **asdict(position), "verdict": grade})
 

@@ -53,8 +53,8 @@ class Comparison:
         for name in recorded:
             self.compared += 1
             if recorded.get(name) != recomputed.get(name):
-                was, now = recorded[name][:12], recomputed.get(name, "absent")[:12]
-                detail = f"weights {name}: sha256 {was} recorded, {now} now"
+                was, now = recorded[name], recomputed.get(name, "absent")
+                detail = f"weights {name}: {was} recorded, {now} now"
                 self.differing.append(Difference(position, f"weights {name}", was, now, detail))
                 return "diverged"
         return "exact" if recorded else "unverified"

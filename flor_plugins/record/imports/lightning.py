@@ -13,8 +13,8 @@ from flor_plugins.errors import StoreError
 from flor_plugins.record.environment import flatten
 from flor_plugins.record.imports.found import Found, Stored, one_each
 from flor_plugins.records import Level, Phase, Position, Row
-from flor_plugins.store.checkpoint_files import STATE
 from flor_plugins.store.checkpoints import load_folder
+from flor_plugins.store.checkpoints.files import STATE
 
 ENDING = ".ckpt"
 _HPARAMS = ("datamodule_hyper_parameters", "hyper_parameters")

@@ -1,7 +1,7 @@
 """A state as a JSON tree and named tensors, without pickle and without loss.
 
-What JSON can't hold becomes `{"$": tag, ...}`; the tags are in codec_tags (plain
-Python), codec_tensors (tensors), codec_arrays (numpy) and codec_names (what is found
+What JSON can't hold becomes `{"$": tag, ...}`; the tags are in tags.py (plain
+Python), tensors.py, arrays.py (numpy) and names.py (what is found
 by the name of its class). Decoding runs nothing that the file chooses: no import, no
 call but to constructors of the types named in those files.
 """
@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import EncodingError
-from flor_plugins.store import codec_arrays, codec_names, codec_tags, codec_tensors
-from flor_plugins.store.codec_tags import LostLeaf
+from flor_plugins.store.codec import arrays, names, tags, tensors
+from flor_plugins.store.codec.tags import LostLeaf
 
 __all__ = ["Encoded", "LostLeaf", "decode", "encode"]
 
@@ -54,7 +54,7 @@ def encode(sections: Mapping[str, Any], reuse: Mapping[str, torch.Tensor] | None
                 f"a section of a state is named {name!r}, and its tensors go to a file of that name. "
                 f"Use letters, digits, '_', '-' and '.' only."
             )
-    encoder = _Encoder(codec_tensors.TensorTable(reuse or {}))
+    encoder = _Encoder(tensors.TensorTable(reuse or {}))
     # the model first: a tensor that others refer to is stored under its name there
     order = sorted(sections, key=lambda name: name != "model")
     trees = {name: encoder.value(sections[name], f"{name}/") for name in order}
@@ -86,7 +86,7 @@ def decode(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict
 class _Encoder:
     """Walks a value; what it meets and can't encode goes to `lost`."""
 
-    def __init__(self, table: codec_tensors.TensorTable) -> None:
+    def __init__(self, table: tensors.TensorTable) -> None:
         self.table = table
         self.lost: list[str] = []
         self._open: set[int] = set()  # containers around the present one
@@ -109,7 +109,7 @@ class _Encoder:
         if isinstance(value, torch.Tensor):
             return self.table.pack(value, path)
         kind = type(value)
-        pack = codec_tags.PACK.get(kind) or codec_arrays.PACK.get(kind) or codec_names.pack_named
+        pack = tags.PACK.get(kind) or arrays.PACK.get(kind) or names.pack_named
         return pack(value, self, path)
 
     @contextmanager
@@ -141,12 +141,12 @@ class _Decoder:
         if tag is None:
             return {key: self.value(one) for key, one in node.items()}
         if tag == "tensor":
-            return codec_tensors.unpack(node, self.tensors, self.seen)
-        tables = (codec_tags.UNPACK, codec_arrays.UNPACK, codec_names.UNPACK)
+            return tensors.unpack(node, self.tensors, self.seen)
+        tables = (tags.UNPACK, arrays.UNPACK, names.UNPACK)
         unpack = next((one[tag] for one in tables if tag in one), None)
         if unpack is None:
             raise EncodingError(f"the tag {tag!r} is unknown; a newer version of flor-plugins may know it.")
         return unpack(node, self)
 
     def raw(self, key: str) -> torch.Tensor:
-        return codec_tensors.find(key, self.tensors)
+        return tensors.find(key, self.tensors)

@@ -13,7 +13,7 @@ import types
 from typing import Any
 
 from flor_plugins.errors import EncodingError
-from flor_plugins.store.codec_tags import LostLeaf, Packer, Unpacker, join
+from flor_plugins.store.codec.tags import LostLeaf, Packer, Unpacker, join
 
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 

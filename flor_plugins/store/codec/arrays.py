@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from flor_plugins.errors import EncodingError
-from flor_plugins.store.codec_tags import LostLeaf, Packer, Unpacker, join
-from flor_plugins.store.codec_tensors import NATIVE
+from flor_plugins.store.codec.tags import LostLeaf, Packer, Unpacker, join
+from flor_plugins.store.codec.tensors import NATIVE
 
 BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
 

@@ -1,0 +1,197 @@
+"""Checkpoints of a run: one folder per position, a safetensors file per section, and state.json last.
+
+state.json names the file, shape, dtype and hash of every tensor, and has a hash of
+itself; nothing that was torn or altered is handed out. A tensor that an earlier
+checkpoint of the run holds already is a reference to it, not a second copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from warnings import warn
+
+from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
+from flor_plugins.records import Checkpoint, Position
+from flor_plugins.store.checkpoints import files
+from flor_plugins.store.checkpoints.files import STATE
+from flor_plugins.store.checkpoints.write import Draft, Known, Piece, write_folder
+
+if TYPE_CHECKING:  # listing checkpoints must not load torch
+    import torch
+
+    from flor_plugins.store.codec import Encoded
+
+FOLDER = "checkpoints"
+
+def save_checkpoint(
+    run_path: Path, position: Position, encoded: Encoded, known: Known | None = None
+) -> Checkpoint:
+    """Write an encoded state as the checkpoint of a run at `position`, whole or not at all.
+
+    known: what is on disk already; kept by the caller, filled here after each
+    success, and good for one run and one writer. Raises StoreError if the position
+    has a checkpoint, or if the disk refuses.
+    """
+    state = write_folder(folder_of(run_path, position), position, draft_of(encoded), known)
+    return _checkpoint(run_path, state)
+
+
+def save_folder(folder: Path, position: Position, encoded: Encoded) -> None:
+    """Write an encoded state as a folder of any name, outside a run: whole or not at all.
+
+    Raises StoreError if the folder exists, or if the disk refuses.
+    """
+    write_folder(folder, position, draft_of(encoded))
+
+
+def load_checkpoint(
+    run_path: Path,
+    position: Position,
+    only: Collection[str] | None = None,
+    into: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    """The state at a position: section to value, tensors on the CPU in memory of their own.
+
+    only: the sections that are wanted (default all); other files are not read. into: see `read_tensors`.
+    Raises NoCheckpoint, listing the positions that exist; DamagedCheckpoint, naming
+    the file, if anything it reads is missing, torn or altered; StoreError for a
+    section that was not saved.
+    """
+    folder = _folder(run_path, position)
+    return _load(folder, files.read_state(folder, position), only, into)
+
+
+def load_folder(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+    """What `save_folder` wrote, with the checks and errors of `load_checkpoint`."""
+    return _load(folder, files.read_state(folder), only)
+
+
+def list_checkpoints(run_path: Path) -> list[Checkpoint]:
+    """The checkpoints of a run by position. One that can't be read is passed over with a warning."""
+    found = []
+    for position, folder in _positions(run_path):
+        try:
+            state = files.read_state(folder, position)
+        except StoreError as error:
+            warn(f"a checkpoint is passed over: {error}", stacklevel=2)
+        else:
+            found.append(_checkpoint(run_path, state))
+    return found
+
+
+def tensor_hashes(run_path: Path, position: Position, section: str = "model") -> dict[str, str]:
+    """The hash of the bytes of each tensor of a section, by name; reads state.json only.
+
+    A tied tensor stands under the name it was met with first. Raises as load_checkpoint does.
+    """
+    state = files.read_state(_folder(run_path, position), position)
+    prefix = f"{section}/"
+    held = files.records(state).items()
+    return {key.removeprefix(prefix): one.hash for key, one in held if key.startswith(prefix)}
+
+
+def known_tensors(run_path: Path) -> Known:
+    """What the checkpoints of a run hold, for a process that goes on writing it."""
+    known: Known = {}
+    for one in list_checkpoints(run_path):
+        state = files.read_state(one.path, one.position)
+        for key, record in files.records(state).items():
+            if "/" not in record.file:
+                known[record.identity(key)] = (one.path.name, record.file, record.key)
+    return known
+
+
+def references(run_path: Path) -> dict[Position, set[Position]]:
+    """For each checkpoint the others that hold tensors of it: those must not be deleted before it."""
+    needed: dict[Position, set[Position]] = {}
+    for one in list_checkpoints(run_path):
+        names = files.read_state(one.path, one.position)["files"]
+        needed[one.position] = {Position.parse(name.split("/")[1]) for name in names if "/" in name}
+    return needed
+
+
+def draft_of(encoded: Encoded, *, is_full: bool = True) -> Draft:
+    """What is to be written of an encoded state: its tensors' own memory."""
+    from flor_plugins.store.checkpoints.hashes import bytes_of
+
+    pieces = [
+        Piece(key, str(one.dtype).removeprefix("torch."), tuple(one.shape), bytes_of(one))
+        for key, one in encoded.tensors.items()
+    ]
+    return Draft(encoded.tree, pieces, encoded.lost, is_full)
+
+
+def _load(
+    folder: Path,
+    state: dict[str, Any],
+    only: Collection[str] | None,
+    into: Mapping[str, torch.Tensor] | None = None,
+) -> dict[str, Any]:
+    from flor_plugins.errors import EncodingError
+    from flor_plugins.store.checkpoints.read import read_tensors
+    from flor_plugins.store.codec import decode
+
+    tree = state["tree"]
+    missing = sorted(set(only or ()) - set(tree))
+    if missing:
+        raise StoreError(
+            f"the checkpoint {folder} was asked for its sections {', '.join(missing)} "
+            f"and has only {', '.join(tree)}. Ask for one of those."
+        )
+    wanted = {name: part for name, part in tree.items() if only is None or name in only}
+    try:
+        return decode(wanted, read_tensors(folder, state, _keys(wanted), into))
+    except EncodingError as error:
+        raise DamagedCheckpoint(f"{folder / STATE} can't be understood: {error}") from error
+
+
+def folder_of(run_path: Path, position: Position) -> Path:
+    """Where the checkpoint of a run at a position lies, or would."""
+    return run_path / FOLDER / str(position)
+
+
+def _checkpoint(run_path: Path, state: dict[str, Any]) -> Checkpoint:
+    position = Position(**state["position"])
+    return Checkpoint(
+        run_id=run_path.name,
+        position=position,
+        path=folder_of(run_path, position),
+        is_full=state["full"],
+        nbytes=sum(size for file, size in state["files"].items() if "/" not in file),
+        lost=tuple(state["lost"]),
+        sections=tuple(state["tree"]),
+    )
+
+
+def _positions(run_path: Path) -> Iterable[tuple[Position, Path]]:
+    found = []
+    for folder in (run_path / FOLDER).glob("epoch=*,step=*"):
+        try:
+            found.append((Position.parse(folder.name), folder))
+        except ValueError:
+            continue  # not one of ours
+    return sorted(found)
+
+
+def _folder(run_path: Path, position: Position) -> Path:
+    folder = folder_of(run_path, position)
+    if folder.is_dir():
+        return folder
+    there = "; ".join(str(one) for one, _ in _positions(run_path))
+    raise NoCheckpoint(
+        f"run {run_path.name} has no checkpoint at {position}; it has {there or 'none'}, in {folder.parent}. "
+        f"Replay from one of those, or record with checkpoints closer together."
+    )
+
+
+def _keys(node: Any) -> set[str]:
+    """The keys of all tensors that a tree names: a tied one may lie in another section's file."""
+    if isinstance(node, list):
+        return set().union(*map(_keys, node))
+    if not isinstance(node, dict):
+        return set()
+    if node.get("$") in ("tensor", "ndarray", "Generator"):
+        return {node["key"]}
+    return set().union(*map(_keys, node.values()))

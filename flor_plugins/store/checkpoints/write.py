@@ -1,0 +1,214 @@
+"""A checkpoint's folder from bytes in memory. No torch: the process that writes beside a training starts in no time.
+
+The files are safetensors (https://huggingface.co/docs/safetensors#format): 8 bytes with the length of a JSON
+header, the header, the tensors one after the other. They are written here and not by that package because it
+takes tensors of a framework, and all of them at once: here bytes go from the memory that they were copied to
+straight to the file, and the one who writes can pause at any MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from flor_plugins.errors import StoreError
+from flor_plugins.records import Position
+from flor_plugins.store.checkpoints.files import FORMAT, STATE, TensorRecord, own_hash
+from flor_plugins.store.checkpoints.hashes import Hash
+from flor_plugins.store.files import whole_folder, write_json
+
+CHUNK = 1 << 20  # bytes between two calls of `pace`
+
+# (key, hash, dtype, shape) of a tensor that is on disk -> (folder of the checkpoint, file, key in it)
+Known = MutableMapping[tuple[str, str, str, tuple[int, ...]], tuple[str, str, str]]
+
+# What safetensors calls the dtypes of torch (safetensors/src/tensor.rs), and their bytes.
+DTYPES = {
+    "float64": ("F64", 8), "int64": ("I64", 8), "uint64": ("U64", 8), "complex64": ("C64", 8),
+    "float32": ("F32", 4), "int32": ("I32", 4), "uint32": ("U32", 4),
+    "float16": ("F16", 2), "bfloat16": ("BF16", 2), "int16": ("I16", 2), "uint16": ("U16", 2),
+    "bool": ("BOOL", 1), "uint8": ("U8", 1), "int8": ("I8", 1),
+    "float8_e4m3fn": ("F8_E4M3", 1), "float8_e5m2": ("F8_E5M2", 1),
+    "float8_e4m3fnuz": ("F8_E4M3FNUZ", 1), "float8_e5m2fnuz": ("F8_E5M2FNUZ", 1),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A tensor of a State, in memory.
+
+    key: "<section>/<name>". dtype: one of DTYPES. memory: its bytes, row-major; None where `hash` says that it is
+    what was written with that hash before.
+    """
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    memory: memoryview | None
+    hash: str | None = None
+
+    @property
+    def nbytes(self) -> int:
+        count = DTYPES[self.dtype][1]
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """What a checkpoint is to hold. lost: what could not be encoded. is_full: training can go on from it exactly."""
+
+    tree: dict[str, Any]
+    pieces: Sequence[Piece]
+    lost: tuple[str, ...] = ()
+    is_full: bool = True
+
+
+def write_folder(
+    folder: Path, position: Position, draft: Draft, known: Known | None = None, pace: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
+    """Write a checkpoint, whole or not at all; returns what state.json holds.
+
+    known: what the run has on disk, filled here after success: a piece that is there already becomes a reference.
+    pace: called after each MiB, for a writer that must not disturb. Raises StoreError if the folder exists, if the
+    disk refuses, or if a piece without memory is not on disk any more.
+    """
+    known = {} if known is None else known
+    try:
+        with whole_folder(folder) as scratch:
+            records = _write_files(scratch, folder, draft.pieces, known, pace)
+            state = _state(position, draft, records, scratch, folder.parent)
+            # compact: Python's fast JSON encoder does not indent, and the tree may be long
+            write_json(scratch / STATE, state, indent=None)
+    except OSError as error:
+        raise StoreError(
+            f"the checkpoint {folder} could not be written: {error}. "
+            f"Nothing of it was left behind; look at the free space and the rights of {folder.parent}."
+        ) from error
+    for key, one in records.items():
+        place, _, file = one.file.removeprefix("../").rpartition("/")
+        known[one.identity(key)] = (place or folder.name, file, one.key)
+    return state
+
+
+def _write_files(
+    scratch: Path, folder: Path, pieces: Sequence[Piece], known: Known, pace: Callable[[], None]
+) -> dict[str, TensorRecord]:
+    """One file per section with what is new; the records of all pieces, in their order."""
+    places = _Places(folder, known)
+    found: dict[str, TensorRecord] = {}
+    sections: dict[str, list[Piece]] = {}
+    for piece in pieces:
+        section = piece.key.partition("/")[0]
+        if piece.memory is None:
+            found[piece.key] = places.unchanged(piece)
+            continue
+        sections.setdefault(section, []).append(piece)
+    for section, ones in sections.items():
+        new = []
+        for piece in ones:
+            # Hashed before it is written: most tensors that have not changed are found so, without writing them.
+            record = places.find(piece, piece.hash or _hash(piece, pace))
+            found[piece.key] = record
+            if "/" not in record.file:
+                new.append(piece)
+        if new:
+            _write_file(scratch / f"{section}.safetensors", new, pace)
+    return {piece.key: found[piece.key] for piece in pieces}
+
+
+def _hash(piece: Piece, pace: Callable[[], None]) -> str:
+    assert piece.memory is not None
+    hashing = Hash()
+    for start in range(0, piece.nbytes, CHUNK):
+        hashing.update(piece.memory[start : start + CHUNK])
+        pace()
+    return str(hashing)
+
+
+def _write_file(path: Path, pieces: Iterable[Piece], pace: Callable[[], None]) -> None:
+    # wide dtypes first, so that every tensor is aligned to its items
+    ordered = sorted(pieces, key=lambda piece: (-DTYPES[piece.dtype][1], piece.key))
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        _write_all(handle, memoryview(_header(ordered)))
+        for piece in ordered:
+            assert piece.memory is not None
+            for start in range(0, piece.nbytes, CHUNK):
+                _write_all(handle, piece.memory[start : start + CHUNK])
+                pace()
+    finally:
+        os.close(handle)
+
+
+def _header(pieces: Sequence[Piece]) -> bytes:
+    header, end = {}, 0
+    for piece in pieces:
+        name, start = piece.key.partition("/")[2], end
+        end = start + piece.nbytes
+        header[name] = {"dtype": DTYPES[piece.dtype][0], "shape": list(piece.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_all(handle: int, memory: memoryview) -> None:
+    while memory:
+        memory = memory[os.write(handle, memory) :]
+
+
+class _Places:
+    """Where a tensor will be found: in this checkpoint, or in an earlier one that still is there."""
+
+    def __init__(self, folder: Path, known: Known) -> None:
+        self._folder, self._known = folder, known
+        self._there: dict[str, bool] = {}
+
+    def find(self, piece: Piece, hash: str) -> TensorRecord:
+        section, _, name = piece.key.partition("/")
+        one = TensorRecord(f"{section}.safetensors", name, piece.dtype, piece.shape, piece.nbytes, hash)
+        earlier = self._known.get(one.identity(piece.key))
+        if earlier is None or earlier[0] == self._folder.name or not self._is_there(earlier[0]):
+            return one
+        place, file, name = earlier
+        return one.at(f"../{place}/{file}", name)
+
+    def unchanged(self, piece: Piece) -> TensorRecord:
+        assert piece.hash is not None
+        record = self.find(piece, piece.hash)
+        if "/" not in record.file:
+            raise StoreError(
+                f"the checkpoint {self._folder} needs {piece.key!r} from an earlier one that is gone. "
+                f"It is not written; the next one will hold all of it."
+            )
+        return record
+
+    def _is_there(self, place: str) -> bool:
+        if place not in self._there:  # it may have been deleted since
+            self._there[place] = (self._folder.parent / place / STATE).is_file()
+        return self._there[place]
+
+
+def _state(
+    position: Position, draft: Draft, records: dict[str, TensorRecord], scratch: Path, parent: Path
+) -> dict[str, Any]:
+    files = sorted({one.file for one in records.values()})
+    own = {file: (scratch / file).stat().st_size for file in files if "/" not in file}
+    state = {
+        "format": FORMAT,
+        "position": {"epoch": position.epoch, "step": position.step},
+        "full": draft.is_full and not draft.lost,
+        "lost": list(draft.lost),
+        "saved_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "tree": draft.tree,
+        "tensors": {key: one.to_json() for key, one in records.items()},
+        # of a file of another checkpoint no size: that one may be compressed one day
+        "files": {file: own.get(file) for file in files},
+    }
+    return state | {"sha256": own_hash(state)}
