@@ -112,12 +112,26 @@ class Timing:
     """Seconds, as measured while recording; None where nothing was measured.
 
     build_s: process start to the first batch. epoch_s: one training epoch, its
-    validation included. validation_s: one validation pass.
+    validation included. validation_s: one validation pass. recording_s: of the
+    training's time so much went into recording.
     """
 
     build_s: float | None = None
     epoch_s: float | None = None
     validation_s: float | None = None
+    recording_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A checkpoint that was due and not taken.
+
+    cost_s: seconds of training to come there again from the last checkpoint before it that training can go on from.
+    """
+
+    position: Position
+    why: str
+    cost_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +151,8 @@ class Run:
     """One call of fit/train with the callback on it: what run.json holds.
 
     resumed: "<time> at <position>" for each time that the run went on after an interruption.
-    processes: how many trained one model together.
+    processes: how many trained one model together. skipped: checkpoints that were due and not taken; of
+    very many the first and the last are listed, and skipped_count is the number of all.
     """
 
     run_id: str
@@ -161,6 +176,8 @@ class Run:
     obstacles: tuple[Obstacle, ...] = ()
     resumed: tuple[str, ...] = ()
     processes: int = 1
+    skipped: tuple[Skipped, ...] = ()
+    skipped_count: int = 0
 
     @property
     def is_weights_only(self) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from flor_plugins.record.saving.presence import wait_for_writer
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, tensor_hashes
 from flor_plugins.store.layout import Store
@@ -94,6 +95,7 @@ def make_folder(folder: Path) -> Path:
 
 def the_run(folder: Path) -> Run:
     (run,) = list_runs(Store(folder / ".flor"))
+    wait_for_writer(run.path)
     return run
 
 

@@ -282,9 +282,9 @@ def test_a_writer_goes_on_when_its_warnings_are_errors() -> None:
         raise OSError("disk full")
 
     done: list[int] = []
-    writer = Writer(failed, depth=1)
+    writer = Writer(failed)
     for number in range(3):
-        writer.put(fail, heavy=True)
+        writer.put(fail)
         writer.put(lambda number=number: done.append(number))
     writer.flush()
     writer.close()

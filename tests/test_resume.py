@@ -18,7 +18,7 @@ __all__ = ["start", "whole"]  # fixtures
 
 # ---- killed and started again by the same command
 
-ANYWHERE = ["step:KILL:18", "validation:KILL:20", "checkpoint:KILL:14", "step:TERM:18", "step:INT:18", "end:KILL:1"]
+ANYWHERE = ["step:KILL:18", "validation:KILL:20", "checkpoint:KILL:5", "step:TERM:18", "step:INT:18", "end:KILL:1"]
 CASES = {
     "lightning": {
         "dropout_shuffle": [*ANYWHERE, "step:KILL:9+validation:KILL:30"],

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flor_plugins.errors import StoreError, UnknownRun
-from flor_plugins.records import Code, Launch, Position, Process, Run, Timing
+from flor_plugins.records import Code, Launch, Position, Process, Run, Skipped, Timing
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import find_run, is_gone, list_runs, load_run, save_run, this_process
 
@@ -58,13 +58,24 @@ def test_a_run_comes_back_as_it_was_saved(store: Store) -> None:
         position=Position(3, 120),
         environment={"torch": "2.6", "cuda": None},
         params={"lr": 1e-3, "layers": [1, 2], "model.name": "x"},
-        timing=Timing(1.0, None, 0.5),
+        timing=Timing(1.0, None, 0.5, 0.25),
         gaps=("disk was full",),
+        skipped=(Skipped(Position(2, 80), "the writer was busy", 1.5), Skipped(Position(3, 120), "too dear")),
+        skipped_count=7,
     )
     bare = make(store, SECOND, code=None)
     assert load_run(store.run(FIRST)) == full
     assert load_run(store.run(SECOND)) == bare
     assert json.loads((store.run(FIRST) / "run.json").read_text())["format"] == 1
+
+
+def test_a_run_of_an_earlier_version_says_nothing_of_what_was_skipped(store: Store) -> None:
+    run = make(store, FIRST, timing=Timing(1.0, 2.0, 0.5))
+    content = json.loads((run.path / "run.json").read_text())
+    del content["skipped"], content["skipped_count"], content["timing"]["recording_s"]
+    (run.path / "run.json").write_text(json.dumps(content))
+    assert load_run(run.path) == run
+    assert (run.skipped, run.skipped_count, run.timing.recording_s) == ((), 0, None)
 
 
 params = st.recursive(

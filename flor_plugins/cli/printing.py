@@ -42,6 +42,15 @@ def frame(data: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) ->
         print(f"{len(data)} rows")
 
 
+def duration(seconds: float) -> str:
+    """Seconds for people: 0.4 s, 34 s, 5 min, 2.5 h."""
+    if seconds < 9.95:
+        return f"{seconds:.2g} s"
+    if seconds < 119.5:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7170 else f"{seconds / 3600:.1f} h"
+
+
 def _empty(data: pd.DataFrame) -> str:
     return "  ".join(map(str, data.columns))
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import cast
+from itertools import groupby
+from typing import TYPE_CHECKING, cast
 
 from flor_plugins.cli import printing
-from flor_plugins.records import Level, Run
+from flor_plugins.records import Checkpoint, Level, Position, Run
 from flor_plugins.store.layout import find_store
 from flor_plugins.store.runs import find_run, list_runs
+from flor_plugins.store.sizes import format_size
+
+if TYPE_CHECKING:
+    from flor_plugins.replay.places import Places
+
+_FEW = 5
 
 
 def runs(as_json: bool, as_csv: bool) -> None:
@@ -29,6 +36,10 @@ def show(name: str, as_json: bool) -> None:
             print(f"{key:12} {value}")
     print(f"{'launch':12} {run.launch.kind} {run.launch.target} {' '.join(run.launch.argv)}")
     print(f"{'folder':12} {run.path}")
+    if run.timing.recording_s is not None:
+        print(f"{'recording':12} {printing.duration(run.timing.recording_s)} of the training's time")
+    for line in _skipped(run):
+        print(f"{'skipped':12} {line}")
     for one in run.obstacles:
         print(f"{'obstacle':12} {one.grade}: {one.reason}. Remedy: {one.remedy}")
     for gap in run.gaps:
@@ -56,24 +67,69 @@ def sql(query: str, as_json: bool, as_csv: bool) -> None:
 
 
 def checkpoints(name: str, as_json: bool, as_csv: bool) -> None:
-    from flor_plugins.store.checkpoints import list_checkpoints
+    from flor_plugins.replay.places import places_of
+    from flor_plugins.store.ranks import list_checkpoints
 
     run = find_run(find_store(), name)
-    rows = [
-        {
-            "run": run.run_id,
-            "name": run.name,
-            "epoch": one.position.epoch,
-            "step": one.position.step,
-            "full": one.is_full,
-            "bytes": one.nbytes,
-            "path": str(one.path),
-            "lost": "; ".join(one.lost),
-        }
-        for one in list_checkpoints(run.path)
-    ]
-    columns = ["run", "name", "epoch", "step", "full", "bytes", "path", "lost"]
-    printing.table(rows, columns, as_json=as_json, as_csv=as_csv)
+    columns = ["run", "name", "epoch", "step", "full", "holds", "bytes", "path", "lost"]
+    if as_json or as_csv:
+        rows = [_checkpoint(run, one) for one in list_checkpoints(run)]
+        printing.table(rows, columns, as_json=as_json, as_csv=as_csv)
+        return
+    places = places_of(run)
+    rows = [{**_checkpoint(run, one), "bytes": format_size(one.nbytes)} for one in places.saved.values()]
+    columns.remove("full")
+    printing.table(rows, columns, as_json=False, as_csv=False)
+    print(reach(places))
+
+
+def reach(places: Places) -> str:
+    """How many epochs have a checkpoint, and how the others are reached; for people."""
+    ends = [Position(epoch, step) for epoch, step in sorted(places.ends.items()) if epoch]
+    held = [places.saved[end] for end in ends if end in places.saved]
+    weights = sum(not one.can_train for one in held)
+    text = f"{len(held)} of {len(ends)} epochs have a checkpoint"
+    text += f" ({weights} of them the weights only)" if weights else ""
+    missing = [end for end in ends if end not in places.saved]
+    if not missing:
+        return f"{text}."
+    if not places.starts or places.starts[0] > missing[0]:
+        return f"{text}; from none before epoch {missing[0].epoch} training goes on."
+    seconds, last = places.run.timing.epoch_s, ends[-1]
+    if seconds is None or not last.step:
+        return f"{text}; the others are reached by training again."
+    steps = max(end.step - places.before(end).step for end in missing)
+    most = seconds * steps * last.epoch / last.step
+    return f"{text}; the others are reached by training again: at most {printing.duration(most)}."
+
+
+def _checkpoint(run: Run, one: Checkpoint) -> dict[str, object]:
+    return {
+        "run": run.run_id,
+        "name": run.name,
+        "epoch": one.position.epoch,
+        "step": one.position.step,
+        "full": one.is_full,
+        "holds": "weights" if not one.can_train else "full" if one.is_full else "part",
+        "bytes": one.nbytes,
+        "path": str(one.path),
+        "lost": "; ".join(one.lost),
+    }
+
+
+def _skipped(run: Run) -> list[str]:
+    """A line for each reason for which checkpoints were skipped."""
+    lines = []
+    for why, group in groupby(sorted(run.skipped, key=lambda one: one.why), key=lambda one: one.why):
+        ones = list(group)
+        places = "; ".join(str(one.position) for one in ones[:_FEW])
+        places += f"; and {len(ones) - _FEW} more" if len(ones) > _FEW else ""
+        dearest = max((one.cost_s for one in ones if one.cost_s is not None), default=None)
+        cost = "" if dearest is None else f"; training comes there again in {printing.duration(dearest)} at most"
+        lines.append(f"{why}: {places}{cost}")
+    if run.skipped_count > len(run.skipped):
+        lines.append(f"{run.skipped_count} checkpoints in all; not all of them are listed")
+    return lines
 
 
 def _summary(run: Run) -> dict[str, object]:

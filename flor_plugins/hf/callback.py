@@ -32,7 +32,9 @@ class FlorCallback(TrainerCallback):
     boundary; before the first batch and after the last always. every_n_steps: also inside an epoch, at
     every n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed
     since the last checkpoint; None for never (and never where several processes train: their clocks
-    differ). resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the
+    differ). overhead: the share of the training's time that recording may cost; None for no limit.
+    disk: what the run's checkpoints may take ("50GB", or bytes); None for half of what is free when the
+    run begins. resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the
     top of the git repository. One `train()` is one run. A failure
     of ours is warned about once and noted in the run; it never ends the training.
     """
@@ -47,11 +49,14 @@ class FlorCallback(TrainerCallback):
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
         every_minutes: float | None = 10.0,
+        overhead: float | None = 0.02,
+        disk: str | int | None = None,
         resume: str | None = None,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
         self.options = options_of(
-            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store
+            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store,
+            overhead=overhead, disk=disk,
         )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
@@ -90,6 +95,9 @@ class FlorCallback(TrainerCallback):
         self._harvest = Harvest(trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
         self._harvest.attach()
         self._ours(lambda: recorder.note_obstacles(obstacles_of(trainer)))
+        self._ours(lambda: recorder.watch([trainer.optimizer]))
+        done = 0 if recorder.resumption is None else recorder.resumption.position.epoch
+        recorder.policy.expects(trainer.state.num_train_epochs - done)
         self._wrapped.around(trainer, "_run_epoch", self._run_epoch)
         self._wrapped.around(trainer, "get_batch_samples", self._get_batch_samples)
         self._wrapped.around(trainer, "evaluate", self._evaluate)
@@ -163,7 +171,7 @@ class FlorCallback(TrainerCallback):
             return
         harvest.begin_epoch()
         if recorder.policy.wants(position):
-            recorder.checkpoint(position, self._state(trainer))
+            recorder.checkpoint(position, lambda: self._state(trainer))
 
     def _epoch_over(self, trainer: Trainer) -> None:
         recorder, harvest = self._recorder, self._harvest
@@ -178,7 +186,7 @@ class FlorCallback(TrainerCallback):
         assert recorder is not None
         position = Position(self._trail.epoch, trainer.state.global_step)
         if self._has_trained and recorder.policy.wants(position, last=True):
-            recorder.checkpoint(position, self._state(trainer))
+            recorder.checkpoint(position, lambda: self._state(trainer), last=True)
 
     def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Entry: the update before is logged and evaluated. Return: the batches of the next one are drawn."""
@@ -199,7 +207,7 @@ class FlorCallback(TrainerCallback):
         position = Position(self._trail.epoch, trainer.state.global_step)
         is_new, self._step = position.step != self._step, position.step
         if is_new and self._trail.is_complete and recorder.policy.wants_inside(position):
-            recorder.checkpoint(position, self._state(trainer))
+            recorder.checkpoint(position, lambda: self._state(trainer))
         self._trail.step(is_near=recorder.policy.is_near(position))
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:

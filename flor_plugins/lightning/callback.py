@@ -33,6 +33,8 @@ class FlorCallback(Callback):
     epoch boundary; before the first batch and after the last always. every_n_steps: also after every
     n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed since the
     last checkpoint; None for never (and never where several processes train: their clocks differ).
+    overhead: the share of the training's time that recording may cost; None for no limit. disk: what the
+    run's checkpoints may take ("50GB", or bytes); None for half of what is free when the run begins.
     resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the top of the
     git repository. One fit is one run. A failure of ours is
     warned about once and noted in the run; it never ends the training. Raises HookError or ValueError for
@@ -49,11 +51,14 @@ class FlorCallback(Callback):
         every_n_epochs: int = 1,
         every_n_steps: int | None = None,
         every_minutes: float | None = 10.0,
+        overhead: float | None = 0.02,
+        disk: str | int | None = None,
         resume: str | None = None,
         store: str | os.PathLike[str] | None = None,
     ) -> None:
         self.options = options_of(
-            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store
+            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store,
+            overhead=overhead, disk=disk,
         )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
@@ -119,6 +124,9 @@ class FlorCallback(Callback):
         if self._harvest is None or recorder is None:
             return
         self._ours(lambda: recorder.note_obstacles(obstacles_of(trainer)))
+        self._ours(lambda: recorder.watch(trainer.optimizers))
+        to_come = (trainer.max_epochs or -1) - trainer.current_epoch
+        recorder.policy.expects(to_come if to_come > 0 else None)
         for optimizer in trainer.optimizers:
             handle = optimizer.register_step_post_hook(
                 lambda o, *_: self._ours(lambda: self._harvest and self._harvest.on_after_step(o))
@@ -177,7 +185,7 @@ class FlorCallback(Callback):
         self._trail.begin_epoch(trainer)
         self._stepped = position.step
         if recorder.policy.wants(position, last=last):
-            recorder.checkpoint(position, self._state(trainer))
+            recorder.checkpoint(position, lambda: self._state(trainer), last=last)
         if not last:
             recorder.timeline.jump(position)
             recorder.start("epoch")
@@ -191,7 +199,7 @@ class FlorCallback(Callback):
             self._stepped = position.step
             if recorder.policy.wants_inside(position) and trail.is_complete(trainer):
                 batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-                recorder.checkpoint(position, self._state(trainer, batch))
+                recorder.checkpoint(position, lambda: self._state(trainer, batch))
         # With manual optimization one batch may make any number of updates.
         is_near = not trainer.lightning_module.automatic_optimization or recorder.policy.is_near(position)
         trail.step(trainer, is_near=is_near)

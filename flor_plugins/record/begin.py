@@ -33,7 +33,7 @@ def begin(
     """
     try:
         if processes.count() > 1:  # their clocks differ, and a checkpoint needs a part of each
-            options = replace(options, every_minutes=None)
+            options = replace(options, every_minutes=None, overhead=None)
         launched = launch or environment.launch()
         start = Path(launched.folder or launched.cwd)
         if launched.kind == "script":

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flor_plugins.errors import HookError
 from flor_plugins.hooks.metric import Metric
+from flor_plugins.store.sizes import parse_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class Options:
     every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
     every_n_steps: also at every n-th optimizer update. every_minutes: also in the middle of an epoch,
     when so many minutes have passed since the last one; None for never.
+    overhead: share of the training's time that recording may cost; None for no limit.
+    disk: bytes that the run's checkpoints may take; None for half of what is free when the run begins.
     metrics: @flor.metric hooks to compute live. resume: "auto" or a run to go on with.
     store: folder; default: FLOR_DIR or .flor.
     """
@@ -31,6 +34,8 @@ class Options:
     every_minutes: float | None = 10.0
     resume: str | None = None
     store: str | os.PathLike[str] | None = None
+    overhead: float | None = 0.02
+    disk: int | None = None
 
 
 def options_of(
@@ -43,8 +48,14 @@ def options_of(
     every_minutes: float | None,
     resume: str | None,
     store: str | os.PathLike[str] | None,
+    *,
+    overhead: float | None = 0.02,
+    disk: str | int | None = None,
 ) -> Options:
-    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later."""
+    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later.
+
+    disk: as people write it ("50GB", "1.5TiB") or bytes.
+    """
     for metric in metrics:
         if not isinstance(metric, Metric):
             raise HookError(
@@ -56,6 +67,23 @@ def options_of(
         raise ValueError(f"FlorCallback(every_n_steps={every_n_steps}): it counts optimizer updates, from 1 on")
     if every_minutes is not None and every_minutes <= 0:
         raise ValueError(f"FlorCallback(every_minutes={every_minutes}): minutes above 0, or None for never")
+    is_number = isinstance(overhead, (int, float)) and not isinstance(overhead, bool)
+    if overhead is not None and not (is_number and 0 < overhead <= 1):  # a NaN is refused as well
+        raise ValueError(
+            f"FlorCallback(overhead={overhead!r}): a share of the training's time, above 0 and up to 1 "
+            f"(0.02 is 2 %), or None for no limit"
+        )
     return Options(
-        name, project, tuple(tags), tuple(metrics), every_n_epochs, every_n_steps, every_minutes, resume, store
+        name, project, tuple(tags), tuple(metrics), every_n_epochs, every_n_steps, every_minutes, resume, store,
+        overhead, _disk(disk),
     )
+
+
+def _disk(given: str | int | None) -> int | None:
+    try:
+        nbytes = None if given is None else parse_size(given)
+    except ValueError as error:
+        raise ValueError(f"FlorCallback(disk={given!r}): {error}") from error
+    if nbytes == 0:
+        raise ValueError(f"FlorCallback(disk={given!r}): no checkpoint fits; leave it out for half of the free disk")
+    return nbytes

@@ -37,14 +37,17 @@ class RankRecorder(Recorder):
         super().__init__(run, options, resumption)
         self._parameters = parameters
 
-    def checkpoint(self, position: Position, sections: Mapping[str, Any]) -> None:
+    def checkpoint(self, position: Position, state: Callable[[], Mapping[str, Any]], *, last: bool = False) -> None:
         """Of a State what differs between processes; of weights alone nothing does."""
-        if set(sections) == {MODEL}:
-            return
+        sections = state()  # where processes share a model's parts, all of them have to ask for it
+        if set(sections) != {MODEL}:
+            super().checkpoint(position, lambda: self._own(sections), last=last)
+
+    def _own(self, sections: Mapping[str, Any]) -> Mapping[str, Any]:
         replicated = set(self._parameters())
         own = {name: part for name, part in sections.items() if name not in REPLICATED}
         own[MODEL] = {name: value for name, value in own[MODEL].items() if name not in replicated}
-        super().checkpoint(position, own)
+        return own
 
 
 def begin_together(
@@ -102,4 +105,4 @@ def _join(told: Mapping[str, Any], options: Options, parameters: Callable[[], Co
         position = Position.parse(told["resumed_at"])
         resumption = Resumption(run, position, ranks.load_checkpoint(path, rank, position))
     runs.save_run(run)
-    return RankRecorder(run, replace(options, every_minutes=None), parameters, resumption)
+    return RankRecorder(run, replace(options, every_minutes=None, overhead=None), parameters, resumption)

@@ -6,6 +6,7 @@ silently: the first is warned about with its path, all are counted in the run's 
 
 from __future__ import annotations
 
+import atexit
 import sys
 import time
 import warnings
@@ -23,12 +24,13 @@ from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.record import obstacles
+from flor_plugins.record.keeper import Keeper
 from flor_plugins.record.options import Options
 from flor_plugins.record.policy import Policy
 from flor_plugins.record.resume import TIMELINE, Resumption
 from flor_plugins.record.writer import Writer
 from flor_plugins.records import Obstacle, Position, Row, Run, RunStatus, Timing
-from flor_plugins.store import checkpoints, codec, runs
+from flor_plugins.store import runs
 from flor_plugins.store.journal import Journal
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import decode_value, encode_value
@@ -44,7 +46,7 @@ class FlorWarning(UserWarning):
 class Recorder:
     """Records one run. Built by `begin`, which returns None where nothing can be recorded.
 
-    policy: the adapters ask it when a checkpoint is due.
+    `policy` says when a checkpoint is due: the adapters ask it.
     """
 
     def __init__(self, run: Run, options: Options, resumption: Resumption | None = None) -> None:
@@ -57,8 +59,6 @@ class Recorder:
         self._gaps: list[str] = list(run.gaps)
         self._refused: set[str] = set()
         self._warned = False
-        self._known: checkpoints.Known = {}
-        self.policy = Policy(options)
         self._segment = 1
         self._media = run.path / "media"
         self._journal = self._open_journal()
@@ -67,8 +67,11 @@ class Recorder:
         if resumption is not None:
             self._here = (resumption.position, resumption.sections[TIMELINE]["rows_here"])
             resumption.take_out(self._journal, self._media)
-            self.policy = Policy(options, (one.position for one in checkpoints.list_checkpoints(run.path)))
-            self._known = checkpoints.known_tensors(run.path)
+        self._keeper = Keeper(
+            run, options, put=self._writer.put, sync=lambda: self._journal.sync(), failed=self._failed
+        )
+        # Registered after the writer's own: so it comes before, and what it hands over is still written.
+        atexit.register(self._hand_over)
         self._clock: dict[str, float] = {}
         self._spent: dict[str, list[float]] = {}
 
@@ -78,20 +81,24 @@ class Recorder:
         """`flor.log` during the run."""
         self.timeline.add(still({name: value}), self.timeline.phase)
 
-    def checkpoint(self, position: Position, sections: Mapping[str, Any]) -> None:
-        """Copy a state now, write it later. sections: as `codec.encode` takes them."""
-        at = time.time()
-        encoded = codec.encode({**sections, TIMELINE: {**self._open_rows(position), "at": at}})
-        self.policy.saved(position)
-        self.note_obstacles(obstacles.of_lost(encoded.lost))
-        if encoded.lost and not any("not full" in gap for gap in self._gaps):
-            self.warn(f"checkpoints are not full: {'; '.join(encoded.lost)}")
+    def checkpoint(self, position: Position, state: Callable[[], Mapping[str, Any]], *, last: bool = False) -> None:
+        """Keep the State that `state` gives, copied beside the training and written behind it.
 
-        def save() -> None:
-            self._journal.sync()  # rows first: a run that goes on from a checkpoint needs those before it
-            checkpoints.save_checkpoint(self.run.path, position, encoded, self._known)
+        Its sections are as `codec.encode` takes them. last: the training ends here.
+        """
+        before = self.policy.skipped_count
+        lost = self._keeper.keep(position, lambda: self._with_rows(position, state()), last=last)
+        after = self.policy.skipped_count
+        if after > before and after & (after - 1) == 0:  # said while it trains, too: a run may be killed
+            run = self.run = replace(self.run, **self._keeper.skipped())
+            self._writer.put(lambda: runs.save_run(run))
+        self.note_obstacles(obstacles.of_lost(lost))
+        if lost and not any("not full" in gap for gap in self._gaps):
+            self.warn(f"checkpoints are not full: {'; '.join(lost)}")
 
-        self._writer.put(save, heavy=True)
+    def watch(self, optimizers: Iterable[Any]) -> None:
+        """The optimizers of this training: between two of their updates its parameters stay as they are."""
+        self._keeper.watch(optimizers)
 
     def go_on(self) -> None:
         """The State of an interrupted run is restored: values go on where they were."""
@@ -125,6 +132,7 @@ class Recorder:
         """The training ended: write the rest, seal the journal, say how it ended."""
         self.timeline.close()
         live.connect(None)
+        self._hand_over()
         self._writer.put(self._journal.seal)
         self._writer.flush()
         if status == "finished" and self._is_waiting:
@@ -140,6 +148,7 @@ class Recorder:
             position=self.run.position if self._is_waiting else self.timeline.position,
             timing=self._timing(),
             gaps=tuple(self._gaps),
+            **self._keeper.skipped(),
         )
         self._writer.put(lambda: runs.save_run(self.run))
         self._writer.close()
@@ -173,6 +182,22 @@ class Recorder:
                 print(raised, file=sys.stderr)
 
     # ---- inside
+
+    @property
+    def policy(self) -> Policy:
+        """When a checkpoint is due."""
+        return self._keeper.policy
+
+    def _hand_over(self) -> None:
+        """Wait until all checkpoints are written."""
+        atexit.unregister(self._hand_over)
+        self._keeper.finish()
+        self._writer.flush()
+        self._keeper.close()
+
+    def _with_rows(self, position: Position, sections: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A State and how far the rows of the run have come with it."""
+        return {**sections, TIMELINE: {**self._open_rows(position), "at": time.time()}}
 
     def _open_journal(self) -> Journal:
         suffix = "" if self._segment == 1 else f"-{self._segment}"
@@ -231,7 +256,12 @@ class Recorder:
     def _timing(self) -> Timing:
         mean = {part: sum(s) / len(s) for part, s in self._spent.items() if s}
         was = self.run.timing  # of the time before an interruption
-        return Timing(was.build_s, mean.get("epoch", was.epoch_s), mean.get("validation", was.validation_s))
+        return Timing(
+            was.build_s,
+            mean.get("epoch", was.epoch_s),
+            mean.get("validation", was.validation_s),
+            round((was.recording_s or 0.0) + self.policy.spent_s, 3),
+        )
 
 
 def still(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 from flor_plugins.errors import DamagedCheckpoint, FlorError, NoCheckpoint
 from flor_plugins.record import snapshot
 from flor_plugins.record.options import Options
+from flor_plugins.record.saving.presence import wait_for_writer
 from flor_plugins.records import Launch, Level, Obstacle, Phase, Position, Process, Row, Run
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.files import PARTIAL
@@ -105,6 +106,7 @@ def resumption(store: Store, options: Options, first: Run) -> Resumption | None:
 
 
 def _at_last_state(run: Run) -> Resumption:
+    _wait_for_writers(run)
     for torn in run.path.rglob(f"{PARTIAL}*"):  # its writer is dead
         shutil.rmtree(torn) if torn.is_dir() else torn.unlink()
     damaged: list[str] = []
@@ -121,9 +123,17 @@ def _at_last_state(run: Run) -> Resumption:
 
 def last_full(run: Run) -> Position | None:
     """The last position from which the run can go on bit for bit; None without one."""
+    _wait_for_writers(run)
     found = ranks.list_checkpoints(run)
     whole = (one.position for one in found if one.is_full and one.can_train and TIMELINE in one.sections)
     return max(whole, default=None)
+
+
+def _wait_for_writers(run: Run) -> None:
+    """What a killed training had handed over is still written."""
+    if is_interrupted(run):
+        for rank in range(run.processes):
+            wait_for_writer(ranks.folder(run.path, rank))
 
 
 def _put_aside(run: Run, position: Position) -> None:

@@ -13,31 +13,24 @@ Job = Callable[[], Any]
 
 
 class Writer:
-    """Runs jobs in the background. A job that raises is reported, never re-raised.
+    """Runs jobs in the background. A job that raises is reported, never re-raised."""
 
-    At most `depth` jobs marked `heavy` (checkpoints: each holds a copy of the state)
-    wait at a time; a further one makes the caller wait, so that memory stays bounded.
-    """
-
-    def __init__(self, failed: Callable[[Exception], None], *, depth: int = 2) -> None:
-        self._jobs: queue.SimpleQueue[tuple[Job, bool] | None] = queue.SimpleQueue()
+    def __init__(self, failed: Callable[[Exception], None]) -> None:
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._failed = failed
-        self._room = threading.Semaphore(depth)
         self._thread = threading.Thread(target=self._run, name="flor-writer", daemon=True)
         self._thread.start()
         # A daemon thread dies with the interpreter: what is queued must be written before.
         atexit.register(self.close)
 
-    def put(self, job: Job, *, heavy: bool = False) -> None:
+    def put(self, job: Job) -> None:
         """Queue a job."""
-        if heavy:
-            self._room.acquire()
-        self._jobs.put((job, heavy))
+        self._jobs.put(job)
 
     def flush(self) -> None:
         """Wait until everything queued so far is done."""
         done = threading.Event()
-        self._jobs.put((done.set, False))
+        self._jobs.put(done.set)
         if self._thread.is_alive():
             done.wait()
 
@@ -49,15 +42,10 @@ class Writer:
             self._thread.join()
 
     def _run(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, heavy = item
+        while (job := self._jobs.get()) is not None:
             try:
                 job()
             except Exception as error:
-                # Under `python -W error` a warning is raised: it must not end this thread, or the
-                # training would wait for room at its next checkpoint forever.
+                # Under `python -W error` a warning is raised: it must not end this thread.
                 with suppress(Warning):
                     self._failed(error)
-            finally:
-                if heavy:
-                    self._room.release()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError, UnknownRun
-from flor_plugins.records import Code, Launch, Obstacle, Position, Process, Run, Timing
+from flor_plugins.records import Code, Launch, Obstacle, Position, Process, Run, Skipped, Timing
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store
 
@@ -87,9 +87,14 @@ def find_run(store: Store, text: str) -> Run:
 
 
 def this_process() -> Process:
-    """The process that calls; `started` is empty where the system has no /proc."""
-    state = _proc_stat(os.getpid())
-    return Process(socket.gethostname(), os.getpid(), state[1] if state else "")
+    """The process that calls."""
+    return process_of(os.getpid())
+
+
+def process_of(pid: int) -> Process:
+    """A process of this host; `started` is empty where the system has no /proc."""
+    state = _proc_stat(pid)
+    return Process(socket.gethostname(), pid, state[1] if state else "")
 
 
 def is_gone(process: Process) -> bool:
@@ -151,6 +156,9 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
         fields["position"] = Position(**fields["position"])
     fields["timing"] = Timing(**fields.get("timing", {}))
     fields["obstacles"] = tuple(Obstacle(**one) for one in fields.get("obstacles", ()))
+    fields["skipped"] = tuple(
+        Skipped(**{**one, "position": Position(**one["position"])}) for one in fields.get("skipped", ())
+    )
     for name in ("tags", "gaps", "resumed"):
         fields[name] = tuple(fields.get(name, ()))
     return Run(path=path, **fields)

@@ -1,7 +1,7 @@
 """A training that goes on after it was stopped: resume_cell.py FRAMEWORK CELL ..., cells of tests/cells_*.py.
 
 STOP: `moment:signal:number:seconds`; the process sends itself the signal at the moment, once so many updates are
-made (step, validation, save, end) or before it writes so many files of checkpoints (checkpoint), so much later.
+made (step, validation, save, end) or before it hands over so many states to be written (checkpoint), so much later.
 OWN: the newest checkpoint of the trainer itself in out/ is asked for, too.
 """
 
@@ -14,10 +14,11 @@ from importlib import import_module
 from pathlib import Path
 
 import lightning.pytorch as pl
-import safetensors.torch
 import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
+
+from flor_plugins.record.saving.courier import Courier
 
 moment, name, number, seconds = (os.environ.pop("STOP", "::0") + ":0").split(":")[:4]
 
@@ -36,13 +37,13 @@ def stop(here, step):
 
 
 def in_checkpoints():
-    save, count = safetensors.torch.save_file, iter(range(1, 100_000))
+    send, count = Courier.send, iter(range(1, 100_000))
 
-    def save_file(*args, **kwargs):
+    def counted(self, letter):
         stop("checkpoint", next(count))
-        return save(*args, **kwargs)
+        send(self, letter)
 
-    safetensors.torch.save_file = save_file
+    Courier.send = counted
 
 
 class LightningStop(pl.Callback):

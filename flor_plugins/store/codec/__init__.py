@@ -9,7 +9,7 @@ call but to constructors of the types named in those files.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +20,17 @@ from flor_plugins.errors import EncodingError
 from flor_plugins.store.codec import arrays, names, tags, tensors
 from flor_plugins.store.codec.tags import LostLeaf
 
-__all__ = ["Encoded", "LostLeaf", "decode", "encode"]
+__all__ = ["Encoded", "LostLeaf", "decode", "encode", "survey"]
 
 MAX_DEPTH = 100  # Python's own recursion limit must not be met inside a user's training
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A state, copied: what goes on in the training does not change it.
+    """A state in two parts.
 
-    tree: section to JSON. tensors: "<section>/<dotted path>" to a contiguous CPU
-    tensor of a dtype that safetensors knows. lost: "path: why" of each leaf that
+    tree: section to JSON. tensors: "<section>/<dotted path>" to a tensor of a dtype
+    that safetensors knows; contiguous, on the CPU and nobody else's after `encode`. lost: "path: why" of each leaf that
     could not be encoded; `decode` puts a LostLeaf in its place.
     """
 
@@ -48,13 +48,25 @@ def encode(sections: Mapping[str, Any], reuse: Mapping[str, torch.Tensor] | None
     fresh memory. Raises EncodingError for a section name that can't be a file
     name; a leaf that can't be encoded raises nothing and is listed in `lost`.
     """
+    return _encode(sections, tensors.copying(reuse or {}))
+
+
+def survey(sections: Mapping[str, Any]) -> Encoded:
+    """As `encode`, but its tensors are the state's own, where and as they are: they are still to be copied.
+
+    All else is as it was at this moment, whatever the training does with it.
+    """
+    return _encode(sections, lambda key, tensor: tensor)
+
+
+def _encode(sections: Mapping[str, Any], keep: Callable[[str, torch.Tensor], torch.Tensor]) -> Encoded:
     for name in sections:
         if type(name) is not str or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
             raise EncodingError(
                 f"a section of a state is named {name!r}, and its tensors go to a file of that name. "
                 f"Use letters, digits, '_', '-' and '.' only."
             )
-    encoder = _Encoder(tensors.TensorTable(reuse or {}))
+    encoder = _Encoder(tensors.TensorTable(keep))
     # the model first: a tensor that others refer to is stored under its name there
     order = sorted(sections, key=lambda name: name != "model")
     trees = {name: encoder.value(sections[name], f"{name}/") for name in order}

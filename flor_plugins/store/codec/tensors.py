@@ -1,8 +1,8 @@
-"""Tensors of a state: copied to the CPU, named by their path, stored once however often they are met."""
+"""Tensors of a state: named by their path, kept once however often they are met."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -19,11 +19,11 @@ RESERVED = "__metadata__"  # safetensors keeps this name for itself
 
 
 class TensorTable:
-    """The tensors of one state: key to contiguous CPU tensor, none of them shared with the training."""
+    """The tensors of one state, by key: what `keep` makes of each."""
 
-    def __init__(self, reuse: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, keep: Callable[[str, torch.Tensor], torch.Tensor]) -> None:
         self.stored: dict[str, torch.Tensor] = {}
-        self._reuse = reuse
+        self._keep = keep
         self._keys: dict[Any, str] = {}
         # met tensors stay alive while encoding: a freed one's address may be given to another
         self._met: list[torch.Tensor] = []
@@ -55,7 +55,7 @@ class TensorTable:
         return node
 
     def add(self, tensor: torch.Tensor, path: str) -> str:
-        """Store a copy of a tensor of a native dtype under a key like `path`; returns the key."""
+        """Keep a tensor of a native dtype under a key like `path`; returns the key."""
         section, _, name = path.partition("/")
         # surrogates are legal in a str and not in the header of a safetensors file
         name = name.encode("utf-8", "replace").decode().replace("\0", "?") or "value"
@@ -63,12 +63,21 @@ class TensorTable:
         while key in self.stored or name == RESERVED:
             number += 1
             key, name = f"{section}/{name}~{number}", f"{name}~{number}"
-        buffer = self._reuse.get(key)
+        self.stored[key] = self._keep(key, tensor)
+        return key
+
+
+def copying(reuse: Mapping[str, torch.Tensor]) -> Callable[[str, torch.Tensor], torch.Tensor]:
+    """Copies to the CPU, into tensors of `reuse` where they fit."""
+
+    def keep(key: str, tensor: torch.Tensor) -> torch.Tensor:
+        buffer = reuse.get(key)
         if buffer is None or buffer.dtype != tensor.dtype or buffer.shape != tensor.shape:
             # the device is named: the user may have set another default
             buffer = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        self.stored[key] = buffer.copy_(tensor)
-        return key
+        return buffer.copy_(tensor)
+
+    return keep
 
 
 def find(key: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -1,0 +1,184 @@
+"""What recording may cost: seconds of the training, bytes of the disk."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+from threading import Lock
+
+from flor_plugins.records import Position
+
+ALLOWANCE_S = 2.0  # nobody minds two seconds: a short training keeps every epoch
+SERIES = (1, 2, 5, 10, 20, 50, 100)
+RECENT = 5  # costs and sizes change while a model trains (caches warm up, layers are unfrozen)
+
+
+class TimeBudget:
+    """Seconds of training that recording may cost: a share of those that have passed, and ALLOWANCE_S.
+
+    Whoever takes a checkpoint whenever the budget allows it takes them as far apart as they are dear.
+    share: None for no limit.
+    """
+
+    def __init__(self, share: float | None, clock: Callable[[], float]) -> None:
+        self._share = share
+        self._clock = clock
+        self._lock = Lock()
+        self._began: float | None = None
+        self.spent_s = 0.0
+        # By checkpoint, what came after it included: what the steps cost is in all of them alike.
+        self._costs = deque([0.0], RECENT)
+
+    def begin(self) -> None:
+        """The training begins now, if it has not: what came before it (imports, data) is nothing to take a share of."""
+        if self._began is None:
+            self._began = self._clock()
+
+    def spend(self, seconds: float) -> None:
+        """So much of the training's time went into recording."""
+        self.begin()
+        with self._lock:
+            self.spent_s += seconds
+            self._costs[-1] += seconds
+
+    def took(self) -> None:
+        """A checkpoint was taken: what is spent from now on is its cost."""
+        with self._lock:
+            self._costs.append(0.0)
+
+    @property
+    def allows(self) -> bool:
+        """Is there time for one more checkpoint?"""
+        if self._share is None:
+            return True
+        with self._lock:
+            needed = self.spent_s + _typical(self._costs)
+        return needed <= self._share * self.elapsed_s + ALLOWANCE_S
+
+    @property
+    def elapsed_s(self) -> float:
+        return 0.0 if self._began is None else self._clock() - self._began
+
+    @property
+    def refusal(self) -> str:
+        assert self._share is not None
+        return f"recording would cost more than {100 * self._share:.3g} % of the training's time"
+
+
+@dataclass(frozen=True, slots=True)
+class Spacing:
+    """Of the wishes every `taken`-th becomes a checkpoint (None: none does), of those every `full`-th is full."""
+
+    taken: int | None
+    full: int
+
+
+# First optimizers are left out, up to 99 of 100. Then weights, too: of a hundred wishes one is still full, so that no
+# place is ever further than that from one that training goes on from; and at last full ones are thinned.
+SPACINGS = (
+    *(Spacing(1, k) for k in SERIES),
+    *(Spacing(m, SERIES[-1] // m) for m in SERIES[1:]),
+    *(Spacing(m * SERIES[-1], 1) for m in SERIES[1:]),
+)
+
+
+class DiskBudget:
+    """Bytes that the checkpoints of a run may take; the writer tells from its own thread what they took.
+
+    nbytes: None for no limit. used: by checkpoints that are there already.
+    """
+
+    def __init__(self, nbytes: int | None, used: int) -> None:
+        self._nbytes = nbytes
+        self._used = used
+        self._lock = Lock()
+        self._coming: dict[Position, bool] = {}  # taken and not yet written; is it full?
+        # Kept apart: it alone writes what never changes, and its optimizer has no state yet.
+        self._first: int | None = None
+        self._weights: deque[int] = deque(maxlen=RECENT)
+        self._optimizer: deque[int] = deque(maxlen=RECENT)
+
+    def took(self, position: Position, *, is_full: bool) -> None:
+        """A checkpoint will be written."""
+        with self._lock:
+            self._coming[position] = is_full
+
+    def dropped(self, position: Position) -> None:
+        """... and will not be."""
+        with self._lock:
+            self._coming.pop(position, None)
+
+    def wrote(self, position: Position, weights: int, optimizer: int) -> None:
+        """It is on disk, and took so many bytes there."""
+        with self._lock:
+            is_full = self._coming.pop(position, optimizer > 0)
+            self._used += weights + optimizer
+            if position.step == 0:
+                self._first = weights
+                return
+            self._weights.append(weights)
+            if is_full:
+                self._optimizer.append(optimizer)
+
+    def freed(self, nbytes: int) -> None:
+        """Checkpoints were deleted or made smaller."""
+        with self._lock:
+            self._used = max(self._used - nbytes, 0)
+
+    def spacing(self, wishes: int, since_taken: int = 0, since_full: int = 0) -> Spacing:
+        """The densest with which so many more checkpoints fit, and the last one after them, whole.
+
+        since_taken: wishes that were not met since the last one; since_full: checkpoints since the last full one.
+        While sizes are unknown all are taken: one has to be, to be measured.
+        """
+        with self._lock:
+            if self._nbytes is None or not self._weights:
+                return Spacing(1, 1)
+            weights, optimizer = _mean(self._weights), _mean(self._optimizer)
+            left = self._nbytes - self._reserved()
+            for one in SPACINGS:
+                taken = _every(one.taken or 1, wishes, since_taken)
+                if taken * weights + _every(one.full, taken, since_full) * optimizer <= left:
+                    return one
+            return Spacing(None, 1)
+
+    def fits(self, *, is_full: bool) -> bool:
+        """Is there room for one more, and for the last one after it?"""
+        with self._lock:
+            if self._nbytes is None:
+                return True
+            if not (is_full or self._weights or self._coming):
+                # The first one says too much where most weights are frozen. To be measured, one is let in as if
+                # the optimizer had no state.
+                return self._used + 2 * (self._first or 0) <= self._nbytes
+            return self._reserved() + self._size(is_full) <= self._nbytes
+
+    @property
+    def nbytes(self) -> int | None:
+        return self._nbytes
+
+    def _reserved(self) -> int:
+        """What is there, what is being written, and the last one."""
+        return self._used + sum(map(self._size, self._coming.values())) + self._size(True)
+
+    def _size(self, is_full: bool) -> int:
+        """Of one checkpoint, at most."""
+        weights = max(self._weights, default=self._first or 0)
+        # Adam keeps two numbers for each weight; other optimizers keep less.
+        return weights + (max(self._optimizer, default=2 * weights) if is_full else 0)
+
+
+def _typical(costs: Iterable[float]) -> float:
+    """The median of those that are known: that of the checkpoint in the making may still be 0."""
+    return median([cost for cost in costs if cost > 0] or [0.0])
+
+
+def _every(n: int, count: int, since: int) -> int:
+    """How many of `count` are an n-th one, when `since` have gone by since the last."""
+    return (min(since, n - 1) + count) // n
+
+
+def _mean(sizes: deque[int]) -> float:
+    return sum(sizes) / len(sizes) if sizes else 0.0

@@ -1,0 +1,200 @@
+"""Copies of a state's tensors, made by a thread of their own until the next update of an optimizer is due.
+
+What that thread has not come to by then, the training's own thread copies: it waits for no more than that.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from flor_plugins.record.saving.buffers import Buffer
+from flor_plugins.store.checkpoints.hashes import hash_of
+
+ALIGNMENT = 64  # bytes; a cache line
+SAMPLES = 16  # elements of a tensor that is copied later, by which a write that no version counts is found
+_INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where the copy of a tensor lies in a buffer, row-major."""
+
+    offset: int
+    nbytes: int
+
+
+@dataclass(slots=True, eq=False)
+class Item:
+    """One tensor of a state.
+
+    place: where its copy goes, or has gone; None: it is not copied, and has to have the hash `hash`.
+    version: of the tensor when the state was taken. tensor: None once nobody needs it any more.
+    """
+
+    key: str
+    tensor: torch.Tensor | None
+    dtype: str
+    shape: tuple[int, ...]
+    nbytes: int
+    version: int
+    place: Place | None = None
+    hash: str | None = None
+
+    @classmethod
+    def of(cls, key: str, tensor: torch.Tensor) -> Item:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        version = 0 if tensor.is_inference() else tensor._version
+        return cls(key, tensor, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), version)
+
+    def live(self) -> torch.Tensor:
+        assert self.tensor is not None
+        return self.tensor
+
+    def is_touched(self) -> bool:
+        """Was anything written to it, as far as its version says, since the state was taken?"""
+        return self.live()._version != self.version
+
+
+class OnDevice(Protocol):
+    """Copies that a device makes by itself; see devices.py."""
+
+    def copy_to_host(self, buffer: Buffer) -> None: ...
+    def before_update(self) -> None: ...
+    def wait(self) -> None: ...
+
+
+class Copies:
+    """The tensors of one state that are copied later, or compared: worked on by two threads, until none is left.
+
+    devices: copies of tensors that are not on the CPU, begun already.
+    """
+
+    def __init__(
+        self, buffer: Buffer, later: list[Item], watched: list[Item], devices: Sequence[OnDevice] = ()
+    ) -> None:
+        self.buffer, self.devices = buffer, devices
+        self.torn: list[str] = []  # keys of tensors that were written to before they were copied
+        self.still: dict[str, bool] = {}  # key of each watched tensor: did it stay as it was?
+        self._later, self._watched = later, watched
+        self._left = deque(later)
+        self._samples = {item.key: _sample(array_of(item.live())) for item in later if item.place is not None}
+        self._worked = threading.Event()
+        self._error: BaseException | None = None
+
+    def work(self) -> None:
+        """What the background thread does: copy, first come first, until nothing is left."""
+        try:
+            for device in self.devices:
+                device.copy_to_host(self.buffer)
+            while self._step(from_end=False):
+                pass
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._worked.set()
+
+    def close(self) -> None:
+        """Copy what is left, together with the background thread, and look whether anything was written to meanwhile.
+
+        Called by the training's own thread when the first update is about to be made. Raises what went wrong in
+        the background.
+        """
+        try:
+            while self._step(from_end=True):
+                pass
+        finally:
+            self._worked.wait()  # for the one tensor that the other thread may still be copying
+        if self._error is not None:
+            raise self._error
+        for device in self.devices:
+            device.before_update()
+        self.torn = sorted({*self.torn, *(item.key for item in self._later if item.is_touched())})
+        self.still = {item.key: self._is_as_it_was(item) for item in self._watched}
+
+    def _step(self, *, from_end: bool) -> bool:
+        try:
+            item = self._left.pop() if from_end else self._left.popleft()
+        except IndexError:
+            return False
+        if item.place is not None:
+            copy(item, self.buffer)
+            if _sample(_copied(item, self.buffer)) != self._samples[item.key]:
+                self.torn.append(item.key)
+        elif hash_of(memory_of(item.live())) != item.hash:
+            self.torn.append(item.key)
+        return True
+
+    def _is_as_it_was(self, item: Item) -> bool:
+        assert item.place is not None
+        copied = self.buffer.array[item.place.offset : item.place.offset + item.place.nbytes]
+        return not item.is_touched() and hash_of(memory_of(item.live())) == hash_of(copied.data)
+
+
+class Copier:
+    """The thread that copies."""
+
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="flor-copier", daemon=True)
+        self._thread.start()
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Do this when what was begun before is done. A job raises nothing."""
+        self._jobs.put(job)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._jobs.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            job()
+
+
+def copy(item: Item, buffer: Buffer) -> None:
+    """Copy a tensor to its place, row-major, on the thread that calls and on no other.
+
+    numpy and not torch: `Tensor.copy_` on a second thread would start a second team of threads beside the training's.
+    """
+    assert item.place is not None
+    tensor, memory = item.live(), buffer.array[item.place.offset : item.place.offset + item.place.nbytes]
+    if not item.nbytes:
+        return
+    if tensor.device.type == "cpu":
+        source = array_of(tensor)
+        np.copyto(memory.view(source.dtype).reshape(source.shape), source)
+    else:
+        torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """A CPU tensor's memory as integers as wide as its elements, strides and all; nothing is copied."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.detach().view(_INTS[tensor.element_size()]).numpy()
+
+
+def _sample(array: np.ndarray) -> bytes:
+    """Some elements, spread over all, row-major."""
+    return array.flat[:: max(1, array.size // SAMPLES)].tobytes()
+
+
+def _copied(item: Item, buffer: Buffer) -> np.ndarray:
+    """What `array_of` was copied, in one row."""
+    assert item.place is not None
+    source = array_of(item.live())
+    return buffer.array[item.place.offset : item.place.offset + item.place.nbytes].view(source.dtype)
+
+
+def memory_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a CPU tensor, row-major; copied only if they don't lie so."""
+    return np.ascontiguousarray(array_of(tensor)).reshape(-1).view(np.uint8).data

@@ -1,0 +1,262 @@
+"""States of a training on their way to the disk: taken between two updates, copied beside it, written behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from flor_plugins.errors import StoreError
+from flor_plugins.record.saving import copying, devices
+from flor_plugins.record.saving.buffers import Buffer, Pool
+from flor_plugins.record.saving.copying import Copier, Copies, Item, Place
+from flor_plugins.record.saving.courier import Courier, Letter
+from flor_plugins.record.saving.devices import DeviceCopies
+from flor_plugins.record.saving.habits import Habits, Written
+from flor_plugins.record.saving.scribe import Message
+from flor_plugins.records import Position
+from flor_plugins.store.codec import Encoded, survey
+
+
+class Told(Protocol):
+    """Who wants to know what became of a state. Both are called on other threads than the training's."""
+
+    def written(self, position: Position, files: Mapping[str, int]) -> None:
+        """It is on the disk. files: bytes of each file that was written for it."""
+
+    def not_written(self, position: Position, error: Exception) -> None:
+        """It is not."""
+
+
+@dataclass(slots=True)
+class _Layout:
+    """The tensors of a state, each with its place in a buffer of `nbytes`: copied at once, or later, or only read.
+
+    Those at once may be watched besides. Those on a GPU are copied there first.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    at_once: list[Item] = field(default_factory=list)
+    later: list[Item] = field(default_factory=list)
+    watched: list[Item] = field(default_factory=list)
+    on_devices: dict[torch.device, list[Item]] = field(default_factory=dict)
+    nbytes: int = 0
+
+    def place(self, item: Item) -> None:
+        item.place = Place(self.nbytes, item.nbytes)
+        self.nbytes += -(-item.nbytes // copying.ALIGNMENT) * copying.ALIGNMENT
+
+
+@dataclass(slots=True)
+class _State:
+    """A state that is being copied."""
+
+    position: Position
+    encoded: Encoded
+    is_full: bool
+    buffer: Buffer
+    items: list[Item]
+    copies: Copies
+    taken: dict[str, Written]
+
+    def job(self) -> Message:
+        pieces = [
+            [one.key, one.dtype, list(one.shape), None if one.place is None else one.place.offset, one.hash]
+            for one in self.items
+        ]
+        return {
+            "position": str(self.position),
+            "buffer": self.buffer.handle,
+            "tree": self.encoded.tree,
+            "lost": list(self.encoded.lost),
+            "full": self.is_full,
+            "pieces": pieces,
+        }
+
+
+class Saver:
+    """Saves the states of one run.
+
+    put: runs a job on the thread that writes the run's rows, in order. sync: makes those rows safe; called there before
+    a state is handed over, because a run that goes on from a checkpoint needs the rows before it.
+    """
+
+    def __init__(
+        self,
+        run_path: Path,
+        told: Told,
+        *,
+        put: Callable[[Callable[[], Any]], None],
+        sync: Callable[[], Any],
+        in_process: bool = True,
+    ) -> None:
+        self._told = told
+        self._put, self._sync = put, sync
+        self._courier = Courier(run_path, in_process=in_process)
+        self._pool = Pool(self._dropped)
+        self._devices: dict[torch.device, DeviceCopies] = {}
+        self._copier: Copier | None = None
+        self._habits = Habits()
+        self._open: _State | None = None
+
+    def has_room(self) -> bool:
+        """Could another state be taken now, without waiting for one to be written?"""
+        return not self._pool.is_full()
+
+    def prepare(self, nbytes: int) -> None:
+        """States of that size are to come: have the memory ready when the first one does."""
+
+        def prepare() -> None:
+            with suppress(StoreError):  # it is tried again, and said, when the state is there
+                self._pool.prepare(nbytes)
+
+        self._in_background(prepare)
+
+    def save(
+        self,
+        position: Position,
+        sections: Mapping[str, Any],
+        constants: set[int],
+        *,
+        is_full: bool = True,
+        wait: bool = False,
+    ) -> tuple[str, ...] | None:
+        """Take a state as it is now; returns what of it could not be encoded.
+
+        constants: addresses of the tensors that stay as they are until `close_window` is called. wait: for room; else
+        None is returned where there is none. Raises EncodingError as `codec.encode` does.
+        """
+        self.close_window()
+        encoded = survey(sections)
+        layout = self._lay_out(encoded.tensors, constants)
+        buffer = self._pool.take(layout.nbytes, wait=wait)
+        if buffer is None:
+            return None
+        try:
+            copies = Copies(buffer, layout.later, layout.watched, self._begin_on(layout.on_devices, constants, buffer))
+            for item in layout.at_once:
+                copying.copy(item, buffer)
+        except BaseException:
+            self._pool.give(buffer)
+            raise
+        taken = {item.key: self._habits.taken(item.key, item.live(), constants) for item in layout.items}
+        known = {key: entry for key, entry in taken.items() if entry is not None}
+        self._open = _State(position, encoded, is_full, buffer, layout.items, copies, known)
+        if layout.later or layout.on_devices:
+            self._in_background(copies.work)
+        else:
+            copies.work()
+        return encoded.lost
+
+    def close_window(self) -> None:
+        """The constants are about to change: see that all is copied, and hand the state over."""
+        state, self._open = self._open, None
+        if state is None:
+            return
+        copies = state.copies
+        try:
+            copies.close()
+        except BaseException as error:
+            self._pool.give(state.buffer)
+            if not isinstance(error, Exception):
+                raise
+            self._told.not_written(state.position, error)
+            return
+        for key, is_still in copies.still.items():
+            self._habits.watched(key, is_still=is_still)
+        if copies.torn:
+            self._give_up(state, copies.torn)
+            return
+        for item in state.items:  # the training's own memory must not be kept alive until all is written
+            item.tensor = None
+        state.encoded.tensors.clear()
+        self._put(lambda: self._hand_over(state))
+
+    def flush(self) -> None:
+        """Wait until everything is written that was handed over. Not on the thread of `put`."""
+        self._courier.flush()
+
+    def close(self) -> None:
+        """End threads and process; what was handed over is written before."""
+        self._courier.close()
+        if self._copier is not None:
+            self._copier.close()
+        self._pool.close()
+
+    # ---- inside
+
+    def _in_background(self, job: Callable[[], None]) -> None:
+        self._copier = self._copier or Copier()
+        self._copier.start(job)
+
+    def _lay_out(self, tensors: Mapping[str, torch.Tensor], constants: set[int]) -> _Layout:
+        layout = _Layout()
+        for key, tensor in tensors.items():
+            how, item = self._habits.treatment(key, tensor, constants), Item.of(key, tensor)
+            if tensor.device.type not in ("cpu", "cuda"):
+                how = "now"
+            layout.items.append(item)
+            if how == "same":
+                item.hash = self._habits.known_hash(key)
+            else:
+                layout.place(item)
+            if tensor.device.type == "cuda":
+                if item.place is not None:
+                    layout.on_devices.setdefault(tensor.device, []).append(item)
+                continue
+            (layout.later if how in ("later", "same") else layout.at_once).append(item)
+            if how == "watch":
+                layout.watched.append(item)
+        return layout
+
+    def _begin_on(
+        self, items: Mapping[torch.device, list[Item]], constants: set[int], buffer: Buffer
+    ) -> list[DeviceCopies]:
+        for device, ones in items.items():
+            devices.pin(buffer)
+            if device not in self._devices:
+                self._devices[device] = DeviceCopies(device)
+            self._devices[device].begin(ones, constants)
+        return [self._devices[device] for device in items]
+
+    def _dropped(self, buffer: Buffer) -> None:
+        devices.unpin(buffer)
+        self._courier.forget(buffer)
+
+    def _give_up(self, state: _State, torn: Collection[str]) -> None:
+        for key in torn:
+            self._habits.surprised(key)
+        self._pool.give(state.buffer)
+        names = ", ".join(sorted(torn)[:3])
+        self._told.not_written(
+            state.position,
+            StoreError(
+                f"no checkpoint at {state.position}: {names} changed before they were copied, though no optimizer "
+                f"had made an update. They are copied at once from now on"
+            ),
+        )
+
+    def _hand_over(self, state: _State) -> None:
+        """On the thread that writes rows."""
+
+        def answered(answer: Message) -> None:
+            self._pool.give(state.buffer)
+            if "failed" in answer:
+                self._habits.not_written(state.taken)
+                self._told.not_written(state.position, StoreError(answer["failed"]))
+            else:
+                self._habits.written(state.taken, answer["hashes"])
+                self._told.written(state.position, answer["files"])
+
+        try:
+            for device in state.copies.devices:
+                device.wait()
+            self._sync()
+            self._courier.send(Letter(state.job(), state.buffer, answered))
+        except Exception as error:
+            self._pool.give(state.buffer)
+            self._told.not_written(state.position, error)
