@@ -148,6 +148,31 @@ def checkpoints(run: str, as_json: AsJson = False, as_csv: AsCsv = False) -> Non
 
 
 @app.command()
+def gc(
+    budget: Annotated[str | None, typer.Option(help="How much the store may hold: 20GB, 500MiB.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be given up.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    abandon: Annotated[bool, typer.Option("--abandon", help="Give up what unfinished replays need, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free space: leftovers and compression; with a budget also checkpoints, those first that are missed least."""
+    from flor_plugins.cli import collecting
+
+    raise typer.Exit(collecting.gc(budget, dry_run, yes, as_json, abandon))
+
+
+@app.command()
+def pin(
+    run: Annotated[str, typer.Argument(help="Name or id of a run.")],
+    undo: Annotated[bool, typer.Option("--undo", help="Pin it no longer.")] = False,
+) -> None:
+    """Keep all checkpoints of a run, whatever gc is told."""
+    from flor_plugins.cli import collecting
+
+    raise typer.Exit(collecting.pin(run, undo))
+
+
+@app.command()
 def doctor(as_json: AsJson = False) -> None:
     """Check the store, git and the packages; exit 1 where something needs mending."""
     from flor_plugins.cli import checking

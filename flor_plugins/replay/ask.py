@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from flor_plugins.replay.engine import Outcome, run_all
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store
 from flor_plugins.store.references import Reference, parse_reference
-from flor_plugins.store.runs import find_run, plain
+from flor_plugins.store.runs import find_run, plain, this_process
 
 Progress = Callable[[Task, dict[str, Any]], None]
 
@@ -114,7 +114,7 @@ def execute(
         return Answer(plan)
     plan = _with_kept_hooks(store, plan)
     folder = store.replay(plan.replay_id)
-    write_json(folder / "plan.json", {"format": 1, **planning.as_json(plan)})
+    write_json(folder / "plan.json", {"format": 1, "process": asdict(this_process()), **planning.as_json(plan)})
     by_id = {run.run_id: run for run in runs}
     outcomes = run_all(store, by_id, plan, progress or (lambda task, event: None), workers=workers)
     answer = Answer(plan, tuple(outcomes))

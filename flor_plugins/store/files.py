@@ -30,9 +30,9 @@ def whole_file(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.chmod(mode)  # some writers replace the scratch file by a private one
-        _sync(scratch)
+        sync(scratch)
         scratch.replace(path)
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         with suppress(OSError):
             scratch.unlink()
@@ -59,7 +59,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
             scratch.rename(path)
         except OSError as error:
             raise (_exists(path) if path.exists() else error) from error
-        _sync(path.parent)
+        sync(path.parent)
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
@@ -102,11 +102,12 @@ def _sync_tree(folder: Path, mode: int) -> None:
     for one in sorted(folder.rglob("*")):
         if one.is_file():
             one.chmod(mode)
-        _sync(one)
-    _sync(folder)
+        sync(one)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have the disk hold what a file or a folder is now."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except PermissionError:

@@ -36,7 +36,14 @@ def load_checkpoint(
 
     Errors as `checkpoints.load_checkpoint`, also where this process wrote nothing.
     """
-    whole = checkpoints.load_checkpoint(run_path, position, only)
+    return with_own_part(checkpoints.load_checkpoint(run_path, position, only), run_path, rank, position)
+
+
+def with_own_part(whole: dict[str, Any], run_path: Path, rank: int, position: Position) -> dict[str, Any]:
+    """The first process' State at a position with the part of another one laid over it, section by section.
+
+    Errors as `checkpoints.load_checkpoint`, where that part is absent or damaged.
+    """
     if rank == 0:
         return whole
     own = checkpoints.load_checkpoint(folder(run_path, rank), position)

@@ -2,7 +2,9 @@
 
 state.json names the file, shape, dtype and hash of every tensor, and has a hash of
 itself; nothing that was torn or altered is handed out. A tensor that an earlier
-checkpoint of the run holds already is a reference to it, not a second copy.
+checkpoint of the run holds already is a reference to it, not a second copy. Older
+ones may be compressed (cold.py), or given up but for tensors that others need
+(shells.py): both change files and state.json, not what is read.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def save_checkpoint(
     has a checkpoint, or if the disk refuses.
     """
     state = write_folder(folder_of(run_path, position), position, draft_of(encoded), known)
-    return _checkpoint(run_path, state)
+    return checkpoint_of(run_path, state)
 
 
 def save_folder(folder: Path, position: Position, encoded: Encoded) -> None:
@@ -77,7 +79,7 @@ def list_checkpoints(run_path: Path) -> list[Checkpoint]:
         except StoreError as error:
             warn(f"a checkpoint is passed over: {error}", stacklevel=2)
         else:
-            found.append(_checkpoint(run_path, state))
+            found.append(checkpoint_of(run_path, state))
     return found
 
 
@@ -98,18 +100,16 @@ def known_tensors(run_path: Path) -> Known:
     for one in list_checkpoints(run_path):
         state = files.read_state(one.path, one.position)
         for key, record in files.records(state).items():
-            if "/" not in record.file:
+            if record.is_own:
                 known[record.identity(key)] = (one.path.name, record.file, record.key)
     return known
 
 
 def references(run_path: Path) -> dict[Position, set[Position]]:
-    """For each checkpoint the others that hold tensors of it: those must not be deleted before it."""
-    needed: dict[Position, set[Position]] = {}
-    for one in list_checkpoints(run_path):
-        names = files.read_state(one.path, one.position)["files"]
-        needed[one.position] = {Position.parse(name.split("/")[1]) for name in names if "/" in name}
-    return needed
+    """For each checkpoint the others that tensors of it are read from: those must not be deleted before it."""
+    from flor_plugins.store.checkpoints import shells
+
+    return shells.references(run_path)
 
 
 def draft_of(encoded: Encoded, *, is_full: bool = True) -> Draft:
@@ -142,7 +142,7 @@ def _load(
         )
     wanted = {name: part for name, part in tree.items() if only is None or name in only}
     try:
-        return decode(wanted, read_tensors(folder, state, _keys(wanted), into))
+        return decode(wanted, read_tensors(folder, state, keys_of(wanted), into))
     except EncodingError as error:
         raise DamagedCheckpoint(f"{folder / STATE} can't be understood: {error}") from error
 
@@ -152,7 +152,8 @@ def folder_of(run_path: Path, position: Position) -> Path:
     return run_path / FOLDER / str(position)
 
 
-def _checkpoint(run_path: Path, state: dict[str, Any]) -> Checkpoint:
+def checkpoint_of(run_path: Path, state: dict[str, Any]) -> Checkpoint:
+    """What a state.json says of its checkpoint."""
     position = Position(**state["position"])
     return Checkpoint(
         run_id=run_path.name,
@@ -169,15 +170,17 @@ def _positions(run_path: Path) -> Iterable[tuple[Position, Path]]:
     found = []
     for folder in (run_path / FOLDER).glob("epoch=*,step=*"):
         try:
-            found.append((Position.parse(folder.name), folder))
+            position = Position.parse(folder.name)
         except ValueError:
             continue  # not one of ours
+        if not files.is_shell(folder):
+            found.append((position, folder))
     return sorted(found)
 
 
 def _folder(run_path: Path, position: Position) -> Path:
     folder = folder_of(run_path, position)
-    if folder.is_dir():
+    if folder.is_dir() and not files.is_shell(folder):
         return folder
     there = "; ".join(str(one) for one, _ in _positions(run_path))
     raise NoCheckpoint(
@@ -186,12 +189,12 @@ def _folder(run_path: Path, position: Position) -> Path:
     )
 
 
-def _keys(node: Any) -> set[str]:
+def keys_of(node: Any) -> set[str]:
     """The keys of all tensors that a tree names: a tied one may lie in another section's file."""
     if isinstance(node, list):
-        return set().union(*map(_keys, node))
+        return set().union(*map(keys_of, node))
     if not isinstance(node, dict):
         return set()
     if node.get("$") in ("tensor", "ndarray", "Generator"):
         return {node["key"]}
-    return set().union(*map(_keys, node.values()))
+    return set().union(*map(keys_of, node.values()))

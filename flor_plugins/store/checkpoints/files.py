@@ -18,6 +18,7 @@ from flor_plugins.records import Position
 from flor_plugins.store.files import PARTIAL, read_json
 
 STATE = "state.json"
+SHELL = "shell.json"  # what is left of a checkpoint that was given up, for the others that need tensors of it
 FORMAT = 2
 READABLE = (1, 2)
 WHAT_TO_DO = "Restore it from a copy, or delete this checkpoint's folder and replay from an earlier one."
@@ -27,7 +28,11 @@ FILE = re.compile(r"(\.\./epoch=\d+,step=\d+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*\.safe
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """What state.json says of one tensor. file: relative to the checkpoint's folder. hash: see hashes.py."""
+    """What state.json says of one tensor. file: relative to the checkpoint's folder. hash: see hashes.py.
+
+    packing: how its bytes are packed in the file (packing.py), None: not at all; dtype, shape, nbytes and hash are
+    those of the tensor itself. base: "../<position>/<its key in state.json there>", what a packed one is a delta to.
+    """
 
     file: str
     key: str
@@ -35,6 +40,18 @@ class TensorRecord:
     shape: tuple[int, ...]
     nbytes: int
     hash: str
+    packing: str | None = None
+    base: str | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Does it lie in this checkpoint, and not in another one of the run?"""
+        return "/" not in self.file
+
+    @property
+    def content(self) -> tuple[str, str, tuple[int, ...]]:
+        """Equal for tensors that are equal."""
+        return (self.hash, self.dtype, self.shape)
 
     def identity(self, key: str) -> tuple[str, str, str, tuple[int, ...]]:
         return (key, self.hash, self.dtype, self.shape)
@@ -42,8 +59,12 @@ class TensorRecord:
     def at(self, file: str, key: str) -> TensorRecord:
         return replace(self, file=file, key=key)
 
+    def packed(self, packing: str, base: str | None) -> TensorRecord:
+        return replace(self, packing=packing, base=base)
+
     def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__} | {"shape": list(self.shape)}
+        fields = {name: getattr(self, name) for name in self.__slots__} | {"shape": list(self.shape)}
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 def records(state: Mapping[str, Any]) -> dict[str, TensorRecord]:
@@ -70,7 +91,29 @@ def read_state(folder: Path, position: Position | None = None) -> dict[str, Any]
 
     position: the one that the folder is named after, in a run; another one in the file is refused.
     """
-    path = folder / STATE
+    return _read(folder / STATE, position)
+
+
+def read_holder(folder: Path, position: Position | None = None) -> dict[str, Any]:
+    """state.json, or shell.json where a checkpoint was given up and others need its tensors; then its tree is empty.
+
+    Raises as `read_state` does.
+    """
+    try:
+        return read_state(folder, position)
+    except DamagedCheckpoint:
+        # not looked for first: state.json may become shell.json between the two looks, and never the other way
+        if (folder / STATE).exists() or not (folder / SHELL).exists():
+            raise
+        return _read(folder / SHELL, position)
+
+
+def is_shell(folder: Path) -> bool:
+    return (folder / SHELL).exists() and not (folder / STATE).exists()
+
+
+def _read(path: Path, position: Position | None) -> dict[str, Any]:
+    folder = path.parent
     try:
         state = read_json(path)
     except StoreError as error:
@@ -82,9 +125,7 @@ def read_state(folder: Path, position: Position | None = None) -> dict[str, Any]
             f"Install a newer flor-plugins."
         )
     if number not in READABLE or state.get("sha256") != own_hash(state):
-        raise DamagedCheckpoint(
-            f"{path} was altered: its hash is not the one it was written with. {WHAT_TO_DO}"
-        )
+        raise DamagedCheckpoint(f"{path} was altered: its hash is not the one it was written with. {WHAT_TO_DO}")
     said = Position(**state["position"])
     if position is not None and said != position:
         raise DamagedCheckpoint(

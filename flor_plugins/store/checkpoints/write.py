@@ -18,7 +18,7 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints.files import FORMAT, STATE, TensorRecord, own_hash
+from flor_plugins.store.checkpoints.files import FORMAT, SHELL, STATE, TensorRecord, own_hash
 from flor_plugins.store.checkpoints.hashes import Hash
 from flor_plugins.store.files import whole_folder, write_json
 
@@ -191,7 +191,8 @@ class _Places:
 
     def _is_there(self, place: str) -> bool:
         if place not in self._there:  # it may have been deleted since
-            self._there[place] = (self._folder.parent / place / STATE).is_file()
+            holder = self._folder.parent / place
+            self._there[place] = (holder / STATE).is_file() or (holder / SHELL).is_file()
         return self._there[place]
 
 

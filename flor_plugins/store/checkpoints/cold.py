@@ -1,0 +1,186 @@
+"""The cold tier: older checkpoints of a run, compressed without loss and read as before. No torch.
+
+Tensors go packed (packing.py) into `<section>.cold.safetensors`, as deltas to those of an earlier checkpoint where
+that is smaller. Every sixteenth checkpoint of a run is a keyframe. The base of any other is found by clearing the
+lowest bit that is set in its number: half of them are deltas to the one before, and none is more than four deltas
+away from its keyframe, two on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from warnings import warn
+
+from flor_plugins.errors import DamagedCheckpoint
+from flor_plugins.records import Position
+from flor_plugins.store.checkpoints import folder_of, list_checkpoints
+from flor_plugins.store.checkpoints.fetch import Reader
+from flor_plugins.store.checkpoints.files import FORMAT, STATE, TensorRecord, read_holder, read_state, records
+from flor_plugins.store.checkpoints.growing import GrowingFile
+from flor_plugins.store.checkpoints.links import Chain, Holders
+from flor_plugins.store.checkpoints.packing import choose, pack, width_of
+from flor_plugins.store.checkpoints.rewriting import alone, free_name, no_disk_error, put_state, sweep
+from flor_plugins.store.checkpoints.write import DTYPES
+from flor_plugins.store.files import whole_file
+
+KEYFRAME_EVERY = 16  # checkpoints
+MOST_DELTAS = 4  # between a tensor and what can be read without another
+SMALLEST = 256  # bytes; of less than that nothing is gained
+WORTH = 0.97  # of its bytes: what shrinks less is left as it is, which is faster to read
+
+Pace = Callable[[], None]
+
+
+def cool_run(run_path: Path, *, keep: int = 2, pace: Pace = lambda: None) -> int:
+    """Compress all checkpoints of a run but the newest `keep`, oldest first; returns the bytes that it freed.
+
+    pace: called after each MiB or so; it may wait, or raise to stop: what was done is kept, and a later call goes on.
+    A checkpoint that is damaged is passed over with a warning. Raises StoreError if the disk refuses.
+    """
+    positions = [one.position for one in list_checkpoints(run_path)]
+    freed = 0
+    for number, position in enumerate(positions[: max(0, len(positions) - keep)]):
+        pace()
+        try:
+            freed += cool(run_path, position, base_of(positions, number), pace)
+        except DamagedCheckpoint as error:
+            warn(f"a checkpoint is not compressed: {error}", stacklevel=2)
+    return freed
+
+
+def base_of(positions: list[Position], number: int) -> Position | None:
+    """What the checkpoint at positions[number] is to be a delta to; None for a keyframe."""
+    return positions[number & (number - 1)] if number % KEYFRAME_EVERY else None
+
+
+def cool(run_path: Path, position: Position, base: Position | None = None, pace: Pace = lambda: None) -> int:
+    """Compress a checkpoint; returns the bytes that it freed, 0 if it is compressed already.
+
+    base: a checkpoint that the tensors may become deltas to, where that pays and no circle or long chain comes of it.
+    Killed at any moment, or with readers at work, the checkpoint stays whole. Raises DamagedCheckpoint if it or the
+    base can't be read; StoreError if the disk refuses: then it is as it was.
+    """
+    folder = folder_of(run_path, position)
+    with alone(folder), no_disk_error(folder):
+        sweep(folder)
+        state = read_state(folder, position)
+        if state.get("cold"):
+            return 0
+        try:
+            with Reader() as reader:
+                new = _Cooler(folder, state, base, reader, pace).rewritten()
+            _verify(folder, new, pace)
+        except BaseException:
+            sweep(folder)
+            raise
+        put_state(folder, STATE, state, new)
+    return _size(state) - _size(new)
+
+
+def _size(state: Mapping[str, Any]) -> int:
+    return sum(size for file, size in state["files"].items() if "/" not in file)
+
+
+def _verify(folder: Path, new: Mapping[str, Any], pace: Pace) -> None:
+    """Read all that was rewritten before the old files are given up. Raises DamagedCheckpoint."""
+    holders, memory = Holders(folder, new), _Memory()
+    with Reader() as reader:
+        for key, record in records(new).items():
+            if record.is_own:
+                reader.fetch(holders.chain(key), memory.of(record.nbytes))
+                pace()
+
+
+class _Memory:
+    """Room for one tensor after the other."""
+
+    def __init__(self) -> None:
+        self._room = memoryview(bytearray())
+
+    def of(self, nbytes: int) -> memoryview:
+        if len(self._room) < nbytes:
+            self._room = memoryview(bytearray(nbytes))
+        return self._room[:nbytes]
+
+
+class _Cooler:
+    """Writes the packed files of one checkpoint."""
+
+    def __init__(
+        self, folder: Path, state: Mapping[str, Any], base: Position | None, reader: Reader, pace: Pace
+    ) -> None:
+        self._folder, self._state, self._reader, self._pace = folder, state, reader, pace
+        self._holders = Holders(folder, state)
+        self._base = None if base is None else folder.parent / str(base)
+        self._bases = {} if self._base is None else records(read_holder(self._base, base))
+        self._tensor, self._origin = _Memory(), _Memory()
+
+    def rewritten(self) -> dict[str, Any]:
+        """Write the files; returns what state.json is to be."""
+        tensors, files = records(self._state), dict(self._state["files"])
+        for file in [file for file in files if "/" not in file]:
+            held = {key: one for key, one in tensors.items() if one.file == file}
+            name = free_name(file.removesuffix(".safetensors"), "cold", files)
+            with whole_file(self._folder / name) as scratch:
+                new = self._write(scratch, name, held)
+            size = (self._folder / name).stat().st_size
+            if size > WORTH * files[file]:
+                (self._folder / name).unlink()
+                continue
+            tensors |= new
+            files = {one: nbytes for one, nbytes in files.items() if one != file} | {name: size}
+        saved = {key: one.to_json() for key, one in tensors.items()}
+        return {**self._state, "format": FORMAT, "cold": True, "tensors": saved, "files": files}
+
+    def _write(self, path: Path, name: str, held: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
+        """The new records of the tensors of one file. Packed ones come first: they leave the others aligned."""
+        found: dict[str, TensorRecord] = {}
+        with GrowingFile(path, {one.key: one.shape for one in held.values()}) as file:
+            for key, one in held.items():
+                packed = self._pack(file, key, one)
+                if packed is not None:
+                    found[key] = packed.at(name, one.key)
+            rest = [key for key in held if key not in found]
+            for key in sorted(rest, key=lambda key: (-DTYPES[held[key].dtype][1], key)):
+                one = held[key]
+                file.add(one.key, [self._read(key, one)], DTYPES[one.dtype][0], one.shape)
+                found[key] = one.at(name, one.key)
+                self._pace()
+        return found
+
+    def _pack(self, file: GrowingFile, key: str, one: TensorRecord) -> TensorRecord | None:
+        """Add a tensor, packed; None if it is better left as it is."""
+        if one.nbytes < SMALLEST:
+            return None
+        memory, width, base = self._read(key, one), width_of(one.dtype), self._base_chain(key, one)
+        origin = None
+        if base is not None:
+            origin = self._origin.of(one.nbytes)
+            self._reader.fetch(base, origin)
+        method, shrunk = choose(memory, width, origin)
+        if shrunk > WORTH:
+            return None
+        if not method.startswith("delta"):
+            base = origin = None
+        file.add(one.key, self._paced(pack(memory, width, method, origin)), "U8", None)
+        return one.packed(method, None if base is None else f"../{base[-1].folder.name}/{base[-1].key}")
+
+    def _read(self, key: str, one: TensorRecord) -> memoryview:
+        memory = self._tensor.of(one.nbytes)
+        self._reader.fetch(self._holders.chain(key), memory)
+        return memory
+
+    def _paced(self, pieces: Any) -> Any:
+        for piece in pieces:
+            yield piece
+            self._pace()
+
+    def _base_chain(self, key: str, one: TensorRecord) -> Chain | None:
+        there = self._bases.get(key)
+        if there is None or (there.dtype, there.shape) != (one.dtype, one.shape):
+            return None
+        # Links of a chain are tensors of their own: cut short, it ends in an earlier one.
+        chain = self._holders.chain(key, self._base)[:MOST_DELTAS]
+        return None if any(link.folder.name == self._folder.name for link in chain) else chain

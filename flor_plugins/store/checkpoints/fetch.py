@@ -1,0 +1,224 @@
+"""The bytes of a tensor, from its files into memory, unpacked and checked. No torch.
+
+The files are read and not mapped: what was hashed is what is handed out, and a file that is truncated meanwhile is
+an error here, where a mapped one would end the process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flor_plugins.errors import DamagedCheckpoint
+from flor_plugins.store.checkpoints.files import WHAT_TO_DO, TensorRecord
+from flor_plugins.store.checkpoints.hashes import ALGORITHMS, Hash
+from flor_plugins.store.checkpoints.links import Chain, Link
+from flor_plugins.store.checkpoints.write import DTYPES
+
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors package
+PART = 1 << 20  # bytes that are read and then hashed while they are in the cache of the processor
+_DTYPES = {code: name for name, (code, _) in DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where a tensor lies in an open file, from `begin` to `end`, and as what; dtype: as safetensors calls it."""
+
+    handle: int
+    begin: int
+    end: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+class Gone(DamagedCheckpoint):
+    """A file is not there that a state.json names; unless the checkpoint was rewritten meanwhile, it is damaged."""
+
+
+class Reader:
+    """Reads tensors; each file is opened once. A context manager: it closes them."""
+
+    def __init__(self) -> None:
+        self._files: dict[Path, tuple[int, int, dict[str, Any]]] = {}
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        while self._files:
+            os.close(self._files.popitem()[1][0])
+
+    def open(self, chains: Iterable[Chain]) -> None:
+        """Open all files of some tensors first: it is quick, and spares reading gigabytes in vain."""
+        for link in {link.path: link for chain in chains for link in chain}.values():
+            if link.path not in self._files:
+                self._files[link.path] = _opened(link)
+
+    def fetch_all(self, wanted: Collection[tuple[Chain, memoryview]]) -> None:
+        """Fill the memory of many tensors; as `fetch`. One after the other: two threads were no faster on two cores."""
+        self.open(chain for chain, _ in wanted)
+        for one in wanted:
+            self.fetch(*one)
+
+    def fetch(self, chain: Chain, memory: memoryview) -> None:
+        """Fill `memory` with a tensor. Raises DamagedCheckpoint, naming the file; then it may be filled in part."""
+        self.open([chain])
+        last = chain[-1]
+        found = str(self._read_packed(chain, memory) if _is_packed(chain) else self._read(last, memory))
+        if found != last.record.hash:
+            raise _altered(self._culprit(chain, memory), "other bytes")
+
+    def _culprit(self, chain: Chain, memory: memoryview) -> Link:
+        """The first link of a chain that is not what was written."""
+        for end in range(1, len(chain)):
+            if str(self._read_packed(chain[:end], memory)) != chain[end - 1].record.hash:
+                return chain[end - 1]
+        return chain[-1]
+
+    def _read(self, link: Link, memory: memoryview) -> Hash:
+        handle, offset = self._place(link, link.record.dtype, link.record.shape, link.record.nbytes)
+        hashing = _hash(link)
+        for start in range(0, len(memory), PART):
+            part = memory[start : start + PART]
+            _read_into(link, handle, part, offset + start)
+            hashing.update(part)
+        return hashing
+
+    def _read_packed(self, chain: Chain, memory: memoryview) -> Hash:
+        from flor_plugins.store.checkpoints.packing import CHUNK
+
+        hashing = _hash(chain[-1])
+        places = [self._spans(link) for link in chain]
+        longest = max((end - begin for _, spans in places for begin, end in spans), default=0)
+        room = memoryview(bytearray(longest))
+        for number, start in enumerate(range(0, len(memory), CHUNK)):
+            part = memory[start : start + CHUNK]
+            for link, (handle, spans) in zip(chain, places, strict=True):
+                _unpack(link, handle, spans[number], room, part)
+            hashing.update(part)
+        return hashing
+
+    def _spans(self, link: Link) -> tuple[int, list[tuple[int, int]]]:
+        """The handle of a link's file and where in it the chunks begin and end."""
+        from flor_plugins.store.checkpoints.packing import ALIGNED, CHUNK, chunks, tail
+
+        record = link.record
+        if record.packing is None:
+            handle, begin = self._place(link, record.dtype, record.shape, record.nbytes)
+            ends = [*range(CHUNK, record.nbytes, CHUNK), record.nbytes]
+            return handle, [(begin + start, begin + end) for start, end in zip([0, *ends], ends, strict=False)]
+        entry = self.entry(link)
+        lengths = memoryview(bytearray(tail(record.nbytes)))
+        if entry.dtype != "U8" or entry.nbytes < len(lengths):
+            raise _altered(link, f"{entry.dtype} {list(entry.shape)}")
+        _read_into(link, entry.handle, lengths, entry.end - len(lengths))
+        spans = [(entry.begin + start, entry.begin + stop) for start, stop in chunks(lengths, record.nbytes)]
+        if spans and not 0 <= entry.end - len(lengths) - spans[-1][1] < ALIGNED:
+            raise _altered(link, "chunks of another length")
+        return entry.handle, spans
+
+    def _place(self, link: Link, dtype: str, shape: tuple[int, ...], nbytes: int) -> tuple[int, int]:
+        entry = self.entry(link)
+        if (_DTYPES.get(entry.dtype), entry.shape, entry.nbytes) != (dtype, shape, nbytes):
+            raise _altered(link, f"{entry.dtype} {list(entry.shape)}")
+        return entry.handle, entry.begin
+
+    def entry(self, link: Link) -> Entry:
+        """What the header of its file says of a tensor. Raises DamagedCheckpoint."""
+        self.open([(link,)])
+        handle, begin, header = self._files[link.path]
+        try:
+            if link.record.key not in header:
+                raise ValueError(f"it has no tensor {link.record.key!r}")
+            found = header[link.record.key]
+            start, end = found["data_offsets"]
+            if not 0 <= start <= end <= link.size - begin:
+                raise ValueError(f"its tensor {link.record.key!r} is said to lie at {start}:{end}")
+            return Entry(handle, begin + start, begin + end, found["dtype"], tuple(found["shape"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise _unreadable(link.path, error) from error
+
+
+def _is_packed(chain: Chain) -> bool:
+    return chain[-1].record.packing is not None
+
+
+def _opened(link: Link) -> tuple[int, int, dict[str, Any]]:
+    """The handle of a safetensors file, where its tensors begin, and its header."""
+    path = link.path
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError as error:
+        raise Gone(f"{path} is missing, and its checkpoint needs it. {WHAT_TO_DO}") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    try:
+        found = os.fstat(handle).st_size
+        if found != link.size:
+            raise DamagedCheckpoint(f"{path} has {found} bytes and was written with {link.size}. {WHAT_TO_DO}")
+        length = int.from_bytes(os.pread(handle, 8, 0), "little")
+        if length > min(LONGEST_HEADER, found):
+            raise ValueError(f"its header is said to have {length} bytes")
+        header = json.loads(os.pread(handle, length, 8))
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        return handle, 8 + length, header
+    except BaseException as error:
+        os.close(handle)
+        if isinstance(error, OSError | ValueError):
+            raise _unreadable(path, error) from error
+        raise
+
+
+def _unpack(link: Link, handle: int, span: tuple[int, int], room: memoryview, part: memoryview) -> None:
+    """One chunk of a link; `part` holds that of the link before. room: for what is packed."""
+    from flor_plugins.store.checkpoints.packing import unpack_chunk, width_of
+
+    begin, end = span
+    if link.record.packing is None:
+        return _read_into(link, handle, part, begin)
+    packed = room[: end - begin]
+    _read_into(link, handle, packed, begin)
+    try:
+        return unpack_chunk(packed, width_of(link.record.dtype), link.record.packing, part)
+    except ValueError as error:
+        raise _altered(link, str(error)) from error
+
+
+def _hash(link: Link) -> Hash:
+    algorithm = link.record.hash.partition(":")[0]
+    if algorithm not in ALGORITHMS:
+        raise _altered(link, "an unknown hash")
+    return Hash(algorithm)
+
+
+def _read_into(link: Link, handle: int, memory: memoryview, offset: int) -> None:
+    try:
+        while memory:
+            count = os.preadv(handle, [memory], offset)
+            if count == 0:
+                raise ValueError("it is shorter than its header says")
+            memory, offset = memory[count:], offset + count
+    except (OSError, ValueError) as error:
+        raise _unreadable(link.path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> DamagedCheckpoint:
+    return DamagedCheckpoint(f"{path} can't be read as safetensors: {error}. {WHAT_TO_DO}")
+
+
+def _altered(link: Link, found: str) -> DamagedCheckpoint:
+    one: TensorRecord = link.record
+    return DamagedCheckpoint(
+        f"{link.path} was altered: its tensor {one.key!r} ({found}) is not the "
+        f"{one.dtype} {list(one.shape)} with the hash {one.hash[:24]}... that was written. {WHAT_TO_DO}"
+    )

@@ -1,0 +1,14 @@
+"""Retention: what a store gives up so that it fits a budget, and what can be asked of its runs then.
+
+First what costs no answer: what killed processes left, and lossless compression. Then checkpoints are reduced one by
+one, such that the expected cost of reaching any epoch of any run again grows least: `cost` says what that is, `choice`
+chooses, `shelf` knows the bytes, `disk` does it, `holds` says what must stay.
+"""
+
+from __future__ import annotations
+
+from flor_plugins.store.retention.collection import Collection, Share, Summary, collect, plan_collection
+from flor_plugins.store.retention.holds import is_pinned, pin, unpin
+from flor_plugins.store.retention.thinning import thin
+
+__all__ = ["Collection", "Share", "Summary", "collect", "is_pinned", "pin", "plan_collection", "thin", "unpin"]

@@ -1,0 +1,211 @@
+"""`plan_collection` says what a store would give up for a budget, and `collect` does it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from flor_plugins.records import Position, Run
+from flor_plugins.store.checkpoints import list_checkpoints
+from flor_plugins.store.layout import Store
+from flor_plugins.store.retention.choice import Limits, Standing, Step, choose, limits_of
+from flor_plugins.store.retention.cost import Answers, Form
+from flor_plugins.store.retention.disk import parts_of, read_shelf, reduce, remove
+from flor_plugins.store.retention.holds import Holds, held_by_replays, why_held
+from flor_plugins.store.retention.leftovers import Leftover, leftovers, size_of
+from flor_plugins.store.retention.standing import standing_of, why_not_trained_again
+from flor_plugins.store.runs import list_runs, load_run
+
+Tell = Callable[[str], None]
+
+HOPED = 0.75  # of the bytes are expected to be left by compression
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """A run's checkpoints at one time. full: from how many training can go on; weights: all the others that load."""
+
+    nbytes: int
+    full: int
+    weights: int
+    answers: Answers
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one run gives up. held: why it gives up nothing, or not all that it could; empty if nothing holds it."""
+
+    run_id: str
+    name: str
+    before: Summary
+    after: Summary
+    steps: tuple[Step, ...] = ()
+    held: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """What is given up in a store. budget: bytes of the whole store, None for what costs no answer only.
+
+    before, after: bytes of the store; `after` without what compression saves, which is known only when it is done.
+    problem: why the budget can't be met; empty if it is.
+    """
+
+    store: Store
+    budget: int | None
+    before: int
+    after: int
+    leftovers: tuple[Leftover, ...]
+    shares: tuple[Share, ...]
+    problem: str = ""
+    abandon: bool = False
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        return tuple(step for share in self.shares for step in share.steps)
+
+
+def plan_collection(store: Store, budget: int | None = None, *, abandon: bool = False) -> Collection:
+    """What must be given up so that the whole store has at most `budget` bytes; without one, nothing but leftovers.
+
+    abandon: what unfinished replays need is given up, too, but for those that are going on. Nothing is written.
+    Damaged runs and checkpoints are left as they are, with a warning.
+    """
+    return _plan(store, budget, abandon, None)
+
+
+def collect(plan: Collection, tell: Tell = lambda line: None) -> Collection:
+    """Do what a plan says; returns what was done. Compression comes first, so that it may be less than was planned.
+
+    A kill in the middle leaves every checkpoint that is listed whole; the next collection goes on from there.
+    Raises StoreError if something can't be removed: what was done before stays done.
+    """
+    store = plan.store
+    for one in plan.leftovers:
+        remove(one.path)
+        tell(f"removed {one.path}")
+    # Deltas hold on to what they are made from: what compression will not save anyway goes first.
+    first = _part(plan, None if plan.budget is None else int(plan.budget / HOPED), tell)
+    if plan.budget is None or size_of(store.root) > plan.budget:
+        _compress(store, plan.budget, tell)
+    last = _part(plan, plan.budget, tell)
+    after = size_of(store.root)
+    problem = last.problem
+    if plan.budget is not None and after > plan.budget and not problem:
+        problem = f"{store.root} has {after - plan.budget} bytes too many"
+    if problem and not plan.problem:  # deltas hold on to what they are made from
+        problem += ". Ask again: more can be given up now than was planned"
+    shares = (_over_all(one, plan.shares, first.shares) for one in last.shares)
+    return dataclasses.replace(plan, after=after, shares=tuple(shares), problem=problem)
+
+
+def _part(plan: Collection, budget: int | None, tell: Tell) -> Collection:
+    """Give up what is needed for a budget of what was agreed to. Returns what was done."""
+    part = _plan(plan.store, budget, plan.abandon, limits_of(plan.steps))
+    problems, shares = [part.problem] if part.problem else [], []
+    for share in part.shares:
+        why = _give_up(plan.store, share, plan.abandon, tell) if share.steps else ""
+        if why:
+            problems.append(f"no more of run {share.name} ({share.run_id}) was given up: {why}")
+            now = _summary(standing_of(load_run(plan.store.run(share.run_id))))
+            share = dataclasses.replace(share, after=now, steps=(), held=why)
+        shares.append(share)
+    return dataclasses.replace(part, shares=tuple(shares), problem="; ".join(problems))
+
+
+def _over_all(last: Share, planned: Iterable[Share], first: Iterable[Share]) -> Share:
+    before = next((one.before for one in planned if one.run_id == last.run_id), last.before)
+    steps = next((one.steps for one in first if one.run_id == last.run_id), ())
+    return dataclasses.replace(last, before=before, steps=(*steps, *last.steps))
+
+
+def _plan(store: Store, budget: int | None, abandon: bool, limits: Limits | None) -> Collection:
+    runs, unread = list_runs(store), tuple(leftovers(store)) if limits is None else ()
+    holds = held_by_replays(store, abandon=abandon)
+    standings = {run.run_id: standing_of(run, holds.positions.get(run.run_id, ())) for run in runs}
+    before = {run.run_id: _summary(standings[run.run_id]) for run in runs}
+    whole = size_of(store.root)
+    lost = sum(one.nbytes for one in unread)
+    excess = 0 if budget is None else whole - lost - budget
+    held = {run.run_id: why_held(run, holds) for run in runs}
+    free = [standings[run.run_id] for run in runs if not held[run.run_id]]
+    steps = choose(free, excess, limits)
+    shares = tuple(
+        Share(
+            run.run_id,
+            run.name,
+            before[run.run_id],
+            _summary(standings[run.run_id]),
+            tuple(step for step in steps if step.run_id == run.run_id),
+            held[run.run_id] or _why_not_more(run, holds, standings[run.run_id].can_train),
+        )
+        for run in runs
+    )
+    after = whole - lost - sum(one.before.nbytes - one.after.nbytes for one in shares)
+    problem = ""
+    if budget is not None and after > budget:
+        problem = _problem(store, budget, after, shares)
+    return Collection(store, budget, whole, after, unread, shares, problem, abandon)
+
+
+def _summary(one: Standing) -> Summary:
+    forms = list(one.forms.values())
+    return Summary(one.nbytes, forms.count("full"), forms.count("weights"), one.answers)
+
+
+def _why_not_more(run: Run, holds: Holds, can_train: bool) -> str:
+    reasons = [] if can_train else [why_not_trained_again(run, list_checkpoints(run.path))]
+    return "; ".join([*reasons, *sorted(set(holds.positions.get(run.run_id, {}).values()))])
+
+
+def _problem(store: Store, budget: int, after: int, shares: Iterable[Share]) -> str:
+    from flor_plugins.store.sizes import format_size
+
+    why = [f"run {one.name} ({one.run_id}): {one.held}" for one in shares if one.held]
+    return (
+        f"the store {store.root} was to have at most {format_size(budget)}, and {format_size(after)} must stay: "
+        "of each run the first and the last checkpoint, and all that is no checkpoint (compression may save some of it)"
+        f"{'; also ' + '; '.join(why) if why else ''}. Delete the folder of a run that is not needed, or unpin one"
+    )
+
+
+def _compress(store: Store, budget: int | None, tell: Tell) -> None:
+    """Lossless: every checkpoint stays and is read as before. The largest runs first, until the budget is met."""
+    from flor_plugins.store.checkpoints.cold import cool_run
+
+    busy = held_by_replays(store).runs  # a replay that reads them would find that files have changed
+    runs = [run for run in list_runs(store) if run.status != "running" and run.run_id not in busy]
+    excess = None if budget is None else size_of(store.root) - budget
+    for run in sorted(runs, key=lambda run: -size_of(run.path)):
+        if excess is not None and excess <= 0:
+            return
+        freed = sum(cool_run(part) for part in parts_of(run.path))
+        excess = None if excess is None else excess - freed
+        if freed:
+            tell(f"compressed {run.name}: {freed} bytes less")
+
+
+def _give_up(store: Store, share: Share, abandon: bool, tell: Tell) -> str:
+    """Returns why not all was given up: between planning and now a replay may have begun, or the run gone on."""
+    path = store.run(share.run_id)
+    forms: dict[Position, Form] = {step.position: step.then for step in share.steps}
+    for part in parts_of(path):
+        shelf, _ = read_shelf(part)
+        was = dict(shelf.forms)
+        for position, form in forms.items():
+            if part == path or form == "gone":
+                shelf.put(position, form)
+        for position, form in reduce(part, shelf, was):
+            why = _why_held_now(store, path, abandon, forms)
+            if why:
+                return why
+            tell(f"giving up {'all' if form == 'gone' else 'the optimizer'} of {share.name} at {position}")
+    return ""
+
+
+def _why_held_now(store: Store, path: Path, abandon: bool, forms: Mapping[Position, Form]) -> str:
+    run, holds = load_run(path), held_by_replays(store, abandon=abandon)
+    held = holds.positions.get(run.run_id, {})
+    return why_held(run, holds) or "; ".join(sorted({held[one] for one in held.keys() & forms.keys()}))

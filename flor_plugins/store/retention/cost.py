@@ -1,0 +1,170 @@
+"""What it costs to reach a place of a run again: nothing where a checkpoint is, else training from the one before.
+
+Two questions are asked of a run, equally often. "The weights after epoch e" is answered at once by any checkpoint
+there. "What happened from this moment on" is answered from a checkpoint from which training can go on. Either takes
+training from the nearest earlier one otherwise. All epochs are equally likely, unless weights say something else.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import accumulate
+from math import ceil, inf
+from typing import Literal
+
+from flor_plugins.records import Position
+
+# How much of a checkpoint is there: training can go on from it; its weights and the rest; nothing.
+Form = Literal["full", "weights", "gone"]
+
+MOMENTS = 64  # at least so many are looked at in a run that has checkpoints inside its epochs
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """How a run went. ends: epoch to the step that completed it, 0 for the beginning. last: how far it came.
+
+    epoch_s: seconds of one epoch; 1 where nothing was measured, so that costs count epochs.
+    """
+
+    ends: Mapping[int, int]
+    last: Position
+    epoch_s: float = 1.0
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        return tuple(sorted(epoch for epoch in self.ends if epoch > 0))
+
+    def progress(self, position: Position) -> float:
+        """Epochs done at a position, with the part of the one that was begun."""
+        begun = self.ends.get(position.epoch)
+        if begun is None or position.step <= begun:
+            return float(position.epoch)
+        length = self.ends.get(position.epoch + 1, begun + self._steps_per_epoch()) - begun
+        return position.epoch + min((position.step - begun) / max(length, 1), 0.999)
+
+    def is_end(self, position: Position) -> bool:
+        return self.ends.get(position.epoch) == position.step
+
+    def _steps_per_epoch(self) -> int:
+        last = max(self.epochs, default=0)
+        # Before the first epoch is over nobody knows its length: all that was done counts as one.
+        return max(self.last.step + 1, 1) if last == 0 else max(ceil(self.ends[last] / last), 1)
+
+
+def estimated_course(positions: Iterable[Position], epoch_s: float | None) -> Course:
+    """The course of a run as its checkpoints tell it, where the journal is not read: all epochs are equally long."""
+    reached = sorted(positions)
+    last = reached[-1] if reached else Position(0, 0)
+    # A position inside an epoch has more steps for its count of epochs than the end of that epoch.
+    each = min((one.step / one.epoch for one in reached if one.epoch), default=0.0)
+    ends = {epoch: round(each * epoch) for epoch in range(1, last.epoch + 1)}
+    return Course({0: 0, **ends}, last, epoch_s or 1.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What can be asked of a run. at_once: epochs whose weights are there.
+
+    mean_s, worst_s: seconds of training until a question is answered; None of a run that can't be trained again.
+    """
+
+    at_once: tuple[int, ...] = ()
+    mean_s: float | None = 0.0
+    worst_s: float | None = 0.0
+
+
+@dataclass(slots=True)
+class Questions:
+    """The questions to one run and what answers them now. Costs are in seconds.
+
+    starts: progress at the checkpoints from which training goes on, ascending. saved: epochs whose weights are there.
+    """
+
+    course: Course
+    starts: list[float] = field(default_factory=list)
+    saved: set[int] = field(default_factory=set)
+    _moments: list[float] = field(default_factory=list)  # from which one may want to train
+    _sums: list[float] = field(default_factory=list)  # of their weights, up to each
+    _weights: dict[int, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, course: Course, forms: Mapping[Position, Form], weights: Mapping[int, float] | None = None
+    ) -> Questions:
+        """weights: how likely each epoch is asked for; default: all equally."""
+        found = cls(course)
+        epochs = course.epochs
+        likely = {epoch: (weights or {}).get(epoch, 0.0 if weights else 1.0) for epoch in epochs}
+        whole = sum(likely.values()) or 1.0
+        found._weights = {epoch: one / whole / 2 for epoch, one in likely.items()}
+        has_inside = any(not course.is_end(one) for one in forms)
+        parts = max(2, ceil(MOMENTS / max(len(epochs), 1))) if has_inside else 1
+        moments = [
+            (epoch - 1 + part / parts, found._weights[epoch] / parts) for epoch in epochs for part in range(parts)
+        ]
+        if not epochs and has_inside:  # the first epoch is not over
+            moments = [(part / parts, 0.5 / parts) for part in range(parts)]
+        found._moments = [moment for moment, _ in moments]
+        found._sums = [0.0, *accumulate(weight for _, weight in moments)]
+        for position, form in forms.items():
+            found.put(position, form)
+        return found
+
+    def put(self, position: Position, form: Form) -> None:
+        """A checkpoint is there now."""
+        if form == "full":
+            insort(self.starts, self.course.progress(position))
+        if form != "gone" and self.course.is_end(position):
+            self.saved.add(position.epoch)
+
+    def take(self, position: Position, form: Form) -> None:
+        """The inverse of `put`."""
+        if form == "full":
+            self.starts.remove(self.course.progress(position))
+        if form != "gone" and self.course.is_end(position):
+            self.saved.discard(position.epoch)
+
+    def increase(self, position: Position, now: Form, then: Form) -> float:
+        """By how much the expected cost of a question grows if a checkpoint is reduced to another form."""
+        here, grows = self.course.progress(position), 0.0
+        if now == "full":
+            number = bisect_left(self.starts, here)
+            end = self.starts[number + 1] if number + 1 < len(self.starts) else inf
+            asked = self._sums[bisect_left(self._moments, end)] - self._sums[bisect_left(self._moments, here)]
+            asked += sum(self._weights[one] for one in self._unsaved(here, end))
+            grows += asked * (here - self._before(number))
+        if then == "gone" and self.course.is_end(position) and position.epoch in self._weights:
+            start = bisect_right(self.starts, here) - (1 if now == "full" else 0)
+            grows += self._weights[position.epoch] * (here - self._before(start))
+        return grows * self.course.epoch_s
+
+    @property
+    def mean(self) -> float:
+        """The expected cost of a question."""
+        return sum(weight * cost for weight, cost in self._costs()) * self.course.epoch_s
+
+    def answers(self) -> Answers:
+        """All questions together."""
+        worst = max((cost for weight, cost in self._costs() if weight), default=0.0)
+        return Answers(tuple(sorted(self.saved)), self.mean, worst * self.course.epoch_s)
+
+    def _costs(self) -> list[tuple[float, float]]:
+        costs = [(self._weights[one], self._cost(one)) for one in self.course.epochs if one not in self.saved]
+        for number, moment in enumerate(self._moments):
+            costs.append((self._sums[number + 1] - self._sums[number], self._cost(moment)))
+        return costs
+
+    def _cost(self, moment: float) -> float:
+        return moment - self._before(bisect_right(self.starts, moment))
+
+    def _before(self, number: int) -> float:
+        # Where there is none before, training begins at the beginning.
+        return self.starts[number - 1] if number > 0 else 0.0
+
+    def _unsaved(self, first: float, end: float) -> Iterable[int]:
+        last = max(self._weights, default=0)
+        ending = last if end == inf else min(last, ceil(end) - 1)
+        return (one for one in range(ceil(first), ending + 1) if one in self._weights and one not in self.saved)

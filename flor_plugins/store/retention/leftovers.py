@@ -1,0 +1,133 @@
+"""What killed processes left in a store: it is never read, and is removed once its writer is gone."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from flor_plugins.errors import StoreError
+from flor_plugins.records import Position, Process, Run
+from flor_plugins.store.checkpoints import FOLDER, files
+from flor_plugins.store.files import PARTIAL
+from flor_plugins.store.layout import Store
+from flor_plugins.store.retention.disk import parts_of
+from flor_plugins.store.runs import is_gone, list_runs
+
+_NAME = re.compile(re.escape(PARTIAL) + r"(\d+)-[0-9a-f]+")
+# Of a process of another host only its silence can be heard.
+SILENT_S = 86400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A file or folder that nobody reads or writes any more."""
+
+    path: Path
+    nbytes: int
+
+
+def leftovers(store: Store) -> list[Leftover]:
+    """All of a store; none of a run that is running."""
+    runs = {run.path: run for run in list_runs(store)}
+    found = []
+    for path in _partial(store.root):
+        run = next((runs[one] for one in path.parents if one in runs), None)
+        if run is not None and run.status == "running":
+            continue
+        is_here = run is None or run.process.host == socket.gethostname()
+        if _is_abandoned(path, is_here):
+            found.append(Leftover(path, size_of(path)))
+    for run in runs.values():
+        if run.status != "running":
+            found += [Leftover(path, size_of(path)) for path in _unread(run)]
+    return found
+
+
+def is_being_written(run: Run) -> bool:
+    """Is a process still at work on checkpoints of a run? It may end later than the training."""
+    is_here = run.process.host == socket.gethostname()
+    found = (one for part in parts_of(run.path) for one in (part / FOLDER).glob(f"{PARTIAL}*"))
+    return any(_NAME.fullmatch(one.name) and not _is_abandoned(one, is_here) for one in found)
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, or of all files below a folder; of what vanishes meanwhile none."""
+    if path.is_file() and not path.is_symlink():
+        return _size(path)
+    return sum(_size(Path(root) / name) for root, _, names in os.walk(path) for name in names)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _partial(root: Path) -> Iterator[Path]:
+    for folder, folders, names in os.walk(root):
+        here = [name for name in [*folders, *names] if _NAME.fullmatch(name)]
+        folders[:] = [name for name in folders if name not in here]
+        yield from (Path(folder) / name for name in here)
+
+
+def _is_abandoned(path: Path, is_here: bool) -> bool:
+    named = _NAME.fullmatch(path.name)
+    assert named is not None
+    try:
+        touched = path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if not is_here:
+        return time.time() - touched > SILENT_S
+    pid = int(named[1])
+    started = _started_at(pid)
+    # The pid may have been given again: who began after the last touch is not the writer.
+    is_another = started is not None and started > touched + 1.0
+    return is_another or is_gone(Process(socket.gethostname(), pid, ""))
+
+
+def _started_at(pid: int) -> float | None:
+    """When a process was started, in seconds since 1970; None where the system does not say."""
+    try:
+        ticks = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+        lines = Path("/proc/stat").read_text().splitlines()
+    except (OSError, ValueError, IndexError):
+        return None
+    booted = next((int(line.split()[1]) for line in lines if line.startswith("btime ")), None)
+    return None if booted is None else booted + ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _unread(run: Run) -> Iterator[Path]:
+    """Files that no state.json names, as a killed collection leaves them; and parts of a checkpoint that is gone."""
+    first, *others = parts_of(run.path)
+    there = _positions(first)
+    for part in (first, *others):
+        for position, folder in _positions(part).items():
+            if part != first and position not in there:
+                yield folder
+                continue
+            try:
+                named = files.read_holder(folder, position)["files"]
+            except StoreError:
+                continue
+            yield from (one for one in sorted(folder.iterdir()) if _is_ours(one) and one.name not in named)
+
+
+def _is_ours(path: Path) -> bool:
+    return files.FILE.fullmatch(path.name) is not None
+
+
+def _positions(part: Path) -> dict[Position, Path]:
+    found = {}
+    for folder in sorted((part / FOLDER).glob("epoch=*,step=*")):
+        try:
+            found[Position.parse(folder.name)] = folder
+        except ValueError:
+            continue  # not one of ours
+    return found

@@ -1,0 +1,72 @@
+"""Thinning of one run beside its training, where nobody knows yet how long it will be. Loads nothing heavy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flor_plugins.errors import StoreError
+from flor_plugins.records import Checkpoint, Position
+from flor_plugins.store.checkpoints import list_checkpoints
+from flor_plugins.store.checkpoints.write import Known
+from flor_plugins.store.layout import Store
+from flor_plugins.store.retention.choice import Standing, choose
+from flor_plugins.store.retention.cost import Form, estimated_course
+from flor_plugins.store.retention.disk import read_shelf, reduce
+from flor_plugins.store.retention.holds import held_by_replays, is_pinned
+from flor_plugins.store.retention.shelf import Shelf
+from flor_plugins.store.retention.standing import ends_of
+from flor_plugins.store.runs import load_run
+
+
+def thin(run_path: Path, budget: int, known: Known | None = None) -> list[Position]:
+    """Reduce checkpoints of a run that is being recorded until they have at most `budget` bytes, as far as possible.
+
+    For the process that writes them, and no other. The journal is not read: all epochs so far count as equally long
+    and equally likely. The first and the last checkpoint stay, and what is pinned or a replay needs. known: what the
+    writer takes to be on disk; what is given up is taken out of it. Returns the positions that were reduced.
+
+    The part of another process than the first (`ranks/<r>`) follows that one, whatever the budget.
+    Raises StoreError if something can't be removed: what was done before stays done.
+    """
+    shelf, listed = read_shelf(run_path)
+    was = dict(shelf.forms)
+    if run_path.parent.name == "ranks":
+        _follow(run_path, shelf)
+    else:
+        _decide(run_path, shelf, listed, budget)
+    done = []
+    for position, form in reduce(run_path, shelf, was):
+        if known is not None:  # before it is removed: a reference to what is gone would be worse than a second copy
+            _forget(known, shelf, position, form)
+        done.append(position)
+    return done
+
+
+def _decide(run_path: Path, shelf: Shelf, listed: list[Checkpoint], budget: int) -> None:
+    run_id = run_path.name
+    holds = held_by_replays(Store(run_path.parents[1]))
+    if is_pinned(run_path) or run_id in holds.runs:
+        return
+    try:
+        epoch_s = load_run(run_path).timing.epoch_s
+    except StoreError:  # only the unit of the costs is unknown then
+        epoch_s = None
+    course = estimated_course((one.position for one in listed), epoch_s)
+    fixed = ends_of(listed) | set(holds.positions.get(run_id, ()))
+    choose([Standing(run_id, course, [shelf], fixed)], shelf.nbytes - budget)
+
+
+def _follow(part: Path, shelf: Shelf) -> None:
+    """What the first process has given up is of no use. It may not have written its newest one yet."""
+    there = {one.position for one in list_checkpoints(part.parents[1])}
+    for position in [one for one in shelf.forms if one not in there and one < max(there, default=one)]:
+        shelf.put(position, "gone")
+
+
+def _forget(known: Known, shelf: Shelf, position: Position, form: Form) -> None:
+    kept = shelf.kept(position)
+    of_optimizer = shelf.contents[position].of_optimizer
+    for identity, (place, _, _) in list(known.items()):
+        key = identity[0]
+        if place == str(position) and key not in kept and (form == "gone" or key in of_optimizer):
+            del known[identity]
