@@ -124,10 +124,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A checkpoint that was due and not taken.
-
-    cost_s: seconds of training to come there again from the last checkpoint before it that training can go on from.
-    """
+    """A checkpoint that was due and not taken. cost_s: seconds of training that lead there from a full one before."""
 
     position: Position
     why: str
@@ -208,8 +205,13 @@ class Checkpoint:
 
     @property
     def can_train(self) -> bool:
-        """Is there more than the weights of the model?"""
+        """Can training go on from it?"""
         return "optimizer" in self.sections
+
+    @property
+    def can_validate(self) -> bool:
+        """Is there more than the weights of the model?"""
+        return "trainer" in self.sections
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from flor_plugins.errors import ReplayError
 from flor_plugins.hf import loading
 from flor_plugins.hf.trail import Trail
 from flor_plugins.state import module as module_state
-from flor_plugins.state import objects, reducer
+from flor_plugins.state import objects, reducer, weights
 from flor_plugins.state import optimizer as optimizer_state
 
 MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
@@ -84,14 +84,18 @@ def only_weights(trainer: Trainer) -> dict[str, Any]:
 
 
 def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
-    """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw."""
+    """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw.
+
+    Without the section of the optimizer one can validate, not train.
+    """
     held = sections[TRAINER]
     reducer.restore(trainer.model_wrapped, held.get("gradient_order"))
     restore_weights(trainer, sections)
     model: Any = trainer.model
     scheduler: Any = trainer.lr_scheduler
     raw: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
-    optimizer_state.restore(raw, sections[OPTIMIZER][0])
+    if OPTIMIZER in sections:
+        optimizer_state.restore(raw, sections[OPTIMIZER][0])
     scheduler.load_state_dict(held["scheduler"])
     if held["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(held["scaler"])
@@ -124,6 +128,8 @@ def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     ReplayError, naming them, for weights that are missing or that the model doesn't know.
     """
     model: Any = trainer.model
+    if weights.copy_into(model, sections[MODEL]):
+        return
     missing, unknown = model.load_state_dict(sections[MODEL], strict=False)
     own = model.state_dict()
     loaded = {own[name].data_ptr() for name in own.keys() & sections[MODEL].keys()}

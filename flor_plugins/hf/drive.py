@@ -125,7 +125,7 @@ class _Driver(TrainerCallback):
                 return
 
     def _run_epoch(
-        self, original: Callable[..., Any], kwargs: Mapping[str, Any], sections: Mapping[str, Any] | None
+        self, original: Callable[..., Any], kwargs: Mapping[str, Any], sections: dict[str, Any] | None
     ) -> None:
         self._batch = 0 if sections is None else sections[capture.TRAINER].get("batch", 0)
         if not self._batch:
@@ -133,7 +133,11 @@ class _Driver(TrainerCallback):
         if sections is None:
             original(**enter.from_the_beginning(kwargs, self._epoch))
         else:
-            enter.run_epoch(self.trainer, original, kwargs, sections)
+            enter.run_epoch(self.trainer, original, kwargs, sections, lambda: self._let_go(sections))
+
+    def _let_go(self, sections: dict[str, Any]) -> None:
+        sections.clear()  # calls that last as long as the epoch hold it
+        self.session.restored()
 
     def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Where the loader is exhausted this moment is the epoch's end; it comes when `_run_epoch` returns.
@@ -166,6 +170,8 @@ class _Driver(TrainerCallback):
                 sections = self.session.state(position, only=(capture.MODEL,))
                 self._stand_at(position)
                 capture.restore_weights(self.trainer, sections)
+                del sections  # so that the next one is read into the same memory
+                self.session.restored()
                 values = self.session.hooks.epoch(self.harvest.context())
                 self.session.timeline.add(values, "validation")
                 self.session.compare_weights(position, self._weights())
@@ -181,6 +187,8 @@ class _Driver(TrainerCallback):
                 held = sections[capture.RNG]
                 rng.restore_generators(loading.generators(self.trainer), held.get("validation_generators", {}))
                 rng.restore(held.get("validation", held["now"]))
+                del sections, held
+                self.session.restored()
                 self.trainer.evaluate()
                 self.session.position_done(position)
 

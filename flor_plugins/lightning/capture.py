@@ -20,6 +20,7 @@ from flor_plugins.lightning import logged
 from flor_plugins.state import module as module_state
 from flor_plugins.state import objects, reducer, rng
 from flor_plugins.state import optimizer as optimizer_state
+from flor_plugins.state import weights as weights_of_module
 from flor_plugins.state.loaders import end_workers, has_persistent_workers, has_running_workers
 
 MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
@@ -103,21 +104,25 @@ def _unsharded(tensor: Any) -> Any:
 
 
 def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
-    """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw."""
+    """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw.
+
+    Without the section of the optimizers one can validate, not train.
+    """
     module, connector = trainer.lightning_module, trainer._checkpoint_connector
     held = sections[TRAINER]
     reducer.restore(trainer.strategy.model, held.get("gradient_order"))
     for name, callback in _users_callbacks(trainer):
         if name in held.get("callbacks", {}):
             objects.restore(callback, held["callbacks"][name])
-    connector._loaded_checkpoint = as_checkpoint(sections)
+    present = [one.state_dict() for one in trainer.optimizers]  # they stay as they are without a section of theirs
+    connector._loaded_checkpoint = as_checkpoint({OPTIMIZER: present, **sections})
     connector.restore_datamodule()
     connector.restore_model()
     connector.restore_callbacks()
     _rebuild_parameter_groups(trainer)
     connector.restore_training_state()
     connector._loaded_checkpoint = {}
-    for optimizer, state in zip(trainer.optimizers, sections[OPTIMIZER], strict=True):
+    for optimizer, state in zip(trainer.optimizers, sections.get(OPTIMIZER, present), strict=True):
         optimizer_state.restore(optimizer, state)
     module_state.restore(module, sections[MODULE])
     for name, owned in _callback_modules(trainer):
@@ -158,7 +163,8 @@ def _rebuild_parameter_groups(trainer: pl.Trainer) -> None:
 
 def restore_weights(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     """Only the model's weights and buffers, in place."""
-    trainer.lightning_module.load_state_dict(sections[MODEL])
+    if not weights_of_module.copy_into(trainer.lightning_module, sections[MODEL]):
+        trainer.lightning_module.load_state_dict(sections[MODEL])
 
 
 def restore_progress(

@@ -81,7 +81,9 @@ class _Driver(Callback):
         self.session = session
         self.wrapped = Wrapped()
         self.error: BaseException | None = None
+        # Of the stretch that is being run, as long as its State is not all in place.
         self._entry: Entry | None = None
+        self._is_training = False
         # The epoch whose start hooks have run, where nothing else of it has.
         self._begun: int | None = None
         self._stepped = 0
@@ -127,14 +129,8 @@ class _Driver(Callback):
 
     def _run_stretch(self, trainer: pl.Trainer, advance_start: Go, stretch: Stretch) -> None:
         loop = trainer.fit_loop
-        entry = Entry(trainer, self.session.state(stretch.start))
-        self._stepped = stretch.start.step
-        if self._begun != entry.epoch or cast(Any, trainer).reload_dataloaders_every_n_epochs:
-            self.harvest.begin()
-            entry.before_epoch()
-            advance_start()
-        entry.at_epoch()
-        self._entry, self._begun = entry, None
+        self._enter(trainer, advance_start, stretch.start)
+        self._is_training = True
         try:
             is_over = False
             while not is_over:
@@ -145,7 +141,21 @@ class _Driver(Callback):
         except _Cut:
             pass
         finally:
-            self._entry = None
+            self._is_training, self._entry = False, None
+
+    def _enter(self, trainer: pl.Trainer, advance_start: Go, start: Position) -> None:
+        """Up to the entry of `FitLoop.advance`. Of a State inside an epoch the rest is done at its first batch."""
+        entry = Entry(trainer, self.session.state(start))
+        self._stepped = start.step
+        if self._begun != entry.epoch or cast(Any, trainer).reload_dataloaders_every_n_epochs:
+            self.harvest.begin()
+            entry.before_epoch()
+            advance_start()
+        entry.at_epoch()
+        self._entry, self._begun = entry if entry.batch else None, None
+        del entry
+        if self._entry is None:
+            self.session.restored()
 
     def _epoch_boundary(self, trainer: pl.Trainer, advance_start: Go) -> bool:
         """An epoch is over, its hooks and loggers included. The recording stood at the same moment:
@@ -163,9 +173,12 @@ class _Driver(Callback):
 
     def _step_boundary(self, trainer: pl.Trainer) -> None:
         """Entry of `_TrainingEpochLoop.advance`, as in FlorCallback."""
-        if self._entry is None:
+        if not self._is_training:
             return
-        self._entry.at_batch()
+        if self._entry is not None:
+            self._entry.at_batch()
+            self._entry = None
+            self.session.restored()
         if is_boundary(trainer, self._stepped):
             position = Position(trainer.current_epoch, trainer.global_step)
             self._stepped = position.step
@@ -188,6 +201,8 @@ class _Driver(Callback):
                 sections = self.session.state(position, only=(capture.MODEL,))
                 self._stand_at(position)
                 capture.restore_weights(trainer, sections)
+                del sections  # so that the next one is read into the same memory
+                self.session.restored()
                 values = self.session.hooks.epoch(self.harvest.context())
                 self.session.timeline.add(values, "validation")
                 self.session.compare_weights(position, trainer.lightning_module.state_dict())
@@ -208,6 +223,8 @@ class _Driver(Callback):
                 loop.epoch_loop.val_loop.batch_progress.total.reset()
                 self._stand_at(position)
                 self._as_before_validation(trainer, sections)
+                del sections, entry
+                self.session.restored()
                 trainer.validating = True
                 loop.epoch_loop.val_loop.run()
                 trainer.training = True

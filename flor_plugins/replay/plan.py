@@ -222,7 +222,7 @@ def _restored(places: Places, due: Mapping[Way, Due]) -> tuple[list[Pass], list[
         known = [
             position
             for position in due[way].positions
-            if position in places.saved and (way == "state" or places.saved[position].can_train)
+            if position in places.saved and (way == "state" or places.saved[position].can_validate)
         ]
         if known:
             passes.append(Pass(way, due[way].metrics, _REASONS[way], tuple(known)))

@@ -5,6 +5,7 @@ The adapter drives the trainer and feeds `timeline`; it never asks whether this 
 
 from __future__ import annotations
 
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +21,7 @@ from flor_plugins.records import Pass, Position, Row, Run, Stretch, Task, Way
 from flor_plugins.replay.evidence import likely_causes
 from flor_plugins.replay.history import history_of
 from flor_plugins.replay.places import places_of
+from flor_plugins.replay.prefetch import Prefetch, Wanted, order_of
 from flor_plugins.replay.repeat import Repeat
 from flor_plugins.replay.verify import Comparison
 from flor_plugins.state import processes
@@ -65,6 +67,7 @@ class Session:
         self._journal = None if rank else Journal(path, self._media)
         self._history = history_of(replace(run, path=self._path))
         self.places = places_of(run)
+        self._states = Prefetch(run, rank, order_of(task), lambda text: print(text, file=sys.stderr))
         self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
         self._hooks = {m.name: (one.digest, m) for one in loaded for m in one.metrics}
 
@@ -76,7 +79,11 @@ class Session:
 
     def state(self, position: Position, *, only: tuple[str, ...] | None = None) -> dict[str, Any]:
         """The State at a position. Raises NoCheckpoint or DamagedCheckpoint."""
-        return ranks.load_checkpoint(self.run.path, self._rank, position, only)
+        return self._states.load(Wanted(position, only))
+
+    def restored(self) -> None:
+        """The State at hand is in the trainer, and let go of: from here on the next one is read ahead."""
+        self._states.begin()
 
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
@@ -93,6 +100,9 @@ class Session:
         try:
             yield
             self.timeline.close()
+        except BaseException:
+            self._states.close()
+            raise
         finally:
             self._pass = None
         self._tell(
@@ -164,7 +174,8 @@ class Session:
         self.timeline.add({name: value}, self.timeline.phase)
 
     def finish(self) -> None:
-        """Seal the journal."""
+        """Seal the journal; nothing is read ahead any more."""
+        self._states.close()
         self.timeline.close()
         if self._journal is not None:
             self._journal.seal()
