@@ -14,6 +14,7 @@ import mmap
 import os
 import queue
 import select
+import shutil
 import signal
 import socket
 import sys
@@ -23,10 +24,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from flor_plugins.errors import StoreError
 from flor_plugins.record.saving.presence import leave
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, known_tensors
-from flor_plugins.store.checkpoints.files import read_state, records
+from flor_plugins.store.checkpoints.files import SHELL, STATE, read_state, records
 from flor_plugins.store.checkpoints.write import Draft, Known, Piece, write_folder
 
 Message = dict[str, Any]
@@ -63,7 +65,9 @@ class Scribe:
             return read_state(folder, position)
         pieces = [_piece(one, memory) for one in job["pieces"]]
         draft = Draft(job["tree"], pieces, tuple(job["lost"]), job["full"])
-        return write_folder(folder, position, draft, self._known)
+        state = write_folder(folder, position, draft, self._known)
+        _still_stands(folder, state)
+        return state
 
 
 def main(handle: int, run_path: str, training: int) -> None:
@@ -144,6 +148,14 @@ def _known(run_path: Path) -> Known:
         return known_tensors(run_path)
     except Exception:  # damaged, or deleted this moment; then all is written anew, which costs space and no more
         return {}
+
+
+def _still_stands(folder: Path, state: Message) -> None:
+    """See that what a new checkpoint refers to was not deleted while it was written. Raises StoreError."""
+    for place in {str(Path(file).parent) for file in state["files"] if "/" in file}:
+        if not any((folder / place / name).exists() for name in (STATE, SHELL)):
+            shutil.rmtree(folder, ignore_errors=True)
+            raise StoreError(f"the checkpoint {folder} is not kept: {folder / place}, which it needs, is gone")
 
 
 def _piece(one: list[Any], memory: memoryview) -> Piece:

@@ -9,7 +9,6 @@ straight to the file, and the one who writes can pause at any MiB.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,6 +19,7 @@ from flor_plugins.errors import StoreError
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints.files import FORMAT, SHELL, STATE, TensorRecord, own_hash
 from flor_plugins.store.checkpoints.hashes import Hash
+from flor_plugins.store.checkpoints.uncached import UncachedFile
 from flor_plugins.store.files import whole_folder, write_json
 
 CHUNK = 1 << 20  # bytes between two calls of `pace`
@@ -135,16 +135,13 @@ def _hash(piece: Piece, pace: Callable[[], None]) -> str:
 def _write_file(path: Path, pieces: Iterable[Piece], pace: Callable[[], None]) -> None:
     # wide dtypes first, so that every tensor is aligned to its items
     ordered = sorted(pieces, key=lambda piece: (-DTYPES[piece.dtype][1], piece.key))
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
-    try:
-        _write_all(handle, memoryview(_header(ordered)))
+    with UncachedFile(path, sum(piece.nbytes for piece in ordered)) as file:
+        file.write(memoryview(_header(ordered)))
         for piece in ordered:
             assert piece.memory is not None
             for start in range(0, piece.nbytes, CHUNK):
-                _write_all(handle, piece.memory[start : start + CHUNK])
+                file.write(piece.memory[start : start + CHUNK])
                 pace()
-    finally:
-        os.close(handle)
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:
@@ -156,11 +153,6 @@ def _header(pieces: Sequence[Piece]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
     return len(text).to_bytes(8, "little") + text
-
-
-def _write_all(handle: int, memory: memoryview) -> None:
-    while memory:
-        memory = memory[os.write(handle, memory) :]
 
 
 class _Places:
