@@ -290,3 +290,15 @@ def test_a_plan_that_is_followed_keeps_the_budget(
 def test_of_a_length_that_nobody_knows_nothing_is_concluded(expects: int | None) -> None:
     made_up = training(100, 200, expects, overhead=None, disk_bytes=10_000).run(10)
     assert made_up.full == made_up.taken and len(made_up.taken) == 11
+
+
+def test_of_a_frozen_model_only_what_is_trained_needs_room() -> None:
+    blind, told = (training(100_000, 0, 40, overhead=None, disk_bytes=150_000) for _ in range(2))
+    told.asked.trains(100, 200)
+    for made_up in (blind, told):
+        made_up.boundary(START)
+        made_up.weights, made_up.optimizer = 100, 200
+        for epoch in range(1, 41):
+            made_up.boundary(Position(epoch, epoch))
+    assert len(told.full) == 41
+    assert len(blind.taken) < len(told.taken)

@@ -206,3 +206,14 @@ def test_a_killed_save_leaves_no_checkpoint_and_the_next_one_succeeds(run: Path,
         load_checkpoint(run, LATER)
     save_checkpoint(run, LATER, encode(sections()))
     assert [one.position for one in list_checkpoints(run)] == [AT, LATER]
+
+
+def test_what_a_writer_remembers_does_not_grow_with_the_run_and_what_never_changes_stays(run: Path) -> None:
+    known: dict[Any, Any] = {}
+    sizes = []
+    for epoch in range(1, 30):
+        state = {"model": {"frozen": torch.ones(3), "trained": torch.full((3,), float(epoch))}}
+        save_checkpoint(run, Position(epoch, epoch), encode(state), known)
+        sizes.append(len(known))
+    assert max(sizes) == sizes[-1] == 16
+    assert references(run)[Position(29, 29)] == {Position(1, 1)}

@@ -62,7 +62,8 @@ def _store_checks(store: Store) -> list[tuple[str, bool, str]]:
     partial = list(store.runs.glob("*/checkpoints/.partial-*"))
     checks = [("store", os.access(store.root, os.W_OK), f"{store.root}, {len(runs)} runs")]
     if partial:
-        checks.append(("checkpoints", True, f"{len(partial)} unfinished ones of killed runs are never read; flor-hf gc removes them"))
+        found = f"{len(partial)} unfinished ones of killed runs are never read; flor-hf gc removes them"
+        checks.append(("checkpoints", True, found))
     for run in runs:
         if run.code is None:
             checks.append((f"run {run.name}", False, "its code was not recorded: it can't be replayed"))

@@ -97,8 +97,14 @@ class DiskBudget:
         self._coming: dict[Position, bool] = {}  # taken and not yet written; is it full?
         # Kept apart: it alone writes what never changes, and its optimizer has no state yet.
         self._first: int | None = None
+        self._trained: tuple[int, int] | None = None
         self._weights: deque[int] = deque(maxlen=RECENT)
         self._optimizer: deque[int] = deque(maxlen=RECENT)
+
+    def trains(self, parameters: int, states: int) -> None:
+        """So many bytes does an update change: of the model and of the optimizer. What is frozen is stored once."""
+        with self._lock:
+            self._trained = (parameters, states)
 
     def took(self, position: Position, *, is_full: bool) -> None:
         """A checkpoint will be written."""
@@ -165,9 +171,11 @@ class DiskBudget:
 
     def _size(self, is_full: bool) -> int:
         """Of one checkpoint, at most."""
-        weights = max(self._weights, default=self._first or 0)
         # Adam keeps two numbers for each weight; other optimizers keep less.
-        return weights + (max(self._optimizer, default=2 * weights) if is_full else 0)
+        parameters, states = self._trained or (self._first or 0, None)
+        weights = max(self._weights, default=parameters)
+        states = 2 * weights if states is None else states
+        return weights + (max(self._optimizer, default=states) if is_full else 0)
 
 
 def _typical(costs: Iterable[float]) -> float:

@@ -33,7 +33,7 @@ class Keeper:
     ) -> None:
         self._run, self._failed = run, failed  # the run as it was when this process began
         self.policy = _policy(run, options)
-        self._saver = Saver(run.path, self, put=put, sync=sync)
+        self._saver = Saver(run.path, self, put=put, sync=sync, budget=self.policy.disk_bytes)
         self._window = Window(self._update)
         self._updates = 0
 
@@ -79,10 +79,11 @@ class Keeper:
 
     # ---- what the saver tells
 
-    def written(self, position: Position, files: Mapping[str, int]) -> None:
+    def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:
         """It is on the disk."""
         optimizer = files.get(f"{OPTIMIZER}.safetensors", 0)
         self.policy.wrote(position, sum(files.values()) - optimizer, optimizer)
+        self.policy.freed(freed)
 
     def not_written(self, position: Position, error: Exception) -> None:
         """It is not."""
@@ -110,8 +111,10 @@ class Keeper:
         self._updates += 1
         try:
             self._saver.close_window()
-            if self._updates == 2:  # the optimizer has its state, and buffers have some bytes, too
-                self._saver.prepare(int(1.02 * self._window.nbytes()))
+            if self._updates == 2:  # the optimizer has its state
+                nbytes = self._window.nbytes()
+                self.policy.trains(*nbytes)
+                self._saver.prepare(int(1.02 * sum(nbytes)))  # buffers of the model have some bytes, too
         except Exception as error:
             self._failed(error)
         self.policy.spent(time.perf_counter() - started)

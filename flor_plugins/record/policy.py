@@ -145,6 +145,10 @@ class Policy:
         self._costs.pop(position, None)
         self._disk.wrote(position, weights, optimizer)
 
+    def trains(self, parameters: int, states: int) -> None:
+        """So many bytes of the model and of the optimizer's state does an update change."""
+        self._disk.trains(parameters, states)
+
     def freed(self, nbytes: int) -> None:
         """So many bytes of this run's checkpoints are no more."""
         self._disk.freed(nbytes)
@@ -160,6 +164,11 @@ class Policy:
     def skipped_count(self) -> int:
         """How many were due and not taken."""
         return self._skips.count
+
+    @property
+    def disk_bytes(self) -> int | None:
+        """What the checkpoints may take; None for no limit."""
+        return self._disk.nbytes
 
     @property
     def spent_s(self) -> float:

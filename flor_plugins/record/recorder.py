@@ -7,6 +7,7 @@ silently: the first is warned about with its path, all are counted in the run's 
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import time
 import warnings
@@ -191,6 +192,8 @@ class Recorder:
     def _hand_over(self) -> None:
         """Wait until all checkpoints are written."""
         atexit.unregister(self._hand_over)
+        if os.getpid() != self.run.process.pid:  # a fork of the training that comes to its end: it has no threads
+            return
         self._keeper.finish()
         self._writer.flush()
         self._keeper.close()

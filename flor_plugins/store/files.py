@@ -48,7 +48,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise _exists(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.parent.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sync(path.parent.parent)
     scratch = _scratch(path)
     scratch.mkdir()
     mode = scratch.stat().st_mode & 0o666

@@ -86,11 +86,14 @@ class Copies:
         self._later, self._watched = later, watched
         self._left = deque(later)
         self._samples = {item.key: _sample(array_of(item.live())) for item in later if item.place is not None}
+        self._begun = threading.Lock()  # held by the one that sees to the devices
         self._worked = threading.Event()
         self._error: BaseException | None = None
 
     def work(self) -> None:
         """What the background thread does: copy, first come first, until nothing is left."""
+        if not self._begun.acquire(blocking=False):  # it came too late
+            return
         try:
             for device in self.devices:
                 device.copy_to_host(self.buffer)
@@ -107,6 +110,7 @@ class Copies:
         Called by the training's own thread when the first update is about to be made. Raises what went wrong in
         the background.
         """
+        self.work()  # unless the other thread has begun: it may have been busy with something else
         try:
             while self._step(from_end=True):
                 pass

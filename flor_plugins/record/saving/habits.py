@@ -9,7 +9,7 @@ read once more, and compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -93,6 +93,12 @@ class Habits:
             was = self._written[key] = Written(*now)
         return was
 
+    def not_written(self, taken: Mapping[str, Written]) -> None:
+        """That checkpoint is not on the disk: what it took for known may be gone, and is copied the next time."""
+        for key, was in taken.items():
+            if self._written.get(key) is was:
+                del self._written[key]
+
     def written(self, taken: Mapping[str, Written], hashes: Mapping[str, str]) -> None:
         """That checkpoint is on the disk; the hashes of its tensors by key."""
         for key, was in taken.items():
@@ -105,11 +111,6 @@ class Habits:
             else:
                 was.times += was.hash is not None
                 was.hash = one
-
-    def not_written(self, taken: Iterable[str]) -> None:
-        """The checkpoint with these tensors is not on the disk, nor may be what they were thought to be equal to."""
-        for key in taken:
-            self._written.pop(key, None)
 
 
 def _identity(tensor: torch.Tensor) -> tuple[StorageWeakRef, int, int]:

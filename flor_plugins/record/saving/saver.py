@@ -25,8 +25,8 @@ from flor_plugins.store.codec import Encoded, survey
 class Told(Protocol):
     """Who wants to know what became of a state. Both are called on other threads than the training's."""
 
-    def written(self, position: Position, files: Mapping[str, int]) -> None:
-        """It is on the disk. files: bytes of each file that was written for it."""
+    def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:
+        """It is on the disk. files: bytes of each file that was written for it. freed: bytes of older checkpoints."""
 
     def not_written(self, position: Position, error: Exception) -> None:
         """It is not."""
@@ -92,9 +92,10 @@ class Saver:
         *,
         put: Callable[[Callable[[], Any]], None],
         sync: Callable[[], Any],
+        budget: int | None = None,
         in_process: bool = True,
     ) -> None:
-        self._told = told
+        self._told, self._budget = told, budget
         self._put, self._sync = put, sync
         self._courier = Courier(run_path, in_process=in_process)
         self._pool = Pool(self._dropped)
@@ -250,13 +251,13 @@ class Saver:
                 self._told.not_written(state.position, StoreError(answer["failed"]))
             else:
                 self._habits.written(state.taken, answer["hashes"])
-                self._told.written(state.position, answer["files"])
+                self._told.written(state.position, answer["files"], answer.get("freed", 0))
 
         try:
             for device in state.copies.devices:
                 device.wait()
             self._sync()
-            self._courier.send(Letter(state.job(), state.buffer, answered))
+            self._courier.send(Letter({**state.job(), "budget": self._budget}, state.buffer, answered))
         except Exception as error:
             self._pool.give(state.buffer)
             self._told.not_written(state.position, error)

@@ -26,6 +26,7 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.record.saving.presence import leave
+from flor_plugins.record.saving.upkeep import QUIET_S, Upkeep
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, known_tensors
 from flor_plugins.store.checkpoints.files import SHELL, STATE, read_state, records
@@ -40,9 +41,10 @@ LOOK_MS = 500  # how often the writer looks whether the training is still there
 class Scribe:
     """Writes the checkpoints of one run."""
 
-    def __init__(self, run_path: Path) -> None:
+    def __init__(self, run_path: Path, is_needed: Callable[[], bool] = lambda: True) -> None:
         self._run_path = run_path
         self._known = _known(run_path)
+        self.upkeep = Upkeep(run_path, self._known, is_needed)
 
     def write(self, job: Message, memory: memoryview) -> Message:
         """Write one state; the answer says the hash of each tensor and the bytes of each file, or what went wrong."""
@@ -50,12 +52,19 @@ class Scribe:
         try:
             state = self._written(job, memory)
         except Exception as error:  # whatever it is: to die of it would cost the states that come after it, too
-            return {**answer, "failed": f"{type(error).__name__}: {error}"}
+            why = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            return {**answer, "failed": why}
         return {
             **answer,
             "hashes": {key: one.hash for key, one in records(state).items()},
-            "files": {name: size for name, size in state["files"].items() if "/" not in name},
+            "files": (written := self._files(job["position"], state)),
+            "freed": self.upkeep.wrote(sum(written.values()), job.get("budget")),
         }
+
+    def _files(self, position: str, state: Message) -> dict[str, int]:
+        """The files that were written for it, in bytes."""
+        own = {name: size for name, size in state["files"].items() if "/" not in name}
+        return {**own, STATE: (folder_of(self._run_path, Position.parse(position)) / STATE).stat().st_size}
 
     def _written(self, job: Message, memory: memoryview) -> Message:
         """Its state.json."""
@@ -85,9 +94,9 @@ def main(handle: int, run_path: str, training: int) -> None:
         inbox.put(None)
 
     threading.Thread(target=listen, daemon=True).start()
-    scribe = Scribe(Path(run_path))
+    scribe = Scribe(Path(run_path), lambda: not inbox.empty())
     buffers: dict[int, mmap.mmap] = {}
-    while (message := inbox.get()) is not None:
+    while (message := _next(inbox, scribe)) is not None:
         for number, nbytes in message.get("new_buffers", ()):
             given = handles.pop(0)
             buffers[number] = mmap.mmap(given, nbytes, prot=mmap.PROT_READ)
@@ -99,6 +108,15 @@ def main(handle: int, run_path: str, training: int) -> None:
             with suppress(OSError):  # the training is gone; what it left is written all the same
                 channel.sendall(packed(answer))
     leave(Path(run_path))
+
+
+def _next(inbox: queue.SimpleQueue[Message | None], scribe: Scribe) -> Message | None:
+    """What is to be done next; as long as that is nothing, older checkpoints are seen to."""
+    while True:
+        try:
+            return inbox.get(timeout=QUIET_S)
+        except queue.Empty:
+            scribe.upkeep.compress()
 
 
 def packed(message: Message) -> bytes:

@@ -7,6 +7,7 @@ A copy of parameters and optimizer states may be made at any moment of it, besid
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -40,11 +41,12 @@ class Window:
 
     def constants(self) -> set[int]:
         """The addresses of all tensors that only an update changes: trained parameters and optimizer states."""
-        return {tensor.data_ptr() for one in self._optimizers for tensor in _tensors(one)}
+        return {one.data_ptr() for held in self._optimizers for one in chain(_parameters(held), _states(held))}
 
-    def nbytes(self) -> int:
-        """Bytes of those tensors."""
-        return sum(tensor.nbytes for one in self._optimizers for tensor in _tensors(one))
+    def nbytes(self) -> tuple[int, int]:
+        """Bytes of the trained parameters, and of the optimizers' states."""
+        parameters = sum(one.nbytes for held in self._optimizers for one in _parameters(held))
+        return parameters, sum(one.nbytes for held in self._optimizers for one in _states(held))
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         # args begin with the optimizer itself (torch/optim/optimizer.py, `profile_hook_step`)
@@ -65,11 +67,12 @@ class Window:
         return args, {**kwargs, "closure": closes_after}
 
 
-def _tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.requires_grad:
-                yield parameter
+        yield from (parameter for parameter in group["params"] if parameter.requires_grad)
+
+
+def _states(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     for state in optimizer.state.values():
         if isinstance(state, dict):
             yield from (value for value in state.values() if isinstance(value, torch.Tensor))

@@ -9,9 +9,10 @@ straight to the file, and the one who writes can pause at any MiB.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from flor_plugins.store.checkpoints.uncached import UncachedFile
 from flor_plugins.store.files import whole_folder, write_json
 
 CHUNK = 1 << 20  # bytes between two calls of `pace`
+REMEMBERED = 8  # states; a training writes thousands, and most of their tensors never come again
 
 # (key, hash, dtype, shape) of a tensor that is on disk -> (folder of the checkpoint, file, key in it)
 Known = MutableMapping[tuple[str, str, str, tuple[int, ...]], tuple[str, str, str]]
@@ -91,10 +93,18 @@ def write_folder(
             f"the checkpoint {folder} could not be written: {error}. "
             f"Nothing of it was left behind; look at the free space and the rights of {folder.parent}."
         ) from error
+    _remember(known, records, folder)
+    return state
+
+
+def _remember(known: Known, records: Mapping[str, TensorRecord], folder: Path) -> None:
+    """What is on the disk now; of what has not been seen for long, nothing."""
     for key, one in records.items():
         place, _, file = one.file.removeprefix("../").rpartition("/")
+        known.pop(one.identity(key), None)  # so that it becomes the newest one
         known[one.identity(key)] = (place or folder.name, file, one.key)
-    return state
+    for identity in list(islice(known, max(0, len(known) - REMEMBERED * len(records)))):
+        del known[identity]
 
 
 def _write_files(

@@ -11,9 +11,7 @@ from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.records import Checkpoint, Position
-from flor_plugins.store.checkpoints import FOLDER, files, folder_of
-from flor_plugins.store.checkpoints import checkpoint_of
-from flor_plugins.store.checkpoints import keys_of
+from flor_plugins.store.checkpoints import FOLDER, checkpoint_of, files, folder_of, keys_of
 from flor_plugins.store.checkpoints.links import Holders
 from flor_plugins.store.checkpoints.rewriting import alone, no_disk_error, put_state
 from flor_plugins.store.checkpoints.shells import hollow

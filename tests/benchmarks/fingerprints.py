@@ -1,4 +1,4 @@
-"""What the fingerprints cost a training step: python tests/benchmark_fingerprints.py [lightning|hf] [STEPS]
+"""What the fingerprints cost a training step: python -m tests.benchmarks.fingerprints [lightning|hf] [STEPS]
 
 One training; its steps alternate A B A B: with the checksum of the batch, and without. Printed is the median
 ratio of the step times of neighbours, so that a noisy machine disturbs both alike.

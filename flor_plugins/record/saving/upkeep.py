@@ -1,0 +1,69 @@
+"""What the writer does besides: it keeps a run within its disk budget, and compresses when nobody needs the machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from flor_plugins.errors import StoreError
+from flor_plugins.store.checkpoints import list_checkpoints
+from flor_plugins.store.checkpoints.files import STATE
+from flor_plugins.store.checkpoints.write import Known
+
+QUIET_S = 30.0  # without a state to write, before anything is compressed
+IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and the machine is idle
+ROOM = 0.9  # of the budget: thinning reads all of the run's state.json, so it frees more than the one byte too many
+
+
+class Needed(Exception):
+    """There is something more important to do."""
+
+
+class Upkeep:
+    """Of one run. known: what the writer takes to be on the disk. is_needed: is a state waiting to be written?"""
+
+    def __init__(self, run_path: Path, known: Known, is_needed: Callable[[], bool]) -> None:
+        self._run_path, self._known, self._is_needed = run_path, known, is_needed
+        self._used = self._on_disk()
+        self._freed = 0
+
+    def wrote(self, nbytes: int, budget: int | None) -> int:
+        """A checkpoint was written; older ones are reduced where all have more than `budget` bytes together.
+
+        Returns the bytes that were freed since the last one was written.
+        """
+        self._used += nbytes
+        if budget is not None and self._used > budget:
+            from flor_plugins.store.retention.thinning import thin
+
+            with suppress(StoreError):  # it is tried again after the next one
+                thin(self._run_path, int(ROOM * budget), self._known)
+            self._count()
+        freed, self._freed = self._freed, 0
+        return freed
+
+    def compress(self) -> None:
+        """Compress older checkpoints, if the machine is idle, until something more important comes."""
+        if os.getloadavg()[0] > IDLE_LOAD * (os.cpu_count() or 1):
+            return
+        from flor_plugins.store.checkpoints.cold import cool_run  # loads numpy and pyarrow: not before it is used
+
+        with suppress(Needed, StoreError, OSError):  # what is done is done; gc does the rest one day
+            cool_run(self._run_path, pace=self._pace)
+        self._count()
+
+    def _count(self) -> None:
+        before, self._used = self._used, self._on_disk()
+        self._freed += before - self._used
+
+    def _pace(self) -> None:
+        if self._is_needed():
+            raise Needed
+
+    def _on_disk(self) -> int:
+        with suppress(Exception):  # damaged, or deleted this moment; it is counted again after the next thinning
+            found = list_checkpoints(self._run_path)
+            return sum(one.nbytes + (one.path / STATE).stat().st_size for one in found)
+        return 0

@@ -1,0 +1,197 @@
+"""The benchmarks: what their statistics say, and that each of them runs and answers. No test asserts a time."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from importlib import import_module
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.benchmarks import memory, overhead, stall
+from tests.benchmarks.interference import Segment
+from tests.benchmarks.ratios import (
+    Aim,
+    Interval,
+    alternate,
+    interval,
+    judge,
+    orders,
+    pair_ratios,
+    quantile,
+    slope,
+)
+from tests.benchmarks.report import Figure, table
+
+FIGURE = {"name", "aim", "ratio", "ci", "control", "verdict", "n"}
+MACHINE = {"cores", "torch_threads"}
+QUICK = {
+    "overhead": ["--pairs", "3"],
+    "stall": ["--pairs", "2", "--savers", "AsyncCheckpointIO"],
+    "interference": ["--pairs", "3"],
+    "restore": ["--pairs", "3", "--epochs", "2"],
+    "memory": ["--minutes", "0.05", "--seconds", "0.5"],
+}
+
+values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60)
+still = Interval(1.0, 0.999, 1.001, 11)
+
+
+# ---- statistics
+
+
+@given(values)
+def test_a_median_lies_in_its_interval_and_the_interval_in_the_values(found):
+    one = interval(found)
+    assert min(found) <= one.low <= one.middle <= one.high <= max(found)
+    assert one.n == len(found)
+
+
+@pytest.mark.parametrize(("n", "outside"), [(1, 0), (5, 0), (6, 0), (9, 1), (11, 1), (12, 2), (20, 5), (40, 13)])
+def test_an_interval_leaves_out_as_many_values_as_the_sign_test_allows(n, outside):
+    one = interval(list(map(float, range(n))))
+    assert (one.low, one.high) == (outside, n - 1 - outside)
+
+
+@given(st.integers(6, 200))
+def test_the_median_is_inside_with_the_confidence_asked_for(n):
+    outside = int(interval(list(map(float, range(n)))).low)
+    covered = 1 - 2 * sum(math.comb(n, k) for k in range(outside + 1)) / 2**n
+    assert covered >= 0.95
+
+
+@pytest.mark.parametrize("found", [[], [1.0, math.nan], [math.inf]])
+def test_values_that_are_none_or_not_finite_have_no_interval(found):
+    with pytest.raises(ValueError, match="finite"):
+        interval(found)
+
+
+def test_pairs_must_be_pairs():
+    assert pair_ratios([2.0, 9.0], [1.0, 3.0]) == [2.0, 3.0]
+    with pytest.raises(ValueError, match="zip"):
+        pair_ratios([1.0], [1.0, 2.0])
+
+
+@given(st.lists(st.text(max_size=3), min_size=1, max_size=5, unique=True), st.integers(1, 6))
+def test_each_round_has_each_variant_once_and_the_next_goes_backward(names, rounds):
+    found = orders(names, rounds)
+    assert len(found) == rounds and found[0] == names
+    assert all(second == first[::-1] for first, second in pairwise(found))
+
+
+def test_variants_are_called_in_alternating_order_and_their_answers_kept_by_round():
+    called: list[str] = []
+    numbers: Iterator[int] = iter(range(9))
+
+    def variant(name: str) -> int:
+        called.append(name)
+        return next(numbers)
+
+    found = alternate({"a": lambda: variant("a"), "b": lambda: variant("b")}, 3)
+    assert "".join(called) == "abbaab"
+    assert found == {"a": [0, 3, 4], "b": [1, 2, 5]}
+
+
+@pytest.mark.parametrize(
+    ("figure", "aim", "control", "verdict"),
+    [
+        (Interval(1.001, 1.0, 1.004, 11), Aim(1.005), still, "met"),
+        (Interval(1.02, 1.01, 1.03, 11), Aim(1.005), still, "missed"),
+        (Interval(1.004, 1.001, 1.009, 11), Aim(1.005), still, "inconclusive"),  # the aim is inside
+        (Interval(1.001, 1.0, 1.004, 11), Aim(1.005), Interval(1.0, 0.99, 1.01, 11), "inconclusive"),
+        (Interval(1.02, 1.01, 1.03, 11), Aim(1.005), Interval(1.0, 0.98, 1.02, 11), "inconclusive"),
+        (Interval(1.001, 1.0, 1.004, 10), Aim(1.005), still, "inconclusive"),  # too few pairs
+        (Interval(0.8, 0.7, 1.1, 11), Aim(1.2, 0.0), Interval(0.0, -0.1, 0.2, 11), "met"),
+        (Interval(0.8, 0.7, 1.1, 11), Aim(1.2, 0.0), Interval(1.0, -0.1, 2.0, 11), "inconclusive"),
+    ],
+)
+def test_an_aim_is_met_or_missed_only_where_the_control_is_narrower_than_the_effect(figure, aim, control, verdict):
+    assert judge(figure, aim, control) == verdict
+
+
+@given(values, st.floats(0.01, 1.0))
+def test_a_quantile_is_a_value_that_its_share_does_not_exceed(found, share):
+    one = quantile(found, share)
+    assert one in found
+    assert sum(other <= one for other in found) >= share * len(found) - 1e-9
+
+
+def test_a_slope_is_that_of_the_line_and_none_at_one_moment():
+    assert slope([0, 1, 2, 3], [5, 7, 9, 11]) == pytest.approx(2)
+    assert slope([1, 1], [0, 9]) == 0
+
+
+# ---- what is made of step times
+
+
+def test_what_is_lost_is_all_time_above_the_undisturbed_median_from_one_checkpoint_to_the_next():
+    every = 9
+    steps = [1.0] * (4 * every - 2)
+    for at, extra in ((8, 5.0), (17, 2.0), (18, 0.5), (26, 1.0)):
+        steps[at] += extra
+    found = stall.losses(steps, every)
+    assert [one.total for one in found] == pytest.approx([5.0, 2.5, 1.0])
+    assert [one.longest for one in found] == pytest.approx([5.0, 2.0, 1.0])
+    assert {one.undisturbed for one in found} == {1.0}
+
+
+def test_a_fit_that_saves_nothing_loses_nothing():
+    assert [one.total for one in stall.losses([0.25] * 46, 12)] == [0.0, 0.0, 0.0]
+
+
+def test_a_segment_is_cut_at_its_epochs_and_what_comes_once_is_apart():
+    one = overhead.segment(started=0.0, moments=[2.0, 3.0, 4.0, 6.0, 7.0, 8.0], ended=9.5, now=10.0, steps=3)
+    assert (one.begin, one.epochs, one.finish) == (2.0, (4.0, 3.5), 0.5)
+    assert (one.steady, one.whole) == (3.5, 10.0)
+
+
+def test_steps_that_are_written_in_are_told_from_those_that_are_copied_in():
+    one = Segment((1.0, 2.0, 3.0, 4.0), (False, True, True, False), (False, True, False, False))
+    assert one.written() == [2.0, 3.0]
+    assert one.written(and_copied=False) == [3.0]
+    assert Segment((1.0, 2.0), (False, False), (False, False)).written() == [1.0, 2.0]
+
+
+def test_memory_of_a_process_that_has_ended_is_none():
+    assert memory.field(2**22 + 1, "status", "VmRSS") == 0
+    assert list(memory.descendants(2**22 + 1)) == []
+
+
+# ---- how it is told
+
+
+def test_a_figure_without_an_aim_has_no_verdict():
+    assert Figure("told", still, still).plain()["verdict"] is None
+    assert Figure("held", still, still, Aim(1.1)).plain()["verdict"] == "met"
+
+
+def test_a_table_has_columns_of_one_width():
+    assert table(("a", "bb"), [("ccc", "1")]) == "a    bb\nccc   1"
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("name", QUICK)
+def test_a_benchmark_ends_in_one_line_of_json_with_its_figures_and_the_machine(name, tmp_path, capfd):
+    arguments = ["--scale", "tiny", "--folder", str(tmp_path), *QUICK[name]]
+    import_module(f"tests.benchmarks.{name}").main(arguments)
+    said = capfd.readouterr()
+    *head, last = said.out.strip().splitlines()
+    line = json.loads(last)
+    assert line["benchmark"] == name
+    assert line["figures"] and all(one.keys() == FIGURE for one in line["figures"])
+    assert all(one["verdict"] in ("met", "missed", "inconclusive", None) for one in line["figures"])
+    assert any(one["verdict"] for one in line["figures"])
+    assert line["machine"].keys() >= MACHINE
+    assert any(text.startswith("figure") for text in head)
+    assert "flor:" not in said.err  # nothing went wrong while recording
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_saver_that_does_not_exist_is_named(capsys):
+    with pytest.raises(SystemExit):
+        stall.main(["--savers", "floor"])
+    assert "floor" in capsys.readouterr().err

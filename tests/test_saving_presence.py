@@ -1,0 +1,149 @@
+"""A writer that outlives its training, and who waits for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from posting import wait_until
+
+from flor_plugins.errors import StoreError
+from flor_plugins.record.saving import presence
+from flor_plugins.records import Process
+from flor_plugins.store.checkpoints import list_checkpoints
+from flor_plugins.store.files import PARTIAL, read_json, write_json
+
+ROOT = Path(__file__).parents[1]
+
+TRAINING = """
+import os, signal, sys, time
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from posting import Post, writer_of
+post = Post(Path({run!r}))
+{before}
+for step in range(6):
+    post.send(step, 1 << 21)
+    {each}
+print(writer_of(post.folder), flush=True)
+{after}
+"""
+
+
+def start(folder: Path, *, before: str = "", each: str = "", after: str, **options: Any) -> subprocess.Popen[str]:
+    run = folder / "run"
+    run.mkdir()
+    tests = str(Path(__file__).parent)
+    code = textwrap.dedent(TRAINING).format(
+        root=str(ROOT), tests=tests, run=str(run), before=before, each=each, after=after
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **options)
+
+
+def pid_said(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    return int(process.stdout.readline())
+
+
+def test_a_training_that_is_killed_leaves_a_writer_that_finishes_and_goes(tmp_path: Path) -> None:
+    with start(tmp_path, after="os.kill(os.getpid(), signal.SIGKILL)") as training:
+        pid = pid_said(training)
+        assert training.wait() == -signal.SIGKILL
+    presence.wait_for_writer(tmp_path / "run")
+    assert not (tmp_path / "run" / presence.FILE).exists()
+    steps = [one.position.step for one in list_checkpoints(tmp_path / "run")]
+    assert steps and steps == [*range(len(steps))]  # what was handed over, in order
+    assert not list(tmp_path.rglob(f"{PARTIAL}*"))
+    wait_until(lambda: is_dead(pid), "the writer is still there")
+
+
+def is_dead(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    return True
+
+
+def test_a_process_that_the_training_forked_does_not_keep_the_writer_alive(tmp_path: Path) -> None:
+    """It has the other end of the socket too: the writer hears of no end."""
+    after = """
+if (child := os.fork()) == 0:
+    os.close(1); time.sleep(60); os._exit(0)
+Path("child").write_text(str(child))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    with start(tmp_path, after=after, cwd=tmp_path) as training:
+        pid = pid_said(training)
+        training.wait()
+    try:
+        wait_until(lambda: is_dead(pid), "the writer waits for a training that is no more")
+        assert not (tmp_path / "run" / presence.FILE).exists()
+    finally:
+        os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_all_processes_of_a_training_does_not_end_its_writer(number: int, tmp_path: Path) -> None:
+    # the training ignores it, as one does that saves what it has
+    before = f"signal.signal({int(number)}, signal.SIG_IGN)"
+    after = "post.courier.flush(); print(writer_of(post.folder)); post.send(6); post.close()"
+    each = f"step == 2 and (post.courier.flush(), os.killpg(0, {int(number)}), os.kill(writer_of(post.folder), "
+    each += f"{int(number)}))"
+    with start(tmp_path, before=before, each=each, after=after, start_new_session=True) as training:
+        output, _ = training.communicate(timeout=60)
+    assert training.returncode == 0
+    first, last = output.split()
+    assert first == last  # it was not started again
+    assert [one.position.step for one in list_checkpoints(tmp_path / "run")] == [*range(7)]
+
+
+def test_the_package_is_found_where_the_training_found_it(tmp_path: Path) -> None:
+    """`python -c` and `python -m` look for modules in the present folder, and so does a relative PYTHONPATH."""
+    (tmp_path / "run").mkdir()
+    code = (
+        "from pathlib import Path; from posting import Post, writer_of; "
+        f"post = Post(Path({str(tmp_path / 'run')!r})); pid = writer_of(post.folder); post.send(0); "
+        "post.courier.flush(); assert pid == writer_of(post.folder), 'a second one was started'; post.close()"
+    )
+    env = {**os.environ, "PYTHONPATH": "tests", "PYTHONSAFEPATH": ""}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert [one.position.step for one in list_checkpoints(tmp_path / "run")] == [0]
+
+
+# ---- presence
+
+
+def test_nobody_waits_for_a_writer_that_is_gone_or_elsewhere(tmp_path: Path) -> None:
+    presence.wait_for_writer(tmp_path)
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    presence.announce(tmp_path, ended.pid)
+    ended.wait()
+    presence.wait_for_writer(tmp_path)
+    for one in ({"host": "another", "pid": os.getpid(), "started": ""}, ["no", "process"], {"pid": 1}):
+        write_json(tmp_path / presence.FILE, one)
+        presence.wait_for_writer(tmp_path)
+    (tmp_path / presence.FILE).write_text("{ torn")
+    presence.wait_for_writer(tmp_path)
+
+
+def test_a_writer_that_takes_too_long_is_named(tmp_path: Path) -> None:
+    presence.announce(tmp_path, os.getpid())
+    with pytest.raises(StoreError, match=f"still being written by process {os.getpid()}.*kill -9 {os.getpid()}"):
+        presence.wait_for_writer(tmp_path, timeout_s=0.05)
+    presence.leave(tmp_path)
+    presence.leave(tmp_path)
+    presence.wait_for_writer(tmp_path)
+
+
+def test_a_process_id_that_was_given_again_is_not_taken_for_the_writer(tmp_path: Path) -> None:
+    presence.announce(tmp_path, os.getpid())
+    was = Process(**read_json(tmp_path / presence.FILE))
+    write_json(tmp_path / presence.FILE, {"host": was.host, "pid": was.pid, "started": was.started + "0"})
+    presence.wait_for_writer(tmp_path)
