@@ -155,7 +155,7 @@ class DiskBudget:
         with self._lock:
             if self._nbytes is None:
                 return True
-            if not (is_full or self._weights or self._coming):
+            if self._trained is None and not (is_full or self._weights or self._coming):
                 # The first one says too much where most weights are frozen. To be measured, one is let in as if
                 # the optimizer had no state.
                 return self._used + 2 * (self._first or 0) <= self._nbytes
