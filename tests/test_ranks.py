@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> Run:
     assert recorder is not None
     for position in (HERE, LATER):
         weights = {"w": torch.ones(2), "mean": torch.ones(1)}
-        recorder.checkpoint(position, {"model": weights, "optimizer": [1], "rng": 5})
+        recorder.checkpoint(position, lambda weights=weights: {"model": weights, "optimizer": [1], "rng": 5})
     recorder.finish("finished")
     made = replace(recorder.run, processes=2)
     runs.save_run(made)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 from pathlib import Path
 
@@ -43,10 +45,27 @@ def test_a_file_system_without_direct_writes_gets_ordinary_ones(
 
     def refuse(path: Path, flags: int, mode: int = 0o777) -> int:
         if flags & direct:
-            raise OSError(22, "Invalid argument")
+            raise OSError(errno.EINVAL, "Invalid argument")
         return real(path, flags, mode)
 
     monkeypatch.setattr(os, "open", refuse)
+    with UncachedFile(tmp_path / "file", uncached.WORTH) as file:
+        file.write(memoryview(b"all the same"))
+    assert (tmp_path / "file").read_bytes() == b"all the same"
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="there are no direct writes")
+def test_a_file_system_that_refuses_direct_writes_one_by_one_gets_ordinary_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.write
+
+    def refuse(handle: int, memory: memoryview) -> int:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_DIRECT:
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return real(handle, memory)
+
+    monkeypatch.setattr(os, "write", refuse)
     with UncachedFile(tmp_path / "file", uncached.WORTH) as file:
         file.write(memoryview(b"all the same"))
     assert (tmp_path / "file").read_bytes() == b"all the same"

@@ -8,6 +8,7 @@ back. Written directly (open(2), O_DIRECT) it takes a tenth of one.
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 from pathlib import Path
@@ -53,7 +54,7 @@ class UncachedFile:
         """Append some bytes."""
         self._size += len(memory)
         if not self._direct:
-            _write_all(self._handle, memory)
+            self._write_all(memory)
             return
         while memory:
             count = min(ROOM - self._filled, len(memory))
@@ -65,10 +66,16 @@ class UncachedFile:
 
     def _flush(self) -> None:
         """Write what is in the room, up to a whole block; what is too much of the last one is cut off in the end."""
-        _write_all(self._handle, self._room[: -(-self._filled // BLOCK) * BLOCK])
+        self._write_all(self._room[: -(-self._filled // BLOCK) * BLOCK])
         self._filled = 0
 
-
-def _write_all(handle: int, memory: memoryview) -> None:
-    while memory:
-        memory = memory[os.write(handle, memory) :]
+    def _write_all(self, memory: memoryview) -> None:
+        while memory:
+            try:
+                memory = memory[os.write(self._handle, memory) :]
+            except OSError as error:
+                flags = fcntl.fcntl(self._handle, fcntl.F_GETFL)
+                if error.errno != errno.EINVAL or not flags & getattr(os, "O_DIRECT", 0):
+                    raise
+                # some file systems refuse only here, or want larger blocks
+                fcntl.fcntl(self._handle, fcntl.F_SETFL, flags & ~os.O_DIRECT)
