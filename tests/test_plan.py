@@ -62,7 +62,7 @@ def record(store: Store, number: int = 1, saved: Collection[int] = (0, 1, 2, 3),
     (run.path / "metrics").mkdir()
     save_run(run)
     for epoch in saved:
-        state = {"model": {"w": torch.full((2,), float(epoch))}, "optimizer": []}
+        state = {"model": {"w": torch.full((2,), float(epoch))}, "optimizer": [], "trainer": {}}
         save_checkpoint(run.path, boundary(epoch), encode(state))
     steps = {Position(step // STEPS, step): {"loss": 1 / step} for step in range(1, 3 * STEPS + 1)}
     log(run, "record-r0", steps)
