@@ -217,3 +217,15 @@ def test_what_a_writer_remembers_does_not_grow_with_the_run_and_what_never_chang
         sizes.append(len(known))
     assert max(sizes) == sizes[-1] == 16
     assert references(run)[Position(29, 29)] == {Position(1, 1)}
+
+
+def test_a_tensor_that_stops_changing_is_stored_once_more_and_then_referred_to(run: Path) -> None:
+    known: dict[Any, Any] = {}
+    values = [1.0, 2.0, 3.0, 3.0, 3.0, 4.0, 4.0, 4.0]
+    for epoch, value in enumerate(values, 1):
+        state = {"model": {"w": torch.full((3,), value)}, "rng": torch.full((2,), epoch)}
+        save_checkpoint(run, Position(epoch, epoch), encode(state), known)
+        assert load_checkpoint(run, Position(epoch, epoch))["model"]["w"].tolist() == [value] * 3
+    # Of one that changed each time it is seen only while it is written that it did not.
+    third, sixth = [Position(3, 3)], [Position(6, 6)]
+    assert [sorted(one) for one in references(run).values()] == [[], [], [], [], third, [], [], sixth]

@@ -3,12 +3,13 @@
 The files are safetensors (https://huggingface.co/docs/safetensors#format): 8 bytes with the length of a JSON
 header, the header, the tensors one after the other. They are written here and not by that package because it
 takes tensors of a framework, and all of them at once: here bytes go from the memory that they were copied to
-straight to the file, and the one who writes can pause at any MiB.
+straight to the file, and the one who writes can pause at any time.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from flor_plugins.store.checkpoints.hashes import Hash
 from flor_plugins.store.checkpoints.uncached import UncachedFile
 from flor_plugins.store.files import whole_folder, write_json
 
-CHUNK = 1 << 20  # bytes between two calls of `pace`
+CHUNK = 1 << 19  # bytes between two calls of `pace`; they fit into the cache of a core
 REMEMBERED = 8  # states; a training writes thousands, and most of their tensors never come again
 
 # (key, hash, dtype, shape) of a tensor that is on disk -> (folder of the checkpoint, file, key in it)
@@ -78,7 +79,7 @@ def write_folder(
     """Write a checkpoint, whole or not at all; returns what state.json holds.
 
     known: what the run has on disk, filled here after success: a piece that is there already becomes a reference.
-    pace: called after each MiB, for a writer that must not disturb. Raises StoreError if the folder exists, if the
+    pace: called after each half MiB, for a writer that must not disturb. Raises StoreError if the folder exists, if the
     disk refuses, or if a piece without memory is not on disk any more.
     """
     known = {} if known is None else known
@@ -101,8 +102,10 @@ def _remember(known: Known, records: Mapping[str, TensorRecord], folder: Path) -
     """What is on the disk now; of what has not been seen for long, nothing."""
     for key, one in records.items():
         place, _, file = one.file.removeprefix("../").rpartition("/")
-        known.pop(one.identity(key), None)  # so that it becomes the newest one
-        known[one.identity(key)] = (place or folder.name, file, one.key)
+        was = known.pop(one.identity(key), None)  # so that it becomes the newest one
+        if was is None or not (folder.parent / was[0] / STATE).is_file():
+            was = (place or folder.name, file, one.key)
+        known[one.identity(key)] = was
     for identity in list(islice(known, max(0, len(known) - REMEMBERED * len(records)))):
         del known[identity]
 
@@ -111,26 +114,30 @@ def _write_files(
     scratch: Path, folder: Path, pieces: Sequence[Piece], known: Known, pace: Callable[[], None]
 ) -> dict[str, TensorRecord]:
     """One file per section with what is new; the records of all pieces, in their order."""
-    places = _Places(folder, known)
+    places, restless = _Places(folder, known), _restless(known)
     found: dict[str, TensorRecord] = {}
     sections: dict[str, list[Piece]] = {}
     for piece in pieces:
-        section = piece.key.partition("/")[0]
         if piece.memory is None:
             found[piece.key] = places.unchanged(piece)
-            continue
-        sections.setdefault(section, []).append(piece)
-    for section, ones in sections.items():
-        new = []
-        for piece in ones:
-            # Hashed before it is written: most tensors that have not changed are found so, without writing them.
-            record = places.find(piece, piece.hash or _hash(piece, pace))
-            found[piece.key] = record
+        elif piece.key in restless:  # it changes each time: it is hashed as it is written, and read only once
+            sections.setdefault(piece.key.partition("/")[0], []).append(piece)
+        else:
+            record = found[piece.key] = places.find(piece, piece.hash or _hash(piece, pace))
             if "/" not in record.file:
-                new.append(piece)
-        if new:
-            _write_file(scratch / f"{section}.safetensors", new, pace)
+                sections.setdefault(piece.key.partition("/")[0], []).append(piece)
+    for section, ones in sections.items():
+        hashes = _write_file(scratch / f"{section}.safetensors", ones, pace)
+        found |= {one.key: places.here(one, hashes[one.key]) for one in ones if one.key not in found}
     return {piece.key: found[piece.key] for piece in pieces}
+
+
+def _restless(known: Known) -> set[str]:
+    """The keys of the tensors that were new in the last checkpoint, and not in that one alone."""
+    newest = {identity[0]: place for identity, (place, _, _) in known.items()}
+    count = Counter(identity[0] for identity in known)
+    last = next(reversed(newest.values()), None)
+    return {key for key, place in newest.items() if place == last and count[key] > 2}
 
 
 def _hash(piece: Piece, pace: Callable[[], None]) -> str:
@@ -142,16 +149,23 @@ def _hash(piece: Piece, pace: Callable[[], None]) -> str:
     return str(hashing)
 
 
-def _write_file(path: Path, pieces: Iterable[Piece], pace: Callable[[], None]) -> None:
+def _write_file(path: Path, pieces: Iterable[Piece], pace: Callable[[], None]) -> dict[str, str]:
+    """Returns the hash of each, taken while its bytes are in the processor's cache."""
     # wide dtypes first, so that every tensor is aligned to its items
     ordered = sorted(pieces, key=lambda piece: (-DTYPES[piece.dtype][1], piece.key))
+    hashes = {}
     with UncachedFile(path, sum(piece.nbytes for piece in ordered)) as file:
         file.write(memoryview(_header(ordered)))
         for piece in ordered:
             assert piece.memory is not None
+            hashing = Hash()
             for start in range(0, piece.nbytes, CHUNK):
-                file.write(piece.memory[start : start + CHUNK])
+                part = piece.memory[start : start + CHUNK]
+                hashing.update(part)
+                file.write(part)
                 pace()
+            hashes[piece.key] = str(hashing)
+    return hashes
 
 
 def _header(pieces: Sequence[Piece]) -> bytes:
@@ -172,9 +186,12 @@ class _Places:
         self._folder, self._known = folder, known
         self._there: dict[str, bool] = {}
 
-    def find(self, piece: Piece, hash: str) -> TensorRecord:
+    def here(self, piece: Piece, hash: str) -> TensorRecord:
         section, _, name = piece.key.partition("/")
-        one = TensorRecord(f"{section}.safetensors", name, piece.dtype, piece.shape, piece.nbytes, hash)
+        return TensorRecord(f"{section}.safetensors", name, piece.dtype, piece.shape, piece.nbytes, hash)
+
+    def find(self, piece: Piece, hash: str) -> TensorRecord:
+        one = self.here(piece, hash)
         earlier = self._known.get(one.identity(piece.key))
         if earlier is None or earlier[0] == self._folder.name or not self._is_there(earlier[0]):
             return one
