@@ -117,6 +117,20 @@ def context(**fields: object) -> Context:
     return Context(**{"model": net(), "epoch": 2, "step": 16, **fields})  # type: ignore[arg-type]
 
 
+def test_what_a_hook_returns_stays_as_it_was_when_the_training_goes_on() -> None:
+    @flor.metric
+    def mean_and_rows(ctx):
+        norm = ctx.model[1]
+        return {"mean": norm.running_mean, "rows": [norm.weight[:2]]}
+
+    model = net()
+    found = Hooks([mean_and_rows]).epoch(context(model=model))["mean_and_rows"]
+    with torch.no_grad():
+        model[1].running_mean.add_(1)
+        model[1].weight.add_(1)
+    assert found["mean"].tolist() == [0, 0, 0, 0] and found["rows"][0].tolist() == [1, 1]
+
+
 def test_a_hook_that_raises_does_not_stop_the_others() -> None:
     @flor.metric
     def broken(ctx):

@@ -19,10 +19,11 @@ from flor_plugins.hf import loading
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Context
-from flor_plugins.record.recorder import still
 from flor_plugins.records import Phase
 from flor_plugins.state import batch as fingerprints
+from flor_plugins.state.still import still
 from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.store.names import BATCH, FIRST_BATCH
 from flor_plugins.store.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
@@ -50,8 +51,7 @@ class Harvest:
         self._batch: Any = None
         self._val_loader: Any = None
         self._first = False  # is the next batch the first of an epoch?
-        self._micro = 0  # batches of the present update
-        self._checksum: Any = 0
+        self._checksums: list[Any] = []  # of the batches of the present update
         hooks.generators = lambda: loading.generators(trainer)
         self._in_update = ExitStack()
 
@@ -97,8 +97,8 @@ class Harvest:
         values = self.timeline.take_coming()
         if self._losses:
             values["loss"] = self._loss()
-        if self._micro:
-            values["flor.batch"] = self._checksum
+        if self._checksums:
+            values[BATCH] = fingerprints.by_place(self._checksums)
         self._forget_batches()
         self.timeline.step(self.trainer.state.global_step, values)
 
@@ -158,15 +158,14 @@ class Harvest:
         self._in_update.enter_context(live.connected(self._log))
 
     def _forget_batches(self) -> None:
-        self._losses, self._batch, self._micro, self._checksum = [], None, 0, 0
+        self._losses, self._batch, self._checksums = [], None, []
 
     def _fingerprint(self, inputs: Any) -> None:
         """Each batch counts by its place in the update. No synchronisation but for one batch an epoch."""
         if self._first:
             self._first = False
-            self.timeline.coming["flor.first_batch"] = fingerprints.sha256(inputs)
-        self._checksum = self._checksum + (1 + self._micro) * fingerprints.checksum(inputs)
-        self._micro += 1
+            self.timeline.coming[FIRST_BATCH] = fingerprints.sha256(inputs)
+        self._checksums.append(fingerprints.checksum(inputs))
 
     def _log(self, name: str, value: Any) -> None:
         self.timeline.coming.update(still({name: value}))

@@ -16,6 +16,7 @@ from flor_plugins.hooks.guard import undisturbed
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Position
 from flor_plugins.state.rng import Generator
+from flor_plugins.state.still import still
 
 Started = abc.Generator[Any, Any, Any]
 
@@ -88,7 +89,7 @@ class Hooks:
             try:
                 with undisturbed(ctx.model, metric, position, generators):
                     value = call(metric)
-                    found[metric.name] = value.detach() if isinstance(value, torch.Tensor) else value
+                    found.update(still({metric.name: value}))  # it may be a part of what is trained
             except Exception as error:
                 found.pop(metric.name, None)
                 self._report(metric, position, error)

@@ -19,9 +19,9 @@ from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Context
 from flor_plugins.lightning import capture
-from flor_plugins.record.recorder import still
 from flor_plugins.records import Phase
 from flor_plugins.state import batch as fingerprints
+from flor_plugins.state.still import still
 from flor_plugins.state.wrapped import Wrapped
 from flor_plugins.store.names import BATCH, FIRST_BATCH
 from flor_plugins.store.timeline import Timeline
@@ -166,13 +166,13 @@ class Harvest:
         if not trainer.training or trainer.global_step == self.timeline.position.step:
             return
         found = trainer._results.metrics(True)["callback"] if trainer._results else {}
-        values = {k: v for k, v in found.items() if f"{k}_step" not in found}
+        values = still({k: v for k, v in found.items() if f"{k}_step" not in found})
         values.update(self.timeline.take_coming())
         if self._losses:
             values["loss"] = self._loss()
         values.update(self._data.take())
         self._losses = []
-        self.timeline.step(trainer.global_step, still(values))
+        self.timeline.step(trainer.global_step, values)
 
     def _loss(self) -> torch.Tensor:
         # Lightning divides each micro-batch's loss by accumulate_grad_batches, also where an epoch's
@@ -224,18 +224,18 @@ class _Data:
         self.begin()
 
     def begin(self) -> None:
-        self._count, self._sum, self._first = 0, 0, ""
+        self._checksums: list[torch.Tensor | int] = []
+        self._first = ""
 
     def add(self, batch: Any, *, is_first: bool) -> None:
         """is_first: of its epoch; its sha256 is worth a synchronisation with the device."""
         if is_first:
             self._first = fingerprints.sha256(batch)
-        self._count += 1
-        self._sum: Any = self._sum + self._count * fingerprints.checksum(batch)
+        self._checksums.append(fingerprints.checksum(batch))
 
     def take(self) -> dict[str, Any]:
         """The values of the update that has been made."""
-        values = {BATCH: self._sum, **({FIRST_BATCH: self._first} if self._first else {})}
+        values = {BATCH: fingerprints.by_place(self._checksums), **({FIRST_BATCH: self._first} if self._first else {})}
         self.begin()
         return values
 

@@ -17,10 +17,9 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from flor_plugins.errors import FlorError, HookError
+from flor_plugins.errors import EncodingError, FlorError, HookError
 from flor_plugins.hooks import live
 from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.metric import Metric
@@ -31,6 +30,7 @@ from flor_plugins.record.policy import Policy
 from flor_plugins.record.resume import TIMELINE, Resumption
 from flor_plugins.record.writer import Writer
 from flor_plugins.records import Obstacle, Position, Row, Run, RunStatus, Timing
+from flor_plugins.state.still import still
 from flor_plugins.store import runs
 from flor_plugins.store.journal import Journal
 from flor_plugins.store.timeline import Timeline
@@ -210,7 +210,18 @@ class Recorder:
         if self._is_waiting:
             return
         self._here = (row.position, self._here[1] + 1 if self._here[0] == row.position else 1)
-        self._writer.put(lambda: self._journal.append(self._storable(row)))
+        self._writer.put(lambda: self._append(row))
+
+    def _append(self, row: Row) -> None:
+        try:
+            self._journal.append(row)
+        except EncodingError:  # nothing of it is written: the rest of it is
+            row = self._storable(row)
+            self._journal.append(row)
+        if self.resumption is not None and self.resumption.again:
+            differs = self.resumption.compare(row, self._media)
+            if differs:
+                self.warn(f"the resumed run is not the interrupted one: {differs}")
 
     def _open_rows(self, position: Position) -> dict[str, Any]:
         """The timeline for a State. Values that only the journal knows how to say are said its way.
@@ -241,10 +252,6 @@ class Recorder:
                 if name not in self._refused:
                     self._refused.add(name)
                     self.warn(f"metric {name!r} at {row.position} and later is not stored: {error}")
-        if self.resumption is not None and self.resumption.again:
-            differs = self.resumption.compare(replace(row, values=kept), self._media)
-            if differs:
-                self.warn(f"the resumed run is not the interrupted one: {differs}")
         return replace(row, values=kept)
 
     def _failed(self, error: Exception) -> None:
@@ -265,23 +272,6 @@ class Recorder:
             mean.get("validation", was.validation_s),
             round((was.recording_s or 0.0) + self.policy.spent_s, 3),
         )
-
-
-def still(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that the training can't change any more: tensors are copied where they are, without a sync."""
-    return {name: _still(value) for name, value in values.items()}
-
-
-def _still(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().clone()
-    if isinstance(value, np.ndarray):
-        return value.copy()
-    if type(value) in (list, tuple):
-        return [_still(one) for one in value]
-    if type(value) is dict:
-        return {key: _still(one) for key, one in value.items()}
-    return value
 
 
 def harmless(recorder: Recorder, act: Callable[[], Any]) -> Any:

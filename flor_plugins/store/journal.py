@@ -21,6 +21,7 @@ from flor_plugins.store.files import whole_file
 from flor_plugins.store.values import decode_value, encode_value
 
 FORMAT = 1
+_JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class Journal:
@@ -95,14 +96,14 @@ class Journal:
                 raise StoreError(
                     f"a row was logged to {self.path}, and that journal is closed. Open a new Journal on it."
                 )
-            size = os.fstat(self._fd).st_size
+            written = 0
             try:
                 written = os.write(self._fd, data)
                 while written < len(data):  # happens when the disk is nearly full
                     written += os.write(self._fd, data[written:])
             except OSError as error:
                 with suppress(OSError):  # no half line in the middle of a journal that goes on
-                    os.ftruncate(self._fd, size)
+                    os.ftruncate(self._fd, os.fstat(self._fd).st_size - written)
                 raise StoreError(
                     f"a row could not be written to {self.path}: {error}. Free some space there."
                 ) from error
@@ -159,7 +160,7 @@ def _line(row: Row, media: Path) -> dict[str, Any]:
 
 
 def _bytes(line: dict[str, Any]) -> bytes:
-    return json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    return _JSON.encode(line).encode() + b"\n"
 
 
 def _name(name: Any) -> str:
