@@ -233,6 +233,7 @@ class Pass:
     positions: where values are wanted; the ways "state" and "validate" restore the checkpoint at each.
     stretches: what the way "train" runs again. reason: why this way is the cheapest.
     steps: of step metrics only these are wanted; None means all of the stretches.
+    seconds, nbytes: estimates of what it takes and of what it reads; None where nothing is known.
     """
 
     way: Way
@@ -242,6 +243,7 @@ class Pass:
     stretches: tuple[Stretch, ...] = ()
     seconds: float | None = None
     steps: tuple[int, ...] | None = None
+    nbytes: int | None = None
 
     @property
     def epochs(self) -> tuple[int, ...]:
@@ -258,12 +260,18 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What one worker process does: some passes over one run."""
+    """What one worker process does: some passes over one run.
+
+    sources: files of that version which are other in the sandbox: path beneath the top of the repository to
+    text. edit: sha256 of the edit that they carry; it stands for the hook of the metrics that it logs.
+    """
 
     run_id: str
     name: str
     vid: str
     passes: tuple[Pass, ...]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    edit: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
