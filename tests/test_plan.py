@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 
+from flor_plugins.cli.planning import COLUMNS, rows_of
 from flor_plugins.errors import FlorError, HookError, ReplayError, WhereError
+from flor_plugins.hooks.load import scan
 from flor_plugins.records import Code, Launch, Plan, Position, Process, Row, Run, Stretch, Timing
 from flor_plugins.replay import plan
 from flor_plugins.replay.ask import hooks_for
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
+from flor_plugins.store.files import write_json
 from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import save_run
@@ -41,10 +44,12 @@ def boundary(epoch: int) -> Position:
     return Position(epoch, epoch * STEPS)
 
 
-def log(run: Run, writer: str, rows: Mapping[Position, Mapping[str, Any]], level: Any = "step") -> None:
+def log(
+    run: Run, writer: str, rows: Mapping[Position, Mapping[str, Any]], level: Any = "step", hook: str | None = None
+) -> None:
     journal = Journal(run.path / "metrics" / f"{writer}.jsonl", run.path / "media")
     for position, values in rows.items():
-        journal.append(Row(position, "train", level, values, 0.0))
+        journal.append(Row(position, "train", level, values, 0.0, hook=hook))
     journal.close()
 
 
@@ -95,7 +100,7 @@ def test_each_metric_goes_the_cheapest_way(store: Store, hooks: Path) -> None:
     assert made.metrics == ("accuracy", "wrong", "norm")
     assert ways(made) == {"state": (1, 2, 3), "validate": (1, 2, 3), "train": (1, 2, 3)}
     bases = {one.way: one.checkpoints for one in made.tasks[0].passes}
-    assert bases["state"] == ("epoch=1,step=4", "epoch=2,step=8", "epoch=3,step=12")
+    assert bases["state"] == ("epoch=1,step=4", "epoch=3,step=12", "epoch=2,step=8")  # the ends first
     assert bases["train"] == ("epoch=0,step=0", "epoch=1,step=4", "epoch=2,step=8")
 
 
@@ -107,11 +112,60 @@ def test_the_estimate_comes_from_the_recorded_timing(store: Store, hooks: Path) 
     assert ask([unknown], hooks, "norm").seconds is None
 
 
+def replayed(store: Store, number: int, made: Plan, seconds: Mapping[str, float]) -> None:
+    """What a replay leaves beside its values: the plan, and seconds by way."""
+    folder = store.replay(f"2026112{number}-000000-000-000000")
+    write_json(folder / "plan.json", plan.as_json(made))
+    rows = [{"run": task.run_id, "way": way, "seconds": its} for task in made.tasks for way, its in seconds.items()]
+    write_json(folder / "verdicts.json", {"format": 1, "passes": rows})
+
+
+def test_what_the_newest_replay_of_a_way_took_is_the_estimate(store: Store, hooks: Path) -> None:
+    run = record(store)
+    made = ask([run], hooks)
+    replayed(store, 4, made, {"state": 6.0, "train": 24.0})
+    replayed(store, 5, made, {"state": 3.0})
+    unread = store.replay("20261126-000000-000-000000")
+    write_json(unread / "verdicts.json", {"passes": [{}]})
+    assert ask([run], hooks, "accuracy").seconds == 1.0 + 3 * 1.0
+    assert ask([run], hooks, "norm", epochs=[1]).seconds == 1.0 + 4 * 2.0
+    assert ask([run], hooks, "wrong").seconds == 7.0, "no replay has validated"
+    assert ask([record(store, 2)], hooks, "accuracy").seconds == 4.0, "another run goes by its own times"
+
+
+def test_the_table_of_a_plan_says_all_of_each_pass(store: Store, hooks: Path) -> None:
+    made = ask([record(store)], hooks, "accuracy")
+    row = rows_of(made, is_whole=False)[0]
+    shown = {name: row[name] for name in COLUMNS}
+    assert shown == {
+        "run": made.tasks[0].run_id, "name": "run1", "vid": "a" * 12, "epochs": "1,2,3", "way": "state",
+        "checkpoints": "epoch=1,step=4 epoch=3,step=12 epoch=2,step=8", "seconds": "~4.0", "bytes": "24 B",
+        "metrics": "accuracy",
+    }  # fmt: skip
+    assert rows_of(made, is_whole=True)[0]["bytes"] == 24
+
+
+def test_the_trainer_is_built_once_for_all_passes_of_a_run(store: Store, hooks: Path) -> None:
+    assert ask([record(store)], hooks).seconds == 1.0 + 3 * 1.0 + 3 * 2.0 + 3 * 10.0
+
+
+def test_the_bytes_that_are_read_are_those_of_the_sections_that_are_restored(store: Store, hooks: Path) -> None:
+    run = record(store, saved=())
+    known: dict[Any, Any] = {}  # so that what is frozen is a reference to the first
+    for epoch in (0, 1, 2, 3):
+        model = {"w": torch.full((2,), float(epoch)), "frozen": torch.ones(8)}
+        state = {"model": model, "optimizer": [torch.full((4,), float(epoch))], "trainer": {}}
+        save_checkpoint(run.path, boundary(epoch), encode(state), known)
+    read = {one.way: one.nbytes for one in ask([run], hooks).tasks[0].passes}
+    assert read == {"state": 3 * 40, "validate": 3 * 56, "train": 3 * 56}
+
+
 def test_what_is_there_is_not_asked_again(store: Store, hooks: Path) -> None:
     run = record(store)
-    log(run, "replay-x-w0", {boundary(epoch): {"accuracy": 0.5} for epoch in (1, 3)}, "epoch")
+    source = scan(hooks)[0].digest
+    log(run, "replay-x-w0", {boundary(epoch): {"accuracy": 0.5} for epoch in (1, 3)}, "epoch", source)
     assert ways(ask([run], hooks, "accuracy")) == {"state": (2,)}
-    log(run, "replay-y-w0", {boundary(2): {"accuracy": 0.5}}, "epoch")
+    log(run, "replay-y-w0", {boundary(2): {"accuracy": 0.5}}, "epoch", source)
     assert ask([run], hooks, "accuracy").tasks == ()
 
 
@@ -160,6 +214,8 @@ def test_a_wrong_where_is_told_before_anything_is_run(store: Store, hooks: Path,
         ("1,3", (1, 3)),
         ("2:3", (2, 3)),
         ("2:", (2, 3)),
+        ("sample:2", (1, 3)),
+        ("sample:9", (1, 2, 3)),
         ([3, 1], (1, 3)),
     ],
 )

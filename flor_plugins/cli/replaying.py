@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
-
-from flor_plugins.cli import printing
+from flor_plugins.cli import planning, printing
 from flor_plugins.cli.recording import record_versions
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
@@ -22,8 +20,7 @@ from flor_plugins.store.runs import find_run, list_runs
 
 Progress = Callable[[Task, dict[str, Any]], None]
 
-_ASK_ABOVE_S = 60.0
-SCHEDULE = ["run", "name", "vid", "epochs", "way", "seconds", "verdict"]
+SCHEDULE = ["run", "name", "vid", "epochs", "way", "seconds", "estimated", "verdict"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +48,11 @@ def replay(asked: Asked, workers: int, dry_run: bool, yes: bool, as_json: bool, 
     made = plan.make(found, request)
     human = not (as_json or as_csv)
     if dry_run:
-        _show_plan(made, as_json, as_csv)
+        planning.show(made, as_json, as_csv)
         return 0
     if human:
-        _show_plan(made, False, False)
-        if not _agreed(made, yes):
+        planning.show(made, False, False)
+        if not planning.agreed(made, yes):
             return 1
     with _progress(made, human) as progress:
         answer = ask.execute(store, found, made, workers=workers, progress=progress)
@@ -106,46 +103,6 @@ def _request(
     )
 
 
-def _show_plan(made: Plan, as_json: bool, as_csv: bool) -> None:
-    if as_json:
-        import json
-
-        from flor_plugins.replay import plan
-
-        print(json.dumps(plan.as_json(made), indent=1))
-        return
-    rows = [
-        {
-            "run": task.run_id,
-            "name": task.name,
-            "vid": task.vid[:12],
-            "epochs": ",".join(map(str, one.epochs)),
-            "way": one.way,
-            "seconds": None if one.seconds is None else f"~{one.seconds:.1f}",
-            "metrics": ",".join(one.metrics),
-            "reason": one.reason,
-        }
-        for task in made.tasks
-        for one in task.passes
-    ]
-    if not rows and not as_csv:
-        print("nothing is missing: every value asked for is there")
-        return
-    columns = ["run", "name", "vid", "epochs", "way", "seconds", "metrics"]
-    printing.table(rows, [*columns, "reason"] if as_csv else columns, as_json=False, as_csv=as_csv)
-    if not as_csv:
-        for way, reason in {str(row["way"]): row["reason"] for row in rows}.items():
-            print(f"{way}: {reason}")
-        print()
-
-
-def _agreed(made: Plan, yes: bool) -> bool:
-    """A person is asked when it is estimated above a minute."""
-    if yes or (made.seconds or 0.0) <= _ASK_ABOVE_S or not sys.stdin.isatty():
-        return True
-    return typer.confirm(f"This takes about {made.seconds:.0f} s. Go on?")
-
-
 @contextmanager
 def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
     """A bar on a terminal, plain lines elsewhere, nothing for programs."""
@@ -174,7 +131,7 @@ def _print_answer(store: Store, found: list[Run], answer: Any, as_json: bool, as
     from flor_plugins.store import frame
 
     if answer.rows and not (as_json or as_csv):
-        printing.table(answer.rows, SCHEDULE, as_json=False, as_csv=False)
+        printing.table([{"estimated": None, **row} for row in answer.rows], SCHEDULE, as_json=False, as_csv=False)
         for row in answer.rows:
             if row["detail"]:
                 print(f"{row['name']} ({row['way']}) first differs at {row['detail']}")

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import ast
 import difflib
-import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from flor_plugins.errors import HookError
+from flor_plugins.hooks.digests import digest_of, digests
 from flor_plugins.hooks.metric import MOMENTS, Metric
 from flor_plugins.records import Way
 
@@ -24,23 +24,34 @@ _VALIDATION_ONLY = ("on_validation", "on_evaluate", "on_prediction_step")
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A hook as the source shows it. way: the cheapest way that calls it."""
+    """A hook as the source shows it. way: the cheapest way that calls it.
+
+    digest: sha256 of its source and what it uses (`digests`); of a callback and compute_metrics that of the file.
+    file_digest: sha256 of the whole file.
+    """
 
     name: str
     kind: str
     way: Way
     line: int
+    digest: str = ""
+    file_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A hook file, imported. digest: sha256 of its source."""
+    """A hook file, imported. digest: sha256 of the file. digests: of each of its functions."""
 
     path: Path
     digest: str
     metrics: tuple[Metric, ...]
     callbacks: tuple[type, ...]
     compute_metrics: Callable[..., Any] | None
+    digests: Mapping[str, str] = field(default_factory=dict)
+
+    def digest_of(self, metric: str) -> str:
+        """What the values of a metric of this file are known by: the same as `Found.digest`."""
+        return self.digests.get(metric, self.digest)
 
 
 def scan(path: Path) -> list[Found]:
@@ -49,7 +60,9 @@ def scan(path: Path) -> list[Found]:
     Raises HookError when the file can't be read or parsed, or when `at` is unknown.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        source = path.read_bytes()
+        tree = ast.parse(source.decode(), filename=str(path))
+        each, whole = digests(source), digest_of(source)
     except FileNotFoundError as error:
         raise HookError(f"hook file {path} does not exist") from error
     except (SyntaxError, UnicodeDecodeError) as error:
@@ -60,18 +73,16 @@ def scan(path: Path) -> list[Found]:
         if isinstance(node, ast.FunctionDef):
             found += _found_function(node, path)
         elif isinstance(node, ast.ClassDef) and any(_last_name(b).endswith("Callback") for b in node.bases):
-            methods = [
-                n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name.startswith("on_")
-            ]
+            methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name.startswith("on_")]
             only = bool(methods) and all(m.startswith(_VALIDATION_ONLY) for m in methods)
             found.append(Found(node.name, "callback", "validate" if only else "train", node.lineno))
-    return found
+    return [replace(one, digest=each[one.name] if one.kind == "metric" else whole, file_digest=whole) for one in found]
 
 
 def load(path: Path) -> Loaded:
     """Import a hook file under a name of its own. Raises HookError with file and line."""
     source = path.read_bytes()
-    digest = hashlib.sha256(source).hexdigest()
+    digest = digest_of(source)
     name = f"flor_hook_{path.stem}_{digest[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
@@ -83,12 +94,9 @@ def load(path: Path) -> Loaded:
         raise
     except Exception as error:
         line = _line_in(error, path)
-        raise HookError(
-            f"{path}:{line}: the hook file can't be loaded: {type(error).__name__}: {error}"
-        ) from error
-    return Loaded(
-        path, digest, _metrics(module), _callbacks(module), getattr(module, "compute_metrics", None)
-    )
+        raise HookError(f"{path}:{line}: the hook file can't be loaded: {type(error).__name__}: {error}") from error
+    compute_metrics = getattr(module, "compute_metrics", None)
+    return Loaded(path, digest, _metrics(module), _callbacks(module), compute_metrics, digests(source))
 
 
 def check_callback(made: type, base: type) -> None:
@@ -114,8 +122,7 @@ def _check_signature(made: type, name: str, method: Any, expected: Any, place: s
         inspect.signature(method).bind(*[None] * len(required), **keywords)
     except TypeError as error:
         raise HookError(
-            f"{place}: {made.__name__}.{name} does not take what the trainer passes ({error}): "
-            f"def {name}{wanted}"
+            f"{place}: {made.__name__}.{name} does not take what the trainer passes ({error}): def {name}{wanted}"
         ) from error
 
 

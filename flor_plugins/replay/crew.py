@@ -33,11 +33,15 @@ class Crew:
     """The processes that do a task. Only the first one's events are told as they come.
 
     order: the task as the worker reads it. folder: where orders and outputs lie; `output.txt` is the first one's.
+    given_up: once it is set, all are ended.
     """
 
-    def __init__(self, run: Run, order: Mapping[str, Any], folder: Path, count: int) -> None:
+    def __init__(
+        self, run: Run, order: Mapping[str, Any], folder: Path, count: int, given_up: threading.Event | None = None
+    ) -> None:
         self.count = count
         self._run, self._order, self._folder = run, order, folder
+        self._given_up = given_up or threading.Event()
         self._port = _free_port() if count > 1 else 0
         self._is_over = threading.Event()
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -89,6 +93,14 @@ class Crew:
                 return f"rank {rank}: {what}; its output is in {self._file('output', rank, '.txt')}"
         return None
 
+    def killed_by(self) -> int | None:
+        """The number of the signal that ended one of them, and not by us; None where they ended or raised."""
+        first, *others = self._codes
+        killed = [-code for code in others if code is not None and code < 0]
+        if not killed and first is not None and first < 0 and not any(others):
+            killed = [-first]
+        return killed[0] if killed else None
+
     # ---- inside
 
     def _start(self, rank: int, pipe: int) -> None:
@@ -122,6 +134,10 @@ class Crew:
     def _end_with_others(self) -> None:
         """A process that waits for a dead one in a collective would wait for half an hour."""
         while not self._is_over.wait(POLL_S):
+            if self._given_up.is_set():
+                for process in self._processes:
+                    _ended(process, 0.0)
+                return
             if any(other.poll() not in (0, None) for other in self._processes[1:]):
                 _ended(self._processes[0], GRACE_S / 3)  # it may be about to say so itself
                 return

@@ -6,9 +6,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flor_plugins.records import Level, Position, Way
+from flor_plugins.records import Level, Position, Row, Way
 from flor_plugins.replay.places import Places
-from flor_plugins.store.journal import read_run
 
 if TYPE_CHECKING:
     from flor_plugins.store.where import Where
@@ -23,8 +22,16 @@ class Due:
     is_every: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What is known of a run: where it has been, and the (writer, row) of its journals that count (`of_today`)."""
+
+    places: Places
+    rows: Sequence[tuple[str, Row]]
+
+
 def due_in(
-    places: Places,
+    known: Known,
     names: Sequence[str],
     way: Way,
     where: Where | None,
@@ -34,14 +41,15 @@ def due_in(
     """What is due of the metrics of one way, in those epochs or at that one place."""
     if not names:
         return Due((), (), True)
-    present = {(name, row.position) for _, row in read_run(places.run.path, names) for name in row.values}
+    places = known.places
+    present = {(name, row.position) for _, row in known.rows for name in row.values}
     candidates = [place] if place is not None else _candidates(places, way, epochs)
     if where is not None:
         inside = [one for one in candidates if places.ends.get(one.epoch) != one.step]
         at_ends = [one for one in candidates if places.ends.get(one.epoch) == one.step]
         if way == "train":
             inside, at_ends = candidates, []
-        held = _holding(places, where, inside, "step") | _holding(places, where, at_ends, "epoch")
+        held = _holding(known, where, inside, "step") | _holding(known, where, at_ends, "epoch")
         candidates = [one for one in candidates if one in held]
     missing = [one for one in candidates if any((name, one) not in present for name in names)]
     return Due(tuple(names), tuple(missing), where is None and place is None)
@@ -49,8 +57,7 @@ def due_in(
 
 def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Position]:
     if way == "train":
-        steps = _recorded_steps(places)
-        return [one for one in steps if places.epoch_of(one) in epochs]
+        return [one for one in places.steps if places.epoch_of(one) in epochs]
     ends = [places.end_of(epoch) for epoch in epochs]
     if way == "state" and not places.starts:  # of a run of which only weights are known, each checkpoint counts
         ends += [one for one in places.saved if places.epoch_of(one) in epochs and one not in ends]
@@ -60,12 +67,7 @@ def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Posit
     return sorted(ends)
 
 
-def _recorded_steps(places: Places) -> list[Position]:
-    rows = (row for writer, row in read_run(places.run.path, ()) if writer.startswith("record"))
-    return sorted({row.position for row in rows if row.level == "step" and row.phase == "train"})
-
-
-def _holding(places: Places, where: Where, candidates: Sequence[Position], level: Level) -> set[Position]:
+def _holding(known: Known, where: Where, candidates: Sequence[Position], level: Level) -> set[Position]:
     """Those candidates at which the predicate holds."""
     import pandas as pd
 
@@ -73,7 +75,7 @@ def _holding(places: Places, where: Where, candidates: Sequence[Position], level
 
     if not candidates:
         return set()
-    frame = positions(places.run, list(where.names), level)
+    frame = positions(known.places.run, list(where.names), level, known.rows)
     columns = ["epoch"] if level == "epoch" else ["epoch", "step"]
     keys = [(one.epoch,) if level == "epoch" else (one.epoch, one.step) for one in candidates]
     asked = pd.DataFrame(keys, columns=columns).astype("Int64")

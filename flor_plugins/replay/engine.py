@@ -1,136 +1,110 @@
-"""Tasks on this machine, at most `workers` at a time; each in a worker process of its own, or in several."""
+"""Tasks on this machine, at most `workers` at a time; a worker that was killed is replaced."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+import threading
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from signal import Signals
 from typing import Any
 
-from flor_plugins.errors import FlorError
-from flor_plugins.records import Plan, Run, Task
-from flor_plugins.replay.crew import Crew
-from flor_plugins.replay.sandbox import sandbox
+from flor_plugins.errors import ReplayError
+from flor_plugins.records import Grade, Plan, Position, Run, Task
+from flor_plugins.replay.engines.rest import rest_of, together
+from flor_plugins.replay.tasks import Outcome, Tell, do_task
 from flor_plugins.replay.verify import worse
-from flor_plugins.store.commits import find_commit
+from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
 
-Tell = Callable[[Task, dict[str, Any]], None]
+DEATHS = 3  # in a row, without anything that was done between them
+DONE = ("position", "stretch", "passed")  # events that say that values are stored
 
 
 @dataclass(slots=True)
-class Outcome:
-    """What became of one task.
+class _Request:
+    """What all tasks of a request have in common. is_over: no worker is replaced any more."""
 
-    passed: one event per finished pass (way, epochs, seconds, grade, ...). stretches: one per stretch of training.
+    store: Store
+    runs: Mapping[str, Run]
+    plan: Plan
+    tell: Tell
+    is_over: threading.Event = field(default_factory=threading.Event)
+
+
+def run_all(
+    store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int = 1, engine: str = "local"
+) -> list[Outcome]:
+    """Do all tasks of a plan, the longest first; one that fails does not stop the others. In the order of the plan.
+
+    engine: "local": worker processes of this machine; "ray": those of a Ray cluster. Raises ReplayError for others.
     """
+    if engine == "ray":
+        from flor_plugins.replay.engines import ray
 
-    task: Task
-    passed: list[dict[str, Any]] = field(default_factory=list)
-    stretches: list[dict[str, Any]] = field(default_factory=list)
-    hook_failures: list[str] = field(default_factory=list)
-    failure: str | None = None
-    log: Path | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        return self.failure is None and not self.hook_failures
-
-
-def run_all(store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int = 1) -> list[Outcome]:
-    """Do all tasks of a plan; one that fails does not stop the others. In the order of the plan."""
-    folder = store.replay(plan.replay_id)
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def one(task: Task) -> Outcome:
-        return _run_task(store, runs[task.run_id], plan, task, tell)
-
+        return ray.run_all(store, runs, plan, tell, workers=workers)
+    if engine != "local":
+        raise ReplayError(
+            f"the engine {engine!r} was asked for; there are 'local' and 'ray'. Name one of those, "
+            f"or none for processes of this machine."
+        )
+    store.replay(plan.replay_id).mkdir(parents=True, exist_ok=True)
+    request = _Request(store, runs, plan, tell)
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        return list(pool.map(one, plan.tasks))
+        begun: dict[int, Future[Outcome]] = {}
+        try:
+            for number in sorted(range(len(plan.tasks)), key=lambda number: -_seconds(plan.tasks[number])):
+                begun[number] = pool.submit(_do, request, plan.tasks[number])
+            return [begun[number].result() for number in range(len(plan.tasks))]
+        except BaseException:
+            request.is_over.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
-def _run_task(store: Store, run: Run, plan: Plan, task: Task, tell: Tell) -> Outcome:
-    outcome = Outcome(task)
-    folder = store.replay(plan.replay_id) / task.run_id
-    folder.mkdir(parents=True, exist_ok=True)
-    outcome.log = folder / "output.txt"
-    assert run.code is not None
-    try:
-        repo = find_commit(run.code, store, Path.cwd())
-        with (
-            tempfile.TemporaryDirectory(prefix="flor-sandbox-", ignore_cleanup_errors=True) as scratch,
-            sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place,
-        ):
-            for part, count in _parts(run, task):
-                order = {
-                    "run": str(run.path),
-                    "store": str(store.root),
-                    "sandbox": str(place),
-                    "replay_id": plan.replay_id,
-                    "hooks": list(plan.hooks),
-                    "task": asdict(part),
-                    "is_alone": count < run.processes,
-                }
-                if outcome.failure is None:
-                    _watch(outcome, run, Crew(run, order, folder, count), tell)
-    except FlorError as error:
-        outcome.failure = str(error)
-    return outcome
+def _do(request: _Request, task: Task) -> Outcome:
+    """One task, by as many workers one after the other as it takes while they are killed."""
+    run, rest = request.runs[task.run_id], task
+    before: list[dict[str, Any]] = []
+    deaths = 0
+    while True:
+        told: list[dict[str, Any]] = []
+        outcome = do_task(request.store, run, request.plan, rest, _listener(request, told), given_up=request.is_over)
+        if outcome.killed_by is None or request.is_over.is_set():
+            break
+        deaths = 1 if any(event["event"] in DONE for event in told) else deaths + 1
+        if deaths >= DEATHS:
+            outcome.failure = f"{outcome.failure} (begun {deaths} times, and nothing was done between)"
+            break
+        before += told
+        rest = rest_of(task, before)
+        if not rest.passes:
+            outcome = Outcome(task, log=outcome.log)
+            break
+        request.tell(task, {"event": "lost", "message": f"killed by {Signals(outcome.killed_by).name}: begun again"})
+    return together(task, before, outcome, _stored(request, run)) if before else replace(outcome, task=task)
 
 
-def _parts(run: Run, task: Task) -> list[tuple[Task, int]]:
-    """What one process does, and what as many must do as trained together: they share the data among them."""
-    if run.processes == 1:
-        return [(task, 1)]
-    alone = tuple(one for one in task.passes if one.way == "state")
-    together = tuple(one for one in task.passes if one.way != "state")
-    parts = [(replace(task, passes=alone), 1), (replace(task, passes=together), run.processes)]
-    return [(part, count) for part, count in parts if part.passes]
+def _listener(request: _Request, told: list[dict[str, Any]]) -> Tell:
+    def tell(task: Task, event: dict[str, Any]) -> None:
+        if request.is_over.is_set():
+            raise KeyboardInterrupt
+        told.append(event)
+        request.tell(task, event)
+
+    return tell
 
 
-def _watch(outcome: Outcome, run: Run, crew: Crew, tell: Tell) -> None:
-    """Read what the workers tell until they end."""
-    passed, stretches = len(outcome.passed), len(outcome.stretches)
-    ended, failed_at = False, None
-    try:
-        for event in crew.events():
-            ended = _note(outcome, event) or ended
-            failed_at = event["at"] if event["event"] == "failed" else failed_at
-            tell(outcome.task, event)
-        code = crew.end(at_once=outcome.failure is not None)
-    except BaseException:
-        crew.end(at_once=True)
-        raise
-    others = crew.failure(failed_at)
-    if others is not None:
-        outcome.failure = f"a worker of run {run.name} failed: {others}"
-    elif not ended:
-        outcome.failure = f"the worker of run {run.name} died (exit status {code}); its output is in {outcome.log}"
-    for rank in range(1, crew.count):
-        told = crew.told_by_others(rank)
-        _worsen(outcome.passed[passed:], [one for one in told if one["event"] == "passed"], rank)
-        _worsen(outcome.stretches[stretches:], [one for one in told if one["event"] == "stretch"], rank)
+def _stored(request: _Request, run: Run) -> dict[Position, Grade]:
+    """The worst verdict of the rows that this request stored, by position."""
+    found: dict[Position, Grade] = {}
+    for writer, row in read_run(run.path, request.plan.metrics):
+        if writer.startswith(f"replay-{request.plan.replay_id}-") and row.verdict is not None:
+            found[row.position] = worse(row.verdict, found.get(row.position, row.verdict))
+    return found
 
 
-def _worsen(events: list[dict[str, Any]], others: list[dict[str, Any]], rank: int) -> None:
-    """A pass is as exact as it is in the process in which it is the least."""
-    for event, other in zip(events, others, strict=False):
-        event["compared"] += other["compared"]
-        if worse(event["grade"], other["grade"]) != event["grade"]:
-            event.update(grade=other["grade"], first=other["first"], detail=f"rank {rank}: {other['detail']}")
-
-
-def _note(outcome: Outcome, event: dict[str, Any]) -> bool:
-    """Keep what matters of an event; True for the last one."""
-    kind = event["event"]
-    if kind == "passed":
-        outcome.passed.append(event)
-    elif kind == "stretch":
-        outcome.stretches.append(event)
-    elif kind == "hook_failed":
-        outcome.hook_failures.append(event["message"])
-    elif kind == "failed":
-        outcome.failure = event["message"]
-    return kind in ("done", "failed")
+def _seconds(task: Task) -> float:
+    """Estimated; what is unknown may be long."""
+    found = [one.seconds for one in task.passes]
+    return float("inf") if None in found else sum(s for s in found if s is not None)

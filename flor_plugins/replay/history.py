@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flor_plugins.records import Level, Phase, Position, Row, Run
@@ -11,11 +11,15 @@ from flor_plugins.store.journal import read_run
 from flor_plugins.store.values import encode_value
 
 Key = tuple[Position, Phase, Level]
+# metric to the digests that its hook of today is known by; None among them: values without one count, too
+Hooks = Mapping[str, Collection[str | None]]
 
 
 @dataclass(slots=True)
 class History:
-    """values: recorded ones by place, encoded. present: (metric, position) that any writer has already."""
+    """values: recorded ones by place, encoded. present: (metric, position) that has a value already,
+    by the recording or by the hook of today.
+    """
 
     values: dict[Key, dict[str, Any]] = field(default_factory=dict)
     present: set[tuple[str, Position]] = field(default_factory=set)
@@ -28,12 +32,29 @@ class History:
         return found or {}
 
 
-def history_of(run: Run) -> History:
-    """Read all journals of a run."""
+def history_of(run: Run, hooks: Hooks | None = None) -> History:
+    """Read all journals of a run. hooks: as in `of_today`."""
     history = History()
-    for writer, row in read_run(run.path):
+    for writer, row in of_today(read_run(run.path), hooks or {}):
         history.present.update((name, row.position) for name in row.values)
         if writer.startswith("record"):
             values = {name: encode_value(value, run.path / "media") for name, value in row.values.items()}
             history.values.setdefault((row.position, row.phase, row.level), {}).update(values)
     return history
+
+
+def of_today(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> list[tuple[str, Row]]:
+    """(writer, row) of a run without the values that an earlier source of a hook gave in a replay.
+
+    A value is known by run (and so by its code), position, metric and the source of its hook. What the run itself
+    logged is never taken out: it was there when it trained, and is not computed again. A value that a diverged
+    replay gave stays, too, as long as its hook is the same: once more would give it once more. A metric without an
+    entry in `hooks` keeps all its values. Rows stay, with less in them: they also say where the run has been.
+    """
+    kept = []
+    for writer, row in rows:
+        if not writer.startswith("record"):
+            values = {name: one for name, one in row.values.items() if row.hook in hooks.get(name, (row.hook,))}
+            row = row if len(values) == len(row.values) else replace(row, values=values)
+        kept.append((writer, row))
+    return kept

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flor_plugins.errors import NoCheckpoint
-from flor_plugins.records import Checkpoint, Position, Run, Stretch
+from flor_plugins.records import Checkpoint, Position, Row, Run, Stretch
 from flor_plugins.store.journal import read_run
 from flor_plugins.store.ranks import list_checkpoints
 
@@ -17,6 +17,7 @@ class Places:
 
     validated: where the run was validated inside an epoch. last: how far the run came.
     starts: the checkpoints from which training goes on; bit for bit where there are such.
+    steps: every update of which something was recorded, ascending.
     """
 
     run: Run
@@ -25,6 +26,7 @@ class Places:
     validated: frozenset[Position]
     last: Position
     starts: tuple[Position, ...] = ()
+    steps: tuple[Position, ...] = ()
 
     def end_of(self, epoch: int) -> Position:
         """The position at which that epoch was completed. Raises NoCheckpoint if it was not."""
@@ -84,19 +86,22 @@ class Places:
         return tuple(range(start.epoch + 1, max(self.epoch_of(end), start.epoch + 1) + 1))
 
 
-def places_of(run: Run) -> Places:
-    """Read where a run has been."""
+def places_of(run: Run, rows: Iterable[tuple[str, Row]] | None = None) -> Places:
+    """Where a run has been. rows: its journals, if they were read already."""
     checkpoints = list_checkpoints(run)
     saved = {one.position: one for one in checkpoints}
     first: dict[int, int] = {}
     inside: set[Position] = set()
+    steps: set[Position] = set()
     reached = [*saved, *([run.position] if run.position else [])]
-    for writer, row in read_run(run.path, ()):
+    for writer, row in read_run(run.path, ()) if rows is None else rows:
         if not writer.startswith("record") or row.phase == "test":
             continue
         reached.append(row.position)
         if row.phase == "validation" and row.level == "step":
             inside.add(row.position)
+        elif row.phase == "train" and row.level == "step":
+            steps.add(row.position)
     for position in reached:
         # The first position of an epoch count is the update that completed the epoch before.
         first[position.epoch] = min(position.step, first.get(position.epoch, position.step))
@@ -105,5 +110,5 @@ def places_of(run: Run) -> Places:
     whole = [one for one in checkpoints if one.can_train]
     full = [one.position for one in whole if one.is_full] or [one.position for one in whole]
     validated = frozenset(one for one in inside if ends.get(one.epoch) != one.step)
-    return Places(run, ends, saved, validated, max(reached, default=Position(0, 0)), tuple(full))
-
+    last = max(reached, default=Position(0, 0))
+    return Places(run, ends, saved, validated, last, tuple(full), tuple(sorted(steps)))

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import HookError, NoCheckpoint, ReplayError, WhereError
+from flor_plugins.hooks.digests import joined
 from flor_plugins.hooks.load import Found, scan
 from flor_plugins.records import Pass, Plan, Position, Run, Task, Way
-from flor_plugins.replay.due import Due, due_in
+from flor_plugins.replay.cost import Measured, costed, measured
+from flor_plugins.replay.due import Due, Known, due_in
+from flor_plugins.replay.epochs import epochs_of, names_them, spread
+from flor_plugins.replay.history import Hooks, of_today
 from flor_plugins.replay.places import Places, places_of
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.journal import read_run
@@ -31,7 +35,7 @@ _WAYS: tuple[Way, ...] = ("state", "validate", "train")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What was asked. epochs: "all", "last", "a:b" (both included) or a collection of numbers.
+    """What was asked. epochs: as `epochs_of` reads them.
 
     at: run_id to the one place of that run that was asked for.
     """
@@ -54,14 +58,14 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
     metrics = request.metrics or tuple(found.name for found in hooks if found.kind == "metric")
     if not metrics:
         raise HookError("which metrics? Name them, or give a hook file that has @flor.metric functions")
-    ways = _ways(metrics, hooks, request.hooks)
-    whole = set(metrics) - {found.name for found in hooks if found.kind == "metric"}
+    asked = _asked(metrics, hooks, request.hooks)
     from flor_plugins.store.where import Where as Expression
 
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
         _refuse_unknown(where, runs, metrics)
-    return _of_all(runs, request, metrics, lambda run: _passes(run, ways, whole, where, request))
+    earlier = measured(runs[0].path.parent.parent / "replays") if runs else {}
+    return _of_all(runs, request, metrics, lambda run: _passes(run, asked, where, request, earlier))
 
 
 def verification(runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, Reference]) -> Plan:
@@ -80,7 +84,8 @@ def verification(runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[s
                 f"run {run.name} ({run.run_id}) can't be verified: nothing was trained after a checkpoint of it "
                 f"from which training could go on; it has {'; '.join(map(str, places.saved)) or 'none'}"
             )
-        return [_timed(places, Pass("train", (), "compares what it recomputes", stretches=stretches))], ""
+        again = Pass("train", (), "compares what it recomputes", stretches=stretches)
+        return costed(places, [again], measured(run.path.parent.parent / "replays")), ""
 
     return _of_all(runs, request, (), passes)
 
@@ -114,37 +119,54 @@ def _of_all(
 
 def _refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
     """A predicate over a name that nobody has logged and nobody asks for is a slip of the pen."""
-    from flor_plugins.store.frame import ATTRIBUTES
+    from flor_plugins.store.frame import ATTRIBUTES, metric_names
 
     known = {*metrics, *ATTRIBUTES, "run", "name", "epoch", "step"}
     for run in runs:
         known |= run.params.keys() | {f"params.{name}" for name in run.params}
-        for _, row in read_run(run.path):
-            known |= row.values.keys() | {f"{row.phase}/{name}" for name in row.values}
-    for name in where.names:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 3)
-            hint = f"did you mean {' or '.join(close)}?" if close else "nothing of that name was logged"
-            raise WhereError(f"the predicate {where.text!r} asks for {name!r}; {hint}")
+    unseen = set(where.names) - known
+    for run in reversed(runs):  # the newest has most of the names: mostly one is read
+        if not unseen:
+            return
+        unseen -= _logged(run, metric_names(unseen))
+    for run in runs if unseen else ():
+        known |= _logged(run, None)
+    for name in (name for name in where.names if name in unseen):
+        close = difflib.get_close_matches(name, known, 3)
+        hint = f"did you mean {' or '.join(close)}?" if close else "nothing of that name was logged"
+        raise WhereError(f"the predicate {where.text!r} asks for {name!r}; {hint}")
 
 
-def epochs_of(text: str | Sequence[int], known: Collection[int]) -> list[int]:
-    """The completed epochs (1 and up) that `text` names, of those that are known."""
-    trained = sorted(epoch for epoch in known if epoch > 0)
-    if not isinstance(text, str):
-        return sorted(set(text))
-    if text == "all":
-        return trained
-    if text == "last":
-        return trained[-1:]
-    first, colon, last = text.partition(":")
-    try:
-        if not colon:
-            return sorted({int(part) for part in text.split(",")})
-        low, high = int(first or 0), int(last or max(known, default=0))
-    except ValueError as error:
-        raise ReplayError(f"epochs {text!r}: use all, last, 2, 1,3 or 1:3") from error
-    return [epoch for epoch in sorted(known) if low <= epoch <= high]
+def _logged(run: Run, names: Collection[str] | None) -> set[str]:
+    """What its metrics are called in a predicate. names: look for these only."""
+    found: set[str] = set()
+    for _, row in read_run(run.path, names):
+        found |= row.values.keys() | {f"{row.phase}/{name}" for name in row.values}
+    return found | {f"{name}.value" for name in found & {"run", "name", "epoch", "step"}}
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """The metrics by their ways. whole: those that only whole epochs give. hooks: what their sources are known by."""
+
+    ways: Mapping[str, Way]
+    whole: frozenset[str]
+    hooks: Hooks
+
+
+def _asked(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path]) -> _Asked:
+    own = {found.name for found in hooks if found.kind == "metric"}
+    return _Asked(_ways(metrics, hooks, files), frozenset(set(metrics) - own), known_by(metrics, hooks))
+
+
+def known_by(metrics: Sequence[str], hooks: Sequence[Found]) -> Hooks:
+    """metric to the digests that its hook goes by: its own, and the file's, which it went by at first.
+
+    A metric without a function of its own goes by all callbacks and compute_metrics together; at first, by nothing.
+    """
+    of_own = {found.name: (found.digest, found.file_digest) for found in hooks if found.kind == "metric"}
+    others = joined(found.file_digest for found in hooks if found.kind != "metric")
+    return {name: of_own.get(name, (others, None)) for name in metrics}
 
 
 def _ways(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path]) -> dict[str, Way]:
@@ -189,19 +211,20 @@ def _position(places: Places, request: Request) -> Position | None:
 
 
 def _passes(
-    run: Run, ways: Mapping[str, Way], whole: set[str], where: Where | None, request: Request
+    run: Run, asked: _Asked, where: Where | None, request: Request, earlier: Measured
 ) -> tuple[list[Pass], str]:
     """What is to be done with a run; and why not all that was asked, if so."""
-    places = places_of(run)
+    known = _read(run, asked, where)
+    places = known.places
     place = _position(places, request)
     epochs = {places.epoch_of(place)} if place else set(epochs_of(request.epochs, places.ends))
     for epoch in () if place else epochs:
         places.end_of(epoch)  # says so, if the run has not completed it
     due: dict[Way, Due] = {
-        way: due_in(places, [n for n, its in ways.items() if its == way], way, where, epochs, place)
+        way: due_in(known, [n for n, its in asked.ways.items() if its == way], way, where, epochs, place)
         for way in _WAYS
     }
-    explicit = place is not None or not isinstance(request.epochs, str) or request.epochs not in ("all", "last")
+    explicit = place is not None or names_them(request.epochs)
     passes, marks = _restored(places, due)
     unreachable = ""
     if not places.starts and (due["train"].positions or marks):
@@ -211,8 +234,17 @@ def _passes(
             f"so that {', '.join(names)} can't be computed; metrics of the weights can (at='epoch')"
         )
     else:
-        passes += _trained(places, due["train"], marks, whole, explicit)
-    return [_timed(places, one) for one in passes], unreachable
+        passes += _trained(places, due["train"], marks, asked.whole, explicit)
+    return costed(places, passes, earlier), unreachable
+
+
+def _read(run: Run, asked: _Asked, where: Where | None) -> Known:
+    """The journals of a run, read once: what the request and its predicate look at."""
+    from flor_plugins.store.frame import metric_names
+
+    names = {*asked.ways, *metric_names(where.names if where else ())}
+    rows = of_today(read_run(run.path, names), asked.hooks)
+    return Known(places_of(run, rows), rows)
 
 
 def _restored(places: Places, due: Mapping[Way, Due]) -> tuple[list[Pass], list[Due]]:
@@ -225,18 +257,16 @@ def _restored(places: Places, due: Mapping[Way, Due]) -> tuple[list[Pass], list[
             if position in places.saved and (way == "state" or places.saved[position].can_validate)
         ]
         if known:
-            passes.append(Pass(way, due[way].metrics, _REASONS[way], tuple(known)))
+            passes.append(Pass(way, due[way].metrics, _REASONS[way], spread(known)))
         rest = tuple(position for position in due[way].positions if position not in known)
         if rest:
             marks.append(replace(due[way], positions=rest))
     return passes, marks
 
 
-def _trained(
-    places: Places, steps: Due, marks: Sequence[Due], whole: set[str], explicit: bool
-) -> list[Pass]:
+def _trained(places: Places, steps: Due, marks: Sequence[Due], whole: Collection[str], explicit: bool) -> list[Pass]:
     wanted = [*steps.positions, *(position for mark in marks for position in mark.positions)]
-    if whole & set(steps.metrics):
+    if set(whole) & set(steps.metrics):
         wanted = [places.end_of(places.epoch_of(one)) for one in wanted if places.epoch_of(one) in places.ends]
     if not explicit:  # of all, what can be reached
         wanted = [one for one in wanted if places.starts and places.starts[0] < one]
@@ -244,23 +274,9 @@ def _trained(
         return []
     metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))
     reached = tuple(sorted({position for mark in marks for position in mark.positions}))
-    stretches = places.stretches(wanted, whole=bool(whole & set(steps.metrics)))
+    stretches = places.stretches(wanted, whole=bool(set(whole) & set(steps.metrics)))
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
     return [Pass("train", metrics, _REASONS["train"], reached, stretches, steps=chosen)]
-
-
-def _timed(places: Places, one: Pass) -> Pass:
-    """With an estimate from the recorded timing profile: seconds per epoch, per validation, to build the trainer."""
-    timing, epochs = places.run.timing, len(places.ends) - 1
-    if one.way == "validate":
-        each, count = timing.validation_s, float(len(one.positions))
-    elif one.way == "state":
-        each, count = None if timing.epoch_s is None else timing.epoch_s / 10, float(len(one.positions))
-    else:
-        each = timing.epoch_s
-        per_epoch = places.last.step / epochs if epochs > 0 else places.last.step
-        count = places.steps_in(one.stretches) / per_epoch if per_epoch else 1.0
-    return one if each is None else replace(one, seconds=(timing.build_s or 0.0) + each * count)
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

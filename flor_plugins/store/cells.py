@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from flor_plugins.records import Level, Phase, Run
+from flor_plugins.records import Level, Phase, Row, Run
 from flor_plugins.store.journal import read_run
 
 PHASES: tuple[Phase, ...] = ("train", "validation", "test")
@@ -72,16 +72,20 @@ class Cells:
         return sorted(first.items())
 
 
-def collect(run: Run, names: Collection[str] | None = None) -> Cells:
-    """Read a run. What was recorded counts before what was replayed, a newer replay before an older one."""
+def collect(
+    run: Run, names: Collection[str] | None = None, rows: Iterable[tuple[str, Row]] | None = None
+) -> Cells:
+    """Read a run; rows: its journals, writer by writer, if they were read already.
+
+    What was recorded counts before what was replayed, a newer replay before an older one.
+    """
     found = Cells(run)
-    by_writer = [
-        (writer, [row for _, row in rows]) for writer, rows in groupby(read_run(run.path, names), itemgetter(0))
-    ]
+    read = read_run(run.path, names) if rows is None else rows
+    by_writer = [(writer, [row for _, row in of_writer]) for writer, of_writer in groupby(read, itemgetter(0))]
     # The last one that writes a place counts.
-    for writer, rows in sorted(by_writer, key=lambda one: _weight(one[0])):
+    for writer, written in sorted(by_writer, key=lambda one: _weight(one[0])):
         source = source_of(writer)
-        for row in rows:
+        for row in written:
             place = (row.position.epoch, row.position.step)
             if source == "record":
                 found.ends[place[0]] = min(place[1], found.ends.get(place[0], place[1]))

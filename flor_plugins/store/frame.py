@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from flor_plugins.errors import StoreError, WhereError
-from flor_plugins.records import Level, Run
+from flor_plugins.records import Level, Row, Run
 from flor_plugins.store.cells import PHASES, Cell, Cells, Key, Track, collect
 from flor_plugins.store.columns import typed
 from flor_plugins.store.layout import Store
@@ -57,7 +57,7 @@ def dataframe(
     condition = Where.parse(where) if isinstance(where, str) else where
     asked = list(dict.fromkeys(names))
     extra = [name for name in condition.names if name not in asked] if condition else []
-    wanted = _metric_names([*asked, *extra]) if asked else None
+    wanted = metric_names([*asked, *extra]) if asked else None
     found = [collect(run, wanted) for run in _choose(store, runs)]
     seen = _seen(found)
     if condition:
@@ -73,14 +73,16 @@ def dataframe(
     return frame.loc[:, [*FIXED, *labels]]
 
 
-def positions(run: Run, names: Sequence[str], level: Level) -> pandas.DataFrame:
+def positions(
+    run: Run, names: Sequence[str], level: Level, rows: Iterable[tuple[str, Row]] | None = None
+) -> pandas.DataFrame:
     """All positions of one run, with or without values: columns epoch, step and `names` as in `dataframe`.
 
     level "epoch": every completed epoch 1..N; the step is missing where nothing was
     recorded at the epoch's end. level "step": every recorded step. `run` and `name` are
-    columns only when asked for.
+    columns only when asked for. rows: (writer, row) of its journals, writer by writer, if they were read already.
     """
-    found = collect(run, _metric_names(names))
+    found = collect(run, metric_names(names), rows)
     columns = _resolve(list(dict.fromkeys(names)), [found], _seen([found]))
     places: list[Any] = sorted(found.steps) if level == "step" else _completed(found)
     frame = _build([(found, places)], columns, level, source=False)
@@ -96,7 +98,7 @@ def _choose(store: Store, runs: Iterable[Run | str] | None) -> list[Run]:
     return sorted({run.run_id: run for run in found}.values(), key=lambda run: run.run_id)
 
 
-def _metric_names(names: Iterable[str]) -> set[str]:
+def metric_names(names: Iterable[str]) -> set[str]:
     """What a name may be called in a journal."""
     found = set(names)
     for name in names:

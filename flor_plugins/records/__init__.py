@@ -1,0 +1,47 @@
+"""The frozen records that all parts exchange. Standard library only; nothing happens here."""
+
+from flor_plugins.records.asked import Pass, Plan, Stretch, Task, Verdict
+from flor_plugins.records.recorded import (
+    REPLAY_GRADES,
+    Checkpoint,
+    Code,
+    Grade,
+    Launch,
+    Level,
+    Obstacle,
+    Phase,
+    Position,
+    Process,
+    ReplayGrade,
+    Row,
+    Run,
+    RunStatus,
+    Skipped,
+    Timing,
+    Way,
+)
+
+__all__ = [
+    "REPLAY_GRADES",
+    "Checkpoint",
+    "Code",
+    "Grade",
+    "Launch",
+    "Level",
+    "Obstacle",
+    "Pass",
+    "Phase",
+    "Plan",
+    "Position",
+    "Process",
+    "ReplayGrade",
+    "Row",
+    "Run",
+    "RunStatus",
+    "Skipped",
+    "Stretch",
+    "Task",
+    "Timing",
+    "Verdict",
+    "Way",
+]

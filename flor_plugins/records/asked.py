@@ -1,0 +1,100 @@
+"""What is asked of runs: a plan with its tasks, and how exactly they were done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from flor_plugins.records.recorded import Grade, Position, Way
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Training that is run again: from the checkpoint at `start` up to `end`, inside an epoch or at its end.
+
+    epochs: those that are touched, ascending, each by the count that is reached when it is complete.
+    """
+
+    start: Position
+    end: Position
+    epochs: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One way through some positions of one run.
+
+    positions: where values are wanted; the ways "state" and "validate" restore the checkpoint at each.
+    stretches: what the way "train" runs again. reason: why this way is the cheapest.
+    steps: of step metrics only these are wanted; None means all of the stretches.
+    seconds, nbytes: estimates of what it takes and of what it reads; None where nothing is known.
+    """
+
+    way: Way
+    metrics: tuple[str, ...]
+    reason: str
+    positions: tuple[Position, ...] = ()
+    stretches: tuple[Stretch, ...] = ()
+    seconds: float | None = None
+    steps: tuple[int, ...] | None = None
+    nbytes: int | None = None
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The epochs that the pass answers for: completed counts, or the ones that are run again."""
+        run_again = {epoch for stretch in self.stretches for epoch in stretch.epochs}
+        return tuple(sorted(run_again or {position.epoch for position in self.positions}))
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """The checkpoints that it starts from."""
+        starts = [stretch.start for stretch in self.stretches] or list(self.positions)
+        return tuple(map(str, starts))
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What one worker process does: some passes over one run.
+
+    sources: files of that version which are other in the sandbox: path beneath the top of the repository to
+    text. edit: sha256 of the edit that they carry; it stands for the hook of the metrics that it logs.
+    """
+
+    run_id: str
+    name: str
+    vid: str
+    passes: tuple[Pass, ...]
+    sources: Mapping[str, str] = field(default_factory=dict)
+    edit: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a replay will do. `skipped`: run_id to the reason why it can't be replayed."""
+
+    replay_id: str
+    metrics: tuple[str, ...]
+    where: str | None
+    hooks: tuple[str, ...]
+    tasks: tuple[Task, ...]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float | None:
+        """The estimate for all tasks one after the other; None where one is unknown."""
+        estimates = [one.seconds for task in self.tasks for one in task.passes]
+        return None if None in estimates else sum(s for s in estimates if s is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How exactly a pass reproduced the recorded run.
+
+    compared: how many values and tensors were compared. first: the first
+    differing position, or None. detail: names both values there.
+    """
+
+    grade: Grade
+    compared: int = 0
+    first: Position | None = None
+    detail: str = ""

@@ -1,0 +1,1 @@
+"""Where tasks are done when it is not by processes of this machine alone."""

@@ -1,0 +1,211 @@
+"""The python files of recorded versions and of the working tree, and the version that the working tree came from."""
+
+from __future__ import annotations
+
+import io
+import os
+import tokenize
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from flor_plugins.replay.propagate.difference import compare
+from flor_plugins.replay.propagate.edit import Edit, edit_of
+from flor_plugins.replay.propagate.imports import leads_to
+from flor_plugins.replay.propagate.metrics import logging_calls
+from flor_plugins.replay.propagate.tree import Version, parsed
+from flor_plugins.store.commits import QUIET, find_commit, told
+
+if TYPE_CHECKING:
+    from git import Repo
+
+    from flor_plugins.records import Code, Run
+    from flor_plugins.store.layout import Store
+
+SUFFIX = ".py"
+SETTINGS = frozenset((".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"))
+NOT_CODE_FOLDERS = frozenset(("node_modules", "__pycache__"))
+
+
+def edit_in(store: Store, runs: Sequence[Run], root: Path) -> Edit | None:
+    """The edit in the working tree at `root`; None if no run was recorded from there, or nothing differs.
+
+    Files that the training does not import (tests, other scripts) count only where something is logged in them.
+    Settings in other files (yaml, json) are no part of it: an old version keeps its own; `settings_changed`
+    names them. Raises EditRefused where the edit would change the training, SnapshotError where git refuses.
+    """
+    run = base_of(store, runs, root)
+    if run is None or run.code is None:
+        return None
+    base, edited = _recorded(store, run.code, root), working_sources(root)
+    edited = _of_training(run, base, edited)
+    edit = edit_of(base, edited, f"run {run.name}, {run.run_id}, commit {run.code.vid[:12]}")
+    return edit if edit.insertions else None
+
+
+def base_of(store: Store, runs: Sequence[Run], root: Path) -> Run | None:
+    """The recorded run that the working tree came from: the one with the fewest statements changed or added since.
+
+    Of several the newest. None if no run was recorded from `root`. Raises SnapshotError if git refuses.
+    """
+    here = [run for run in runs if run.code is not None and Path(run.code.root).resolve() == root.resolve()]
+    working = working_sources(root)
+    distances: dict[str, tuple[int, int]] = {}
+    known: dict[tuple[str, str], tuple[int, int]] = {}
+    best: Run | None = None
+    for run in sorted(here, key=lambda run: run.run_id, reverse=True):
+        assert run.code is not None
+        if run.code.vid not in distances:
+            distances[run.code.vid] = _distance(_recorded(store, run.code, root), working, known)
+        if best is None or distances[run.code.vid] < distances[best.code.vid]:  # type: ignore[union-attr]
+            best = run
+    return best
+
+
+def sources_at(repo: Repo, code: Code) -> dict[str, str]:
+    """The python files of a run's commit, from git's objects: path beneath the top to text."""
+    with told(f"the code of commit {code.vid} was to be read"):
+        tree = repo.commit(code.vid).tree
+        found = {
+            str(one.path): text(one.data_stream.read())  # type: ignore[union-attr]
+            for one in tree.traverse()
+            if one.type == "blob" and one.mode != 0o120000 and str(one.path).endswith(SUFFIX)  # type: ignore[union-attr]
+        }
+    return dict(sorted(found.items()))
+
+
+def working_sources(root: Path) -> dict[str, str]:
+    """The python files of a working tree as they stand: what git tracks or sees; without git what is code there."""
+    listed = _seen_by_git(root)
+    found = {}
+    for path in sorted(_walked(root) if listed is None else listed):
+        file = root / path
+        if path.endswith(SUFFIX) and file.is_file() and not file.is_symlink():
+            found[path] = text(file.read_bytes())
+    return found
+
+
+def settings_changed(code: Code, root: Path) -> list[str]:
+    """Files of settings that git tracks and that are not as they were in that commit; [] without git.
+
+    They do not reach a replay: each version reads its own. A new value there is for the next run only.
+    """
+    from git import Git, GitCommandError
+
+    try:
+        out = Git(root).execute(["git", *QUIET, "diff", "--name-only", "-z", code.vid, "--"])
+    except GitCommandError:  # no work tree, or the commit lies in the store's own repository
+        return []
+    assert isinstance(out, str)
+    return sorted(path for path in out.split("\0") if PurePosixPath(path).suffix.lower() in SETTINGS)
+
+
+def text(content: bytes) -> str:
+    """What Python would read: by the file's own encoding line, without its mark."""
+    try:
+        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
+        return content.decode(encoding)
+    except (SyntaxError, UnicodeDecodeError):  # no Python; it is told where it matters
+        return content.decode("latin-1")
+
+
+def _recorded(store: Store, code: Code, root: Path) -> dict[str, str]:
+    with find_commit(code, store, root) as repo:
+        return sources_at(repo, code)
+
+
+def _distance(
+    base: Mapping[str, str], working: Mapping[str, str], known: dict[tuple[str, str], tuple[int, int]]
+) -> tuple[int, int]:
+    """(statements changed or gone, statements added). A new file is neither: it may not be of the training."""
+    changed, added = len(base.keys() - working.keys()), 0
+    for path in base.keys() & working.keys():
+        pair = base[path], working[path]
+        if pair[0] != pair[1]:
+            if pair not in known:
+                known[pair] = _file_distance(path, *pair)
+            changed, added = changed + known[pair][0], added + known[pair][1]
+    return changed, added
+
+
+def _file_distance(path: str, base: str, working: str) -> tuple[int, int]:
+    was, now = parsed(path, base), parsed(path, working)
+    if was is None or now is None:
+        return 1, 0
+    new, changed = compare(path, was, now)
+    return len(changed), len(new)
+
+
+def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -> dict[str, str]:
+    """The working tree, with files that the run does not import as they were; all of it if its script is not known."""
+    was, now = Version(base), Version(edited)
+    entry = _entry(run, was)
+    found = dict(edited)
+    if entry is None:
+        return found
+    for path in base.keys() | edited.keys():
+        is_same = base.get(path) == edited.get(path)
+        if is_same or any(leads_to(one, entry, path) for one in (was, now)) or _logs_more(path, was, now):
+            continue
+        if path in base:
+            found[path] = base[path]
+        else:
+            del found[path]
+    return found
+
+
+def _entry(run: Run, version: Version) -> str | None:
+    """The file that was launched."""
+    launch, root = run.launch, Path(run.code.root) if run.code else Path()
+    module = launch.target.partition(":")[0].replace(".", "/")
+    folder = Path(launch.folder or launch.cwd)
+    tried = {
+        "script": [Path(launch.cwd, launch.target)],
+        "module": [folder / f"{module}.py", folder / module / "__main__.py"],
+        "recipe": [folder / f"{module}.py", folder / module / "__init__.py"],
+    }.get(launch.kind, [])
+    for one in tried:
+        path = os.path.relpath(os.path.normpath(root / one), root).replace(os.sep, "/")
+        if path in version.trees:
+            return path
+    return None
+
+
+def _logs_more(path: str, was: Version, now: Version) -> bool:
+    """Is something logged there that was not? Then it is meant, however the file is imported."""
+    before, after = was.trees.get(path), now.trees.get(path)
+    if before is None or after is None:
+        return False
+    added, _ = compare(path, before, after)
+    return any(logging_calls(one.node) for one in added)
+
+
+def _seen_by_git(root: Path) -> list[str] | None:
+    """None without a repository, or where git ignores the folder."""
+    from git import Git, GitCommandError
+
+    git = Git(root)
+    try:
+        git.execute(["git", *QUIET, "check-ignore", "-q", "."])
+        return None
+    except GitCommandError as error:
+        if error.status != 1:  # 1: not ignored
+            return None
+    with told(f"the files in {root} were to be listed"):
+        listed = git.execute(
+            ["git", *QUIET, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], stdout_as_string=False
+        )
+    assert isinstance(listed, bytes)
+    return [os.fsdecode(path) for path in listed.split(b"\0") if path]
+
+
+def _walked(root: Path) -> Iterator[str]:
+    for here, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if _may_hold_code(Path(here, name)))
+        for name in files:
+            yield os.path.relpath(os.path.join(here, name), root).replace(os.sep, "/")
+
+
+def _may_hold_code(folder: Path) -> bool:
+    hidden = folder.name.startswith(".") or folder.name in NOT_CODE_FOLDERS
+    return not (hidden or (folder / "pyvenv.cfg").exists() or (folder / ".git").exists())

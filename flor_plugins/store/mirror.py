@@ -1,0 +1,254 @@
+"""A store in an object store (s3://, gs://, ...): what is needed of it is fetched into a folder here, and what was
+made here is put back.
+
+The folder is a store as any other, with files missing that nobody has needed yet. Objects are put whole, what
+announces them after them, and never deleted: readers of the object store see what readers of a folder see.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from flor_plugins.errors import FlorError, MissingDependency, StoreError
+from flor_plugins.store.files import PARTIAL, read_json, whole_file, write_json
+from flor_plugins.store.layout import VARIABLE, Store, find_store
+
+NOTES = "mirror.json"  # in the folder: which object store it mirrors, and which version of each object is here
+FORMAT = 1
+TENSORS = ".safetensors"
+CODE = "code"
+# A run is there once its run.json is, a checkpoint once its state.json is.
+_ANNOUNCES = ("shell.json", "state.json", "run.json")
+# What object stores call the version of an object, the most telling first.
+_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
+
+
+def is_url(text: str) -> bool:
+    """Does it name an object store, and not a folder?"""
+    return "://" in text
+
+
+def cache_of(url: str) -> Path:
+    """The folder on this machine that mirrors an object store: beneath $XDG_CACHE_HOME, named by the url's hash."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "flor-plugins" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
+
+
+def mirrored_by(store: Store) -> str | None:
+    """The url that a folder mirrors; None for a store that is itself."""
+    notes = store.root / NOTES
+    return read_json(notes)["url"] if notes.exists() else None
+
+
+def mirror_of(store: Store) -> Mirror | None:
+    """What puts back what was made in a folder that mirrors an object store."""
+    url = mirrored_by(store)
+    return None if url is None else Mirror(url, store.root)
+
+
+def open_url(url: str) -> Store:
+    """The folder on this machine that mirrors an object store, with what is known of its runs as of now."""
+    mirror = Mirror(url)
+    mirror.pull_records()
+    return mirror.store
+
+
+def find_any(start: Path | None = None) -> Store:
+    """As `find_store`, for what reads and replays: $FLOR_DIR may be the url of an object store."""
+    named = os.environ.get(VARIABLE, "")
+    return open_url(named) if is_url(named) else find_store(start)
+
+
+class Mirror:
+    """An object store and its folder here, `store`. One thread at a time; several processes may share the folder.
+
+    Raises MissingDependency where the package for that kind of url is not installed. All methods raise StoreError,
+    naming the object, when the object store refuses.
+    """
+
+    def __init__(self, url: str, folder: Path | None = None) -> None:
+        self.url = url.rstrip("/")
+        self.store = Store(folder or cache_of(url))
+        self._files, self._top = _file_system(self.url)
+        self._notes = self.store.root / NOTES
+
+    # ---- from there to here
+
+    def pull_records(self, run_id: str = "", *, media: bool = False) -> None:
+        """What is known of all runs, or of one: all of them but the tensors and, unless asked for, media.
+
+        What was deleted there is deleted here.
+        """
+        self._pull(f"runs/{run_id}".rstrip("/"), lambda path: _is_record(path, media), prune=True)
+
+    def pull_replay(self, replay_id: str) -> None:
+        """Plan, hooks, outputs and verdicts of a replay."""
+        self._pull(f"replays/{replay_id}", lambda path: True)
+
+    def pull_files(self, paths: Iterable[Path]) -> None:
+        """Files of the store, by where they lie here. One that is not there is passed over: its reader says so."""
+        by_folder: dict[str, set[str]] = {}
+        for path in paths:
+            name = path.relative_to(self.store.root).as_posix()
+            by_folder.setdefault(str(PurePosixPath(name).parent), set()).add(name)
+        for folder, names in sorted(by_folder.items()):
+            self._pull(folder, names.__contains__)
+
+    def pull_code(self, vid: str) -> bool:
+        """Put a commit into the bare repository of the folder here; False if the object store does not have it."""
+        from flor_plugins.store.code_packs import unpack
+
+        pack = self._here(_code(vid))
+        self.pull_files([pack])
+        if pack.exists():
+            unpack(pack, vid, self.store.root / "code.git")
+        return pack.exists()
+
+    # ---- from here to there
+
+    def push_code(self, repo: Any, vid: str) -> None:
+        """Put a commit of `repo` (git.Repo) beside the runs, unless it is there. Raises SnapshotError."""
+        from flor_plugins.store.code_packs import pack
+
+        name = _code(vid)
+        if not self._said(name, lambda: self._files.exists(self._there(name))):
+            with tempfile.TemporaryDirectory(prefix="flor-code-") as scratch:
+                file = Path(scratch) / "pack"
+                pack(repo, vid, file)
+                self._put(name, file)
+
+    def push(self, *folders: Path, only: Callable[[str], bool] = lambda path: True) -> list[str]:
+        """Put the files of folders of the store that are other there, in that order; returns their paths in it.
+
+        only: of the path in the store. Within a folder tensors go first, what announces them last.
+        """
+        pushed = []
+        for folder in folders:
+            inside = folder.relative_to(self.store.root).as_posix()
+            there = {name: info.get("size") for name, info in self._list(inside).items()}
+            files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(PARTIAL)]
+            for name in sorted((one.relative_to(self.store.root).as_posix() for one in files), key=_last_if_announcing):
+                if only(name) and not (_never_changes(name) and there.get(name) == self._here(name).stat().st_size):
+                    self._put(name, self._here(name))
+                    pushed.append(name)
+        return pushed
+
+    # ---- inside
+
+    def _pull(self, inside: str, is_wanted: Callable[[str], bool], *, prune: bool = False) -> None:
+        there, seen = self._list(inside), self._seen()
+        before = dict(seen)
+        for name in sorted(filter(is_wanted, there), key=_last_if_announcing):
+            version = _version(there[name])
+            if seen.get(name) != version or not self._here(name).exists():
+                self._get(name)
+                seen[name] = version
+        gone = [name for name in seen if prune and name.startswith(f"{inside}/") and name not in there]
+        for name in sorted(gone, key=_last_if_announcing, reverse=True):
+            self._here(name).unlink(missing_ok=True)
+            del seen[name]
+        if seen != before or not self._notes.exists():
+            # Of two processes that write at once one's notes are lost: what they say is fetched again.
+            write_json(self._notes, {"format": FORMAT, "url": self.url, "seen": seen})
+
+    def _seen(self) -> dict[str, str]:
+        """Path in the store to the version that was fetched."""
+        return read_json(self._notes)["seen"] if self._notes.exists() else {}
+
+    def _list(self, inside: str) -> dict[str, Mapping[str, Any]]:
+        """Path in the store to what is known of each object beneath a folder of it."""
+
+        def listed() -> dict[str, Mapping[str, Any]]:
+            self._files.invalidate_cache()
+            try:
+                return self._files.find(self._there(inside), detail=True)
+            except FileNotFoundError:
+                return {}
+
+        found = self._said(inside, listed)
+        names = {path.lstrip("/")[len(self._top.lstrip("/")) :].lstrip("/"): info for path, info in found.items()}
+        return {name: info for name, info in names.items() if PARTIAL not in name}
+
+    def _get(self, name: str) -> None:
+        with whole_file(self._here(name)) as scratch:
+            self._said(name, lambda: self._files.get_file(self._there(name), str(scratch)))
+
+    def _put(self, name: str, here: Path) -> None:
+        """Object stores show an object once all of it is there; of folders that is up to us."""
+        there = self._there(name)
+        if _is_local(self._files):
+            with whole_file(Path(there)) as scratch:
+                shutil.copyfile(here, scratch)
+        else:
+            self._said(name, lambda: self._files.put_file(str(here), there))
+
+    def _here(self, name: str) -> Path:
+        path = self.store.root / name
+        if not path.resolve().is_relative_to(self.store.root.resolve()):
+            raise StoreError(f"{self.url} has an object {name!r}, which is no file of a store. Rename it.")
+        return path
+
+    def _there(self, name: str) -> str:
+        return f"{self._top}/{name}"
+
+    def _said(self, name: str, act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except FlorError:
+            raise
+        except Exception as error:  # each file system has errors of its own
+            raise StoreError(
+                f"{self.url}/{name} was asked for; the object store refused: {type(error).__name__}: {error}. "
+                f"Are the url, the network and the credentials right? (`fsspec.open({self.url!r})` uses the same.)"
+            ) from error
+
+
+def _is_record(path: str, media: bool) -> bool:
+    return not path.endswith(TENSORS) and (media or "/media/" not in path)
+
+
+def _never_changes(name: str) -> bool:
+    """Is its name its content's hash, or that of a commit? Tensors are written once; packed, they have another size."""
+    return "/media/" in name or name.startswith(f"{CODE}/") or name.endswith(TENSORS)
+
+
+def _last_if_announcing(name: str) -> tuple[int, str]:
+    place = PurePosixPath(name)
+    return _ANNOUNCES.index(place.name) + 1 if place.name in _ANNOUNCES else 0, name
+
+
+def _code(vid: str) -> str:
+    return f"{CODE}/{vid}.pack"
+
+
+def _version(info: Mapping[str, Any]) -> str:
+    telling = next((info[name] for name in _VERSIONS if info.get(name)), "")
+    return f"{info.get('size')} {telling}"
+
+
+def _is_local(files: Any) -> bool:
+    return "file" in ([files.protocol] if isinstance(files.protocol, str) else files.protocol)
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """(the file system, the path in it of a url)."""
+    try:
+        from fsspec.core import url_to_fs
+
+        files, top = url_to_fs(url)
+    except ImportError as error:  # fsspec itself, or what it needs for that protocol: it says which
+        raise MissingDependency(
+            f"the store {url} was asked for; it can't be reached: {error}. pip install 'flor-plugins[s3]' "
+            f"(for s3://; other object stores have packages of their own: gcsfs, adlfs, ...)"
+        ) from error
+    except ValueError as error:
+        raise StoreError(
+            f"the store {url} was asked for: {error}. Name a folder, or a url as s3://bucket/flor."
+        ) from error
+    return files, str(top).rstrip("/")

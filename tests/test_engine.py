@@ -1,0 +1,134 @@
+"""Tasks on this machine: the longest first, each on its own, and a worker that is killed is replaced."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flor_plugins.errors import ReplayError
+from flor_plugins.records import Code, Launch, Pass, Plan, Position, Process, Run, Task
+from flor_plugins.replay import engine
+from flor_plugins.replay.tasks import Outcome
+from flor_plugins.store.layout import Store
+
+POSITIONS = tuple(Position(epoch, 8 * epoch) for epoch in range(1, 6))
+
+
+def task(name: str, seconds: float | None = 1.0) -> Task:
+    return Task(name, name, "0" * 40, (Pass("state", ("m",), "", POSITIONS, seconds=seconds),))
+
+
+@pytest.fixture
+def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Outcome], list[str]]]:
+    """Runs tasks by a worker that is given as a function; the outcomes, and the kinds of events that were told."""
+
+    def asked(tasks: list[Task], worker: Callable[..., Outcome], **also: Any) -> tuple[list[Outcome], list[str]]:
+        runs = {
+            one.run_id: Run(
+                one.run_id, one.name, "p", "hf", "finished", "", Launch("script", "train.py"),
+                Code("0" * 40, "", ""), Process("", 0, ""), tmp_path / "runs" / one.run_id,
+            )
+            for one in tasks
+        }  # fmt: skip
+        monkeypatch.setattr(engine, "do_task", worker)
+        heard: list[str] = []
+        plan = Plan("20270101-000000-000-abcdef", ("m",), None, (), tuple(tasks))
+        outcomes = engine.run_all(Store(tmp_path), runs, plan, lambda _, event: heard.append(event["event"]), **also)
+        return outcomes, heard
+
+    return asked
+
+
+def passed(one: Task) -> list[dict[str, Any]]:
+    return [{"event": "passed", "way": p.way, "epochs": list(p.epochs), "seconds": 0.1, "grade": "exact",
+             "compared": 1, "first": None, "detail": ""} for p in one.passes]  # fmt: skip
+
+
+def dies_after(count: int, seen: list[Task]) -> Callable[..., Outcome]:
+    """A worker that does so many positions and is killed, until no more than those are left."""
+
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, tell: Any, **_: Any) -> Outcome:
+        seen.append(one)
+        due = one.passes[0].positions
+        for position in due[:count]:
+            tell(one, {"event": "position", "way": "state", **asdict(position)})
+        if len(due) > count:
+            return Outcome(one, failure="it died", killed_by=signal.SIGKILL)
+        return Outcome(one, passed=passed(one))
+
+    return worker
+
+
+def test_the_longest_task_is_begun_first_and_the_order_of_the_plan_is_kept(ask: Any) -> None:
+    begun: list[str] = []
+
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, **_: Any) -> Outcome:
+        begun.append(one.name)
+        return Outcome(one, passed=passed(one))
+
+    outcomes, _ = ask([task("short", 1.0), task("long", 9.0), task("unknown", None)], worker)
+    assert begun == ["unknown", "long", "short"]
+    assert [outcome.task.name for outcome in outcomes] == ["short", "long", "unknown"]
+
+
+def test_a_task_that_fails_does_not_stop_the_others(ask: Any) -> None:
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, **_: Any) -> Outcome:
+        return Outcome(one, failure="no" if one.name == "b" else None)
+
+    outcomes, _ = ask([task("a"), task("b"), task("c")], worker)
+    assert [outcome.failure for outcome in outcomes] == [None, "no", None]
+
+
+def test_a_killed_worker_is_replaced_by_one_that_does_the_rest(ask: Any) -> None:
+    seen: list[Task] = []
+    [outcome], heard = ask([task("a")], dies_after(2, seen))
+    assert [one.passes[0].positions for one in seen] == [POSITIONS, POSITIONS[2:], POSITIONS[4:]]
+    assert heard.count("lost") == 2
+    assert outcome.is_whole and outcome.task.passes[0].positions == POSITIONS
+    assert [one["epochs"] for one in outcome.passed] == [[1, 2, 3, 4, 5]]
+
+
+def test_a_task_whose_workers_die_without_progress_is_given_up(ask: Any) -> None:
+    seen: list[Task] = []
+    [outcome], _ = ask([task("a")], dies_after(0, seen))
+    assert len(seen) == engine.DEATHS
+    assert outcome.failure is not None and "it died" in outcome.failure and f"{engine.DEATHS} times" in outcome.failure
+
+
+def test_a_worker_that_raised_is_not_begun_again(ask: Any) -> None:
+    seen: list[Task] = []
+
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, **_: Any) -> Outcome:
+        seen.append(one)
+        return Outcome(one, failure="ValueError")
+
+    [outcome], _ = ask([task("a")], worker)
+    assert (len(seen), outcome.failure) == (1, "ValueError")
+
+
+def test_an_interrupt_ends_the_workers_that_say_nothing(ask: Any) -> None:
+    ended: list[bool] = []
+    is_busy = threading.Event()
+
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, given_up: threading.Event) -> Outcome:
+        if one.name == "b":
+            is_busy.wait(30)
+            raise KeyboardInterrupt
+        is_busy.set()
+        ended.append(given_up.wait(30))
+        return Outcome(one, failure="it died", killed_by=signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        ask([task("b", 2.0), task("a", 1.0)], worker, workers=2)
+    assert ended == [True]
+
+
+def test_an_unknown_engine_is_refused_by_name(ask: Any) -> None:
+    with pytest.raises(ReplayError, match="'spark' was asked for; there are 'local' and 'ray'"):
+        ask([task("a")], dies_after(0, []), engine="spark")
