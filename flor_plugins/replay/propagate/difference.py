@@ -101,7 +101,7 @@ def _inner(node: ast.AST) -> list[tuple[str, list[ast.AST]]]:
         if isinstance(value, list):
             word = {"orelse": "else", "finalbody": "finally"}.get(name, "")
             body = bare(value) if name not in ("handlers", "cases") else value
-            found.append((word, body))
+            found.append((word, [*body]))
     return found
 
 
@@ -135,7 +135,9 @@ class _Side:
     def line(self) -> int:
         if isinstance(self.node, ast.stmt):
             return first_line(self.node)
-        return getattr(self.node, "lineno", None) or getattr(self.node, "pattern", self.node).lineno  # a case has none
+        if isinstance(self.node, ast.match_case):  # has no line of its own
+            return self.node.pattern.lineno
+        return getattr(self.node, "lineno", 1)
 
 
 def _head(node: ast.AST) -> str:
