@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +54,7 @@ def replay(
     epochs: str | Sequence[int] = "all",
     hooks: Sequence[Any] = (),
     run: str | Sequence[str] | None = None,
+    patch: Mapping[str, str | Path] | None = None,
     workers: int = 1,
     store: str | Path | None = None,
     progress: Callable[[Task, dict[str, Any]], None] | None = None,
@@ -63,7 +64,11 @@ def replay(
     metrics: names of hooks. where: only positions at which it holds. epochs: "all", "last",
     "1:3" or numbers. hooks: hook files or @flor.metric functions; default: those of the calling
     script, else those of the recipes that the runs were recorded from. run: names or ids, or one
-    place of a run: "bert@epoch=3", "bert@step=1200".
+    place of a run: "bert@epoch=3", "bert@step=1200". patch: methods of the runs' own code to be replaced:
+    {"module:Class.method": "file.py:function"}; what the functions log are metrics, too.
+
+    A metric that no hook computes may be logged by a statement that was added to the training code in the working
+    tree: it is carried to each run's own version. Raises EditRefused where that edit would change the training.
 
     Raises HookError for a hook that does not exist or raised (what other positions gave is kept),
     ReplayError when a run could not be replayed, Diverged when what was recomputed differs
@@ -79,7 +84,8 @@ def replay(
     at = ask.places_asked(home, asked or ())
     found = list_runs(home) if asked is None else [find_run(home, run_id) for run_id in at]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    request = plan.Request(names, where, epochs, ask.hooks_for(found, hooks, main), at)
+    files = ask.hooks_for(found, hooks, main)
+    request = ask.request(home, found, names, where, epochs, hooks=files, at=at, patch=patch)
     answer = ask.execute(home, found, plan.make(found, request), workers=workers, progress=progress)
     if answer.failures:
         kind = HookError if any(o.hook_failures for o in answer.outcomes) else ReplayError

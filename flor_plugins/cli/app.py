@@ -50,6 +50,12 @@ def replay(
     epochs: Annotated[str | None, typer.Option(help="all, last, 1:3 or 1,3")] = None,
     hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
     run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")] = None,
+    patch: Annotated[
+        list[str] | None, typer.Option(help="A method to be replaced, MODULE:CLASS.METHOD=FILE:FUNCTION.")
+    ] = None,
+    show_patches: Annotated[
+        bool, typer.Option("--show-patches", help="Print what the working tree's edit is in each version.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
     engine: Annotated[Engine, typer.Option(help="Where workers run.")] = Engine.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
@@ -60,8 +66,8 @@ def replay(
     """Compute metrics for past runs, and print the schedule, the verdicts and the dataframe."""
     from flor_plugins.cli import replaying
 
-    asked = replaying.Asked(recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()))
-    raise typer.Exit(replaying.replay(asked, workers, dry_run, yes, as_json, as_csv))
+    asked = replaying.Asked(recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()), tuple(patch or ()))
+    raise typer.Exit(replaying.replay(asked, workers, dry_run, yes, as_json, as_csv, show_patches))
 
 
 @app.command("import")

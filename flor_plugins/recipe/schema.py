@@ -45,16 +45,22 @@ def _check_list(value: Any) -> Any:
 
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.\-]*$")]
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+Method = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+Function = Annotated[str, StringConstraints(pattern=r"^.+:[A-Za-z_]\w*$")]
 Texts = Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(_check_list)]
 
 
 class Replay(BaseModel):
-    """What to ask in hindsight. hooks: paths relative to the recipe's folder."""
+    """What to ask in hindsight. hooks: paths relative to the recipe's folder.
+
+    patch: methods of the runs' own code to be replaced, `module:Class.method` to `file.py:function`.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     metrics: Texts = ()
     hooks: Texts = ()
+    patch: dict[Method, Function] = {}
     where: str | None = None
     epochs: Annotated[str | tuple[int, ...], BeforeValidator(_check_epochs)] = "all"
     verify: Literal["exact", "close", "off"] = "exact"
@@ -184,6 +190,9 @@ def _explain(error: ErrorDetails) -> tuple[Loc, str]:
         return loc, f"{key} is {_short(error['input'])}: it is a mapping, like {{key: value}}"
     if last == "trainer" and error["type"] == "string_pattern_mismatch":
         return loc, f"trainer is {error['input']!r}; write module:function, like bert:build_trainer"
+    if error["type"] == "string_pattern_mismatch" and loc[:2] == ("replay", "patch"):
+        wanted = "module:Class.method, like bert:Net.forward" if last == "[key]" else "file.py:function"
+        return loc, f"patch has {error['input']!r}; write {wanted}"
     reason = error["msg"].removeprefix("Value error, ")
     return loc, f"{key} is {_short(error['input'])}: {reason[0].lower()}{reason[1:]}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flor_plugins.records import Level, Position, Row, Way
@@ -24,10 +24,14 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a run: where it has been, and the (writer, row) of its journals that count (`of_today`)."""
+    """What is known of a run: where it has been, and the (writer, row) of its journals that count (`of_today`).
+
+    looked_for: (metric, position) where it is known that nothing is logged, if there is no value.
+    """
 
     places: Places
     rows: Sequence[tuple[str, Row]]
+    looked_for: Collection[tuple[str, Position]] = field(default=())
 
 
 def due_in(
@@ -42,7 +46,7 @@ def due_in(
     if not names:
         return Due((), (), True)
     places = known.places
-    present = {(name, row.position) for _, row in known.rows for name in row.values}
+    present = {(name, row.position) for _, row in known.rows for name in row.values} | {*known.looked_for}
     candidates = [place] if place is not None else _candidates(places, way, epochs)
     if where is not None:
         inside = [one for one in candidates if places.ends.get(one.epoch) != one.step]

@@ -28,6 +28,7 @@ from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoints.hashes import PRESENT, hash_tensor
 from flor_plugins.store.journal import Journal
+from flor_plugins.store.names import ASKED
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
 
@@ -65,11 +66,13 @@ class Session:
         self._media = self._path / "media"
         path = self._path / "metrics" / f"replay-{replay_id}-w0.jsonl"
         self._journal = None if rank else Journal(path, self._media)
-        self._history = history_of(replace(run, path=self._path))
         self.places = places_of(run)
         self._states = Prefetch(run, rank, order_of(task), lambda text: print(text, file=sys.stderr))
         self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
-        self._hooks = {m.name: (one.digest, m) for one in loaded for m in one.metrics}
+        self._hooks = {m.name: m for one in loaded for m in one.metrics}
+        own = {m.name: (one.digest_of(m.name), one.digest) for one in loaded for m in one.metrics}
+        self._digests: dict[str, tuple[str | None, ...]] = {**own, **task.digests}
+        self._history = history_of(replace(run, path=self._path), self._digests)
 
     # ---- what the adapter asks
 
@@ -88,7 +91,7 @@ class Session:
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
         moments = {"state": ("epoch",), "validate": ("validation",), "train": ("epoch", "validation", "step")}
-        return tuple(m for _, m in self._hooks.values() if m.name in one.metrics and m.at in moments[one.way])
+        return tuple(m for m in self._hooks.values() if m.name in one.metrics and m.at in moments[one.way])
 
     @contextmanager
     def passing(self, one: Pass) -> Iterator[None]:
@@ -158,6 +161,8 @@ class Session:
     def position_done(self, position: Position) -> None:
         """One more position of the present pass has its values."""
         self.timeline.close()
+        if self._pass is not None and self._pass.way == "validate":
+            self._looked_for(position, self._pass)
         self._tell({"event": "position", **asdict(position), "way": self._pass.way if self._pass else ""})
 
     def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
@@ -207,23 +212,47 @@ class Session:
             grade = self._comparison.verdict().grade
         if self._journal is None:
             return
-        new = {name: row.values[name] for name in encoded if self._is_wanted(name, row.position, one)}
-        for digest in {self._digest(name) for name in new}:
-            values = {name: value for name, value in new.items() if self._digest(name) == digest}
+        new = {name: row.values[name] for name in encoded if self._is_wanted(name, row, one)}
+        self._history.note(row, new)
+        by_digest: dict[str | None, dict[str, Any]] = {}
+        for name, value in new.items():
+            by_digest.setdefault(self._digest(name), {})[name] = value
+        if one.way == "train" and (row.phase, row.level) == ("train", "step") and _is_asked(one, row.position):
+            self._look_for(one, by_digest)
+        for digest, values in by_digest.items():
             self._journal.append(replace(row, values=values, verdict=grade, hook=digest))
-        self._history.present.update((name, row.position) for name in new)
+
+    def _look_for(self, one: Pass, by_digest: dict[str | None, dict[str, Any]]) -> None:
+        """Only running the code tells whether it logs these there: it need not be run again to know that."""
+        for name in one.metrics:
+            if name not in self._hooks:
+                by_digest.setdefault(self._digest(name), {}).setdefault(ASKED, []).append(name)
+
+    def _looked_for(self, position: Position, one: Pass) -> None:
+        level = "epoch" if self.places.ends.get(position.epoch) == position.step else "step"
+        found: dict[str | None, dict[str, Any]] = {}
+        self._look_for(one, found)
+        grade = self._comparison.verdict().grade
+        for digest, values in found.items() if self._journal is not None else ():
+            self._journal.append(Row(position, "validation", level, values, time.time(), grade, digest))  # type: ignore[union-attr]
 
     def _digest(self, name: str) -> str | None:
-        return self._hooks[name][0] if name in self._hooks else None
+        return next(iter(self._digests.get(name, ())), None)
 
-    def _is_wanted(self, name: str, position: Position, one: Pass) -> bool:
-        if name not in one.metrics or (name, position) in self._history.present:
+    def _is_wanted(self, name: str, row: Row, one: Pass) -> bool:
+        if name not in one.metrics:
             return False
-        if one.way != "train" or name not in self._hooks:
+        if name not in self._hooks:  # it may be logged in training and in validation
+            is_there = (name, (row.position, row.phase, row.level)) in self._history.rows
+            is_chosen = one.way != "train" or (row.phase, row.level) != ("train", "step")
+            return not is_there and (is_chosen or _is_asked(one, row.position))
+        if (name, row.position) in self._history.present:
+            return False
+        if one.way != "train":
             return True
-        if self._hooks[name][1].at == "step":
-            return one.steps is None or position.step in one.steps
-        return position in one.positions
+        if self._hooks[name].at == "step":
+            return one.steps is None or row.position.step in one.steps
+        return row.position in one.positions
 
     def _encode(self, name: str, value: Any, position: Position) -> Any:
         try:
@@ -240,6 +269,11 @@ class Session:
             return
         self.failures += 1
         self._tell({"event": "hook_failed", "message": message})
+
+
+def _is_asked(one: Pass, position: Position) -> bool:
+    """Were values of single updates asked for there?"""
+    return one.steps is None or position.step in one.steps or position in one.positions
 
 
 def guarded(act: Callable[[], Any]) -> Any:

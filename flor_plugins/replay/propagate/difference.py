@@ -135,9 +135,8 @@ class _Side:
     def line(self) -> int:
         if isinstance(self.node, ast.stmt):
             return first_line(self.node)
-        if isinstance(self.node, ast.match_case):  # has no line of its own
-            return self.node.pattern.lineno
-        return getattr(self.node, "lineno", 1)
+        placed = self.node.pattern if isinstance(self.node, ast.match_case) else self.node  # a case has no line
+        return getattr(placed, "lineno", 1)
 
 
 def _head(node: ast.AST) -> str:
