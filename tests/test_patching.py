@@ -9,11 +9,14 @@ from types import ModuleType
 
 import pytest
 
-from flor_plugins.errors import CannotCarry, HookError, ReplayError
+from flor_plugins.cli.replaying import _patch
+from flor_plugins.errors import CannotCarry, FlorError, HookError, ReplayError
+from flor_plugins.recipe import check_recipe, load_recipe
 from flor_plugins.records import Launch, Method
 from flor_plugins.replay.patching import digest_of, may_log, read, replace_methods, way_of
 from flor_plugins.replay.propagate.tree import Version
 from flor_plugins.replay.signatures import check, why_not
+from tests.editing import changed
 
 NET = '''
 class Ancestor:
@@ -173,3 +176,42 @@ def test_the_values_are_known_by_file_and_target(file: Path):
     file.write_text(FUNCTIONS + "\n# more\n")
     digests.add(digest_of([method(file, "net:Net.loss", "loss")]))
     assert len(digests) == 3 and digest_of([]) is None
+
+
+RECIPE = """version: 1
+name: r
+trainer: built:build_trainer
+replay:
+  metrics: [seen]
+  patch: {"net:Net.loss": patches.py:loss}
+"""
+
+
+def recipe(folder: Path, old: str = "", new: str = "") -> Path:
+    (folder / "built.py").write_text("def build_trainer(): ...\n")
+    path = folder / "r.yaml"
+    path.write_text(changed(RECIPE, (old, new)) if old else RECIPE)
+    return path
+
+
+def test_a_recipe_names_methods_to_be_replaced(file: Path):
+    path = recipe(file.parent)
+    assert load_recipe(path).replay.patch == {"net:Net.loss": "patches.py:loss"}
+    assert check_recipe(path) == []
+
+
+@pytest.mark.parametrize(("old", "new", "why"), [
+    ("net:Net.loss", "net.Net.loss", "r.yaml:6: patch has 'net.Net.loss'; write module:Class.method"),
+    ("patches.py:loss", "patches.py", "r.yaml:6: patch has 'patches.py'; write file.py:function"),
+    ("patches.py:loss", "patch.py:loss", "r.yaml:6: no file 'patch.py' beside the recipe"),
+    ("patches.py:loss", "patches.py:los", "r.yaml:6: no function 'los' at the top level of"),
+])  # fmt: skip
+def test_a_mistake_of_a_recipes_patch_is_told_with_its_line(file: Path, old: str, new: str, why: str):
+    (told,) = check_recipe(recipe(file.parent, old, new))
+    assert why in told
+
+
+def test_the_command_line_takes_target_file_and_function():
+    assert _patch(("net:Net.loss=hooks/loss.py:loss",)) == {"net:Net.loss": "hooks/loss.py:loss"}
+    with pytest.raises(FlorError, match="write TARGET=FILE:FUNCTION"):
+        _patch(("net:Net.loss",))

@@ -184,15 +184,15 @@ def _explain(error: ErrorDetails) -> tuple[Loc, str]:
         return loc, f"unknown key {last!r}{nearest(last, level.model_fields)}"
     if error["type"] == "missing":
         return loc, f"key {key!r} is missing; add `{last}: ...`"
+    if error["type"] == "string_pattern_mismatch" and loc[:2] == ("replay", "patch"):
+        wanted = "module:Class.method, like bert:Net.forward" if last == "[key]" else "file.py:function"
+        return loc, f"patch has {error['input']!r}; write {wanted}"
     if error["type"] == "invalid_key" or last == "[key]":
         return loc, f"key {error['input']!r} is not text; put it in quotes"
     if error["type"] in ("model_type", "dict_type"):
         return loc, f"{key} is {_short(error['input'])}: it is a mapping, like {{key: value}}"
     if last == "trainer" and error["type"] == "string_pattern_mismatch":
         return loc, f"trainer is {error['input']!r}; write module:function, like bert:build_trainer"
-    if error["type"] == "string_pattern_mismatch" and loc[:2] == ("replay", "patch"):
-        wanted = "module:Class.method, like bert:Net.forward" if last == "[key]" else "file.py:function"
-        return loc, f"patch has {error['input']!r}; write {wanted}"
     reason = error["msg"].removeprefix("Value error, ")
     return loc, f"{key} is {_short(error['input'])}: {reason[0].lower()}{reason[1:]}"
 
