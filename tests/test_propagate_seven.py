@@ -21,6 +21,8 @@ from tests.edits import Files, edited, versions
 from tests.replaying import Project, rows_of
 from tests.trainings import Trainings, trainings
 
+# Seven workers are started one after the other, on a machine that others may use.
+pytestmark = pytest.mark.timeout(900)
 STEPS = 8  # two epochs of four batches
 COMMITTED = ("v1", "v3", "v4", "v7")  # the others are recorded from a working tree that differs from HEAD
 STEPS_FILE = "toys/steps.py"
@@ -116,7 +118,8 @@ def trained(
 def asked(recorded: Project) -> str:
     """What the command prints; all seven are asked, from the edited working tree."""
     before = recorded.git("status", "--porcelain")
-    done = recorded.flor("replay", "--metrics", "margin", "--show-patches", "--yes", "--workers", "2")
+    words = ("replay", "--metrics", "margin", "--show-patches", "--yes", "--workers", "2")
+    done = recorded.flor(*words, timeout_s=500)
     assert recorded.git("status", "--porcelain") == before
     return done.stdout
 
@@ -198,6 +201,7 @@ def test_another_edit_is_another_value(recorded: Project, asked: str) -> None:
 def test_a_version_that_logs_it_itself_is_where_the_edit_leads_to(
     recorded: Project, asked: str, started: Trainings
 ) -> None:
+    # The edit is committed, so to say, and trained: what it is compared with is still the version before.
     started.run(recorded.root, "train.py", "v8")
     made = planned(recorded, "margin")
     assert made.tasks == () and made.skipped == {}
