@@ -10,7 +10,7 @@ import pytest
 from flor_plugins.errors import EditRefused, HookError, NoCheckpoint
 from flor_plugins.record.snapshot import take
 from flor_plugins.records import Launch, Plan, Position, Row, Run, Task
-from flor_plugins.replay import ask, overlay, plan
+from flor_plugins.replay import ask, laying, plan
 from flor_plugins.replay.edits import find
 from flor_plugins.store.journal import Journal
 from flor_plugins.store.names import ASKED
@@ -166,7 +166,7 @@ def test_files_of_an_edit_never_go_through_a_link(tmp_path: Path):
     sandbox.mkdir()
     (sandbox / "lib").symlink_to(user / "lib")
     (sandbox / "net.py").symlink_to(user / "net.py")
-    overlay.lay({"lib/a.py": "# coding: latin-1\nx = 'é'\n", "net.py": "x = 2\r\n", "new/deep.py": "x = 3\n"}, sandbox)
+    laying.lay({"lib/a.py": "# coding: latin-1\nx = 'é'\n", "net.py": "x = 2\r\n", "new/deep.py": "x = 3\n"}, sandbox)
     assert (sandbox / "lib/a.py").read_bytes() == "# coding: latin-1\nx = 'é'\n".encode("latin-1")
     assert (sandbox / "net.py").read_bytes() == b"x = 2\r\n" and (sandbox / "new/deep.py").exists()
     assert (sandbox / "lib/b.py").read_text() == "x = 1\n" and not (sandbox / "lib").is_symlink()

@@ -14,7 +14,7 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
-from flor_plugins.replay import overlay
+from flor_plugins.replay import laying
 from flor_plugins.replay.crew import Crew
 from flor_plugins.replay.sandbox import sandbox
 from flor_plugins.replay.verify import worse
@@ -63,7 +63,7 @@ def do_task(
             tempfile.TemporaryDirectory(prefix="flor-sandbox-", ignore_cleanup_errors=True) as scratch,
             sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place,
         ):
-            overlay.lay(task.edit.sources if task.edit else {}, place)
+            laying.lay(task.edit.sources if task.edit else {}, place)
             for part, count in _parts(run, task):
                 order = {
                     "run": str(run.path),
