@@ -288,6 +288,8 @@ def test_refusals_bind_c_code_and_children_where_the_kernel_offers_it(world: Pat
         for command in (f"echo x > {outside}/new", f"echo x >> {outside}/a.txt", f"rm -f {outside}/a.txt",
                         f"mkdir {outside}/new", f"mv {outside}/data moved", "echo x > data/b.txt"):
             assert subprocess.run(command, shell=True, stderr=subprocess.DEVNULL).returncode != 0, command
+    else:
+        raise SystemExit
     own = "echo x > mine && mkdir d && mv mine d && rm -r d && echo x > /dev/null"
     subprocess.run(own, shell=True, check=True)
     subprocess.run(f"cat {outside}/a.txt data/b.txt > got", shell=True, check=True)

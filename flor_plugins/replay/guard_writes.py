@@ -15,6 +15,7 @@ from typing import Any
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.replay import children
+from flor_plugins.replay.after_import import AfterImport
 from flor_plugins.replay.landlock import allow_writes_only_in
 from flor_plugins.replay.own_folders import link_caches, own_temporary
 
@@ -45,6 +46,10 @@ EVENTS: dict[str, tuple[tuple[int, int | None, str], ...]] = {
 OF_OPEN_FILES = frozenset(("os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr"))
 
 
+# Modules with functions that write files without Python's open.
+WRITERS = ("torch.serialization", "torch", "safetensors", "safetensors.torch", "safetensors.numpy")
+
+
 class WriteRefused(ReplayError, PermissionError):
     """The replayed script tried to write outside its sandbox and the store."""
 
@@ -70,7 +75,7 @@ def guard(places: Sequence[str], links: Sequence[str] = (), *, kernel: bool = Tr
     links: folders whose links are replaced by copies when they are written to. Returns the protections that are on:
     "python", and "landlock" where the kernel offers it (it binds C code and child processes, but no thread that runs
     already). Where it does not, programs that bring no guard along are not started. No bytecode is written.
-    Refusals are WriteRefused. Call guard_extensions once torch is imported.
+    Refusals are WriteRefused.
     """
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
@@ -79,7 +84,7 @@ def guard(places: Sequence[str], links: Sequence[str] = (), *, kernel: bool = Tr
     children.bind_pythons({"places": list(places), "links": list(links), "kernel": binds})
     _ask_where_python_does_not()
     sys.addaudithook(_Guard(tuple(places), tuple(links), binds))
-    guard_extensions()
+    AfterImport(dict.fromkeys(WRITERS, lambda module: guard_extensions())).put_on()
     return ("python", "landlock") if binds else ("python",)
 
 

@@ -57,7 +57,8 @@ def guard_child() -> None:
     found = children.guarded()
     if found is not None:
         guard_writes.guard(found["places"], found["links"], kernel=found["kernel"])
-        trackers.silence(Path(os.environ[TRACKERS]))
+        if TRACKERS in os.environ:
+            trackers.silence(Path(os.environ[TRACKERS]))
 
 
 def in_force(root: Path, kept: Sequence[Path] = ()) -> tuple[Isolation, str]:
