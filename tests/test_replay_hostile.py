@@ -19,18 +19,24 @@ import pytest
 import flor_plugins as flor
 from flor_plugins.replay import isolate, landlock
 from tests import replaying
-from tests.replaying import HOOKS, Project, rows_of
+from tests.replaying import Project, rows_of
 
 ACTS = (
     "write_home", "save_checkpoints", "call_system", "delete_outputs", "push_to_hub", "log_to_trackers", "spawn",
     "change_folder", "change_source", "write_through_links",
 )  # fmt: skip
-# Where nothing is copied on write, these end with the refusal of a path or a program.
-REFUSED = {
-    "overlay": (),
-    "landlock": ("write_home", "save_checkpoints", "change_folder", "change_source", "delete_outputs"),
-    "python": ("write_home", "save_checkpoints", "change_folder", "change_source", "delete_outputs", "call_system", "spawn"),
-}  # fmt: skip
+# Where nothing is copied on write, these end with the refusal of a path, or of a program.
+OF_A_PATH = ("write_home", "save_checkpoints", "change_folder", "change_source", "delete_outputs")
+REFUSED = {"overlay": (), "landlock": OF_A_PATH, "python": (*OF_A_PATH, "call_system", "spawn")}
+
+
+HOOK = """
+import flor_plugins as flor
+
+@flor.metric(at="step")
+def {}(ctx):
+    return float(sum(p.detach().double().norm() for p in ctx.model.parameters()))
+"""
 
 
 @dataclass(frozen=True)
@@ -148,12 +154,14 @@ def replay(world: World, act: str, kind: str, patch: pytest.MonkeyPatch) -> str:
         if name != "HF_ENDPOINT":
             patch.setenv(name, value)
     patch.setenv(isolate.VARIABLE, kind)
-    store, hook = world.project.store, world.project.root / HOOKS[world.trainer]
+    metric, store = f"norm_{kind}", world.project.store.root  # each kind asks for what is not known yet
+    hook = world.root.parent / f"{metric}.py"
+    hook.write_text(HOOK.format(metric))
     try:
-        frame = flor.replay("update_norm", f"name == '{act}'", hooks=[hook], store=store.root)
+        frame = flor.replay(metric, f"name == '{act}'", hooks=[hook], store=store)
     except flor.FlorError as error:
         return str(error)
-    assert len(rows_of(frame, act, "update_norm")) > 0
+    assert len(rows_of(frame, act, metric)) > 0
     [verdict] = [row["verdict"] for row in world.project.verdicts()]
     return verdict
 

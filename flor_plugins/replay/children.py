@@ -61,7 +61,8 @@ def _is_python(program: str) -> bool:
 
 def _starts_guarded(words: Sequence[Any], environment: Mapping[Any, Any] | None) -> bool:
     known = os.environ if environment is None else {os.fsdecode(k): os.fsdecode(v) for k, v in environment.items()}
-    if known.get(VARIABLE) != os.environ.get(VARIABLE) or str(STARTUP) not in known.get("PYTHONPATH", "").split(":")[:1]:
+    first = known.get("PYTHONPATH", "").split(os.pathsep)[0]
+    if known.get(VARIABLE) != os.environ.get(VARIABLE) or first != str(STARTUP):
         return False
     for word in map(os.fsdecode, words):
         if not word.startswith("-") or word in ("-", "-c", "-m"):

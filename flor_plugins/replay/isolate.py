@@ -20,7 +20,7 @@ TRACKERS = "FLOR_TRACKERS"
 SAID: dict[str, str] = {
     "overlay": "copy-on-write: what a replayed script changes outside the store goes to scratch, children included",
     "landlock": "links and refusals: a write outside is refused with its path, by the kernel for child processes",
-    "python": "links and refusals in Python: C code that writes by itself is not bound, and no other program is started",
+    "python": "links and refusals in Python: C code that writes by itself is not bound; other programs are not started",
 }
 
 

@@ -83,9 +83,9 @@ def keep_mounts() -> None:
 
 def remove_when_over(scratch: Path) -> None:
     """Start a process that waits for the end of this one and of all it forks, killed or not, and removes the folder."""
-    read, write = os.pipe()
+    read, _ = os.pipe()
     if os.fork():
-        os.close(read)  # `write` stays open for good: its end is the end of all who have it
+        os.close(read)  # the other end stays open for good: its end is the end of all who have it
         return
     try:
         os.setsid()

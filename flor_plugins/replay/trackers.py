@@ -44,7 +44,7 @@ def silence(folder: Path) -> None:
         CLEARML_CACHE_DIR=str(folder / "clearml"),
         TRACKIO_DIR=str(folder / "trackio"),
     )
-    changes: dict[str, Change] = {name: _forced for name in FORCED}
+    changes: dict[str, Change] = dict.fromkeys(FORCED, _forced)
     changes["mlflow"] = _quiet_mlflow
     changes["mlflow.tracking.client"] = _quiet_mlflow_client
     changes["huggingface_hub.hf_api"] = _quiet_hub

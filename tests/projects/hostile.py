@@ -1,4 +1,4 @@
-"""Trainings that do what a script should not: python hostile.py TRAINER ACT, with OUTSIDE naming a folder of the user's."""
+"""Trainings that do harm: python hostile.py TRAINER ACT, with OUTSIDE naming a folder of the user's."""
 
 import mmap
 import multiprocessing
@@ -36,7 +36,8 @@ def save_checkpoints():
 
 
 def call_system():
-    os.system(f"echo hacked > '{HOME}/canary.txt'; rm -rf '{OUTSIDE}'; mkdir '{HOME}/made'; echo x >> '{PROJECT}/notes.md'")
+    harm = f"echo hacked > '{HOME}/canary.txt'; rm -rf '{OUTSIDE}'; mkdir '{HOME}/made'"
+    os.system(f"{harm}; echo x >> '{PROJECT}/notes.md'")
 
 
 def delete_outputs():
@@ -134,7 +135,6 @@ ACTS = {
 
 def lightning(act):
     import lightning.pytorch as pl
-
     import lit_toy
 
     class Acting(pl.Callback):
