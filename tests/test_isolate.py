@@ -33,8 +33,9 @@ WAYS = ("overlay", "user", "landlock", "python")
 def top(tmp_path: Path) -> Path:
     """project/ as it is today, and box/ as a sandbox of an earlier version with links to what git ignores."""
     texts = {
-        "project/config.yaml": "lr: new", "project/same.txt": "same", "project/new.py": "new", "project/data/a.txt": "data",
-        "project/.venv/pyvenv.cfg": "home", "project/.flor/kept/rows": "rows", "project/.flor/run.json": "run",
+        "project/config.yaml": "lr: new", "project/same.txt": "same", "project/new.py": "new",
+        "project/data/a.txt": "data", "project/.venv/pyvenv.cfg": "home",
+        "project/.flor/kept/rows": "rows", "project/.flor/run.json": "run",
         "box/config.yaml": "lr: old", "box/same.txt": "same", "box/pack/gone.py": "gone", "home/canary.txt": "canary",
     }  # fmt: skip
     for name, text in texts.items():
@@ -103,7 +104,8 @@ def test_with_copy_on_write_absolute_paths_lead_to_the_past_too(top: Path, way: 
     assert os.listdir("data") == []
     (Path.home() / "canary.txt").unlink()
     os.chmod(top / "project/same.txt", 0o600)
-    subprocess.run(["sh", "-c", f"rm -rf {top}/home; chmod 700 {top}/project; echo x > {top}/project/same.txt"], check=True)
+    harm = f"rm -rf {top}/home; chmod 700 {top}/project; echo x > {top}/project/same.txt"
+    subprocess.run(["sh", "-c", harm], check=True)
     assert subprocess.run(["mount", "-t", "tmpfs", "none", str(top)], stderr=subprocess.DEVNULL).returncode != 0
     for path in ("/flor-new", "/usr/flor-new", "/etc/flor-new"):
         try:
