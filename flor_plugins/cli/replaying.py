@@ -138,7 +138,7 @@ def _print_answer(store: Store, found: list[Run], answer: Any, as_json: bool, as
     from flor_plugins.store import frame
 
     if answer.rows and not (as_json or as_csv):
-        printing.table([{"estimated": None, **row} for row in answer.rows], SCHEDULE, as_json=False, as_csv=False)
+        printing.table(answer.rows, SCHEDULE, as_json=False, as_csv=False)
         for row in answer.rows:
             if row["detail"]:
                 print(f"{row['name']} ({row['way']}) first differs at {row['detail']}")
