@@ -18,6 +18,7 @@ from flor_plugins.record.recorder import FlorWarning, Recorder, now
 from flor_plugins.records import Code, Launch, Run, Timing
 from flor_plugins.state import processes
 from flor_plugins.store import runs
+from flor_plugins.store.files import make_folder
 from flor_plugins.store.layout import Store, find_store, new_id, store_in
 
 
@@ -94,7 +95,7 @@ def _first_run(
 ) -> Run:
     run_id = new_id()
     path = store.run(run_id)
-    path.mkdir(parents=True)
+    make_folder(path)
     gaps: list[str] = []
     code: Code | None = None
     why = ""

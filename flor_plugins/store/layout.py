@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flor_plugins.errors import StoreError
+from flor_plugins.store.files import make_folder
 
 FOLDER = ".flor"
 VARIABLE = "FLOR_DIR"
@@ -41,7 +42,7 @@ class Store:
         ours there would hide the user's own files.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             if not any(self.root.iterdir()):
                 (self.root / ".gitignore").write_text("*\n")
         except OSError as error:
