@@ -33,10 +33,12 @@ def slow(ctx):
     time.sleep(float(os.environ["SLOW_S"]))
     return float(sum(p.sum() for p in ctx.model.parameters()))
 """
-COMMAND = "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
+# A test run in the background of a shell has SIGINT ignored, and so have its children.
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+COMMAND = HEARING + "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
 ASKS = {
     "flor-hf": ["-c", COMMAND, "replay", "--hook", "ignored/slow.py", "--metrics", "slow", "--yes"],
-    "python": ["-c", "import flor_plugins as flor; flor.replay('slow', hooks=['ignored/slow.py'], workers=2)"],
+    "python": ["-c", HEARING + "import flor_plugins as flor; flor.replay('slow', hooks=['ignored/slow.py'], workers=2)"],
     "ray": ["-c", COMMAND, "replay", "--hook", "ignored/slow.py", "--metrics", "slow", "--yes", "--engine", "ray"],
 }
 
