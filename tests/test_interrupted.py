@@ -38,7 +38,7 @@ HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handle
 COMMAND = HEARING + "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
 ASKS = {
     "flor-hf": ["-c", COMMAND, "replay", "--hook", "ignored/slow.py", "--metrics", "slow", "--yes"],
-    "python": ["-c", HEARING + "import flor_plugins as flor; flor.replay('slow', hooks=['ignored/slow.py'], workers=2)"],
+    "python": ["-c", HEARING + "import flor_plugins as flor; flor.replay('slow', hooks=['ignored/slow.py'])"],
     "ray": ["-c", COMMAND, "replay", "--hook", "ignored/slow.py", "--metrics", "slow", "--yes", "--engine", "ray"],
 }
 
