@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, verify
+    from flor_plugins.api import checkpoint, dataframe, first, import_flordb, query, replay, runs, sql, verify
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
 
@@ -25,16 +25,33 @@ _HOMES = {
     "runs": "flor_plugins.api",
     "dataframe": "flor_plugins.api",
     "sql": "flor_plugins.api",
+    "query": "flor_plugins.api",
     "replay": "flor_plugins.api",
+    "first": "flor_plugins.api",
     "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
+    "import_flordb": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
     "metric": "flor_plugins.hooks.metric",
     "Metric": "flor_plugins.hooks.metric",
     "Context": "flor_plugins.hooks.metric",
 }
 
-__all__ = ["Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql", "verify"]
+__all__ = [
+    "Context",
+    "Metric",
+    "checkpoint",
+    "dataframe",
+    "first",
+    "import_flordb",
+    "log",
+    "metric",
+    "query",
+    "replay",
+    "runs",
+    "sql",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

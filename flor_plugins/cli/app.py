@@ -47,7 +47,7 @@ def replay(
     where: Annotated[
         str | None, typer.Option(help="Only where this holds: 'acc.isna() and lr < 0.1'")
     ] = None,
-    epochs: Annotated[str | None, typer.Option(help="all, last, 1:3 or 1,3")] = None,
+    epochs: Annotated[str | None, typer.Option(help="all, last, 1:3, 1,3 or sample:5")] = None,
     hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
     run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
@@ -62,6 +62,27 @@ def replay(
 
     asked = replaying.Asked(recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()))
     raise typer.Exit(replaying.replay(asked, workers, dry_run, yes, as_json, as_csv))
+
+
+@app.command()
+def first(
+    when: Annotated[str, typer.Option(help="What is to hold: 'grad_norm > 10'")],
+    monotone: Annotated[
+        bool, typer.Option("--monotone", help="Once it holds in a run, it goes on to hold: bisection.")
+    ] = False,
+    epochs: Annotated[str, typer.Option(help="Look only here: all, last, 1:3, 1,3 or sample:5")] = "all",
+    hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """The first run and epoch (or step) at which a predicate holds; what is missing for that is computed."""
+    from flor_plugins.cli import searching
+
+    asked = searching.Asked(when, monotone, epochs, tuple(hook or ()), tuple(run or ()))
+    raise typer.Exit(searching.first(asked, workers, yes, as_json, as_csv))
 
 
 @app.command("import")
@@ -81,7 +102,7 @@ def import_(
 @app.command()
 def verify(
     run: Annotated[str, typer.Argument(help="Name or id of a run, or a place of it: RUN@step=1200")],
-    epochs: Annotated[str, typer.Option(help="all, last, 1:3 or 1,3")] = "all",
+    epochs: Annotated[str, typer.Option(help="all, last, 1:3, 1,3 or sample:5")] = "all",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
