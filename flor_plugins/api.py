@@ -177,6 +177,20 @@ def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None =
     return checkpoints.load_checkpoint(found.path, position, ["model"])["model"]
 
 
+def import_flordb(
+    path: str | Path, *, epoch: str | None = None, step: str | None = None, store: str | Path | None = None
+) -> list[Run]:
+    """Make runs of what FlorDB (3.4 or 4) has logged at `path`: its project, a `.flor` folder or a `.db` file.
+
+    Values, with their types; loops as epochs and steps (epoch, step: names of those loops, where they are not
+    clear); arguments as params; the commit, where FlorDB's repository is found. FlorDB's files are only read, and
+    imported once: again, only what is new is taken. Returns the runs, the oldest first. StoreError if there is nothing.
+    """
+    from flor_plugins.record.imports import flordb
+
+    return [one.run for one in flordb.import_flordb(Path(path), epoch=epoch, step=step, store=_store(store))]
+
+
 def _named(home: Store, run: str | Sequence[str] | None) -> list[Run]:
     names = [run] if isinstance(run, str) else run
     return list_runs(home) if names is None else [find_run(home, name) for name in names]

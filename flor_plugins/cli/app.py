@@ -99,6 +99,18 @@ def import_(
     raise typer.Exit(importing.import_run(path, command or [], name, recipe, version))
 
 
+@app.command("import-flordb")
+def import_flordb(
+    path: Annotated[Path, typer.Argument(help="FlorDB's project, a .flor folder, or a .db file.")],
+    epoch: Annotated[str | None, typer.Option(help="The loop that counts epochs; default: by its name.")] = None,
+    step: Annotated[str | None, typer.Option(help="... and the one in it that counts steps.")] = None,
+) -> None:
+    """Make runs of what FlorDB has logged; its files are only read."""
+    from flor_plugins.cli import importing
+
+    raise typer.Exit(importing.import_flordb(path, epoch, step))
+
+
 @app.command()
 def verify(
     run: Annotated[str, typer.Argument(help="Name or id of a run, or a place of it: RUN@step=1200")],
