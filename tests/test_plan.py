@@ -246,7 +246,7 @@ def test_an_unknown_epoch_is_told_with_those_that_exist(store: Store, hooks: Pat
         ask([record(store)], hooks, "accuracy", epochs=epochs)
 
 
-@pytest.mark.parametrize("epochs", ["first", "1:x", "1-2", ""])
+@pytest.mark.parametrize("epochs", ["first", "1:x", "1-2", "", "sample:0", "sample:x", "sample:"])
 def test_epochs_that_mean_nothing_are_told(store: Store, hooks: Path, epochs: str) -> None:
     with pytest.raises(ReplayError, match="use all, last"):
         ask([record(store)], hooks, "accuracy", epochs=epochs)

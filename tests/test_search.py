@@ -12,7 +12,7 @@ import pytest
 import flor_plugins as flor
 from flor_plugins.errors import Diverged, HookError, ReplayError, UnknownRun, WhereError
 from flor_plugins.records import Obstacle, Position
-from flor_plugins.replay import ask
+from flor_plugins.replay import ask, search
 from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
 from tests import replaying, searching
@@ -164,7 +164,7 @@ def test_epochs_without_a_checkpoint_are_trained_again(store: Store, hook: Path,
     assert {one.way for plan in workers.plans for task in plan.tasks for one in task.passes} == {"state", "train"}
 
 
-def test_epochs_that_nothing_leads_to_are_told_and_the_others_answer(store: Store, hook: Path, workers: Workers) -> None:
+def test_epochs_that_nothing_leads_to_are_told_and_others_answer(store: Store, hook: Path, workers: Workers) -> None:
     record(store, 1, 8, saved=(4, 6, 8))
     frame = flor.first("acc >= 0.05", hooks=[hook], store=store.root)
     assert answers(frame) == [("run1", 5, 20, True)]
@@ -188,6 +188,16 @@ def test_a_claim_of_monotony_that_is_wrong_is_told(store: Store, hook: Path, wor
     frame = flor.first("acc == 1", hooks=[hook], monotone=True, store=store.root)
     assert answers(frame) == [("run1", 8, 32, True)]
     assert frame["detail"][0] == "not monotone: it does not hold in epoch 9, 10, 11, 12, 13 and 2 more"
+
+
+def test_what_it_may_take_is_known_before(store: Store, hook: Path, workers: Workers) -> None:
+    record(store, 1, 16, lr=0.1)
+    for is_monotone, most in ((True, 5), (False, 16)):
+        begun = search.begin(store, flor.runs(store=store.root), search.Query("acc > 1", is_monotone, "all", (hook,)))
+        count, seconds = begun.estimate()
+        assert count == most and seconds == pytest.approx(most / 16 * (1 + 16 * 0.1 * 10), rel=0.5)
+    begun.run()
+    assert begun.estimate() == (0, 0.0)
 
 
 # ---- mistakes
@@ -267,7 +277,8 @@ def test_the_command_says_what_is_wrong_with_the_question(recorded: tuple[str, P
 
 def test_a_changed_hook_makes_a_new_value_and_keeps_the_old_one(recorded: tuple[str, Project]) -> None:
     project = recorded[1]
-    text = "import flor_plugins as flor\n@flor.metric\ndef one(ctx): return {}\n@flor.metric\ndef other(ctx): return 5\n"
+    one = "import flor_plugins as flor\n@flor.metric\ndef one(ctx): return {}\n"
+    text = f"{one}@flor.metric\ndef other(ctx): return 5\n"
     for value in (1, 2):
         hook = project.write("changing.py", text.format(value))
         frame = flor.replay(["one", "other"], epochs="last", run="slow", hooks=[hook], store=project.store.root)
@@ -282,7 +293,8 @@ def test_a_recorded_run_of_256_epochs_is_evaluated_at_most_9_times(tmp_path: Pat
     project = replaying.make(tmp_path / "project")
     settings = "epochs=256, per_device_train_batch_size=60, eval_strategy='no', logging_steps=1000"
     project.write("train.py", replaying.TRAIN["hf"] + f"train(FlorCallback('long'), {settings})\n")
-    hook = project.write("ages.py", "import flor_plugins as flor\n@flor.metric\ndef age(ctx): return float(ctx.epoch)\n")
+    text = "import flor_plugins as flor\n@flor.metric\ndef age(ctx): return float(ctx.epoch)\n"
+    hook = project.write("ages.py", text)
     project.python("train.py")
     frame = flor.first("age >= 137", hooks=[hook], monotone=True, store=project.store.root)
     assert answers(frame) == [("long", 137, 137, True)]

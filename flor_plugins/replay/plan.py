@@ -280,7 +280,7 @@ def _trained(places: Places, steps: Due, marks: Sequence[Due], whole: Collection
         return []
     metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))
     reached = tuple(sorted({position for mark in marks for position in mark.positions}))
-    stretches = places.stretches(wanted, whole=bool(set(whole) & set(steps.metrics)))
+    stretches = spread(places.stretches(wanted, whole=bool(set(whole) & set(steps.metrics))))
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
     return [Pass("train", metrics, _REASONS["train"], reached, stretches, steps=chosen)]
 

@@ -22,7 +22,7 @@ def value_of(text: Any) -> Any:
     What is no text is taken as it is: JSON has its own types.
     """
     if not isinstance(text, str):
-        return plain(text)
+        return None if text is None else plain(text)
     if text in _WORDS:
         return _WORDS[text]
     if len(text) < 4000 and _INTEGER.fullmatch(text):
