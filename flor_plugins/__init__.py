@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, first, import_flordb, query, replay, runs, sql, verify
+    from flor_plugins.api import checkpoint, dataframe, first, import_flordb, query, replay, runs, sql, upload, verify
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
 
@@ -31,6 +31,7 @@ _HOMES = {
     "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
     "import_flordb": "flor_plugins.api",
+    "upload": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
     "metric": "flor_plugins.hooks.metric",
     "Metric": "flor_plugins.hooks.metric",
@@ -38,20 +39,9 @@ _HOMES = {
 }
 
 __all__ = [
-    "Context",
-    "Metric",
-    "checkpoint",
-    "dataframe",
-    "first",
-    "import_flordb",
-    "log",
-    "metric",
-    "query",
-    "replay",
-    "runs",
-    "sql",
-    "verify",
-]
+    "Context", "Metric", "checkpoint", "dataframe", "first", "import_flordb", "log", "metric", "query", "replay",
+    "runs", "sql", "upload", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

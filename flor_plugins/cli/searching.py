@@ -12,7 +12,7 @@ import typer
 from flor_plugins.cli import printing
 from flor_plugins.cli.replaying import plain_progress
 from flor_plugins.errors import FlorError
-from flor_plugins.store.layout import find_store
+from flor_plugins.store.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 
 _ASK_ABOVE_S = 60.0
@@ -27,13 +27,15 @@ class Asked:
     epochs: str
     hooks: tuple[Path, ...]
     runs: tuple[str, ...]
+    workers: int = 1
+    engine: str = "local"
 
 
-def first(asked: Asked, workers: int, yes: bool, as_json: bool, as_csv: bool) -> int:
+def first(asked: Asked, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed or a person said no, 3 when a replay diverged."""
     from flor_plugins.replay import ask, search
 
-    store = find_store()
+    store = open_any()
     found = [find_run(store, name) for name in asked.runs] if asked.runs else list_runs(store)
     if not found:
         raise FlorError(f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer.")
@@ -42,7 +44,8 @@ def first(asked: Asked, workers: int, yes: bool, as_json: bool, as_csv: bool) ->
     human = not (as_json or as_csv)
     if human and not _agreed(*begun.estimate(), yes):
         return 1
-    begun.run(workers=workers, progress=plain_progress if human else None)
+    progress = plain_progress if human else None
+    begun.run(workers=asked.workers, engine=asked.engine, progress=progress)
     frame = begun.frame()
     printing.frame(frame, as_json=as_json, as_csv=as_csv)
     if human:

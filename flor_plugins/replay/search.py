@@ -98,13 +98,16 @@ class Search:
         """The passes that computed something else than what was recorded."""
         return [row for answer in self.answers for row in answer.rows if row["verdict"] == "diverged"]
 
-    def run(self, *, workers: int = 1, progress: ask.Progress | None = None) -> None:
-        """Ask and ask again, until every run is decided or can't be. The rounds of a scan double."""
+    def run(self, *, workers: int = 1, engine: str = "local", progress: ask.Progress | None = None) -> None:
+        """Ask and ask again, until every run is decided or can't be. The rounds of a scan double.
+
+        workers, engine: as in `ask.execute`; raises its errors.
+        """
         count = 2
         while only := self._next(count):
             runs = [one.run for one in self.findings if one.run.run_id in only]
             made = plan.make(runs, self._request(only))
-            answer = ask.execute(self.store, runs, made, workers=workers, progress=progress)
+            answer = ask.execute(self.store, runs, made, workers=workers, engine=engine, progress=progress)
             self.answers.append(answer)
             self._take(only, answer)
             count *= 2
