@@ -38,6 +38,8 @@ class Request:
     """What was asked. epochs: as `epochs_of` reads them.
 
     at: run_id to the one place of that run that was asked for.
+    only: run_id to epochs of that run, of those that there are; a search asks for them. Of validations only
+    those at their ends count, and a run that can't be replayed is no error: the plan says so in `skipped`.
     """
 
     metrics: tuple[str, ...]
@@ -45,6 +47,7 @@ class Request:
     epochs: str | Sequence[int]
     hooks: tuple[Path, ...]
     at: Mapping[str, Reference] = field(default_factory=dict)
+    only: Mapping[str, Collection[int]] = field(default_factory=dict)
 
 
 def make(runs: Sequence[Run], request: Request) -> Plan:
@@ -63,7 +66,7 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
 
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
-        _refuse_unknown(where, runs, metrics)
+        refuse_unknown(where, runs, metrics)
     earlier = measured(runs[0].path.parent.parent / "replays") if runs else {}
     return _of_all(runs, request, metrics, lambda run: _passes(run, asked, where, request, earlier))
 
@@ -112,12 +115,12 @@ def _of_all(
         if passes:
             assert run.code is not None
             tasks.append(Task(run.run_id, run.name, run.code.vid, tuple(passes)))
-    if len(skipped) == len(runs) > 0 and not tasks:
+    if len(skipped) == len(runs) > 0 and not tasks and not request.only:
         raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
     return Plan(new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped)
 
 
-def _refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+def refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
     """A predicate over a name that nobody has logged and nobody asks for is a slip of the pen."""
     from flor_plugins.store.frame import ATTRIBUTES, metric_names
 
@@ -215,9 +218,12 @@ def _passes(
 ) -> tuple[list[Pass], str]:
     """What is to be done with a run; and why not all that was asked, if so."""
     known = _read(run, asked, where)
+    if request.only:
+        known = replace(known, places=replace(known.places, validated=frozenset()))
     places = known.places
     place = _position(places, request)
     epochs = {places.epoch_of(place)} if place else set(epochs_of(request.epochs, places.ends))
+    epochs = set(request.only.get(run.run_id, epochs))
     for epoch in () if place else epochs:
         places.end_of(epoch)  # says so, if the run has not completed it
     due: dict[Way, Due] = {
@@ -274,7 +280,7 @@ def _trained(places: Places, steps: Due, marks: Sequence[Due], whole: Collection
         return []
     metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))
     reached = tuple(sorted({position for mark in marks for position in mark.positions}))
-    stretches = places.stretches(wanted, whole=bool(set(whole) & set(steps.metrics)))
+    stretches = spread(places.stretches(wanted, whole=bool(set(whole) & set(steps.metrics))))
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
     return [Pass("train", metrics, _REASONS["train"], reached, stretches, steps=chosen)]
 

@@ -65,11 +65,13 @@ class Session:
         self._media = self._path / "media"
         path = self._path / "metrics" / f"replay-{replay_id}-w0.jsonl"
         self._journal = None if rank else Journal(path, self._media)
-        self._history = history_of(replace(run, path=self._path))
+        # As the planner does: what an earlier source of a hook gave does not count (`known_by`).
+        known = {m.name: (one.digest_of(m.name), one.digest) for one in loaded for m in one.metrics}
+        self._history = history_of(replace(run, path=self._path), known)
         self.places = places_of(run)
         self._states = Prefetch(run, rank, order_of(task), lambda text: print(text, file=sys.stderr))
         self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
-        self._hooks = {m.name: (one.digest, m) for one in loaded for m in one.metrics}
+        self._hooks = {m.name: (one.digest_of(m.name), m) for one in loaded for m in one.metrics}
 
     # ---- what the adapter asks
 
