@@ -21,10 +21,11 @@ train(FlorCallback("long"), epochs={epochs})
 """
 # The process that asks, and kills: it knows the pids of its own workers only.
 ASK = """
-import json, os, random, signal, subprocess, sys
+import json, os, random, signal, sys
 from pathlib import Path
 
 from flor_plugins.replay import plan as planning
+from flor_plugins.replay.crew import Crew
 from flor_plugins.replay.engine import run_all
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -32,14 +33,13 @@ from flor_plugins.store.runs import list_runs
 asked = json.loads(sys.argv[1])
 draw = random.Random(asked["seed"])
 begun, events = [], []
-begin = subprocess.Popen.__init__
+begin = Crew._start
 
-def noting(self, args, *rest, **also):
-    begin(self, args, *rest, **also)
-    if "flor_plugins.replay.worker" in args:
-        begun.append(self)
+def noting(self, *args):
+    begin(self, *args)
+    begun.append(self._processes[-1])
 
-subprocess.Popen.__init__ = noting
+Crew._start = noting
 
 def tell(task, event):
     events.append(event["event"])
