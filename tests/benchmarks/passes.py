@@ -43,6 +43,7 @@ SHAPES = {
     "full": Shape(4, 192, 1000, 2, 16),
 }
 TIMES = 3.0  # how much faster K are than one at a time, at the least
+CALIBRATIONS = 4
 BATCHES = {"tiny": 4, "small": 20, "full": 20}  # of validation data
 
 METRIC = "held_out_loss"
@@ -187,14 +188,12 @@ def _calibrated(shape: Shape, batches: int, costs: float) -> Costs:
             pass
         return time.process_time() - begin
 
-    once, often = _loader(shape, batches, 1), _loader(shape, batches, 101)
-    forward_s = median(forward(once) for _ in range(7))
-    base = median(loading(once) for _ in range(7))
-    each = (median(loading(often) for _ in range(7)) - base) / 100
-    rounds = 1 + max(0, round((costs * forward_s - base) / each))
-    found = _loader(shape, batches, rounds)
-    seconds = [(forward(once), loading(found)) for _ in range(5)]
-    made = Costs(median(one for one, _ in seconds), median(other for _, other in seconds), rounds)
+    rounds, made = 50, Costs(0.0, 0.0, 0)
+    for _ in range(CALIBRATIONS):
+        data = _loader(shape, batches, rounds)
+        seconds = [(forward(data), loading(data)) for _ in range(5)]
+        made = Costs(median(one for one, _ in seconds), median(other for _, other in seconds), rounds)
+        rounds = max(1, round(rounds * costs * made.forward_s / made.loader_s))
     tell(f"a pass takes {made.forward_s:.3f} s in the model and {made.loader_s:.3f} s in the loader")
     return made
 
