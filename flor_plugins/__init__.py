@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, verify
+    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, upload, verify
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
 
@@ -28,13 +28,16 @@ _HOMES = {
     "replay": "flor_plugins.api",
     "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
+    "upload": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
     "metric": "flor_plugins.hooks.metric",
     "Metric": "flor_plugins.hooks.metric",
     "Context": "flor_plugins.hooks.metric",
 }
 
-__all__ = ["Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql", "verify"]
+__all__ = [
+    "Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql", "upload", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,8 @@ from flor_plugins.errors import FlorError, HookError, ReplayError, WhereError
 from flor_plugins.hooks.load import scan
 from flor_plugins.records import Code, Launch, Plan, Position, Process, Row, Run, Stretch, Timing
 from flor_plugins.replay import plan
-from flor_plugins.replay.ask import hooks_for
+from flor_plugins.replay.ask import Answer, hooks_for
+from flor_plugins.replay.tasks import Outcome
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.files import write_json
@@ -131,6 +132,17 @@ def test_what_the_newest_replay_of_a_way_took_is_the_estimate(store: Store, hook
     assert ask([run], hooks, "norm", epochs=[1]).seconds == 1.0 + 4 * 2.0
     assert ask([run], hooks, "wrong").seconds == 7.0, "no replay has validated"
     assert ask([record(store, 2)], hooks, "accuracy").seconds == 4.0, "another run goes by its own times"
+
+
+def test_after_a_replay_the_estimate_stands_beside_what_it_took(store: Store, hooks: Path) -> None:
+    made = ask([record(store)], hooks)
+    task = made.tasks[0]
+    told = [
+        {"way": one.way, "epochs": list(one.epochs), "seconds": 0.126, "grade": "exact", "compared": 1}
+        for one in task.passes
+    ]
+    rows = Answer(made, (Outcome(task, passed=told),)).rows
+    assert [(row["estimated"], row["seconds"]) for row in rows] == [(one.seconds, 0.13) for one in task.passes]
 
 
 def test_the_table_of_a_plan_says_all_of_each_pass(store: Store, hooks: Path) -> None:

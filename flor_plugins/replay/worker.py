@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
 from flor_plugins.hooks import live
 from flor_plugins.records import Pass, Position, Run, Stretch, Task
-from flor_plugins.replay import guard_writes
+from flor_plugins.replay import guard_writes, lifeline
 from flor_plugins.replay.sandbox import map_path
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
@@ -47,7 +47,7 @@ def main(task_file: str, events_fd: int) -> int:
         events.write(json.dumps(event) + "\n")
 
     try:
-        session = _work(json.loads(Path(task_file).read_text()), tell)
+        session = _work(json.loads(Path(task_file).read_text()), tell, events_fd)
         import_module("flor_plugins.state.processes").leave()
     except FlorError as error:
         tell({"event": "failed", "at": time.time(), "message": str(error)})
@@ -60,13 +60,14 @@ def main(task_file: str, events_fd: int) -> int:
     return 1 if session.failures else 0
 
 
-def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
+def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: int) -> Session:
     run = load_run(Path(order["run"]))
     sandbox, store, rank = Path(order["sandbox"]), Store(Path(order["store"])), order["rank"]
     task = _task(order["task"])
     folder = _enter(run, sandbox, rank)
     # Before torch starts threads: the kernel's part of the guard does not bind running ones.
     guard_writes.forbid_writes([sandbox, store.replay(order["replay_id"]), *_run_folders(run, rank)], sandbox)
+    lifeline.end_with_listener(events_fd)  # a thread, so after what binds only threads to come
     adapter = _adapter(run)
     _set_threads(run)
     from flor_plugins.hooks.load import load
