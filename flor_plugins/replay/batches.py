@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from flor_plugins.replay.memory import available_bytes
 from flor_plugins.state import rng
 from flor_plugins.state.copies import Uncopied, copied, is_same, nbytes_of
+from flor_plugins.state.seeds import draw_seed, is_equal, is_one_seed, random_state
 
 CHANGES = 3  # of a data set, after which nothing of it is kept
 SHARE = 0.25  # of the available memory: the most that batches may take
@@ -123,7 +123,7 @@ class _Kept:
     def draw_again(self, number: int) -> None:
         """What a real pass draws at that moment."""
         if self.drawn[number]:
-            _draw_seed(self.loader)
+            draw_seed(self.loader)
 
 
 class _Shared:
@@ -185,13 +185,13 @@ class _Loaded:
         if not kept.is_on:
             return act()
         own = rng.loader_generators([("loader", kept.loader)])
-        before = _random_state(own)
+        before = random_state(own)
         try:
             return act()
         finally:
-            after = _random_state(own)
-            has_drawn = not _is_equal(before, after)
-            if has_drawn and not (moment < 2 and _is_one_seed(kept.loader, own, before, after)):
+            after = random_state(own)
+            has_drawn = not is_equal(before, after)
+            if has_drawn and not (moment < 2 and is_one_seed(kept.loader, own, before, after)):
                 kept.give_up("loading it draws random numbers")
             if moment < 2:
                 kept.begins_with(moment, has_drawn)
@@ -269,34 +269,3 @@ def _is_changed(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool
         one.keys() != other.keys() or any(one[name] is not other[name] for name in one)
         for one, other in zip(before, now, strict=True)
     )
-
-
-def _draw_seed(loader: Any) -> None:
-    """As torch does for each pass (torch/utils/data/dataloader.py, `_BaseDataLoaderIter`)."""
-    torch.empty((), dtype=torch.int64, device="cpu").random_(generator=loader.generator)
-
-
-def _random_state(own: dict[str, rng.Generator]) -> dict[str, Any]:
-    return {**rng.capture(), "own": rng.capture_generators(own)}
-
-
-def _is_one_seed(loader: Any, own: dict[str, rng.Generator], before: Any, after: Any) -> bool:
-    """Is what was drawn in between the one seed of a pass? Leaves the generators as they are after it."""
-    rng.restore(before)
-    rng.restore_generators(own, before["own"])
-    _draw_seed(loader)
-    drawn = _random_state(own)
-    rng.restore(after)
-    rng.restore_generators(own, after["own"])
-    return _is_equal(drawn, after)
-
-
-def _is_equal(one: Any, other: Any) -> bool:
-    """Of trees of tensors, arrays and plain values."""
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_is_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(_is_equal, one, other))
-    return bool((one == other).all()) if hasattr(one, "shape") else one == other
