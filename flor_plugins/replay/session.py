@@ -18,6 +18,7 @@ from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.load import Loaded
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Pass, Position, Row, Run, Stretch, Task, Way
+from flor_plugins.replay.batches import Batches
 from flor_plugins.replay.evidence import likely_causes
 from flor_plugins.replay.history import history_of
 from flor_plugins.replay.places import places_of
@@ -38,7 +39,8 @@ class Session:
     """What an adapter's `drive` works with. places: where the run has been.
 
     rank: which of the processes this is that replay together; each compares with its own part of the run, and
-    only the first one's values are kept.
+    only the first one's values are kept. per_pass: for how many positions validation data is loaded at once, where
+    hooks of the weights go through it; None: for all.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class Session:
         tell: Callable[[Event], None],
         *,
         rank: int = 0,
+        per_pass: int | None = None,
     ) -> None:
         self.run, self.task, self.loaded = run, task, loaded
         self.hooks = Hooks((), self._hook_failed)
@@ -69,7 +72,8 @@ class Session:
         known = {m.name: (one.digest_of(m.name), one.digest) for one in loaded for m in one.metrics}
         self._history = history_of(replace(run, path=self._path), known)
         self.places = places_of(run)
-        self._states = Prefetch(run, rank, order_of(task), lambda text: print(text, file=sys.stderr))
+        self._states = Prefetch(run, rank, order_of(task), self._say)
+        self._batches = Batches(self._say, per_pass)
         self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
         self._hooks = {m.name: (one.digest_of(m.name), m) for one in loaded for m in one.metrics}
 
@@ -86,6 +90,14 @@ class Session:
     def restored(self) -> None:
         """The State at hand is in the trainer, and let go of: from here on the next one is read ahead."""
         self._states.begin()
+
+    def values_of(self, context: Context) -> dict[str, Any]:
+        """What the hooks of the weights give at a position. The data that they go through is loaded once."""
+        if context.make_val_dataloader is None or not self._shares_data:
+            return self.hooks.epoch(context)
+        self._batches.begin()
+        make = context.make_val_dataloader
+        return self.hooks.epoch(replace(context, make_val_dataloader=lambda: self._batches.of(make())))
 
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
@@ -107,6 +119,7 @@ class Session:
             raise
         finally:
             self._pass = None
+            self._batches.forget()
         self._tell(
             {
                 "event": "passed",
@@ -183,6 +196,15 @@ class Session:
             self._journal.seal()
 
     # ---- inside
+
+    @property
+    def _shares_data(self) -> bool:
+        """Is there more than one call of a hook in the present pass?"""
+        return self._pass is not None and len(self._pass.positions) * len(self.hooks.metrics) > 1
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, file=sys.stderr)
 
     def _agreed(self, position: Position | None) -> Position | None:
         """What the first process says: all train the same stretches, or they wait for each other."""
