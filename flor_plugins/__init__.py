@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, upload, verify
+    from flor_plugins.api import checkpoint, dataframe, first, import_flordb, query, replay, runs, sql, upload, verify
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
 
@@ -25,9 +25,12 @@ _HOMES = {
     "runs": "flor_plugins.api",
     "dataframe": "flor_plugins.api",
     "sql": "flor_plugins.api",
+    "query": "flor_plugins.api",
     "replay": "flor_plugins.api",
+    "first": "flor_plugins.api",
     "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
+    "import_flordb": "flor_plugins.api",
     "upload": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
     "metric": "flor_plugins.hooks.metric",
@@ -36,7 +39,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql", "upload", "verify",
+    "Context", "Metric", "checkpoint", "dataframe", "first", "import_flordb", "log", "metric", "query", "replay",
+    "runs", "sql", "upload", "verify",
 ]  # fmt: skip
 
 

@@ -23,14 +23,15 @@ def _check_format(value: Any) -> int:
 
 
 def _check_epochs(value: Any) -> Any:
-    """'all', 'last', 'a:b' (both included) or a list of counts of completed epochs."""
+    """'all', 'last', 'a:b' (both included), 'sample:n' or a list of counts of completed epochs."""
     if isinstance(value, str):
         bounds = re.fullmatch(r"([0-9]+):([0-9]+)", value)
-        if value in ("all", "last") or (bounds and int(bounds[1]) <= int(bounds[2])):
+        is_sample = re.fullmatch(r"sample:0*[1-9][0-9]*", value)
+        if value in ("all", "last") or is_sample or (bounds and int(bounds[1]) <= int(bounds[2])):
             return value
     elif isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value):
         return tuple(value)
-    raise ValueError("it is all, last, a range like 1:3 (both ends included) or a list like [1, 3]")
+    raise ValueError("it is all, last, a range like 1:3 (both ends included), sample:5 or a list like [1, 3]")
 
 
 def _check_list(value: Any) -> Any:

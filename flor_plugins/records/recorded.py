@@ -147,6 +147,7 @@ class Obstacle:
 class Run:
     """One call of fit/train with the callback on it: what run.json holds.
 
+    framework: which trainer; "flordb": whatever logged to a store of FlorDB, of which only values are known.
     resumed: "<time> at <position>" for each time that the run went on after an interruption.
     processes: how many trained one model together. skipped: checkpoints that were due and not taken; of
     very many the first and the last are listed, and skipped_count is the number of all.
@@ -155,7 +156,7 @@ class Run:
     run_id: str
     name: str
     project: str
-    framework: Literal["lightning", "hf"]
+    framework: Literal["lightning", "hf", "flordb"]
     status: RunStatus
     started_at: str
     launch: Launch

@@ -53,7 +53,7 @@ def due_in(
         at_ends = [one for one in candidates if places.ends.get(one.epoch) == one.step]
         if way == "train":
             inside, at_ends = candidates, []
-        held = _holding(known, where, inside, "step") | _holding(known, where, at_ends, "epoch")
+        held = holding(known, where, inside, "step") | holding(known, where, at_ends, "epoch")
         candidates = [one for one in candidates if one in held]
     missing = [one for one in candidates if any((name, one) not in present for name in names)]
     return Due(tuple(names), tuple(missing), where is None and place is None)
@@ -71,7 +71,7 @@ def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Posit
     return sorted(ends)
 
 
-def _holding(known: Known, where: Where, candidates: Sequence[Position], level: Level) -> set[Position]:
+def holding(known: Known, where: Where, candidates: Sequence[Position], level: Level) -> set[Position]:
     """Those candidates at which the predicate holds."""
     import pandas as pd
 

@@ -17,7 +17,7 @@ from flor_plugins.replay.epochs import epochs_of, names_them, spread
 from flor_plugins.replay.givers import WAYS, Given, given
 from flor_plugins.replay.history import looked_for, of_today
 from flor_plugins.replay.places import Places, places_of
-from flor_plugins.store.checkpoints import list_checkpoints
+from flor_plugins.replay.replayable import why_not
 from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import new_id
 from flor_plugins.store.names import ASKED
@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 class Request:
     """What was asked. epochs: as `epochs_of` reads them.
 
-    at: run_id to the one place of that run that was asked for. edit: of the working tree, if it logs a metric.
-    patch: methods to be replaced.
+    at: run_id to the one place of that run that was asked for.
+    only: run_id to epochs of that run, of those that there are; a search asks for them. Of validations only
+    those at their ends count, and a run that can't be replayed is no error: the plan says so in `skipped`.
+    edit: of the working tree, if it logs a metric. patch: methods to be replaced.
     """
 
     metrics: tuple[str, ...]
@@ -41,6 +43,7 @@ class Request:
     epochs: str | Sequence[int]
     hooks: tuple[Path, ...]
     at: Mapping[str, Reference] = field(default_factory=dict)
+    only: Mapping[str, Collection[int]] = field(default_factory=dict)
     edit: Editing | None = None
     patch: Patching | None = None
 
@@ -72,7 +75,7 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
 
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
-        _refuse_unknown(where, runs, metrics)
+        refuse_unknown(where, runs, metrics)
     earlier = measured(runs[0].path.parent.parent / "replays") if runs else {}
     return _of_all(runs, request, metrics, lambda run: _work(run, asked, where, request, earlier), asked)
 
@@ -108,7 +111,7 @@ def _of_all(
 ) -> Plan:
     tasks, skipped = [], {}
     for run in runs:
-        reason = _obstacle(run)
+        reason = why_not(run)
         if reason:
             skipped[run.run_id] = reason
             continue
@@ -126,12 +129,12 @@ def _of_all(
             tasks.append(
                 Task(run.run_id, run.name, run.code.vid, tuple(work.passes), known, work.edit, work.methods)
             )
-    if len(skipped) == len(runs) > 0 and not tasks:
+    if len(skipped) == len(runs) > 0 and not tasks and not request.only:
         raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
     return Plan(new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped)
 
 
-def _refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+def refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
     """A predicate over a name that nobody has logged and nobody asks for is a slip of the pen."""
     from flor_plugins.store.frame import ATTRIBUTES, metric_names
 
@@ -157,19 +160,6 @@ def _logged(run: Run, names: Collection[str] | None) -> set[str]:
     for _, row in read_run(run.path, names):
         found |= row.values.keys() | {f"{row.phase}/{name}" for name in row.values}
     return found | {f"{name}.value" for name in found & {"run", "name", "epoch", "step"}}
-
-
-def _obstacle(run: Run) -> str | None:
-    unable = [one for one in run.obstacles if one.grade == "none"]
-    if unable:
-        return f"{unable[0].reason}. {unable[0].remedy}"
-    if run.code is None:
-        return "its code was not recorded"
-    if run.launch.kind == "interactive":
-        return "it was started from a prompt or a notebook"
-    if not list_checkpoints(run.path):
-        return "it has no whole checkpoint"
-    return None
 
 
 def _position(places: Places, request: Request) -> Position | None:
@@ -213,9 +203,12 @@ def _passes(
 ) -> tuple[list[Pass], str]:
     """The passes over a run; and why not all that was asked, if so."""
     known = _read(run, asked, where)
+    if request.only:
+        known = replace(known, places=replace(known.places, validated=frozenset()))
     places = known.places
     place = _position(places, request)
     epochs = {places.epoch_of(place)} if place else set(epochs_of(request.epochs, places.ends))
+    epochs = set(request.only.get(run.run_id, epochs))
     for epoch in () if place else epochs:
         places.end_of(epoch)  # says so, if the run has not completed it
     due: dict[Way, Due] = {
@@ -282,7 +275,7 @@ def _trained(places: Places, steps: Due, marks: Sequence[Due], asked: Given, exp
     metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))
     reached = tuple(sorted({position for mark in marks for position in mark.positions}))
     is_kept = bool(steps.positions and asked.kept & set(steps.metrics))
-    stretches = places.from_the_beginning(wanted) if is_kept else places.stretches(wanted, whole=is_whole)
+    stretches = places.from_the_beginning(wanted) if is_kept else spread(places.stretches(wanted, whole=is_whole))
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
     return [Pass("train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen)]
 

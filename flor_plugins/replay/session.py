@@ -18,17 +18,18 @@ from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.load import Loaded
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Pass, Position, Row, Run, Stretch, Task, Way
+from flor_plugins.replay.batches import Batches
 from flor_plugins.replay.evidence import likely_causes
 from flor_plugins.replay.history import history_of
 from flor_plugins.replay.places import places_of
 from flor_plugins.replay.prefetch import Prefetch, Wanted, order_of
 from flor_plugins.replay.repeat import Repeat
+from flor_plugins.replay.rows import is_asked, rows_of
 from flor_plugins.replay.verify import Comparison
 from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoints.hashes import PRESENT, hash_tensor
 from flor_plugins.store.journal import Journal
-from flor_plugins.store.names import ASKED
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
 
@@ -39,7 +40,8 @@ class Session:
     """What an adapter's `drive` works with. places: where the run has been.
 
     rank: which of the processes this is that replay together; each compares with its own part of the run, and
-    only the first one's values are kept.
+    only the first one's values are kept. per_pass: for how many positions validation data is loaded at once, where
+    hooks of the weights go through it; None: for all.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Session:
         tell: Callable[[Event], None],
         *,
         rank: int = 0,
+        per_pass: int | None = None,
     ) -> None:
         self.run, self.task, self.loaded = run, task, loaded
         self.hooks = Hooks((), self._hook_failed)
@@ -67,9 +70,11 @@ class Session:
         path = self._path / "metrics" / f"replay-{replay_id}-w0.jsonl"
         self._journal = None if rank else Journal(path, self._media)
         self.places = places_of(run)
-        self._states = Prefetch(run, rank, order_of(task), lambda text: print(text, file=sys.stderr))
+        self._states = Prefetch(run, rank, order_of(task), self._say)
+        self._batches = Batches(self._say, per_pass)
         self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
         self._hooks = {m.name: m for one in loaded for m in one.metrics}
+        # As the planner does: what an earlier source of a hook gave does not count (`known_by`).
         own = {m.name: (one.digest_of(m.name), one.digest) for one in loaded for m in one.metrics}
         self._digests: dict[str, tuple[str | None, ...]] = {**own, **task.digests}
         self._history = history_of(replace(run, path=self._path), self._digests)
@@ -87,6 +92,14 @@ class Session:
     def restored(self) -> None:
         """The State at hand is in the trainer, and let go of: from here on the next one is read ahead."""
         self._states.begin()
+
+    def values_of(self, context: Context) -> dict[str, Any]:
+        """What the hooks of the weights give at a position. The data that they go through is loaded once."""
+        if context.make_val_dataloader is None or not self._shares_data:
+            return self.hooks.epoch(context)
+        self._batches.begin()
+        make = context.make_val_dataloader
+        return self.hooks.epoch(replace(context, make_val_dataloader=lambda: self._batches.of(make())))
 
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
@@ -108,6 +121,7 @@ class Session:
             raise
         finally:
             self._pass = None
+            self._batches.forget()
         self._tell(
             {
                 "event": "passed",
@@ -187,6 +201,15 @@ class Session:
 
     # ---- inside
 
+    @property
+    def _shares_data(self) -> bool:
+        """Is there more than one call of a hook in the present pass?"""
+        return self._pass is not None and len(self._pass.positions) * len(self.hooks.metrics) > 1
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, file=sys.stderr)
+
     def _agreed(self, position: Position | None) -> Position | None:
         """What the first process says: all train the same stretches, or they wait for each other."""
         said = processes.from_first("differs", lambda: None if position is None else str(position))
@@ -214,27 +237,18 @@ class Session:
             return
         new = {name: row.values[name] for name in encoded if self._is_wanted(name, row, one)}
         self._history.note(row, new)
-        by_digest: dict[str | None, dict[str, Any]] = {}
-        for name, value in new.items():
-            by_digest.setdefault(self._digest(name), {})[name] = value
-        if one.way == "train" and (row.phase, row.level) == ("train", "step") and _is_asked(one, row.position):
-            self._look_for(one, by_digest)
-        for digest, values in by_digest.items():
-            self._journal.append(replace(row, values=values, verdict=grade, hook=digest))
+        is_step = one.way == "train" and (row.phase, row.level) == ("train", "step") and is_asked(one, row.position)
+        for each in rows_of(row, new, self._unsure(one) if is_step else (), self._digest, grade):
+            self._journal.append(each)
 
-    def _look_for(self, one: Pass, by_digest: dict[str | None, dict[str, Any]]) -> None:
-        """Only running the code tells whether it logs these there: it need not be run again to know that."""
-        for name in one.metrics:
-            if name not in self._hooks:
-                by_digest.setdefault(self._digest(name), {}).setdefault(ASKED, []).append(name)
+    def _unsure(self, one: Pass) -> list[str]:
+        return [name for name in one.metrics if name not in self._hooks]
 
     def _looked_for(self, position: Position, one: Pass) -> None:
         level = "epoch" if self.places.ends.get(position.epoch) == position.step else "step"
-        found: dict[str | None, dict[str, Any]] = {}
-        self._look_for(one, found)
-        grade = self._comparison.verdict().grade
-        for digest, values in found.items() if self._journal is not None else ():
-            self._journal.append(Row(position, "validation", level, values, time.time(), grade, digest))  # type: ignore[union-attr]
+        row, grade = Row(position, "validation", level, {}, time.time()), self._comparison.verdict().grade
+        for each in rows_of(row, {}, self._unsure(one), self._digest, grade) if self._journal is not None else ():
+            self._journal.append(each)  # type: ignore[union-attr]
 
     def _digest(self, name: str) -> str | None:
         return next(iter(self._digests.get(name, ())), None)
@@ -245,7 +259,7 @@ class Session:
         if name not in self._hooks:  # it may be logged in training and in validation
             is_there = (name, (row.position, row.phase, row.level)) in self._history.rows
             is_chosen = one.way != "train" or (row.phase, row.level) != ("train", "step")
-            return not is_there and (is_chosen or _is_asked(one, row.position))
+            return not is_there and (is_chosen or is_asked(one, row.position))
         if (name, row.position) in self._history.present:
             return False
         if one.way != "train":
@@ -269,11 +283,6 @@ class Session:
             return
         self.failures += 1
         self._tell({"event": "hook_failed", "message": message})
-
-
-def _is_asked(one: Pass, position: Position) -> bool:
-    """Were values of single updates asked for there?"""
-    return one.steps is None or position.step in one.steps or position in one.positions
 
 
 def guarded(act: Callable[[], Any]) -> Any:
