@@ -129,7 +129,7 @@ def request(
     rest = [name for name in without_hook(metrics, found) if not patching.may_log(methods, name)]
     edit = edits.find(store, runs, rest) if rest else None
     patched = patching.Patching(methods, Recorded(store, Path.cwd())) if methods else None
-    return planning.Request(tuple(metrics), where, epochs, tuple(hooks), at or {}, edit, patched)
+    return planning.Request(tuple(metrics), where, epochs, tuple(hooks), at or {}, edit=edit, patch=patched)
 
 
 def places_asked(store: Store, runs: Sequence[str]) -> dict[str, Reference]:

@@ -1,4 +1,4 @@
-"""The rows that a replay stores: values by what gave them, and what was looked for where nothing may have been logged."""
+"""The rows that a replay stores: values by what gave them, and what was looked for in vain, maybe."""
 
 from __future__ import annotations
 
