@@ -15,6 +15,7 @@ from flor_plugins.errors import ReplayError
 from flor_plugins.records import Code, Launch, Pass, Plan, Position, Process, Run, Task
 from flor_plugins.replay import engine
 from flor_plugins.replay.engines import jobs, local
+from flor_plugins.replay.engines.devices import VARIABLE
 from flor_plugins.replay.tasks import Outcome
 from flor_plugins.store.layout import Store
 
@@ -132,7 +133,7 @@ def test_an_interrupt_ends_the_workers_that_say_nothing(ask: Any) -> None:
     ended: list[bool] = []
     is_busy = threading.Event()
 
-    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, given_up: threading.Event) -> Outcome:
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, given_up: threading.Event, **_: Any) -> Outcome:
         if one.name == "b":
             is_busy.wait(30)
             raise KeyboardInterrupt
@@ -143,6 +144,22 @@ def test_an_interrupt_ends_the_workers_that_say_nothing(ask: Any) -> None:
     with pytest.raises(KeyboardInterrupt):
         ask([task("b", 2.0), task("a", 1.0)], worker, workers=2)
     assert ended == [True]
+
+
+@pytest.mark.parametrize(("workers", "expected"), [(2, {"0", "1"}), (1, {None})])
+def test_workers_at_a_time_have_a_device_each(
+    ask: Any, workers: int, expected: set[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both, seen = threading.Barrier(workers), []
+
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, *, variables: dict[str, str], **_: Any) -> Outcome:
+        seen.append(variables.get(VARIABLE))
+        both.wait(30)
+        return Outcome(one, passed=passed(one))
+
+    monkeypatch.setenv(VARIABLE, "0,1")
+    ask([task("a"), task("b")], worker, workers=workers)
+    assert set(seen) == expected
 
 
 def test_an_unknown_engine_is_refused_by_name(ask: Any) -> None:

@@ -34,15 +34,23 @@ _OF_A_CREW = (
 class Crew:
     """The processes that do a task. Only the first one's events are told as they come.
 
-    order: the task as the worker reads it. folder: where orders and outputs lie; `output.txt` is the first one's.
+    env: their environment. order: the task as the worker reads it. folder: where orders and outputs lie;
+    `output.txt` is the first one's.
     given_up: once it is set, all are ended.
     """
 
     def __init__(
-        self, run: Run, order: Mapping[str, Any], folder: Path, count: int, given_up: threading.Event | None = None
+        self,
+        framework: str,
+        env: Mapping[str, str],
+        order: Mapping[str, Any],
+        folder: Path,
+        count: int,
+        *,
+        given_up: threading.Event | None = None,
     ) -> None:
         self.count = count
-        self._run, self._order, self._folder = run, order, folder
+        self._framework, self._env, self._order, self._folder = framework, env, order, folder
         self._given_up = given_up or threading.Event()
         self._port = _free_port() if count > 1 else 0
         self._is_over = threading.Event()
@@ -112,10 +120,10 @@ class Crew:
         with ExitStack() as files:
             log = files.enter_context(self._file("output", rank, ".txt").open("a"))
             told = files.enter_context(self._file("events", rank, ".jsonl").open("w")).fileno() if rank else pipe
-            env = {**environment(self._run), **self._place(rank)}
+            env = {**self._env, **self._place(rank)}
             warm = None
             if self.count == 1:  # the environment of one of several is its own
-                warm = servers().fork(self._run.framework, env, task, told, log.fileno())
+                warm = servers().fork(self._framework, env, task, told, log.fileno())
             self._processes.append(warm or _fresh(task, told, log, env))
 
     def _place(self, rank: int) -> dict[str, str]:

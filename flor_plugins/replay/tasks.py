@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,20 +47,27 @@ class Outcome:
 
 
 def do_task(
-    store: Store, run: Run, plan: Plan, task: Task, tell: Tell, *, given_up: threading.Event | None = None
+    store: Store,
+    run: Run,
+    plan: Plan,
+    task: Task,
+    tell: Tell,
+    *,
+    given_up: threading.Event | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Do all passes of a task. A failure is told in the outcome; what `tell` raises ends the workers and is raised.
 
-    given_up: once it is set, the workers are ended.
+    given_up: once it is set, the workers are ended. variables: of their environment, over the recorded ones.
     """
-    outcome = Outcome(task)
+    outcome, env = Outcome(task), {**environment(run), **(variables or {})}
     folder = store.replay(plan.replay_id) / task.run_id
     folder.mkdir(parents=True, exist_ok=True)
     outcome.log = folder / "output.txt"
     assert run.code is not None
     parts = _parts(run, task)
     if any(count == 1 for _, count in parts):
-        servers().begin(run.framework, environment(run))  # it imports while the sandbox is made
+        servers().begin(run.framework, env)  # it imports while the sandbox is made
     try:
         with (
             find_commit(run.code, store, Path.cwd()) as repo,
@@ -79,7 +86,7 @@ def do_task(
                     "is_alone": count < run.processes,
                 }
                 if outcome.failure is None:
-                    _watch(outcome, run, Crew(run, order, folder, count, given_up), tell)
+                    _watch(outcome, run, Crew(run.framework, env, order, folder, count, given_up=given_up), tell)
     except FlorError as error:
         outcome.failure = str(error)
     return outcome

@@ -12,6 +12,7 @@ from typing import Any
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
 from flor_plugins.replay.engines import travel
+from flor_plugins.replay.engines.devices import Devices, visible
 from flor_plugins.replay.engines.jobs import LANDED, Job, longest_first
 from flor_plugins.replay.tasks import Outcome, Tell, do_task
 from flor_plugins.store.layout import Store
@@ -26,6 +27,7 @@ class _Request:
     runs: Mapping[str, Run]
     plan: Plan
     tell: Tell
+    devices: Devices
     is_over: threading.Event = field(default_factory=threading.Event)
     turn: threading.Lock = field(default_factory=threading.Lock)  # who asks is told one thing at a time
 
@@ -36,7 +38,8 @@ def run_all(store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, worke
     What `tell` raises, and an interrupt, end the workers; it is raised when their sandboxes are gone.
     """
     store.replay(plan.replay_id).mkdir(parents=True, exist_ok=True)
-    request, jobs = _Request(store, runs, plan, tell), [Job(task) for task in plan.tasks]
+    devices = Devices(visible() if workers > 1 else ())  # a single worker sees them as the recording did
+    request, jobs = _Request(store, runs, plan, tell, devices), [Job(task) for task in plan.tasks]
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         try:
             begun: dict[int, Future[Outcome]] = {id(job): pool.submit(_do, request, job) for job in longest_first(jobs)}
@@ -70,7 +73,10 @@ def _work_on(request: _Request, job: Job, run: Run, mirror: Mirror | None) -> No
         _say(request, task, event)
 
     while True:
-        job.outcome = do_task(request.store, run, request.plan, job.rest, tell, given_up=request.is_over)
+        with request.devices.taken(run.processes) as seen:
+            job.outcome = do_task(
+                request.store, run, request.plan, job.rest, tell, given_up=request.is_over, variables=seen
+            )
         killed_by, failure = job.outcome.killed_by, job.outcome.failure
         if killed_by is None or request.is_over.is_set() or not job.is_for_another(failure or ""):
             return

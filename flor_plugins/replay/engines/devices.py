@@ -1,0 +1,47 @@
+"""Which of this machine's devices a worker sees: workers that run at a time are spread over them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+VARIABLE = "CUDA_VISIBLE_DEVICES"
+DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each device; torch is not imported here
+
+
+def visible(environment: Mapping[str, str] = os.environ, driver: Path = DRIVER) -> tuple[str, ...]:
+    """What the devices that this process may use are called in CUDA_VISIBLE_DEVICES; () where there are none."""
+    named = environment.get(VARIABLE)
+    if named is None:
+        return tuple(str(number) for number, _ in enumerate(driver.glob("*")))
+    devices = [one.strip() for one in named.split(",")]
+    end = next((number for number, one in enumerate(devices) if one in ("", "-1")), len(devices))
+    return tuple(devices[:end])  # as CUDA reads it: what stands behind a wrong one does not count
+
+
+class Devices:
+    """Each task takes the devices that fewest others have; none ever waits, also where workers outnumber devices."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = tuple(names)
+        self._taken: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[dict[str, str]]:
+        """The variable for `count` processes that work together; empty where there is nothing to choose among."""
+        if len(self._names) < 2:
+            yield {}
+            return
+        with self._lock:
+            mine = sorted(self._names, key=lambda name: (self._taken[name], self._names.index(name)))[:count]
+            self._taken.update(mine)
+        try:
+            yield {VARIABLE: ",".join(mine)}
+        finally:
+            with self._lock:
+                self._taken.subtract(mine)
