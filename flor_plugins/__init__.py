@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, verify
+    from flor_plugins.hooks.arguments import arg
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
+    from flor_plugins.loop.iterate import checkpointing, checkpoints, commit, loop
 
 _HOMES = {
     "runs": "flor_plugins.api",
@@ -29,12 +31,20 @@ _HOMES = {
     "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
+    "arg": "flor_plugins.hooks.arguments",
+    "loop": "flor_plugins.loop.iterate",
+    "checkpoints": "flor_plugins.loop.iterate",
+    "checkpointing": "flor_plugins.loop.iterate",
+    "commit": "flor_plugins.loop.iterate",
     "metric": "flor_plugins.hooks.metric",
     "Metric": "flor_plugins.hooks.metric",
     "Context": "flor_plugins.hooks.metric",
 }
 
-__all__ = ["Context", "Metric", "checkpoint", "dataframe", "log", "metric", "replay", "runs", "sql", "verify"]
+__all__ = [
+    "Context", "Metric", "arg", "checkpoint", "checkpointing", "checkpoints", "commit", "dataframe", "log", "loop",
+    "metric", "replay", "runs", "sql", "verify",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

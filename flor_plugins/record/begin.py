@@ -8,21 +8,21 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flor_plugins.errors import FlorError
-from flor_plugins.hooks import live
+from flor_plugins.hooks import arguments, live
 from flor_plugins.record import environment, obstacles, resume, snapshot
 from flor_plugins.record.options import Options
 from flor_plugins.record.recorder import FlorWarning, Recorder, now
-from flor_plugins.records import Code, Launch, Run, Timing
+from flor_plugins.records import Code, Framework, Launch, Run, Timing
 from flor_plugins.state import processes
 from flor_plugins.store import runs
 from flor_plugins.store.layout import Store, find_store, new_id
 
 
 def begin(
-    framework: Literal["lightning", "hf"],
+    framework: Framework,
     options: Options,
     params: Callable[[], Mapping[str, Any]],
     launch: Launch | None = None,
@@ -59,7 +59,7 @@ def warn(what: str) -> None:
 
 def _recorder(
     store: Store,
-    framework: Literal["lightning", "hf"],
+    framework: Framework,
     options: Options,
     params: Callable[[], Mapping[str, Any]],
     launched: Launch,
@@ -86,7 +86,7 @@ def _recorder(
 
 def _first_run(
     store: Store,
-    framework: Literal["lightning", "hf"],
+    framework: Framework,
     options: Options,
     params: Mapping[str, Any],
     launched: Launch,
@@ -120,7 +120,7 @@ def _first_run(
         path=path,
         tags=tuple(options.tags),
         environment={**environment.environment(), "job": resume.job()},
-        params=dict(params),
+        params={**params, **environment.flatten("", arguments.read())},
         timing=Timing(build_s=environment.seconds_since_start()),
         gaps=tuple(gaps),
         obstacles=tuple(obstacles.of_launch(launched, code, why)),

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
-from flor_plugins.hooks import live
+from flor_plugins.hooks import arguments, live
 from flor_plugins.records import Pass, Position, Run, Stretch, Task
 from flor_plugins.replay import guard_writes
 from flor_plugins.replay.sandbox import map_path
@@ -79,6 +79,7 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
     if order["is_alone"]:
         trainers.train_alone()
     trainers.intercept(fits.arrived, inject=run.launch.injected)
+    arguments.recorded(run.params)
     guard_writes.guard_extensions()
     try:
         _launch(run, sandbox, folder, trainers)
@@ -90,6 +91,12 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
             session.finish()
             return session
         raise ReplayError(_never_met(run, fits.count) + f" (it exited with {error.code!r})") from error
+    except Exception:
+        if not fits.is_done:  # else it is what had ended the recorded training, too
+            raise
+    if fits.is_done:
+        session.finish()
+        return session
     raise ReplayError(_never_met(run, fits.count))
 
 
@@ -100,13 +107,22 @@ class _Fits:
         self.run, self.adapter, self.session, self.store, self.rank = run, adapter, session, store, rank
         self.count = 0
         self.met = False
+        self.follower: Any = None  # of a hand-written loop
+
+    @property
+    def is_done(self) -> bool:
+        """Has a hand-written loop that the script has left by itself been replayed?"""
+        return self.follower is not None and self.follower.is_done
 
     def arrived(self, trainer: Any, go: Callable[[], Any]) -> Any:
         number, self.count = self.count, self.count + 1
         if number == self.run.launch.call:
             self.met = True
-            self.adapter.drive(trainer, go, self.session)
-            raise ReplayDone
+            self.follower = self.adapter.drive(trainer, go, self.session)
+            if self.follower is None:
+                raise ReplayDone
+            self.follower.ends_with(ReplayDone)  # a hand-written loop: only the script can run its body
+            return self.follower
         earlier = [
             run
             for run in list_runs(self.store)
@@ -191,8 +207,11 @@ def _launch(run: Run, sandbox: Path, folder: Path, trainers: ModuleType) -> None
     if launch.kind == "recipe":
         from flor_plugins.recipe import build_trainer
 
+        built = build_trainer(folder, launch.target, dict(launch.params))
+        if run.framework == "loop":
+            return  # it has trained by itself
         callback = import_module(f"flor_plugins.{run.framework}").FlorCallback(name=run.name)
-        trainers.train(build_trainer(folder, launch.target, dict(launch.params)), callback)
+        trainers.train(built, callback)
     elif launch.kind == "module":
         sys.path.insert(0, os.getcwd())
         runpy.run_module(launch.target, run_name="__main__", alter_sys=True)
