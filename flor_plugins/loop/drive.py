@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
-from flor_plugins.errors import ReplayError
 from flor_plugins.loop import capture, loading
 from flor_plugins.loop.enter import Entry, rewindable
 from flor_plugins.loop.harvest import Harvest
@@ -39,25 +38,35 @@ class Driver:
     """Follows the loops of the run that is replayed (see `stage.Follower`)."""
 
     def __init__(self, on: Stage, main: Level, session: Session) -> None:
-        self._stage, self._main, self._session = on, main, session
+        self._session = session
+        self._bind(on, main)
+        self._passes = self._all_passes()
+        self._done = self._again = StopIteration
+        self.is_done = self.wants_again = False
+
+    def _bind(self, on: Stage, main: Level) -> None:
+        session, self._stage, self._main = self._session, on, main
         self._registered = on.registered
         self._harvest = Harvest(on.registered, session.timeline, session.hooks, session.run.name, guarded)
-        self._passes = self._all_passes()
-        self._done: type[BaseException] = StopIteration
-        self.is_done = False
         self._variables = Variables(frames_to(main.code), capture.known_parts(on.registered))
-        self._inner_variables: Variables | None = None
         self._entry: Entry | None = None
         self._number = 0  # of inner loops that have begun in this epoch
         self._step = 0  # at the last boundary
-        self._is_at_main = True
+        self._is_at_main, self._is_gone = True, False
         self._is_leaving = False  # the rest of a body that nobody wants to hear
         self._is_entered = False
+        self.wants_again = False
         main.iterable = rewindable(main.iterable)
 
-    def ends_with(self, done: type[BaseException]) -> None:
-        """What ends the script once all passes are done."""
-        self._done = done
+    def ends_with(self, done: type[BaseException], again: type[BaseException]) -> None:
+        """What ends the script once all passes are done; and what does where it has to be started once more."""
+        self._done, self._again = done, again
+
+    def begin_again(self, on: Stage, main: Level) -> None:
+        """The script was started once more, and has come to the same loop."""
+        self._harvest.detach()
+        self._bind(on, main)
+        self._harvest.attach()
 
     # ---- as the loops ask
 
@@ -106,22 +115,14 @@ class Driver:
     def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
         """The script has left the main loop by itself: as it did when it was recorded, or because it diverged."""
         self._stage.follower = None
-        try:
-            self._is_at_main = not by_error
-            if by_error:
-                self._harvest.epoch_over(self._main.count - 1, is_complete=False)
-                self._is_reached(epoch_ended=False)
-            if next(self._passes, None) is not None:
-                raise ReplayError(
-                    f"the script left its loop {main.name!r} in epoch {main.count}, before all was done that is to be "
-                    f"replayed; values that were computed are kept"
-                )
-            self.is_done = True
-            end: BaseException = self._done()
-        except Exception as error:
-            end = error
+        self._is_at_main, self._is_gone = not by_error, True
+        if by_error and not self._is_leaving:
+            self._harvest.epoch_over(self._main.count - 1, is_complete=False)
+            self._is_reached(epoch_ended=False)
+        self.is_done = not self._is_leaving and next(self._passes, None) is None
+        self.wants_again = not self.is_done
         if not by_error:
-            _raise_in(frame, end)
+            _raise_in(frame, self._done() if self.is_done else self._again())
 
     def block_over(self, error: BaseException | None) -> None:
         """The script's block ends, which it did not before all was done."""
@@ -158,7 +159,7 @@ class Driver:
 
     def _run_again(self, stretch: Stretch) -> Iterator[Any]:
         """From the State at the stretch's start to its end, through as many epochs as lie between."""
-        if not self._is_at_main:
+        if self._is_gone or not self._is_at_main:
             yield _AT_MAIN
         self._enter(stretch.start)
         while True:
@@ -171,7 +172,7 @@ class Driver:
             if not self._is_at_main:  # an inner loop has come to the stretch's end
                 return
             self._harvest.epoch_over(self._main.count)
-            if self._is_reached(epoch_ended=True):
+            if self._is_reached(epoch_ended=True) or self._is_gone:
                 return
             self._begin_epoch(loading.sources(self._registered, frames_to(self._main.code)))
 
@@ -232,7 +233,7 @@ class _Passed:
         self._sections = sections
         self._variables = Variables(frames_to(main.code), capture.known_parts(on.registered))
 
-    def ends_with(self, done: type[BaseException]) -> None:
+    def ends_with(self, done: type[BaseException], again: type[BaseException]) -> None:
         """It does not end the script."""
 
     def next_epoch(self, main: Level) -> Any:

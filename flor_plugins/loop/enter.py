@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.loop import capture, loading
+from flor_plugins.loop import capture, counters, loading
 from flor_plugins.loop.registered import Registered
 from flor_plugins.loop.stage import Level, source_of
 from flor_plugins.loop.variables import Variables, frames_to
-from flor_plugins.state import loaders
+from flor_plugins.state import loaders, rng
 
 
 class Entry:
@@ -60,6 +60,7 @@ class Entry:
         capture.restore(self._registered, found, self._sections)
         variables.restore(frames, self._held["variables"])
         inner.count = batches
+        counters.go_on(inner, batches)
         return found
 
     def values(self) -> Mapping[str, Any]:
@@ -72,10 +73,14 @@ class Entry:
 
 
 class Rewinding(Iterator[Any]):
-    """An iterator that can't be begun again. Goes back no further than to where it was last told to stand."""
+    """An iterator that can't be begun again. Goes back no further than to where it was last told to stand.
+
+    With each item that it gave since then it keeps the RNG behind it: the item may have been drawn.
+    """
 
     def __init__(self, source: Iterator[Any]) -> None:
-        self._source, self._kept, self._first, self._at = source, [], 0, 0
+        self._source, self._first, self._at = source, 0, 0
+        self._kept: list[tuple[Any, dict[str, Any]]] = []
 
     def stand(self, count: int) -> None:
         """The next item is number `count`, from 0. Raises ReplayError where that one is gone."""
@@ -96,8 +101,10 @@ class Rewinding(Iterator[Any]):
     def __next__(self) -> Any:
         index, self._at = self._at - self._first, self._at + 1
         if index == len(self._kept):
-            self._kept.append(next(self._source))
-        return self._kept[index]
+            self._kept.append((next(self._source), rng.capture()))
+        item, behind = self._kept[index]
+        rng.restore(behind)
+        return item
 
 
 def rewindable(iterable: Any) -> Any:
@@ -115,3 +122,4 @@ def _stand(main: Level, count: int) -> None:
         for _ in range(count):
             next(main.source)
     main.count = count
+    counters.go_on(main, count)

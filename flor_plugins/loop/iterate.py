@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from flor_plugins.hooks import live
+from flor_plugins.loop.counters import is_direct
 from flor_plugins.loop.registered import Registered
 from flor_plugins.loop.stage import Level, Stage, phase_of, source_of, stage, users_code
 from flor_plugins.record.options import options_of
@@ -32,7 +34,9 @@ class loop(Generic[T]):  # a verb of the public face; `for` makes an object of i
         self.name, self.iterable = name, iterable
 
     def __iter__(self) -> Iterator[T]:
-        return Iteration(stage(), self.name, self.iterable, users_code(sys._getframe(1)))
+        frame = sys._getframe(1)
+        level = Level(self.name, self.iterable, phase_of(self.name), users_code(frame), is_direct=is_direct(frame))
+        return Iteration(stage(), level)
 
     def __len__(self) -> int:
         return len(self.iterable)  # type: ignore[arg-type]
@@ -41,9 +45,9 @@ class loop(Generic[T]):  # a verb of the public face; `for` makes an object of i
 class Iteration(Iterator[T]):
     """One pass over a loop. That it is let go of says that the loop was left."""
 
-    def __init__(self, on: Stage, name: str, iterable: Iterable[T], code: Any) -> None:
-        self._stage = on
-        self._level = Level(name, iterable, phase_of(name), code)
+    def __init__(self, on: Stage, level: Level) -> None:
+        self._stage, self._level = on, level
+        level.iteration = weakref.ref(self)
         self._is_followed: bool | None = None
 
     def __next__(self) -> T:
@@ -53,10 +57,14 @@ class Iteration(Iterator[T]):
         try:
             if self._is_followed is None:
                 self._is_followed = self._stage.enter(level)
-            return self._stage.advance(level) if self._is_followed else next(source_of(level))
+            if not self._is_followed:
+                return next(source_of(level))
+            item = self._stage.advance(level)
         except BaseException:
             level.is_over = True
             raise
+        level.shown += 1
+        return item
 
     def __del__(self) -> None:
         if self._is_followed and not self._level.is_over:

@@ -11,6 +11,7 @@ from typing import Any
 
 from flor_plugins.hooks import live
 from flor_plugins.loop import capture, loading
+from flor_plugins.loop.counters import can_go_on_inside
 from flor_plugins.loop.enter import Entry
 from flor_plugins.loop.harvest import Harvest
 from flor_plugins.loop.obstacles import obstacles_of, of_nothing
@@ -64,7 +65,7 @@ class Recording:
         self._variables: Variables | None = None  # as the main loop began
         self._inner: Level | None = None  # the training loop right inside the main one
         self._inner_variables: Variables | None = None
-        self._has_inner = False
+        self._has_inner = self._is_attached = False
         self._is_entered = False  # the next item of the inner loop is the first after a State
         self._step = 0  # at the last boundary
         self._was_left: bool | None = False  # by an error? None where nobody knows
@@ -74,7 +75,7 @@ class Recording:
 
     def next_epoch(self, main: Level) -> Any:
         """Entry: the body is done with the item before, and nothing of the next one is drawn."""
-        if main.source is None:
+        if not self._is_attached:
             self._attach()
         else:
             self.recorder.stop("epoch")
@@ -115,7 +116,7 @@ class Recording:
         self._end("failed" if error else "finished", error)
 
     def _attach(self) -> None:
-        recorder = self.recorder
+        recorder, self._is_attached = self.recorder, True
         sys.excepthook = self._hook(sys.excepthook)
         atexit.register(self.close)
         try:
@@ -129,6 +130,7 @@ class Recording:
             if recorder.resumption is None:
                 if not isinstance(self._main.iterable, BEGINS_ANEW):
                     self._trail.main = loading.capture(self._sources())
+                    source_of(self._main)  # before the first State: it may draw
                 self._boundary()
             else:
                 self._resume()
@@ -240,7 +242,8 @@ class Recording:
             return  # the last of these moments is the epoch's end
         position = Position(trail.epoch, self._harvest.step)
         is_new, self._step = position.step != self._step, position.step
-        if is_new and trail.beginning and trail.previous and recorder.policy.wants_inside(position):
+        is_known = is_new and trail.beginning and trail.previous and can_go_on_inside(inner)
+        if is_known and recorder.policy.wants_inside(position):
             recorder.checkpoint(position, self._state)
         trail.previous = rng.capture() if recorder.policy.is_near(position) else None
 

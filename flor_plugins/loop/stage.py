@@ -27,7 +27,8 @@ _AT_WILL = ("POP_TOP", "POP_ITER", "END_FOR", "SWAP", "RETURN", "STORE", "DELETE
 class Level:
     """One loop that runs. count: items it has given. source: its iterator, once it is needed.
 
-    code: of the function whose `for` it is.
+    code: of the function whose `for` it is. is_direct: that `for` has the iterator itself. iteration: the iterator that
+    it has, if that is still there. shown: items that went through it.
     """
 
     name: str
@@ -38,6 +39,9 @@ class Level:
     source: Iterator[Any] | None = None
     is_main: bool = False
     is_over: bool = False
+    is_direct: bool = True
+    iteration: Callable[[], Any] = lambda: None
+    shown: int = 0
 
 
 class Follower(Protocol):

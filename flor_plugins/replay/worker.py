@@ -39,6 +39,10 @@ class ReplayDone(BaseException):
     """Ends the script once all positions are done; what stands after fit is not run."""
 
 
+class StartAgain(BaseException):
+    """Ends the script, which is to be started once more."""
+
+
 def main(task_file: str, events_fd: int) -> int:
     """Do one task. Returns 0, or 1 when anything failed; every failure was told as an event."""
     events = os.fdopen(events_fd, "w", buffering=1)
@@ -81,23 +85,40 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
     trainers.intercept(fits.arrived, inject=run.launch.injected)
     arguments.recorded(run.params)
     guard_writes.guard_extensions()
-    try:
-        _launch(run, sandbox, folder, trainers)
-    except ReplayDone:
-        session.finish()
-        return session
-    except SystemExit as error:
-        if fits.met:
-            session.finish()
-            return session
-        raise ReplayError(_never_met(run, fits.count) + f" (it exited with {error.code!r})") from error
-    except Exception:
-        if not fits.is_done:  # else it is what had ended the recorded training, too
-            raise
-    if fits.is_done:
-        session.finish()
-        return session
-    raise ReplayError(_never_met(run, fits.count))
+    _until_done(run, sandbox, lambda: _launch(run, sandbox, folder, trainers), fits)
+    session.finish()
+    return session
+
+
+def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: _Fits) -> None:
+    """Start the script; once more where a hand-written loop was left by the script before all was done."""
+    while not fits.is_done:
+        fits.count = 0
+        try:
+            launch()
+        except ReplayDone:
+            return
+        except StartAgain:
+            pass
+        except SystemExit as error:
+            if fits.met and fits.follower is None:
+                return
+            if not fits.met:
+                raise ReplayError(_never_met(run, fits.count) + f" (it exited with {error.code!r})") from error
+        except Exception:
+            if not fits.was_left:  # else it is what had ended the recorded training, too
+                raise
+        if not fits.was_left:
+            raise ReplayError(_never_met(run, fits.count))
+        _forget_modules(sandbox)
+
+
+def _forget_modules(sandbox: Path) -> None:
+    """The script's own modules are imported anew when it is started again."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and name != "__main__" and Path(file).is_relative_to(sandbox):
+            del sys.modules[name]
 
 
 class _Fits:
@@ -111,17 +132,25 @@ class _Fits:
 
     @property
     def is_done(self) -> bool:
-        """Has a hand-written loop that the script has left by itself been replayed?"""
+        """Is a hand-written loop replayed?"""
         return self.follower is not None and self.follower.is_done
+
+    @property
+    def was_left(self) -> bool:
+        """Has the script left such a loop by itself: with its `break`, or with the error of the recording?"""
+        return self.follower is not None and (self.follower.is_done or self.follower.wants_again)
 
     def arrived(self, trainer: Any, go: Callable[[], Any]) -> Any:
         number, self.count = self.count, self.count + 1
         if number == self.run.launch.call:
             self.met = True
+            if self.follower is not None:
+                self.follower.begin_again(*trainer)
+                return self.follower
             self.follower = self.adapter.drive(trainer, go, self.session)
             if self.follower is None:
                 raise ReplayDone
-            self.follower.ends_with(ReplayDone)  # a hand-written loop: only the script can run its body
+            self.follower.ends_with(ReplayDone, StartAgain)  # a hand-written loop: only the script can run its body
             return self.follower
         earlier = [
             run
