@@ -27,8 +27,3 @@ def train_alone() -> None:
     """From now on no script of this process trains with others: what it is told is that it is alone."""
     for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
         del os.environ[name]  # `accelerate launch` says so what it was told to use
-
-
-def has_trained() -> bool:
-    """Has a main loop been met in this process?"""
-    return stage().calls > 0 or stage().recent is not None

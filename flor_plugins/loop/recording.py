@@ -25,6 +25,7 @@ from flor_plugins.record.rank import begin_together
 from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.state.module import parameter_names
+from flor_plugins.state.still import still
 from flor_plugins.store import runs
 
 BEGINS_ANEW = (range, list, tuple)  # nothing is drawn to go over these
@@ -43,6 +44,8 @@ def begin(on: Stage, main: Level) -> Recording | None:
     if recorder is None:
         live.connect(None)
         return None
+    if said is not None:
+        said.begun.append(recorder.run.run_id)
     found = Recording(on, main, recorder)
     on.recent = found
     return found
@@ -294,7 +297,7 @@ class Recording:
             self._is_reopened = True
             self._ours(self.recorder.reopen)
             live.connect(self._after)
-        self._ours(lambda: self.recorder.log(name, value))
+        self._ours(lambda: self.recorder.timeline.add(still({name: value}), "train", "epoch"))
 
     def close(self) -> None:
         """Nothing more comes: the process ends, or another run begins."""

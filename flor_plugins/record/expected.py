@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flor_plugins.records import Launch
 
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """launch: how the training was started. name, project: of its runs, where the script does not say."""
+    """launch: how the training was started. name, project: of its runs, where the script does not say.
+
+    begun: ids of the runs that came of it.
+    """
 
     launch: Launch
     name: str | None = None
     project: str | None = None
+    begun: list[str] = field(default_factory=list)
 
 
 _expected: ContextVar[Expected | None] = ContextVar("flor_expected", default=None)
@@ -28,3 +32,9 @@ def expect(launch: Launch, name: str | None = None, project: str | None = None) 
 def expected() -> Expected | None:
     """What was said; None in a process that the user has started."""
     return _expected.get()
+
+
+def expected_runs() -> tuple[str, ...]:
+    """The ids of the runs that came of it so far."""
+    said = _expected.get()
+    return () if said is None else tuple(said.begun)
