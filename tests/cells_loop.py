@@ -281,7 +281,8 @@ def two_networks(flor: Flor) -> None:
     for epoch in flor.loop("epoch", range(3)):
         for x, _ in flor.loop("step", loader):
             made = maker(torch.randn(len(x), 4))
-            step(judge, second, flor.loss(epoch, F.softplus(-judge(x)).mean() + F.softplus(judge(made.detach())).mean()))
+            judged = F.softplus(-judge(x)).mean() + F.softplus(judge(made.detach())).mean()
+            step(judge, second, flor.loss(epoch, judged))
             step(maker, first, flor.log("made", F.softplus(-judge(made)).mean()))
     flor.end(maker)
 
@@ -381,13 +382,11 @@ def accelerated(flor: Flor) -> None:
     flor.end(net)
 
 
-CELLS: dict[str, Cell] = {
-    one.__name__: one
-    for one in (
-        plain, workers, persistent_workers, own_generator, stream, accumulate, break_and_continue, generators, own_trainer,
-        counters, two_networks, average_and_scaler, only_batches, three_levels, no_optimizer, lbfgs, accelerated,
-    )  # fmt: skip
-}
+_ALL: tuple[Cell, ...] = (
+    plain, workers, persistent_workers, own_generator, stream, accumulate, break_and_continue, generators, own_trainer,
+    counters, two_networks, average_and_scaler, only_batches, three_levels, no_optimizer, lbfgs, accelerated,
+)  # fmt: skip
+CELLS: dict[str, Cell] = {one.__name__: one for one in _ALL}
 
 
 def train(name: str, flor: Flor, seed: int = 7) -> Flor:

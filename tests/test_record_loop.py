@@ -89,7 +89,7 @@ def test_values_of_steps_epochs_and_validation_stand_where_they_belong(recorded)
     assert values(table, 1, 3, phase="validation", level="epoch") == {"j": 1}
     assert values(table, 1, 4) == {"i": 0, "done": 0}
     assert values(table, 2, 6, level="epoch") == {"begun": 1, "acc": 1.5, "after": 2}
-    assert at(table, 2, 5)["lr"] == 0.5
+    assert at(table, 1, 5)["lr"] == 0.5
     assert (run.framework, run.status, str(run.position)) == ("loop", "finished", "epoch=2,step=6")
     assert [str(one.position) for one in list_checkpoints(run.path)] == [
         "epoch=0,step=0", "epoch=1,step=3", "epoch=2,step=6",
@@ -230,7 +230,8 @@ def test_generators_are_asked_for_one_item_at_a_time_and_kept_nowhere(recorded):
                 assert pulled == list(range(index + 1))
                 toy.update()
                 del item
-                assert sum(one() is not None for one in alive[3 * number :]) <= 2  # the generator's own, and the harvest's
+                # The generator's own, and that of which a hook may ask.
+                assert sum(one() is not None for one in alive[3 * number :]) <= 2
             flor.log("pulled", len(pulled))
 
     (run,) = recorded(train)

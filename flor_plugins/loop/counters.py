@@ -1,4 +1,4 @@
-"""`enumerate(flor.loop(...))`: a counter outside of the loop, which has to go on where it was when a State is restored."""
+"""`enumerate(flor.loop(...))`: a counter outside of the loop, which has to go on where it was in a State."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def recipe(path: Path, version: str) -> None:
 
 
 def command(kind: str, framework: str, name: str, target: str, arguments: list[str]) -> None:
-    """Run a script or a module; every trainer that it trains gets a FlorCallback. A hand-written loop records itself."""
+    """Run a script or a module; every trainer that it trains gets a FlorCallback. Hand-written loops need none."""
     folder = Path(target).resolve().parent if kind == "script" else Path.cwd()
     launched = environment.launch()
     launch = Launch(
