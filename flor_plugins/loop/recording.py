@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import atexit
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from types import FrameType
 from typing import Any
 
 from flor_plugins.hooks import live
 from flor_plugins.loop import capture, loading
+from flor_plugins.loop.afterwards import Afterwards
 from flor_plugins.loop.counters import can_go_on_inside
 from flor_plugins.loop.enter import Entry
 from flor_plugins.loop.harvest import Harvest
@@ -25,8 +23,6 @@ from flor_plugins.record.rank import begin_together
 from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.state.module import parameter_names
-from flor_plugins.state.still import still
-from flor_plugins.store import runs
 
 BEGINS_ANEW = (range, list, tuple)  # nothing is drawn to go over these
 
@@ -71,8 +67,7 @@ class Recording:
         self._has_inner = self._is_attached = False
         self._is_entered = False  # the next item of the inner loop is the first after a State
         self._step = 0  # at the last boundary
-        self._was_left: bool | None = False  # by an error? None where nobody knows
-        self._is_reopened = False
+        self._afterwards = Afterwards(recorder, lambda error: self._end("failed", error))
 
     # ---- the main loop
 
@@ -99,7 +94,7 @@ class Recording:
 
     def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
         """An iteration that was left at will is done; one that an error cut short is not."""
-        self._was_left = by_error
+        self._afterwards.was_left = by_error
         self.recorder.stop("epoch")
         if by_error:
             self._ours(lambda: self._harvest.epoch_over(self._trail.epoch, is_complete=False))
@@ -113,15 +108,18 @@ class Recording:
         """A main loop that somebody still holds is left now."""
         self._stage.levels.clear()
         if self.recorder.run.status != "running":
-            self.failed_after(error)
+            self._afterwards.failed(error)
             return
         self._ours(lambda: self._harvest.epoch_over(self._main.count, is_complete=error is None))
         self._end("failed" if error else "finished", error)
 
+    def close(self) -> None:
+        """Another run begins."""
+        self._afterwards.close()
+
     def _attach(self) -> None:
         recorder, self._is_attached = self.recorder, True
-        sys.excepthook = self._hook(sys.excepthook)
-        atexit.register(self.close)
+        self._afterwards.watch()
         try:
             self._variables = Variables(frames_to(self._main.code), capture.known_parts(self.registered))
             self._harvest.attach()
@@ -154,7 +152,7 @@ class Recording:
         if self._entry.is_inside:
             self._harvest.muted = True
         else:
-            self._trail.begin_epoch(self._main.count, self._moment(), self._changed())
+            self._trail.begin_epoch(self._main.count, loading.capture(self._sources()), self._changed())
             self._go_on()
 
     def _go_on(self) -> None:
@@ -262,9 +260,6 @@ class Recording:
     def _sources(self) -> loading.Sources:
         return loading.sources(self.registered, frames_to(self._main.code))
 
-    def _moment(self) -> dict[str, Any]:
-        return loading.capture(self._sources())
-
     def _changed(self) -> dict[str, Any]:
         assert self._variables is not None
         return self._variables.changed(frames_to(self._main.code))
@@ -289,41 +284,7 @@ class Recording:
         self._harvest.detach()
         self._stage.follower = None
         self._ours(lambda: self.recorder.finish(status, error))
-        live.connect(self._after)
-
-    def _after(self, name: str, value: Any) -> None:
-        """`flor.log` behind the main loop: same run, at its last position, in a journal of its own."""
-        if not self._is_reopened:
-            self._is_reopened = True
-            self._ours(self.recorder.reopen)
-            live.connect(self._after)
-        self._ours(lambda: self.recorder.timeline.add(still({name: value}), "train", "epoch"))
-
-    def close(self) -> None:
-        """Nothing more comes: the process ends, or another run begins."""
-        atexit.unregister(self.close)
-        self._end("failed", None)
-        if self._is_reopened:
-            self._is_reopened = False
-            self._ours(self.recorder.close_again)
-
-    def failed_after(self, error: BaseException | None) -> None:
-        """What had left the loop is known now."""
-        if error is None or self._was_left is False:
-            return
-        run = replace(self.recorder.run, status="failed", error=f"{type(error).__name__}: {error}"[:2000])
-        self.recorder.run = run
-        self._ours(lambda: runs.save_run(run))
-
-    def _hook(self, original: Callable[..., Any]) -> Callable[..., Any]:
-        def excepthook(kind: Any, error: BaseException, trace: Any) -> None:
-            if self.recorder.run.status == "running":
-                self._end("failed", error)
-            else:
-                self.failed_after(error)
-            original(kind, error, trace)
-
-        return excepthook
+        self._afterwards.listen()
 
     def _ours(self, act: Callable[[], Any]) -> Any:
         return recording.harmless(self.recorder, act)
