@@ -63,4 +63,6 @@ class Afterwards:
             self._is_reopened = True
             harmless(self._recorder, self._recorder.reopen)
             self.listen()
+            atexit.unregister(self.close)
+            atexit.register(self.close)  # so that it comes before the end of the thread that writes, which is new
         harmless(self._recorder, lambda: self._recorder.timeline.add(still({name: value}), "train", "epoch"))
