@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, verify
+    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, upload, verify
     from flor_plugins.hooks.arguments import arg
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
@@ -30,6 +30,7 @@ _HOMES = {
     "replay": "flor_plugins.api",
     "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
+    "upload": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
     "arg": "flor_plugins.hooks.arguments",
     "loop": "flor_plugins.loop.iterate",
@@ -43,7 +44,7 @@ _HOMES = {
 
 __all__ = [
     "Context", "Metric", "arg", "checkpoint", "checkpointing", "checkpoints", "commit", "dataframe", "log", "loop",
-    "metric", "replay", "runs", "sql", "verify",
+    "metric", "replay", "runs", "sql", "upload", "verify",
 ]  # fmt: skip
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.records import Level, Run, Task
-from flor_plugins.store.layout import Store, find_store
+from flor_plugins.store.layout import Store, find_store, store_in
+from flor_plugins.store.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def replay(
     hooks: Sequence[Any] = (),
     run: str | Sequence[str] | None = None,
     workers: int = 1,
+    engine: str = "local",
     store: str | Path | None = None,
     progress: Callable[[Task, dict[str, Any]], None] | None = None,
 ) -> pd.DataFrame:
@@ -63,7 +65,8 @@ def replay(
     metrics: names of hooks. where: only positions at which it holds. epochs: "all", "last",
     "1:3" or numbers. hooks: hook files or @flor.metric functions; default: those of the calling
     script, else those of the recipes that the runs were recorded from. run: names or ids, or one
-    place of a run: "bert@epoch=3", "bert@step=1200".
+    place of a run: "bert@epoch=3", "bert@step=1200". workers: runs at a time. engine: "local", processes
+    of this machine, or "ray", those of a Ray cluster.
 
     Raises HookError for a hook that does not exist or raised (what other positions gave is kept),
     ReplayError when a run could not be replayed, Diverged when what was recomputed differs
@@ -80,7 +83,7 @@ def replay(
     found = list_runs(home) if asked is None else [find_run(home, run_id) for run_id in at]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     request = plan.Request(names, where, epochs, ask.hooks_for(found, hooks, main), at)
-    answer = ask.execute(home, found, plan.make(found, request), workers=workers, progress=progress)
+    answer = ask.execute(home, found, plan.make(found, request), workers=workers, engine=engine, progress=progress)
     if answer.failures:
         kind = HookError if any(o.hook_failures for o in answer.outcomes) else ReplayError
         raise kind("\n".join(answer.failures))
@@ -95,12 +98,13 @@ def verify(
     epochs: str | Sequence[int] = "all",
     *,
     workers: int = 1,
+    engine: str = "local",
     store: str | Path | None = None,
     progress: Callable[[Task, dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Train a run again, from checkpoint to checkpoint, and compare everything that is recomputed, bit for bit.
 
-    run: a name or id, or a place of it: "bert@step=1200" trains up to there. epochs: as in `replay`.
+    run: a name or id, or a place of it: "bert@step=1200" trains up to there. epochs, workers, engine: as in `replay`.
     Returns one mapping per stretch: start, end (Position), verdict, compared (count), first (the first
     differing Position or None), detail (both values there), causes (likely ones, most likely first).
     Raises UnknownRun, and ReplayError when the run can't be trained again.
@@ -111,7 +115,8 @@ def verify(
     home = _store(store)
     at = ask.places_asked(home, [run])
     found = [find_run(home, run_id) for run_id in at]
-    answer = ask.execute(home, found, plan.verification(found, epochs, at), workers=workers, progress=progress)
+    made = plan.verification(found, epochs, at)
+    answer = ask.execute(home, found, made, workers=workers, engine=engine, progress=progress)
     if answer.failures:
         raise ReplayError("\n".join(answer.failures))
     return answer.stretches
@@ -123,15 +128,32 @@ def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None =
     run: a name or id, or a place: "bert@epoch=3", "bert@step=1200". epoch: the same in a number;
     default the last checkpoint. Raises UnknownRun, NoCheckpoint (says which exist) or DamagedCheckpoint.
     """
+    from flor_plugins.replay.engines.travel import fetch_weights
     from flor_plugins.store import checkpoints
     from flor_plugins.store.references import Reference, checkpoint_at, parse_reference
 
     asked = parse_reference(run) if epoch is None else Reference(run, epoch=epoch)
-    found = find_run(_store(store), asked.run)
+    home = _store(store)
+    found = find_run(home, asked.run)
     known = checkpoints.list_checkpoints(found.path)
     position = checkpoint_at(found, known, asked).position
+    fetch_weights(home, found, position)
     return checkpoints.load_checkpoint(found.path, position, ["model"])["model"]
 
 
+def upload(url: str, run: str | Sequence[str] | None = None, *, store: str | Path | None = None) -> list[str]:
+    """Put recorded runs, their checkpoints and their code into an object store; returns the paths in it that are new.
+
+    url: as s3://bucket/flor; from then on it can be the `store` of all that reads and replays. run: names or ids;
+    default all. Again, it adds what is missing. Raises UnknownRun, SnapshotError where the code of a run can't be
+    found, StoreError where the object store refuses, MissingDependency without the package for that kind of url.
+    """
+    from flor_plugins.replay.engines.travel import upload as put
+
+    home = find_store() if store is None else store_in(store)
+    asked = [run] if isinstance(run, str) else run
+    return put(home, url, list_runs(home) if asked is None else [find_run(home, name) for name in asked])
+
+
 def _store(store: str | Path | None) -> Store:
-    return find_store() if store is None else Store(Path(store).absolute())
+    return open_any(store)

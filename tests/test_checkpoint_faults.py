@@ -165,7 +165,8 @@ def test_a_writer_that_is_killed_again_and_again_costs_no_checkpoint(
 def killed_and_gone_on(start: Starter, folder: Path, framework: str, stop: str, sound: Run) -> tuple[int, int, str]:
     """How many checkpoints there were after SIGKILL, how many torn folders, and what differs in the end."""
     cell = CELLS[framework]
-    killed = start.run(folder, SCRIPT, framework, cell, STOP=stop)[0]
+    variable = "FAULT" if stop.startswith("both:") else "STOP"
+    killed = start.run(folder, SCRIPT, framework, cell, **{variable: stop})[0]
     assert killed == -9
     torn = len(list(folder.rglob(".partial-*")))
     there = len(whole_ones(the_run(folder).path))
@@ -178,9 +179,11 @@ def killed_and_gone_on(start: Starter, folder: Path, framework: str, stop: str, 
 
 
 def moments(seed: int, framework: str) -> Iterator[str]:
+    """By turns of the training, and of both it and its writer."""
     chance = random.Random(seed)
     while True:
-        yield f"checkpoint:KILL:{chance.randrange(3, STATES[framework])}:{chance.uniform(0.0001, 0.03):.4f}"
+        for killed in ("checkpoint:KILL", "both"):
+            yield f"{killed}:{chance.randrange(3, STATES[framework])}:{chance.uniform(0.0001, 0.03):.4f}"
 
 
 @frameworks

@@ -14,6 +14,7 @@ import pytest
 from flor_plugins.errors import ReplayError
 from flor_plugins.records import Code, Launch, Pass, Plan, Position, Process, Run, Task
 from flor_plugins.replay import engine
+from flor_plugins.replay.engines import jobs, local
 from flor_plugins.replay.tasks import Outcome
 from flor_plugins.store.layout import Store
 
@@ -36,7 +37,7 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
             )
             for one in tasks
         }  # fmt: skip
-        monkeypatch.setattr(engine, "do_task", worker)
+        monkeypatch.setattr(local, "do_task", worker)
         heard: list[str] = []
         plan = Plan("20270101-000000-000-abcdef", ("m",), None, (), tuple(tasks))
         outcomes = engine.run_all(Store(tmp_path), runs, plan, lambda _, event: heard.append(event["event"]), **also)
@@ -97,8 +98,23 @@ def test_a_killed_worker_is_replaced_by_one_that_does_the_rest(ask: Any) -> None
 def test_a_task_whose_workers_die_without_progress_is_given_up(ask: Any) -> None:
     seen: list[Task] = []
     [outcome], _ = ask([task("a")], dies_after(0, seen))
-    assert len(seen) == engine.DEATHS
-    assert outcome.failure is not None and "it died" in outcome.failure and f"{engine.DEATHS} times" in outcome.failure
+    assert len(seen) == jobs.DEATHS
+    assert outcome.failure is not None and "it died" in outcome.failure and f"{jobs.DEATHS} times" in outcome.failure
+
+
+def test_a_task_whose_workers_die_after_its_last_position_is_given_up(ask: Any) -> None:
+    """The last position stays in the rest until its pass has ended: to do it once more is no progress."""
+    seen: list[Task] = []
+
+    def worker(_s: Any, _r: Any, _p: Any, one: Task, tell: Any, **_: Any) -> Outcome:
+        seen.append(one)
+        for position in one.passes[0].positions:
+            tell(one, {"event": "position", "way": "state", **asdict(position)})
+        return Outcome(one, failure="it died", killed_by=signal.SIGKILL)
+
+    [outcome], _ = ask([task("a")], worker)
+    assert [len(one.passes[0].positions) for one in seen] == [5, 1, 1]
+    assert outcome.failure is not None and "it died" in outcome.failure
 
 
 def test_a_worker_that_raised_is_not_begun_again(ask: Any) -> None:

@@ -45,8 +45,8 @@ if asked["nodes"]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
              runtime_env={"env_vars": asked["nodes"]}, log_to_driver=False)
 
-from importlib import import_module
 from flor_plugins.replay import plan as planning
+from flor_plugins.replay.engine import run_all
 from flor_plugins.store.layout import Store
 from flor_plugins.store.mirror import open_url
 from flor_plugins.store.runs import list_runs
@@ -71,8 +71,7 @@ def main():
             killed.append(placed[task.run_id][-1])
             os.kill(killed[0], signal.SIGKILL)
 
-    run_all = import_module(asked["engine"]).run_all
-    outcomes = run_all(store, {run.run_id: run for run in runs}, made, tell, workers=2)
+    outcomes = run_all(store, {run.run_id: run for run in runs}, made, tell, workers=2, engine=asked["engine"])
     print(json.dumps({
         "passed": [[[one["way"], one["epochs"], one["grade"]] for one in o.passed] for o in outcomes],
         "stretches": [[[one["start"], one["end"], one["grade"]] for one in o.stretches] for o in outcomes],
@@ -83,7 +82,7 @@ def main():
 
 main()
 """
-LOCAL, RAY = "flor_plugins.replay.engine", "flor_plugins.replay.engines.ray"
+LOCAL, RAY = "local", "ray"
 
 
 def ask(project: Project, store: Path | str, engine: str, **also: Any) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from flor_plugins.replay.sandbox import sandbox
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.code_packs import pack, unpack
 from flor_plugins.store.journal import Journal, read_run
-from flor_plugins.store.layout import Store
-from flor_plugins.store.mirror import Mirror, cache_of, is_url, mirror_of, open_url
+from flor_plugins.store.layout import Store, is_url
+from flor_plugins.store.mirror import Mirror, cache_of, mirror_of, open_url
 from flor_plugins.store.runs import list_runs
 from tests.conftest import make_project
 from tests.retaining import IDS, at, sections, train
@@ -138,11 +138,66 @@ def test_nothing_is_ever_deleted_there(home: Mirror, node: Mirror) -> None:
     assert objects(home) == before
 
 
-def test_a_run_is_announced_after_its_checkpoints_and_those_after_their_tensors(home: Mirror) -> None:
-    pushed = home.push(home.store.run(IDS[0]))
+def test_a_run_is_announced_after_its_checkpoints_and_those_after_their_tensors(url: str, tmp_path: Path) -> None:
+    mirror = Mirror(url, tmp_path / "home")
+    pushed = mirror.push(train(mirror.store, 4).path)
     kinds = [Path(name).name for name in pushed]
     assert kinds[-1] == "run.json" and kinds.count("state.json") == 5
     assert max(i for i, name in enumerate(kinds) if name.endswith(".safetensors")) < kinds.index("state.json")
+
+
+def test_tensors_that_are_there_are_not_put_again(home: Mirror) -> None:
+    again = home.push(home.store.run(IDS[0]))
+    assert again and not [name for name in again if name.endswith(".safetensors")]
+
+
+def test_a_journal_that_is_written_on_here_is_not_replaced(home: Mirror, node: Mirror) -> None:
+    """Its writer would go on in a file that nobody reads."""
+    run = node.store.run(IDS[0])
+    journal = Journal(run / "metrics" / f"replay-{REPLAY}-w0.jsonl", run / "media")
+    for epoch in (1, 2, 3):
+        journal.append(Row(at(epoch), "validation", "epoch", {"acc": 0.5}, 0.0, "exact", "h"))
+        if epoch != 2:
+            node.push(run / "metrics")
+        node.pull_records()
+    found = [row.position for writer, row in read_run(run) if writer.startswith("replay")]
+    assert found == [at(1), at(2), at(3)]
+    home.pull_records()
+    found = [row.position for writer, row in read_run(home.store.run(IDS[0])) if writer.startswith("replay")]
+    assert found == [at(1), at(2), at(3)]
+    journal.close()
+
+
+def test_a_sealed_journal_that_goes_on_is_open_again_there(home: Mirror, node: Mirror) -> None:
+    run = node.store.run(IDS[0])
+    path = run / "metrics" / f"replay-{REPLAY}-w0.jsonl"
+    for epoch in (1, 2):
+        journal = Journal(path, run / "media")
+        journal.append(Row(at(epoch), "validation", "epoch", {"acc": 0.5}, 0.0, "exact", "h"))
+        if epoch == 1:
+            journal.seal()
+        node.push(run / "metrics")
+    home.pull_records()
+    found = [row.position for writer, row in read_run(home.store.run(IDS[0])) if writer.startswith("replay")]
+    assert found == [at(1), at(2)]
+
+
+def test_what_another_process_has_fetched_meanwhile_stays_noted(
+    home: Mirror, node: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run,) = list_runs(node.store)
+    first, second, *_ = sorted(files_read(node.store, run, task(run, way="state", positions=(at(4),))))
+    get = Mirror._get
+
+    def with_another(mirror: Mirror, name: str) -> None:
+        if mirror is node:
+            Mirror(home.url, node.store.root).pull_files([second])
+        get(mirror, name)
+
+    monkeypatch.setattr(Mirror, "_get", with_another)
+    node.pull_files([first])
+    noted = node._seen()
+    assert {path.relative_to(node.store.root).as_posix() for path in (first, second)} <= noted.keys()
 
 
 def test_an_interrupted_put_into_a_folder_leaves_what_was_there(

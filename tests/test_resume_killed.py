@@ -19,6 +19,7 @@ FILES = 5  # of the first checkpoint, at most
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_20_runs_killed_at_random_moments_end_in_the_weights_of_the_uninterrupted_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

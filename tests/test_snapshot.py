@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -212,6 +213,17 @@ def test_git_variables_of_a_calling_hook_do_not_mislead(work: Path, store: Store
     code = take(store, "run", work)
     monkeypatch.undo()
     assert files_of(code) == {".gitignore", "train.py", "b.py"}
+
+
+def test_the_code_is_on_the_disk_when_its_ref_is(work: Path, store: Store, monkeypatch: Patch, tmp_path: Path) -> None:
+    """By itself git leaves new objects to the system, and a loss of power leaves empty ones."""
+    (work / "new.py").write_text("print(2)\n")
+    trace = tmp_path / "trace.json"
+    monkeypatch.setenv("GIT_TRACE2_EVENT", str(trace))
+    take(store, "r1", work)
+    events = [json.loads(line) for line in trace.read_text().splitlines()]
+    synced = [one["key"] for one in events if one.get("category") == "fsync"]
+    assert "fsync/hardware-flush" in synced
 
 
 def test_six_processes_at_once_keep_six_snapshots(work: Path, store: Store, tmp_path: Path) -> None:

@@ -21,6 +21,15 @@ def main() -> None:
     except FlorError as error:
         print(f"flor: {error}", file=sys.stderr)
         sys.exit(1)
-    except KeyboardInterrupt:
-        print("flor: interrupted; what was computed is kept, ask again to go on", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as ended:
+        if _is_interrupt(ended):
+            print("flor: interrupted; what was computed is kept, ask again to go on", file=sys.stderr)
+            sys.exit(130)
+        raise
+
+
+def _is_interrupt(ended: BaseException | None) -> bool:
+    """Typer makes an exit of a KeyboardInterrupt, and says nothing."""
+    while ended is not None and not isinstance(ended, KeyboardInterrupt):
+        ended = ended.__cause__ or ended.__context__
+    return ended is not None

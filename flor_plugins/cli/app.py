@@ -22,6 +22,7 @@ class Engine(StrEnum):
     """Where replay workers run."""
 
     local = "local"
+    ray = "ray"
 
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -51,7 +52,7 @@ def replay(
     hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
     run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
-    engine: Annotated[Engine, typer.Option(help="Where workers run.")] = Engine.local,
+    engine: Annotated[Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")] = Engine.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -60,8 +61,8 @@ def replay(
     """Compute metrics for past runs, and print the schedule, the verdicts and the dataframe."""
     from flor_plugins.cli import replaying
 
-    asked = replaying.Asked(recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()))
-    raise typer.Exit(replaying.replay(asked, workers, dry_run, yes, as_json, as_csv))
+    asked = replaying.Asked(recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()), workers, engine)
+    raise typer.Exit(replaying.replay(asked, dry_run, yes, as_json, as_csv))
 
 
 @app.command("import")
@@ -83,13 +84,14 @@ def verify(
     run: Annotated[str, typer.Argument(help="Name or id of a run, or a place of it: RUN@step=1200")],
     epochs: Annotated[str, typer.Option(help="all, last, 1:3 or 1,3")] = "all",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")] = Engine.local,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Train a run again and compare it with what was recorded; exit 3 where it differs."""
     from flor_plugins.cli import verifying
 
-    raise typer.Exit(verifying.verify(run, epochs, workers, as_json, as_csv))
+    raise typer.Exit(verifying.verify(run, epochs, workers, engine, as_json, as_csv))
 
 
 @app.command()
@@ -145,6 +147,17 @@ def checkpoints(run: str, as_json: AsJson = False, as_csv: AsCsv = False) -> Non
     from flor_plugins.cli import reading
 
     reading.checkpoints(run, as_json, as_csv)
+
+
+@app.command()
+def upload(
+    url: Annotated[str, typer.Argument(help="An object store: s3://bucket/flor")],
+    run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated. Default: all.")] = None,
+) -> None:
+    """Put runs and their code into an object store, where FLOR_DIR=URL reads and replays them."""
+    from flor_plugins.cli import uploading
+
+    raise typer.Exit(uploading.upload(url, run))
 
 
 @app.command()

@@ -46,7 +46,7 @@ def _where_mistakes(file: Path) -> list[str]:
 def doctor(as_json: bool) -> int:
     """One line per check; exit status 1 if one fails."""
     store = find_store()
-    checks = [*_store_checks(store), _git_check(), *_package_checks()]
+    checks = [*_store_checks(store), _git_check(), _isolation_check(store), *_package_checks()]
     if as_json:
         print(json.dumps([{"check": c, "ok": ok, "found": found} for c, ok, found in checks], indent=1))
     else:
@@ -73,6 +73,19 @@ def _store_checks(store: Store) -> list[tuple[str, bool, str]]:
 def _git_check() -> tuple[str, bool, str]:
     git = shutil.which("git")
     return "git", git is not None, git or "not found: install git, code snapshots need it"
+
+
+def _isolation_check(store: Store) -> tuple[str, bool, str]:
+    """Which way of keeping a replay from the user's files is in force here, and why it is not a better one."""
+    from flor_plugins.errors import ReplayError
+    from flor_plugins.replay.isolate import SAID, in_force
+
+    kept = tuple(folder for folder in (store.runs, store.replays) if folder.is_dir())
+    try:
+        kind, reason = in_force(store.root.parent, kept)
+    except ReplayError as error:
+        return "isolation", False, str(error)
+    return "isolation", True, f"{kind}: {SAID[kind]}{f' ({reason})' if reason else ''}"
 
 
 def _package_checks() -> list[tuple[str, bool, str]]:

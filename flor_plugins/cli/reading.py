@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from flor_plugins.cli import printing
 from flor_plugins.records import Checkpoint, Level, Position, Run
-from flor_plugins.store.layout import find_store
+from flor_plugins.store.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 from flor_plugins.store.sizes import format_size
 
@@ -22,12 +22,12 @@ _FEW = 5
 def runs(as_json: bool, as_csv: bool) -> None:
     columns = ["run", "name", "project", "framework", "status", "epoch", "step"]
     columns += ["started_at", "vid", "replay", "gaps"]
-    rows = [_summary(run) for run in list_runs(find_store())]
+    rows = [_summary(run) for run in list_runs(open_any())]
     printing.table(rows, columns, as_json=as_json, as_csv=as_csv)
 
 
 def show(name: str, as_json: bool) -> None:
-    run = find_run(find_store(), name)
+    run = find_run(open_any(), name)
     if as_json:
         print(json.dumps({**asdict(run), "replay_grade": run.replay_grade}, default=str, indent=1))
         return
@@ -70,7 +70,7 @@ def checkpoints(name: str, as_json: bool, as_csv: bool) -> None:
     from flor_plugins.replay.places import places_of
     from flor_plugins.store.ranks import list_checkpoints
 
-    run = find_run(find_store(), name)
+    run = find_run(open_any(), name)
     columns = ["run", "name", "epoch", "step", "full", "holds", "bytes", "path", "lost"]
     if as_json or as_csv:
         rows = [_checkpoint(run, one) for one in list_checkpoints(run)]

@@ -14,7 +14,8 @@ from flor_plugins.cli.recording import record_versions
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
 from flor_plugins.records import Plan, Run, Task
-from flor_plugins.store.layout import Store, find_store
+from flor_plugins.store.layout import Store
+from flor_plugins.store.mirror import open_any
 from flor_plugins.store.references import Reference, parse_reference
 from flor_plugins.store.runs import find_run, list_runs
 
@@ -33,14 +34,16 @@ class Asked:
     epochs: str | None
     hooks: tuple[Path, ...]
     runs: tuple[str, ...]
+    workers: int = 1
+    engine: str = "local"
 
 
-def replay(asked: Asked, workers: int, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
+def replay(asked: Asked, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed, 3 when a replay diverged."""
     from flor_plugins.replay import ask, plan
 
     recipe = load_recipe(asked.recipe) if asked.recipe else None
-    store = find_store(recipe.folder if recipe else None)
+    store = open_any(start=recipe.folder if recipe else None)
     if recipe and not dry_run:
         _record_missing(store, recipe)
     found = _runs(store, asked, recipe)
@@ -55,7 +58,7 @@ def replay(asked: Asked, workers: int, dry_run: bool, yes: bool, as_json: bool, 
         if not planning.agreed(made, yes):
             return 1
     with _progress(made, human) as progress:
-        answer = ask.execute(store, found, made, workers=workers, progress=progress)
+        answer = ask.execute(store, found, made, workers=asked.workers, engine=asked.engine, progress=progress)
     _print_answer(store, found, answer, as_json, as_csv)
     for line in [*answer.failures, *(f"{run_id} is skipped: {why}" for run_id, why in made.skipped.items())]:
         print(f"flor: {line}", file=sys.stderr)
@@ -118,6 +121,8 @@ def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
         def tell(task: Task, event: dict[str, Any]) -> None:
             if event["event"] == "position":
                 bar.update(job, advance=1, description=f"{task.name} epoch {event['epoch']} ({event['way']})")
+            elif event["event"] == "lost":
+                bar.console.print(f"{task.name}: {event['message']}", markup=False)
 
         yield tell
 
@@ -125,6 +130,8 @@ def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
 def plain_progress(task: Task, event: dict[str, Any]) -> None:
     if event["event"] == "pass":
         print(f"{task.name}: {event['way']} epochs {','.join(map(str, event['epochs']))}", file=sys.stderr)
+    elif event["event"] == "lost":
+        print(f"{task.name}: {event['message']}", file=sys.stderr)
 
 
 def _print_answer(store: Store, found: list[Run], answer: Any, as_json: bool, as_csv: bool) -> None:

@@ -11,10 +11,11 @@ from flor_plugins.cli.replaying import plain_progress
 COLUMNS = ["name", "from", "to", "compared", "verdict", "detail"]
 
 
-def verify(run: str, epochs: str, workers: int, as_json: bool, as_csv: bool) -> int:
+def verify(run: str, epochs: str, workers: int, engine: str, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, or 3 where something differs."""
     human = not (as_json or as_csv)
-    found = api.verify(run, epochs, workers=workers, progress=plain_progress if human else None)
+    progress = plain_progress if human else None
+    found = api.verify(run, epochs, workers=workers, engine=engine, progress=progress)
     rows = [
         {
             "run": one["run"],

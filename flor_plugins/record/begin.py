@@ -18,7 +18,8 @@ from flor_plugins.record.recorder import FlorWarning, Recorder, now
 from flor_plugins.records import Code, Framework, Launch, Run, Timing
 from flor_plugins.state import processes
 from flor_plugins.store import runs
-from flor_plugins.store.layout import Store, find_store, new_id
+from flor_plugins.store.files import make_folder
+from flor_plugins.store.layout import Store, find_store, new_id, store_in
 
 
 def begin(
@@ -38,7 +39,7 @@ def begin(
         start = Path(launched.folder or launched.cwd)
         if launched.kind == "script":
             start = Path(launched.target).parent
-        store = find_store(start) if options.store is None else Store(Path(options.store).resolve())
+        store = find_store(start) if options.store is None else store_in(options.store)
         store.make()
         recorder = _recorder(store, framework, options, params, launched, start)
         runs.save_run(recorder.run)
@@ -94,7 +95,7 @@ def _first_run(
 ) -> Run:
     run_id = new_id()
     path = store.run(run_id)
-    path.mkdir(parents=True)
+    make_folder(path)
     gaps: list[str] = []
     code: Code | None = None
     why = ""

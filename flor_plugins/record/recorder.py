@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -68,9 +69,9 @@ class Recorder:
         if resumption is not None:
             self._here = (resumption.position, resumption.sections[TIMELINE]["rows_here"])
             resumption.take_out(self._journal, self._media)
-        self._keeper = Keeper(
-            run, options, put=self._writer.put, sync=lambda: self._journal.sync(), failed=self._failed
-        )
+        # A State that waits for the rows' pause is lost with a process that is killed meanwhile.
+        put = partial(self._writer.put, soon=True)
+        self._keeper = Keeper(run, options, put=put, sync=lambda: self._journal.sync(), failed=self._failed)
         # Registered after the writer's own: so it comes before, and what it hands over is still written.
         atexit.register(self._hand_over)
         self._clock: dict[str, float] = {}

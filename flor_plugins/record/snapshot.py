@@ -10,15 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flor_plugins.errors import SnapshotError
+from flor_plugins.errors import SnapshotError, StoreError
 from flor_plugins.record.code_files import scan, why_unchanged, within_limits
 from flor_plugins.records import Code
 from flor_plugins.store.commits import QUIET, told
+from flor_plugins.store.files import whole_folder
 
 if TYPE_CHECKING:
     from git import Repo
 
     from flor_plugins.store.layout import Store
+
+# By itself git leaves new objects to the system: a machine that loses its power has the ref then, and not the code.
+SAFE = ("-c", "core.fsync=committed", "-c", "core.fsyncMethod=batch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class _Git:
             given.write(stdin)
             given.seek(0)
             out = Git(self.root).execute(
-                ["git", *QUIET, *args],
+                ["git", *QUIET, *SAFE, *args],
                 istream=given,  # pyright: ignore[reportArgumentType]  any file with a descriptor will do
                 env={**places, **env},
                 stdout_as_string=False,
@@ -172,19 +176,15 @@ def _take_plain(store: Store, run_id: str, folder: Path) -> Code:
 
 
 def _make_bare(git_dir: Path) -> None:
-    """Make the repository beside its place and rename it: several runs may begin at once."""
+    """Several runs may begin at once: who comes second finds it made."""
     from git import Git
 
-    scratch = tempfile.mkdtemp(prefix=".partial-", dir=git_dir.parent)
     try:
-        Git(scratch).execute(["git", *QUIET, "init", "--bare", "--quiet", "--template=", scratch])
-        try:
-            os.rename(scratch, git_dir)
-        except OSError:
-            if not git_dir.exists():
-                raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        with whole_folder(git_dir) as scratch:
+            Git(scratch).execute(["git", *QUIET, "init", "--bare", "--quiet", "--template=", str(scratch)])
+    except StoreError:
+        if not git_dir.exists():
+            raise
 
 
 def _commit(git: _Git, run_id: str) -> str:

@@ -29,15 +29,16 @@ class Writer:
         # A daemon thread dies with the interpreter: what is queued must be written before.
         atexit.register(self.close)
 
-    def put(self, job: Job) -> None:
-        """Queue a job."""
+    def put(self, job: Job, *, soon: bool = False) -> None:
+        """Queue a job. soon: it and all before it are done without a pause."""
         self._jobs.put(job)
+        if soon:
+            self._hurry.set()
 
     def flush(self) -> None:
         """Wait until everything queued so far is done."""
         done = threading.Event()
-        self._jobs.put(done.set)
-        self._hurry.set()
+        self.put(done.set, soon=True)
         if self._thread.is_alive():
             done.wait()
 

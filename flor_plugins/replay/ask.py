@@ -11,7 +11,9 @@ from flor_plugins.hooks.metric import Metric
 from flor_plugins.recipe import load_recipe
 from flor_plugins.records import Plan, Position, Run, Task
 from flor_plugins.replay import plan as planning
-from flor_plugins.replay.engine import Outcome, run_all
+from flor_plugins.replay.engine import check, run_all
+from flor_plugins.replay.engines.travel import put_back
+from flor_plugins.replay.tasks import Outcome
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store
 from flor_plugins.store.references import Reference, parse_reference
@@ -108,19 +110,30 @@ def places_asked(store: Store, runs: Sequence[str]) -> dict[str, Reference]:
 
 
 def execute(
-    store: Store, runs: Sequence[Run], plan: Plan, *, workers: int = 1, progress: Progress | None = None
+    store: Store,
+    runs: Sequence[Run],
+    plan: Plan,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress | None = None,
 ) -> Answer:
-    """Do a plan. Rows land as they are computed; request, plan and verdicts stay under replays/<id>/."""
+    """Do a plan. Rows land as they are computed; request, plan and verdicts stay under replays/<id>/.
+
+    workers, engine: as in `engine.run_all`; raises its errors.
+    """
+    check(engine)
     if not plan.tasks:
         return Answer(plan)
     plan = _with_kept_hooks(store, plan)
     folder = store.replay(plan.replay_id)
     write_json(folder / "plan.json", {"format": 1, "process": asdict(this_process()), **planning.as_json(plan)})
     by_id = {run.run_id: run for run in runs}
-    outcomes = run_all(store, by_id, plan, progress or (lambda task, event: None), workers=workers)
+    outcomes = run_all(store, by_id, plan, progress or (lambda task, event: None), workers=workers, engine=engine)
     answer = Answer(plan, tuple(outcomes))
     verdicts = {"passes": answer.rows, "stretches": plain(answer.stretches), "failures": answer.failures}
     write_json(folder / "verdicts.json", {"format": 1, **verdicts})
+    put_back(store, plan.replay_id)
     return answer
 
 

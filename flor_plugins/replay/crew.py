@@ -64,7 +64,8 @@ class Crew:
         """What the first process tells, until it ends."""
         with self._events as lines:
             for line in lines:
-                yield json.loads(line)
+                if line.endswith("\n"):  # else its process was killed while it wrote
+                    yield json.loads(line)
 
     def end(self, *, at_once: bool = False) -> int:
         """Wait until all have ended, or make them. Returns the exit status of the first."""

@@ -2,71 +2,107 @@
 
 from __future__ import annotations
 
-import atexit
 import errno
 import os
 import shutil
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import ReplayError
+from flor_plugins.replay import children
+from flor_plugins.replay.after_import import AfterImport
 from flor_plugins.replay.landlock import allow_writes_only_in
+from flor_plugins.replay.own_folders import link_caches, own_temporary
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-CACHES = ("HF_HOME", "HF_DATASETS_CACHE", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR", "MPLCONFIGDIR")
 # CUDA names its threads through /proc; neither place holds files of the user's.
 DEVICES = ("/dev", "/proc")
 
-# Arguments of an event that name what is changed: (path, its dir_fd or None).
-# "through": the event follows a link at the end of the path; "itself": it changes the link.
-EVENTS: dict[str, tuple[str, tuple[tuple[int, int | None], ...]]] = {
-    "os.mkdir": ("new", ((0, 2),)),
-    "os.remove": ("itself", ((0, 1),)),
-    "os.rmdir": ("itself", ((0, 1),)),
-    "os.rename": ("itself", ((0, 2), (1, 3))),
-    "os.symlink": ("itself", ((1, 2),)),
-    "os.link": ("itself", ((1, 3),)),
-    "os.truncate": ("through", ((0, None),)),
-    "os.chmod": ("through", ((0, 2),)),
-    "os.chown": ("through", ((0, 3),)),
-    "os.utime": ("through", ((0, 3),)),
-    "os.setxattr": ("through", ((0, None),)),
-    "os.removexattr": ("through", ((0, None),)),
+# Arguments of an event that name what is changed: (path, its dir_fd or None, how).
+# "through": the event follows a link at the end of the path; "itself": it changes the link; "new": nothing is there.
+EVENTS: dict[str, tuple[tuple[int, int | None, str], ...]] = {
+    "os.mkdir": ((0, 2, "new"),),
+    "os.remove": ((0, 1, "itself"),),
+    "os.rmdir": ((0, 1, "itself"),),
+    "os.rename": ((0, 2, "itself"), (1, 3, "itself")),
+    "os.symlink": ((1, 2, "itself"),),
+    "os.link": ((0, 2, "through"), (1, 3, "itself")),  # the file would be written under its new name
+    "os.truncate": ((0, None, "through"),),
+    "os.chmod": ((0, 2, "through"),),
+    "os.chown": ((0, 3, "through"),),
+    "os.utime": ((0, 3, "through"),),
+    "os.setxattr": ((0, None, "through"),),
+    "os.removexattr": ((0, None, "through"),),
     # Their parts are events, too; asked here, they are refused before half is done.
-    "shutil.rmtree": ("itself", ((0, 1),)),
-    "shutil.move": ("itself", ((0, None), (1, None))),
+    "shutil.rmtree": ((0, 1, "itself"),),
+    "shutil.move": ((0, None, "itself"), (1, None, "itself")),
 }
+# What a file allows that is open only for reading.
+OF_OPEN_FILES = frozenset(("os.chmod", "os.chown", "os.utime", "os.setxattr", "os.removexattr"))
+
+
+# Modules with functions that write files without Python's open.
+WRITERS = ("torch.serialization", "torch", "safetensors", "safetensors.torch", "safetensors.numpy")
 
 
 class WriteRefused(ReplayError, PermissionError):
     """The replayed script tried to write outside its sandbox and the store."""
 
 
-def forbid_writes(allowed: Sequence[Path], sandbox: Path) -> tuple[str, ...]:
+def forbid_writes(allowed: Sequence[Path], sandbox: Path, *, kernel: bool = True) -> tuple[str, ...]:
     """Refuse writes outside `allowed` and `sandbox` to this process, for good; call it once, early.
 
-    Always allowed: devices, the folder for temporary files and the user's caches. A
-    folder that holds the sandbox is never allowed as a whole: does the folder for temporary
-    files hold it or its repository, a new one within takes its place (it goes with the process).
-    A link in the sandbox that leads out is replaced by a copy when it is written to.
-    No bytecode is written. Returns the protections that are on: "python", and "landlock" where
-    the kernel offers it (it binds C code and child processes, but no thread that runs already).
-    Call guard_extensions once torch is imported. Refusals are WriteRefused.
+    Always allowed: devices. Temporary files get a folder of their own, and caches a folder of links in it (it goes
+    with the process). A link in either or in the sandbox that leads out is replaced by a copy when it is written to.
+    Returns the protections that are on: see `guard`.
     """
     sandbox = Path(os.path.realpath(sandbox))
-    folders = [sandbox, *(Path(os.path.realpath(folder)) for folder in allowed), *_always(sandbox)]
-    places = tuple(dict.fromkeys(folder for folder in folders if folder not in sandbox.parents))
+    own = own_temporary()
+    link_caches(own)
+    folders = [sandbox, *(Path(os.path.realpath(folder)) for folder in allowed), own.parent]
+    places = tuple(dict.fromkeys(str(folder) for folder in folders if folder not in sandbox.parents))
+    return guard(places, (str(sandbox), str(own)), kernel=kernel)
+
+
+def guard(places: Sequence[str], links: Sequence[str] = (), *, kernel: bool = True) -> tuple[str, ...]:
+    """Refuse writes outside `places` and devices to this process, for good.
+
+    links: folders whose links are replaced by copies when they are written to. Returns the protections that are on:
+    "python", and "landlock" where the kernel offers it (it binds C code and child processes, but no thread that runs
+    already). Where it does not, programs that bring no guard along are not started. No bytecode is written.
+    Refusals are WriteRefused.
+    """
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
-    kernel = allow_writes_only_in(places)
-    sys.addaudithook(_Guard(tuple(str(place) for place in places), str(sandbox)))
-    guard_extensions()
-    return ("python", "landlock") if kernel else ("python",)
+    places = (*places, *DEVICES)
+    binds = kernel and allow_writes_only_in(map(Path, places))
+    children.bind_pythons({"places": list(places), "links": list(links), "kernel": binds})
+    _ask_where_python_does_not()
+    sys.addaudithook(_Guard(tuple(places), tuple(links), binds))
+    AfterImport(dict.fromkeys(WRITERS, lambda module: guard_extensions())).put_on()
+    return ("python", "landlock") if binds else ("python",)
+
+
+def _ask_where_python_does_not() -> None:
+    """Files relative to an open folder, pipes and devices: no event of the interpreter tells where they are made."""
+    for name in ("open", "mkfifo", "mknod"):
+        setattr(os, name, _locating(getattr(os, name), is_open=name == "open"))
+
+
+def _locating(call: Callable[..., Any], *, is_open: bool) -> Callable[..., Any]:
+    @wraps(call)
+    def locate_and_call(path: Any, *args: Any, dir_fd: int | None = None, **kwargs: Any) -> Any:
+        flags = kwargs.get("flags", args[0] if args else 0) if is_open else os.O_CREAT
+        if (dir_fd is not None or not is_open) and flags & WRITING:
+            sys.audit("open", _located(path, dir_fd), None, flags)
+        return call(path, *args, dir_fd=dir_fd, **kwargs)
+
+    return locate_and_call
 
 
 def guard_extensions() -> None:
@@ -106,52 +142,13 @@ def _asking(write: Callable[..., Any], place: int) -> Callable[..., Any]:
     return ask_and_write
 
 
-def _always(sandbox: Path) -> Iterable[Path]:
-    yield from map(Path, DEVICES)
-    yield _temporary(sandbox)
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    for name in (cache, *(os.environ[name] for name in CACHES if os.environ.get(name))):
-        folder = Path(os.path.realpath(os.path.expanduser(name)))
-        try:
-            folder.mkdir(parents=True, exist_ok=True)  # the kernel allows only what is there
-        except OSError:
-            continue
-        yield folder
-
-
-def _temporary(sandbox: Path) -> Path:
-    folder = Path(os.path.realpath(tempfile.gettempdir()))
-    if folder not in sandbox.parents and folder not in _project(sandbox).parents:
-        return folder
-    # Two levels, because the kernel would not let us remove the one that is allowed. Short
-    # names: sockets of DataLoader workers lie in it, and their paths end at 107 bytes.
-    ours = folder / f"flor-{os.getuid()}"
-    ours.mkdir(mode=0o700, exist_ok=True)
-    if ours.is_symlink() or ours.stat().st_uid != os.getuid():  # laid there by somebody else
-        ours = Path(tempfile.mkdtemp(prefix="flor-", dir=folder))
-    own = tempfile.mkdtemp(dir=ours)
-    owner = os.getpid()
-    atexit.register(lambda: shutil.rmtree(own, ignore_errors=True) if os.getpid() == owner else None)
-    tempfile.tempdir = own
-    os.environ.update(TMPDIR=own, TEMP=own, TMP=own)
-    return ours
-
-
-def _project(sandbox: Path) -> Path:
-    """The repository that a sandbox is a work tree of; the sandbox itself where it is none."""
-    try:
-        notes = (sandbox / ".git").read_text().removeprefix("gitdir:").strip()
-    except OSError:
-        return sandbox
-    return Path(os.path.realpath(notes))
-
-
 @dataclass(frozen=True, slots=True)
 class _Guard:
     """An audit hook. It runs on every event of the interpreter: what is no write must leave at once."""
 
     places: tuple[str, ...]
-    sandbox: str
+    links: tuple[str, ...]
+    binds_children: bool
 
     def __call__(self, event: str, args: tuple[Any, ...]) -> None:
         if event == "open":
@@ -163,14 +160,27 @@ class _Guard:
             self._check_change(event, args)
         elif event == "sqlite3.connect":
             self._check_database(args[0])
+        elif not self.binds_children and (event in children.EVENTS or event == "os.system"):
+            self._check_program(event, args)
+
+    def _check_program(self, event: str, args: tuple[Any, ...]) -> None:
+        program = children.unguarded(event, args)
+        if program is not None:
+            raise WriteRefused(
+                errno.EACCES,
+                "the replayed script was about to start a program, and this system offers nothing that keeps a "
+                "program from writing outside the sandbox (flor-hf doctor says why); let the script do without",
+                program,
+            )
 
     def _check_change(self, event: str, args: tuple[Any, ...]) -> None:
-        how, targets = EVENTS[event]
-        for place, folder in targets:
+        for place, folder, how in EVENTS[event]:
             path = _located(args[place], args[folder] if folder is not None and len(args) > folder else None)
+            if path is None and event in OF_OPEN_FILES:
+                path = _path_of(args[place])
             if path is None or (how == "new" and os.path.lexists(path)):
                 continue  # an open file was asked about when it was opened; mkdir says itself what is there
-            if event in ("os.remove", "os.rmdir") and not os.path.lexists(path):
+            if place == 0 and event in ("os.remove", "os.rmdir", "os.link") and not os.path.lexists(path):
                 continue  # the system's own FileNotFoundError says it best
             if how == "through":
                 self._check_through(path, keeps=True)
@@ -193,7 +203,7 @@ class _Guard:
         if path is None or self._is_allowed(os.path.realpath(path)):
             return
         path = self._unfold(path)
-        if os.path.islink(path) and self._is_in_sandbox(path):
+        if os.path.islink(path) and self._top(path) is not None:
             _copy_up(path, keeps)
         elif not self._is_allowed(os.path.realpath(path)):
             raise _refusal(path)
@@ -206,26 +216,21 @@ class _Guard:
             raise _refusal(path)
 
     def _unfold(self, path: str) -> str:
-        """Replace linked folders on the way to a path in the sandbox by folders of links."""
-        inside = self._inside(path)
-        if inside is None:
+        """Replace linked folders on the way to a path among links by folders of links."""
+        path = os.path.normpath(path)
+        top = self._top(path)
+        if top is None:
             return path
-        here = self.sandbox
-        for part in inside.split(os.sep)[:-1]:
+        here = top
+        for part in path.removeprefix(top + os.sep).split(os.sep)[:-1]:
             here = os.path.join(here, part)
             if os.path.islink(here) and os.path.isdir(here) and not self._is_allowed(os.path.realpath(here)):
                 _make_folder_of_links(here)
-        return os.path.join(self.sandbox, inside)
+        return path
 
-    def _inside(self, path: str) -> str | None:
-        """A path relative to the sandbox, read without following links; None if it is elsewhere."""
-        path = os.path.normpath(path)
-        if not path.startswith(self.sandbox + os.sep):
-            return None
-        return path.removeprefix(self.sandbox + os.sep)
-
-    def _is_in_sandbox(self, path: str) -> bool:
-        return self._inside(path) is not None
+    def _top(self, path: str) -> str | None:
+        """The folder of links that a path, read without following links, lies in."""
+        return next((top for top in self.links if path.startswith(top + os.sep)), None)
 
     def _is_allowed(self, real: str) -> bool:
         return any(real == place or real.startswith(place + os.sep) for place in self.places)
@@ -239,6 +244,16 @@ def _located(name: Any, folder: Any) -> str | None:
     if isinstance(folder, int) and folder >= 0 and not os.path.isabs(path):
         return os.path.join(os.path.realpath(f"/proc/self/fd/{folder}"), path)
     return os.path.join(os.getcwd(), path)
+
+
+def _path_of(number: Any) -> str | None:
+    """Where an open file lies, if it is one."""
+    if not isinstance(number, int):
+        return None
+    with suppress(OSError):
+        path = os.readlink(f"/proc/self/fd/{number}")
+        return path if os.path.isabs(path) and os.path.exists(path) else None
+    return None
 
 
 def _copy_up(link: str, keeps: bool) -> None:

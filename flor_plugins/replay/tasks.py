@@ -57,8 +57,8 @@ def do_task(
     outcome.log = folder / "output.txt"
     assert run.code is not None
     try:
-        repo = find_commit(run.code, store, Path.cwd())
         with (
+            find_commit(run.code, store, Path.cwd()) as repo,
             tempfile.TemporaryDirectory(prefix="flor-sandbox-", ignore_cleanup_errors=True) as scratch,
             sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place,
         ):

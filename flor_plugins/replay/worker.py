@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
 from flor_plugins.hooks import arguments, live
 from flor_plugins.records import Pass, Position, Run, Stretch, Task
-from flor_plugins.replay import guard_writes
+from flor_plugins.replay import guard_writes, lifeline
+from flor_plugins.replay.isolate import isolate
 from flor_plugins.replay.sandbox import map_path
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
@@ -51,7 +52,7 @@ def main(task_file: str, events_fd: int) -> int:
         events.write(json.dumps(event) + "\n")
 
     try:
-        session = _work(json.loads(Path(task_file).read_text()), tell)
+        session = _work(json.loads(Path(task_file).read_text()), tell, events_fd)
         import_module("flor_plugins.state.processes").leave()
     except FlorError as error:
         tell({"event": "failed", "at": time.time(), "message": str(error)})
@@ -64,13 +65,17 @@ def main(task_file: str, events_fd: int) -> int:
     return 1 if session.failures else 0
 
 
-def _work(order: Mapping[str, Any], tell: Callable[[Event], None]) -> Session:
+def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: int) -> Session:
     run = load_run(Path(order["run"]))
     sandbox, store, rank = Path(order["sandbox"]), Store(Path(order["store"])), order["rank"]
     task = _task(order["task"])
-    folder = _enter(run, sandbox, rank)
-    # Before torch starts threads: the kernel's part of the guard does not bind running ones.
-    guard_writes.forbid_writes([sandbox, store.replay(order["replay_id"]), *_run_folders(run, rank)], sandbox)
+    for part in _run_folders(run, rank):
+        part.mkdir(exist_ok=True)
+    # Before torch starts threads: the kernel binds no thread that runs already.
+    assert run.code is not None
+    sandbox = isolate(Path(run.code.root), sandbox, [store.replay(order["replay_id"]), *_run_folders(run, rank)])
+    folder = _enter(run, sandbox)
+    lifeline.end_with_listener(events_fd)  # a thread, so after what binds only threads to come
     adapter = _adapter(run)
     _set_threads(run)
     from flor_plugins.hooks.load import load
@@ -198,12 +203,10 @@ def _run_folders(run: Run, rank: int) -> list[Path]:
     return [part_of(run.path, rank) / name for name in ("metrics", "media")]
 
 
-def _enter(run: Run, sandbox: Path, rank: int) -> Path:
+def _enter(run: Run, sandbox: Path) -> Path:
     """Stand where the recorded process stood: working directory, arguments, import path."""
     assert run.code is not None
     root = Path(run.code.root)
-    for part in _run_folders(run, rank):
-        part.mkdir(exist_ok=True)
     os.chdir(map_path(run.launch.cwd, root, sandbox))
     sys.argv = [run.launch.target, *(map_path(arg, root, sandbox) for arg in run.launch.argv)]
     sys.path[:] = [map_path(entry, root, sandbox) if entry else entry for entry in sys.path]

@@ -22,7 +22,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     An older `path` is replaced in one step. Readers that have it open keep the old one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     scratch = _scratch(path)
     # made here, by open and not mkstemp, so that the umask decides who may read it
     os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
@@ -48,9 +48,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     """
     if path.exists():
         raise _exists(path)
-    if not path.parent.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sync(path.parent.parent)
+    make_folder(path.parent)
     scratch = _scratch(path)
     scratch.mkdir()
     mode = scratch.stat().st_mode & 0o666
@@ -106,6 +104,14 @@ def _sync_tree(folder: Path, mode: int) -> None:
             one.chmod(mode)
         sync(one)
     sync(folder)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and what is missing above it, names and all: else a machine that loses its power forgets them."""
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for one in missing:
+        sync(one.parent)
 
 
 def sync(path: Path) -> None:

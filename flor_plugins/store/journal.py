@@ -17,7 +17,7 @@ from typing import Any
 from flor_plugins.errors import EncodingError, StoreError
 from flor_plugins.records import Position, Row
 from flor_plugins.store import sealed
-from flor_plugins.store.files import whole_file
+from flor_plugins.store.files import make_folder, sync, whole_file
 from flor_plugins.store.values import decode_value, encode_value
 
 FORMAT = 1
@@ -35,12 +35,13 @@ class Journal:
         self.path = path
         self.media = media
         self._lock = threading.Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         _unseal(path, media)
         self._fd: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         _cut_torn_line(self._fd)
         if os.fstat(self._fd).st_size == 0:
             self._write({"format": FORMAT, "writer": path.stem})
+            sync(path.parent)  # its name; what is in it, when `sync` is called
 
     def append(self, row: Row) -> None:
         """Hand one row to the operating system: it survives the end of this process, not of the machine.

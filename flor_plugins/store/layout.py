@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from flor_plugins.errors import StoreError
+from flor_plugins.store.files import make_folder
 
 FOLDER = ".flor"
 VARIABLE = "FLOR_DIR"
@@ -41,7 +42,7 @@ class Store:
         ours there would hide the user's own files.
         """
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
+            make_folder(self.root)
             if not any(self.root.iterdir()):
                 (self.root / ".gitignore").write_text("*\n")
         except OSError as error:
@@ -56,13 +57,28 @@ def find_store(start: Path | None = None) -> Store:
     """The store that a process working in `start` (default: the current folder) uses.
 
     $FLOR_DIR wins; then `.flor` at the top of the git work tree around `start`;
-    then `start/.flor`. Nothing is created.
+    then `start/.flor`. Nothing is created. Raises StoreError where $FLOR_DIR is the url of an object store.
     """
     named = os.environ.get(VARIABLE)
     if named:
-        return Store(Path(named).expanduser().absolute())
+        return store_in(named)
     here = (start or Path.cwd()).absolute()
     return Store((_git_top(here) or here) / FOLDER)
+
+
+def store_in(folder: str | Path) -> Store:
+    """The store in a folder that was named. Raises StoreError for the url of an object store."""
+    if is_url(str(folder)):
+        raise StoreError(
+            f"the store {folder} was asked for; this needs a folder: an object store can be read and replayed. "
+            f"Name a folder, and put its runs there: flor-hf upload {folder}"
+        )
+    return Store(Path(folder).expanduser().absolute())
+
+
+def is_url(text: str) -> bool:
+    """Does it name an object store, and not a folder?"""
+    return "://" in text
 
 
 def new_id(now: datetime | None = None) -> str:

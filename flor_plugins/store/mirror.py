@@ -2,7 +2,8 @@
 made here is put back.
 
 The folder is a store as any other, with files missing that nobody has needed yet. Objects are put whole, what
-announces them after them, and never deleted: readers of the object store see what readers of a folder see.
+announces them after them, and none is deleted but the sealed form of a journal that goes on: readers of the object
+store see what readers of a folder see.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from flor_plugins.errors import FlorError, MissingDependency, StoreError
 from flor_plugins.store.files import PARTIAL, read_json, whole_file, write_json
-from flor_plugins.store.layout import VARIABLE, Store, find_store
+from flor_plugins.store.layout import VARIABLE, Store, find_store, is_url, store_in
 
 NOTES = "mirror.json"  # in the folder: which object store it mirrors, and which version of each object is here
 FORMAT = 1
@@ -27,11 +28,6 @@ CODE = "code"
 _ANNOUNCES = ("shell.json", "state.json", "run.json")
 # What object stores call the version of an object, the most telling first.
 _VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
-
-
-def is_url(text: str) -> bool:
-    """Does it name an object store, and not a folder?"""
-    return "://" in text
 
 
 def cache_of(url: str) -> Path:
@@ -56,13 +52,16 @@ def open_url(url: str) -> Store:
     """The folder on this machine that mirrors an object store, with what is known of its runs as of now."""
     mirror = Mirror(url)
     mirror.pull_records()
+    mirror.pull_replays()
     return mirror.store
 
 
-def find_any(start: Path | None = None) -> Store:
-    """As `find_store`, for what reads and replays: $FLOR_DIR may be the url of an object store."""
-    named = os.environ.get(VARIABLE, "")
-    return open_url(named) if is_url(named) else find_store(start)
+def open_any(named: str | Path | None = None, start: Path | None = None) -> Store:
+    """The store for what reads and replays: a folder, or the url of an object store. None: as `find_store`."""
+    text = os.environ.get(VARIABLE, "") if named is None else str(named)
+    if is_url(text):
+        return open_url(text)
+    return find_store(start) if named is None else store_in(named)
 
 
 class Mirror:
@@ -86,6 +85,10 @@ class Mirror:
         What was deleted there is deleted here.
         """
         self._pull(f"runs/{run_id}".rstrip("/"), lambda path: _is_record(path, media), prune=True)
+
+    def pull_replays(self) -> None:
+        """What is known of all replays: plans, with what was estimated, and verdicts."""
+        self._pull("replays", lambda path: PurePosixPath(path).name in ("plan.json", "verdicts.json"), prune=True)
 
     def pull_replay(self, replay_id: str) -> None:
         """Plan, hooks, outputs and verdicts of a replay."""
@@ -126,7 +129,8 @@ class Mirror:
     def push(self, *folders: Path, only: Callable[[str], bool] = lambda path: True) -> list[str]:
         """Put the files of folders of the store that are other there, in that order; returns their paths in it.
 
-        only: of the path in the store. Within a folder tensors go first, what announces them last.
+        only: of the path in the store. Within a folder tensors go first, what announces them last. Tensors, media and
+        code that are there are passed over; all else is small, and put again.
         """
         pushed = []
         for folder in folders:
@@ -136,26 +140,47 @@ class Mirror:
             for name in sorted((one.relative_to(self.store.root).as_posix() for one in files), key=_last_if_announcing):
                 if only(name) and not (_never_changes(name) and there.get(name) == self._here(name).stat().st_size):
                     self._put(name, self._here(name))
+                    self._open_again(name, there)
                     pushed.append(name)
         return pushed
 
     # ---- inside
 
     def _pull(self, inside: str, is_wanted: Callable[[str], bool], *, prune: bool = False) -> None:
-        there, seen = self._list(inside), self._seen()
-        before = dict(seen)
+        there, seen, fetched = self._list(inside), self._seen(), {}
         for name in sorted(filter(is_wanted, there), key=_last_if_announcing):
             version = _version(there[name])
-            if seen.get(name) != version or not self._here(name).exists():
+            is_same = seen.get(name) == version and self._here(name).exists()
+            if not is_same and not self._is_written_here(name, there[name]):
                 self._get(name)
-                seen[name] = version
+                fetched[name] = version
         gone = [name for name in seen if prune and name.startswith(f"{inside}/") and name not in there]
         for name in sorted(gone, key=_last_if_announcing, reverse=True):
-            self._here(name).unlink(missing_ok=True)
-            del seen[name]
-        if seen != before or not self._notes.exists():
-            # Of two processes that write at once one's notes are lost: what they say is fetched again.
-            write_json(self._notes, {"format": FORMAT, "url": self.url, "seen": seen})
+            self._remove(self._here(name))
+        if fetched or gone or not self._notes.exists():
+            # Read again: others may have written meanwhile. What is lost between these lines is fetched again.
+            kept = {name: version for name, version in self._seen().items() if name not in gone}
+            write_json(self._notes, {"format": FORMAT, "url": self.url, "seen": {**kept, **fetched}})
+
+    def _is_written_here(self, name: str, there: Mapping[str, Any]) -> bool:
+        """Is it the journal of a replay on this machine? It only grows; what is there is a beginning of it.
+
+        Its writer would go on in a file that is no longer in the folder.
+        """
+        here = self._here(name)
+        is_journal = "/metrics/replay-" in name and name.endswith(".jsonl")
+        return is_journal and here.exists() and here.stat().st_size >= (there.get("size") or 0)
+
+    def _remove(self, path: Path) -> None:
+        """A file, and the folders that are empty without it: one without state.json is a damaged checkpoint."""
+        path.unlink(missing_ok=True)
+        for folder in path.parents:
+            if folder in (self.store.runs, self.store.replays, self.store.root):
+                return
+            try:
+                folder.rmdir()
+            except OSError:  # it is not empty, or another process has removed it
+                return
 
     def _seen(self) -> dict[str, str]:
         """Path in the store to the version that was fetched."""
@@ -187,6 +212,12 @@ class Mirror:
                 shutil.copyfile(here, scratch)
         else:
             self._said(name, lambda: self._files.put_file(str(here), there))
+
+    def _open_again(self, name: str, there: Mapping[str, Any]) -> None:
+        """Of a journal in both forms the sealed one counts: one that is written on here must not be sealed there."""
+        sealed = str(PurePosixPath(name).with_suffix(".parquet"))
+        if name.endswith(".jsonl") and sealed in there and not self._here(sealed).exists():
+            self._said(sealed, lambda: self._files.rm_file(self._there(sealed)))
 
     def _here(self, name: str) -> Path:
         path = self.store.root / name

@@ -12,6 +12,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 from contextlib import suppress
 from itertools import count
@@ -54,6 +55,11 @@ def kill_writer():
             os.kill(json.loads(file.read_text())["pid"], signal.SIGKILL)
 
 
+def kill_both():
+    kill_writer()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def fill():
     with (STORE / "filler").open("wb", buffering=0) as file:
         try:
@@ -64,6 +70,10 @@ def fill():
 
 
 def happen(nth):
+    if kind == "both":
+        if nth == int(number):
+            threading.Timer(float(more), kill_both).start()
+        return
     if kind == "writer" and nth >= int(number) and (nth - int(number)) % 3 == 0:
         kill_writer()
     if nth == int(number):

@@ -5,18 +5,16 @@ A training that is killed leaves a writer that still has states to write; whoeve
 
 from __future__ import annotations
 
-import socket
 import time
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Process
-from flor_plugins.store.files import read_json, write_json
-from flor_plugins.store.runs import is_gone, process_of
+from flor_plugins.store.files import write_json
+from flor_plugins.store.runs import process_of
+from flor_plugins.store.writers import FILE, living_writer
 
-FILE = "writer.json"
 WAIT_S = 600.0
 
 
@@ -34,16 +32,10 @@ def leave(run_path: Path) -> None:
 def wait_for_writer(run_path: Path, timeout_s: float = WAIT_S) -> None:
     """Return when nobody on this host writes this run's checkpoints. Raises StoreError if that takes too long."""
     end = time.monotonic() + timeout_s
-    while (writer := _writer(run_path)) is not None and writer.host == socket.gethostname() and not is_gone(writer):
+    while (writer := living_writer(run_path)) is not None:
         if time.monotonic() > end:
             raise StoreError(
                 f"the checkpoints of {run_path.name} are still being written by process {writer.pid}, "
                 f"{timeout_s:.0f} s after its training ended. Wait for it, or end it: kill -9 {writer.pid}"
             )
         time.sleep(0.02)
-
-
-def _writer(run_path: Path) -> Process | None:
-    with suppress(StoreError, TypeError):  # it may go away at any moment
-        return Process(**read_json(run_path / FILE))
-    return None

@@ -24,12 +24,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.errors import StoreError
+from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.record.saving.presence import leave
 from flor_plugins.record.saving.upkeep import QUIET_S, Upkeep
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, known_tensors
-from flor_plugins.store.checkpoints.files import SHELL, STATE, read_state, records
+from flor_plugins.store.checkpoints.files import STATE, read_state, records
+from flor_plugins.store.checkpoints.links import Holders
 from flor_plugins.store.checkpoints.write import Draft, Known, Piece, write_folder
 
 Message = dict[str, Any]
@@ -75,7 +76,12 @@ class Scribe:
         pieces = [_piece(one, memory) for one in job["pieces"]]
         draft = Draft(job["tree"], pieces, tuple(job["lost"]), job["full"])
         state = write_folder(folder, position, draft, self._known)
-        _still_stands(folder, state)
+        try:
+            _still_stands(folder, state)
+        except StoreError:
+            self._known.clear()  # not replaced: the upkeep has it, too
+            self._known.update(_known(self._run_path))
+            raise
         return state
 
 
@@ -169,11 +175,16 @@ def _known(run_path: Path) -> Known:
 
 
 def _still_stands(folder: Path, state: Message) -> None:
-    """See that what a new checkpoint refers to was not deleted while it was written. Raises StoreError."""
-    for place in {str(Path(file).parent) for file in state["files"] if "/" in file}:
-        if not any((folder / place / name).exists() for name in (STATE, SHELL)):
-            shutil.rmtree(folder, ignore_errors=True)
-            raise StoreError(f"the checkpoint {folder} is not kept: {folder / place}, which it needs, is gone")
+    """See that what a new checkpoint refers to was not given up while it was written. Raises StoreError."""
+    if not any("/" in file for file in state["files"]):
+        return
+    holders = Holders(folder, state)
+    try:
+        for key in state["tensors"]:
+            holders.chain(key)
+    except DamagedCheckpoint as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise StoreError(f"the checkpoint {folder} is not kept, because what it needs is gone: {error}") from error
 
 
 def _piece(one: list[Any], memory: memoryview) -> Piece:

@@ -12,26 +12,23 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import FlorError
-from flor_plugins.records import Grade, Plan, Position, Run, Task
+from flor_plugins.records import Plan, Run, Task
 from flor_plugins.replay.engines import travel
 from flor_plugins.replay.engines.cluster import connected, devices, is_lost, share_of
-from flor_plugins.replay.engines.rest import Told, rest_of, together
+from flor_plugins.replay.engines.jobs import LANDED, Job, longest_first
+from flor_plugins.replay.engines.rest import Told
 from flor_plugins.replay.tasks import Outcome, Tell, do_task
-from flor_plugins.replay.verify import worse
-from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import VARIABLE, Store
 from flor_plugins.store.mirror import Mirror, mirror_of
 from flor_plugins.store.runs import load_run, this_process
 
-ATTEMPTS = 4  # of one task; a worker is lost to a full memory or a reclaimed machine, and that may happen again
 GRACE_S = 10.0  # for tasks to end by themselves when the request is given up
 LISTEN_S = 0.5  # Ray's interrupt is seen between two looks
-ROWS_LANDED = ("position", "stretch", "passed")  # events after which the rows before them are in the journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +42,10 @@ class Place:
 
 
 @dataclass(slots=True)
-class _Job:
-    """One task on its way. rest: what is still to be done of it. stream: what its worker says.
+class _Sent:
+    """A job at a worker of the cluster. stream: what that says."""
 
-    told: by the present worker. before: by those that were lost.
-    """
-
-    task: Task
-    rest: Task
-    outcome: Outcome
-    told: list[Told] = field(default_factory=list)
-    before: list[Told] = field(default_factory=list)
-    attempt: int = 0
+    job: Job
     stream: Any = None
 
 
@@ -71,12 +60,12 @@ def run_all(store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, worke
     if mirror is not None:
         travel.depart(mirror, plan, [runs[task.run_id] for task in plan.tasks])
     place = Place(store.root, mirror.url if mirror else None, os.getcwd(), os.environ.get("OMP_NUM_THREADS"))
-    jobs = [_Job(task, task, Outcome(task)) for task in plan.tasks]
+    jobs = [Job(task) for task in plan.tasks]
     with connected(workers) as ray:
         _Dispatch(ray, place, replace(plan, tasks=()), runs, tell).all(jobs, workers or devices(ray))
     if mirror is not None:
         travel.come_home(mirror, plan)
-    return [_outcome(job, runs[job.task.run_id], plan) for job in jobs]
+    return [job.result(runs[job.task.run_id], plan) for job in jobs]
 
 
 class _Dispatch:
@@ -85,77 +74,71 @@ class _Dispatch:
     def __init__(self, ray: Any, place: Place, plan: Plan, runs: dict[str, Run], tell: Tell) -> None:
         self._ray, self._place, self._plan, self._runs, self._tell = ray, place, plan, runs, tell
 
-    def all(self, jobs: Sequence[_Job], workers: int) -> None:
-        waiting = sorted(jobs, key=_seconds)  # the longest is taken first, from the end
-        running: list[_Job] = []
+    def all(self, jobs: Sequence[Job], workers: int) -> None:
+        waiting = longest_first(jobs)[::-1]
+        running: list[_Sent] = []
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running.append(waiting.pop())
+                    running.append(_Sent(waiting.pop()))
                     self._begin(running[-1])
-                ready = self._ray.wait([job.stream for job in running])[0][0]
-                job = next(job for job in running if job.stream is ready)
-                if self._hear(job):
-                    running.remove(job)
+                ready = self._ray.wait([sent.stream for sent in running])[0][0]
+                sent = next(sent for sent in running if sent.stream is ready)
+                if self._hear(sent):
+                    running.remove(sent)
         except BaseException:
             self._give_up(running)
             raise
 
-    def _begin(self, job: _Job) -> None:
-        job.attempt += 1
+    def _begin(self, sent: _Sent) -> None:
+        job = sent.job
         # Ray's own retries begin a task from its start; ours leave out what is stored.
         options = {"num_returns": "streaming", "max_retries": 0, "name": f"flor {job.task.name}"}
         share = share_of(self._ray, self._runs[job.task.run_id].processes)
-        job.stream = self._ray.remote(work).options(**options, **share).remote(self._place, self._plan, job.rest)
+        sent.stream = self._ray.remote(work).options(**options, **share).remote(self._place, self._plan, job.rest)
 
-    def _hear(self, job: _Job) -> bool:
+    def _hear(self, sent: _Sent) -> bool:
         """Take the next thing that a worker says; True if it was the last."""
+        job = sent.job
         try:
-            said = self._ray.get(next(job.stream))
+            said = self._ray.get(next(sent.stream))
         except StopIteration:
             job.outcome.failure = f"run {job.task.name}: its Ray worker ended without a result. Replay it again."
             return True
         except self._ray.exceptions.RayError as error:
-            return self._failed(job, error)
+            return self._failed(sent, error)
         if isinstance(said, Outcome):
             job.outcome = said
             # The process that Ray started for the task lives, the one that replayed in it was killed.
-            return said.killed_by is None or self._ended_or_begun(job, "worker", said.failure or "")
+            return said.killed_by is None or self._is_over(sent, "worker", said.failure or "")
         job.told.append(said)
         self._tell(job.task, said)
         return False
 
-    def _failed(self, job: _Job, error: Exception) -> bool:
+    def _failed(self, sent: _Sent, error: Exception) -> bool:
         cause = getattr(error, "cause", None)
         said = str(cause) if isinstance(cause, FlorError) else f"{type(error).__name__}: {error}"
-        job.outcome.failure = f"run {job.task.name} failed on Ray (begun {job.attempt} times): {said}"
+        sent.job.outcome.failure = f"run {sent.job.task.name} failed on Ray: {said}"
         lost = is_lost(self._ray, error)
-        return lost is None or self._ended_or_begun(job, lost, said)
+        return lost is None or self._is_over(sent, lost, said)
 
-    def _ended_or_begun(self, job: _Job, lost: str, said: str) -> bool:
-        """Begin again what is left of a task whose worker or node is gone; True if that was tried often enough."""
-        if job.attempt >= ATTEMPTS:
+    def _is_over(self, sent: _Sent, lost: str, said: str) -> bool:
+        """The worker or the node of a task is gone. False if another worker was begun."""
+        # What a dead machine had not yet handed to the shared folder is gone.
+        if not sent.job.is_for_another(said, are_rows_lost=lost == "node"):
             return True
-        # What a dead machine had not yet handed to the shared folder is gone: then all of the task is done again.
-        # Rows that are there after all are not stored twice.
-        job.before = [] if lost == "node" else [*job.before, *job.told]
-        job.told = []
-        job.rest = rest_of(job.task, job.before)
-        self._tell(job.task, {"event": "lost", "message": f"{said}: begun again", "attempt": job.attempt})
-        job.outcome = Outcome(job.rest)
-        if not job.rest.passes:
-            return True
-        self._begin(job)
+        self._tell(sent.job.task, {"event": "lost", "message": f"{said}: begun again"})
+        self._begin(sent)
         return False
 
-    def _give_up(self, running: Sequence[_Job]) -> None:
+    def _give_up(self, running: Sequence[_Sent]) -> None:
         """Have workers end: gently, so that they remove their sandboxes, then at once."""
         for force in (False, True):
-            for job in running:
+            for sent in running:
                 with suppress(Exception):  # it may have ended meanwhile
-                    self._ray.cancel(job.stream, force=force)
+                    self._ray.cancel(sent.stream, force=force)
             with suppress(Exception):
-                ends = [job.stream.completed() for job in running]
+                ends = [sent.stream.completed() for sent in running]
                 if not self._ray.wait(ends, num_returns=len(ends), timeout=GRACE_S)[1]:
                     return
 
@@ -173,7 +156,7 @@ def work(place: Place, plan: Plan, task: Task) -> Iterator[Any]:
         run, plan = travel.arrive(mirror, plan, task)
         os.environ[VARIABLE] = str(store.root)  # the replayed script looks for a folder
     for said in _doing(store, run, plan, task):
-        if mirror is not None and (isinstance(said, Outcome) or said["event"] in ROWS_LANDED):
+        if mirror is not None and (isinstance(said, Outcome) or said["event"] in LANDED):
             travel.deliver(mirror, plan, task)  # before it is told, so that what was told is there
         yield said
 
@@ -216,20 +199,3 @@ def _stand_at(place: Place) -> None:
     os.environ.pop("OMP_NUM_THREADS", None)
     if place.threads is not None:
         os.environ["OMP_NUM_THREADS"] = place.threads
-
-
-def _outcome(job: _Job, run: Run, plan: Plan) -> Outcome:
-    """What all workers of a task came to."""
-    if not job.before:
-        return replace(job.outcome, task=job.task)
-    stored: dict[Position, Grade] = {}
-    for writer, row in read_run(run.path, plan.metrics):
-        if writer.startswith(f"replay-{plan.replay_id}-") and row.verdict is not None:
-            stored[row.position] = worse(row.verdict, stored.get(row.position, row.verdict))
-    return together(job.task, job.before, job.outcome, stored)
-
-
-def _seconds(job: _Job) -> float:
-    """Estimated; what is unknown may be long."""
-    found = [one.seconds for one in job.task.passes]
-    return float("inf") if None in found else sum(s for s in found if s is not None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,27 +69,18 @@ def come_home(mirror: Mirror, plan: Plan) -> None:
     mirror.pull_replay(plan.replay_id)
 
 
-@contextmanager
-def at_hand(store: Store, plan: Plan) -> Iterator[None]:
-    """For tasks of this machine: what they read is here, and what they have made goes back, come what may."""
-    mirror = mirror_of(store)
-    if mirror is None:
-        yield
-        return
-    for task in plan.tasks:
-        arrive(mirror, plan, task)
-    try:
-        yield
-    finally:
-        for task in plan.tasks:
-            deliver(mirror, plan, task)
-
-
 def put_back(store: Store, replay_id: str) -> None:
-    """Plan, hooks, outputs and verdicts of a replay to where they are kept."""
+    """Plan, hooks, outputs and verdicts of a replay to where they are kept; nothing for a store that is a folder."""
     mirror = mirror_of(store)
     if mirror is not None:
         mirror.push(store.replay(replay_id))
+
+
+def fetch_weights(store: Store, run: Run, position: Position) -> None:
+    """Have the model's weights at hand; nothing for a store that is a folder."""
+    mirror = mirror_of(store)
+    if mirror is not None:
+        mirror.pull_files(set(_files_of(run, position, (ranks.MODEL,), 1)))
 
 
 def files_read(store: Store, run: Run, task: Task) -> set[Path]:

@@ -12,9 +12,9 @@ from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
 from flor_plugins.store.retention.choice import Limits, Standing, Step, choose, limits_of
 from flor_plugins.store.retention.cost import Answers, Form
-from flor_plugins.store.retention.disk import parts_of, read_shelf, reduce, remove
+from flor_plugins.store.retention.disk import parts_of, read_shelf, reduce
 from flor_plugins.store.retention.holds import Holds, held_by_replays, why_held
-from flor_plugins.store.retention.leftovers import Leftover, leftovers, size_of
+from flor_plugins.store.retention.leftovers import Leftover, clear, leftovers, size_of
 from flor_plugins.store.retention.standing import standing_of, why_not_trained_again
 from flor_plugins.store.runs import list_runs, load_run
 
@@ -83,9 +83,8 @@ def collect(plan: Collection, tell: Tell = lambda line: None) -> Collection:
     Raises StoreError if something can't be removed: what was done before stays done.
     """
     store = plan.store
-    for one in plan.leftovers:
-        remove(one.path)
-        tell(f"removed {one.path}")
+    for path in clear(store, plan.leftovers):
+        tell(f"removed {path}")
     # Deltas hold on to what they are made from: what compression will not save anyway goes first.
     first = _part(plan, None if plan.budget is None else int(plan.budget / HOPED), tell)
     if plan.budget is None or size_of(store.root) > plan.budget:

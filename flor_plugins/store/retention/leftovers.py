@@ -6,17 +6,19 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Position, Process, Run
 from flor_plugins.store.checkpoints import FOLDER, files
+from flor_plugins.store.checkpoints.rewriting import alone
 from flor_plugins.store.files import PARTIAL
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention.disk import parts_of
+from flor_plugins.store.retention.disk import parts_of, remove
 from flor_plugins.store.runs import is_gone, list_runs
+from flor_plugins.store.writers import living_writer
 
 _NAME = re.compile(re.escape(PARTIAL) + r"(\d+)-[0-9a-f]+")
 # Of a process of another host only its silence can be heard.
@@ -48,8 +50,24 @@ def leftovers(store: Store) -> list[Leftover]:
     return found
 
 
+def clear(store: Store, planned: Iterable[Leftover]) -> Iterator[Path]:
+    """Remove what was left over and still is, and yield each path then: since it was planned a run may have gone on."""
+    now = {one.path for one in leftovers(store)}
+    for path in (one.path for one in planned if one.path in now):
+        if files.FILE.fullmatch(path.name) is None:
+            remove(path)
+        else:
+            with alone(path.parent):  # whoever rewrites a checkpoint names its files only when they are all there
+                if path.name in files.read_holder(path.parent)["files"]:
+                    continue
+                remove(path)
+        yield path
+
+
 def is_being_written(run: Run) -> bool:
     """Is a process still at work on checkpoints of a run? It may end later than the training."""
+    if any(living_writer(part) is not None for part in parts_of(run.path)):
+        return True
     is_here = run.process.host == socket.gethostname()
     found = (one for part in parts_of(run.path) for one in (part / FOLDER).glob(f"{PARTIAL}*"))
     return any(_NAME.fullmatch(one.name) and not _is_abandoned(one, is_here) for one in found)

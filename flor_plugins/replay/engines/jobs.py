@@ -1,0 +1,74 @@
+"""A task on its way through as many workers as it takes: what they tell, what is left, when it is given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from flor_plugins.records import Grade, Plan, Position, Run, Task
+from flor_plugins.replay.engines.rest import Told, rest_of, together
+from flor_plugins.replay.tasks import Outcome
+from flor_plugins.replay.verify import worse
+from flor_plugins.store.journal import read_run
+
+DEATHS = 3  # in a row, with nothing done between them: it is the task that kills
+LANDED = ("position", "stretch", "passed")  # events after which the rows before them are in the journal
+
+
+@dataclass(slots=True)
+class Job:
+    """told: by the present worker. before: by those that were lost. rest: of the task, what is still to be done.
+
+    outcome: of the last worker.
+    """
+
+    task: Task
+    told: list[Told] = field(default_factory=list)
+    before: list[Told] = field(default_factory=list)
+    deaths: int = 0
+    rest: Task = field(init=False)
+    outcome: Outcome = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.rest, self.outcome = self.task, Outcome(self.task)
+
+    def is_for_another(self, said: str, *, are_rows_lost: bool = False) -> bool:
+        """Its worker is lost. True if another one shall do the rest; else the outcome says what became of it.
+
+        are_rows_lost: what it had stored may be gone with it, so that all is done again; rows that are there after
+        all are not stored twice.
+        """
+        self.before, self.told = [] if are_rows_lost else [*self.before, *self.told], []
+        rest = rest_of(self.task, self.before)
+        self.deaths = 1 if rest != self.rest and not are_rows_lost else self.deaths + 1
+        self.rest = rest
+        if self.deaths >= DEATHS:
+            self.outcome.failure = f"{said} (begun {self.deaths} times, and nothing was done between)"
+            return False
+        self.outcome = Outcome(self.task, log=self.outcome.log)
+        return bool(rest.passes)
+
+    def result(self, run: Run, plan: Plan) -> Outcome:
+        """What all its workers came to."""
+        if not self.before:
+            return replace(self.outcome, task=self.task)
+        return together(self.task, self.before, self.outcome, _stored(run, plan))
+
+
+def longest_first(jobs: Iterable[Job]) -> list[Job]:
+    """By what is estimated; what is unknown may be long."""
+    return sorted(jobs, key=lambda job: -_seconds(job.task))
+
+
+def _seconds(task: Task) -> float:
+    found = [one.seconds for one in task.passes]
+    return float("inf") if None in found else sum(s for s in found if s is not None)
+
+
+def _stored(run: Run, plan: Plan) -> dict[Position, Grade]:
+    """The worst verdict of the rows that a replay stored, by position."""
+    found: dict[Position, Grade] = {}
+    for writer, row in read_run(run.path, plan.metrics):
+        if writer.startswith(f"replay-{plan.replay_id}-") and row.verdict is not None:
+            found[row.position] = worse(row.verdict, found.get(row.position, row.verdict))
+    return found

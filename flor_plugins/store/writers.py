@@ -1,0 +1,23 @@
+"""Which process writes the checkpoints of a run: `writer.json` in its folder, as long as that process is at work."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+from flor_plugins.errors import StoreError
+from flor_plugins.records import Process
+from flor_plugins.store.files import read_json
+from flor_plugins.store.runs import is_gone
+
+FILE = "writer.json"
+
+
+def living_writer(run_path: Path) -> Process | None:
+    """The one of this host that is at work, be its training killed; None without one."""
+    with suppress(StoreError, TypeError):  # it may go away at any moment
+        writer = Process(**read_json(run_path / FILE))
+        if writer.host == socket.gethostname() and not is_gone(writer):
+            return writer
+    return None
