@@ -26,6 +26,11 @@ from tests.variants import session_of
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+# The others are marked slow.
+FEW = ("break_and_continue", "generators", "own_trainer", "counters", "accelerated")
+CELLS = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in cells_loop.CELLS]
+
+
 class Done(BaseException):
     """Ends a replayed cell."""
 
@@ -80,7 +85,7 @@ def passed(events: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.exactness
-@pytest.mark.parametrize("name", list(cells_loop.CELLS))
+@pytest.mark.parametrize("name", CELLS)
 def test_recorded_loop_trains_as_one_without_flor(name: str, tmp_path: Path) -> None:
     without = alone(lambda: cells_loop.train(name, Flor()))
     _, recorded = record(name, tmp_path, every_n_steps=2)
@@ -89,7 +94,7 @@ def test_recorded_loop_trains_as_one_without_flor(name: str, tmp_path: Path) -> 
 
 
 @pytest.mark.exactness
-@pytest.mark.parametrize("name", list(cells_loop.CELLS))
+@pytest.mark.parametrize("name", CELLS)
 def test_replay_from_epochs_and_steps_is_bit_equal(name: str, tmp_path: Path) -> None:
     run, recorded = record(name, tmp_path, every_n_steps=1)
     places = places_of(run)

@@ -125,14 +125,17 @@ def test_script_of_the_tutorial_needs_another_import_only(project: Project) -> N
     assert sum(one["compared"] for one in verified(project, run)) >= 40
 
 
-@pytest.mark.parametrize(("how", "status", "last"), [("breaks", "finished", (3, 15)), ("fails", "failed", (2, 14))])
+@pytest.mark.parametrize(
+    ("how", "status", "last"),
+    [pytest.param("breaks", "finished", (3, 15), marks=pytest.mark.slow), ("fails", "failed", (2, 14))],
+)
 def test_loop_that_ends_early_is_verified_to_its_end(project: Project, how: str, status: str, last: tuple) -> None:
     project.python("ending.py", how, ok=False)
     run = run_of(project, how)
     assert (run.status, (run.position.epoch, run.position.step)) == (status, last)
     assert run.error == (None if how == "breaks" else "ZeroDivisionError: as planned")
     found = verified(project, run)
-    assert found[-1]["end"] == {"epoch": last[0], "step": last[1]} and len(found) >= 6
+    assert found[-1]["to"] == f"epoch={last[0]},step={last[1]}" and len(found) >= 6
 
 
 def test_killed_loop_goes_on_in_the_middle_of_an_epoch_with_its_variables(project: Project) -> None:
@@ -149,6 +152,7 @@ def test_killed_loop_goes_on_in_the_middle_of_an_epoch_with_its_variables(projec
     verified(project, run)
 
 
+@pytest.mark.slow
 def test_resume_auto_goes_on_by_the_same_command(project: Project) -> None:
     script = ENDING.replace("every_n_steps=2,", 'every_n_steps=2, resume="auto",')
     project.write("again.py", script)
@@ -205,7 +209,7 @@ def test_recipe_whose_function_trains_by_itself_is_recorded_and_replayed(tmp_pat
     verified(project, runs[1])
 
 
-@pytest.mark.parametrize("how", ["ddp", "accelerate"])
+@pytest.mark.parametrize("how", ["ddp", pytest.param("accelerate", marks=pytest.mark.slow)])
 def test_two_processes_are_recorded_and_replayed_each_bit_for_bit(project: Project, how: str) -> None:
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "loop_pair.py", how, how]
     told = project.run(sys.executable, *words, OMP_NUM_THREADS="1").stdout
