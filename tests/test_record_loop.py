@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from tqdm import tqdm
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError
@@ -147,6 +148,24 @@ def test_exception_in_the_third_epoch_keeps_all_rows_before_it_and_no_fourth_epo
     assert values(table, 2, 6, level="epoch") == {"begun": 1, "acc": 1}
     assert values(table, 2, 7) == {"i": 0} and values(table, 2, 8) == {"i": 1, "begun": 2}
     assert max(position.epoch for position, *_ in table) == 2
+
+
+@pytest.mark.parametrize("wrapped", [enumerate, tqdm], ids=["enumerate", "tqdm"])
+def test_error_and_break_are_told_apart_through_what_goes_over_the_loop(recorded, wrapped):
+    def train(toy):
+        for _ in wrapped(flor.loop("epoch", range(4))):
+            toy.update()
+            flor.log("x", 1)
+            break
+        for _ in wrapped(flor.loop("epoch", range(4))):
+            toy.update()
+            flor.log("x", 2)
+            raise LookupError
+
+    left, failed = recorded(train, LookupError)
+    assert (left.status, str(left.position)) == ("finished", "epoch=1,step=1")
+    assert (failed.status, str(failed.position)) == ("failed", "epoch=0,step=1")
+    assert values(table_of(failed), 0, 1) == {"x": 2}
 
 
 def test_break_out_of_the_main_loop_completes_its_epoch(recorded):

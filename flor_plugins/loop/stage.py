@@ -127,7 +127,8 @@ class Stage:
         if level.is_main:
             self._drop(1)
             self.levels.clear()
-            self.follower.left(level, _by_error(level, frame), frame)
+            at = variables.users_frame(frame) or frame  # below a generator that went over the loop, as tqdm's
+            self.follower.left(level, _by_error(level, at), at)
         else:
             self.ended(level)
 
