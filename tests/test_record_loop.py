@@ -354,6 +354,22 @@ def test_state_that_nobody_registered_is_an_obstacle_with_its_name(recorded):
     assert any("an iterator" in one and "`stream`" in one for one in reasons)
 
 
+def test_large_containers_that_grow_are_an_obstacle_until_they_are_registered(recorded):
+    def train(toy, registered):
+        memory, small, data = [], [], [torch.randn(50, 50) for _ in range(400)]
+        flor.checkpoints(*registered(memory))
+        for _ in flor.loop("epoch", range(3)):
+            memory.extend(torch.randn(3) for _ in range(150))
+            small.append(len(data))
+            toy.update()
+
+    (run,) = recorded(lambda toy: train(toy, lambda memory: ()))
+    reasons = [one.reason for one in run.obstacles if one.grade == "partial"]
+    assert len(reasons) == 1 and "`memory`" in reasons[0]
+    _, run = recorded(lambda toy: train(toy, lambda memory: (memory,)))
+    assert not [one for one in run.obstacles if one.grade == "partial"]
+
+
 def test_objects_of_which_no_state_can_be_taken_are_refused_by_name():
     with pytest.raises(FlorError, match=r"given rate=0\.1"):
         Context().run(lambda: flor.checkpoints(nn.Linear(1, 1), rate=0.1))

@@ -164,6 +164,22 @@ def test_resume_auto_goes_on_by_the_same_command(project: Project) -> None:
     assert whole is None or table_of(run) == whole
 
 
+def test_line_that_was_added_to_the_loop_is_carried_to_the_recorded_version(project: Project) -> None:
+    pytest.importorskip("flor_plugins.replay.patching", reason="edits are not carried yet")
+    text = (project.root / "loop_poster.py").read_text()
+    if not any(run.name == "loop_poster" for run in list_runs(project.store)):
+        project.python("loop_poster.py")
+    line = 'flor.log("loss", loss.item())\n'
+    added = f'{line}        flor.log("bias", net[0].bias.sum())\n'
+    project.write("loop_poster.py", text.replace(line, added))
+    try:
+        project.flor("replay", "--run", "loop_poster", "--metrics", "bias", "--yes")
+    finally:
+        project.write("loop_poster.py", text)
+    assert {(one["way"], one["verdict"]) for one in project.verdicts()} == {("train", "exact")}
+    assert len(rows_of(flor.dataframe("bias", store=project.store.root), "loop_poster", "bias")) == 18
+
+
 RECIPE = """
 version: 1
 name: balance

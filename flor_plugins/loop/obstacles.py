@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from flor_plugins.loop.registered import Registered, unwrapped
-from flor_plugins.loop.variables import Frames, scopes
+from flor_plugins.loop.variables import Frames, Variables, scopes
 from flor_plugins.record import attributes, obstacles
 from flor_plugins.records import Obstacle
 from flor_plugins.state import loaders
@@ -28,6 +28,18 @@ def of_nothing() -> Obstacle:
         "flor.checkpoints(...) was not called before the loop: values are recorded, and no State",
         "call flor.checkpoints(net, optimizer) before the main loop",
     )
+
+
+def of_outgrown(registered: Registered, variables: Variables, frames: Frames) -> Iterator[Obstacle]:
+    """Variables that have grown since the loop began, and of which no State keeps what is in them."""
+    known, held = _known(registered), dict(scopes(frames))
+    for scope, name in variables.outgrown(frames):
+        if id(held[scope][name]) not in known:
+            yield Obstacle(
+                "partial",
+                f"{_place(scope)} keeps in `{name}` what grows, and is too large to be kept unasked or not plain data",
+                f"flor.checkpoints(..., {name}={name}), if the training depends on it",
+            )
 
 
 def obstacles_of(registered: Registered, frames: Frames) -> list[Obstacle]:
@@ -90,12 +102,15 @@ def _of_variables(registered: Registered, frames: Frames) -> Iterator[Obstacle]:
         for name, one in list(held.items()):
             kind = "" if id(one) in known else _kind(one, known)
             if kind:
-                where = "the script" if scope.startswith("<") else f"{scope}()"
                 yield Obstacle(
                     "partial",
-                    f"{where} keeps {kind} in `{name}`, which flor.checkpoints was not given",
+                    f"{_place(scope)} keeps {kind} in `{name}`, which flor.checkpoints was not given",
                     f"flor.checkpoints(..., {name}={name})",
                 )
+
+
+def _place(scope: str) -> str:
+    return "the script" if scope.startswith("<") else f"{scope}()"
 
 
 def _kind(one: Any, known: frozenset[int]) -> str:

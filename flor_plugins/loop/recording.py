@@ -12,7 +12,7 @@ from flor_plugins.loop.afterwards import Afterwards
 from flor_plugins.loop.counters import can_go_on_inside
 from flor_plugins.loop.enter import Entry
 from flor_plugins.loop.harvest import Harvest
-from flor_plugins.loop.obstacles import obstacles_of, of_nothing
+from flor_plugins.loop.obstacles import obstacles_of, of_nothing, of_outgrown
 from flor_plugins.loop.stage import Level, Stage, source_of
 from flor_plugins.loop.trail import Trail
 from flor_plugins.loop.variables import Variables, frames_to
@@ -169,6 +169,7 @@ class Recording:
 
     def _boundary(self) -> None:
         main, recorder = self._main, self.recorder
+        assert self._variables is not None
         position = Position(main.count, self._harvest.step)
         recorder.timeline.jump(position)
         self._step = position.step
@@ -180,6 +181,7 @@ class Recording:
         found = self._sources()
         self._harvest.begin_epoch(found)
         self._trail.begin_epoch(main.count, loading.capture(found), self._changed())
+        self.recorder.note_obstacles(of_outgrown(self.registered, self._variables, frames_to(main.code)))
         if wants:
             recorder.checkpoint(position, self._state)
 

@@ -23,8 +23,9 @@ import torch
 from flor_plugins.loop.registered import set_content
 from flor_plugins.state.objects import is_state
 
-MOST_LEAVES = 20_000  # of a container
-MOST_ELEMENTS = 1_000_000  # of a tensor: a data set is no counter
+# Of a variable, so many numbers or texts. A tensor counts as a hundred, and by its size: a data set is no counter.
+MOST_LEAVES = 20_000
+OF_A_TENSOR, ELEMENTS_OF_A_LEAF = 100, 50
 _FILLED = (list, dict, set, deque, torch.Tensor)
 GLOBALS = "<globals>"
 
@@ -68,6 +69,7 @@ class Variables:
     def __init__(self, frames: Frames, known: Collection[int] = ()) -> None:
         self._known = known
         self._before = {name: copy.deepcopy(_plain(held, known)) for name, held in scopes(frames)}
+        self._lengths = {name: _lengths(held) for name, held in scopes(frames)}
 
     def changed(self, frames: Frames) -> Values:
         """Those of the same names whose values are others now."""
@@ -79,6 +81,16 @@ class Variables:
             if differing:
                 found[name] = differing
         return found
+
+    def outgrown(self, frames: Frames) -> list[tuple[str, str]]:
+        """Frame and name of containers that have grown and are too large, or not plain enough, to be kept."""
+        found = []
+        for name, held in scopes(frames):
+            before = self._lengths.get(name, {})
+            now = _lengths({one: held[one] for one in before if one in held})
+            grown = {one: held[one] for one, length in now.items() if length > before[one]}
+            found += [(name, one) for one in grown.keys() - _plain(grown, self._known).keys()]
+        return sorted(found)
 
     def restore(self, frames: Frames, changed: Mapping[str, Mapping[str, Any]]) -> None:
         """Give each the value that `changed` has for it, else the one with which the loop began."""
@@ -139,10 +151,18 @@ def _plain(held: Mapping[str, Any], known: Collection[int]) -> dict[str, Any]:
     }
 
 
+def _lengths(held: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        name: len(value)
+        for name, value in held.items()
+        if type(value) in (list, dict, set, deque) and not name.startswith("__")
+    }
+
+
 def _leaves(value: Any) -> int:
-    """How much there is of a value; more than MOST_LEAVES for a large tensor."""
+    """How much there is of a value."""
     if isinstance(value, torch.Tensor):
-        return 1 if value.numel() <= MOST_ELEMENTS else MOST_LEAVES + 1
+        return OF_A_TENSOR + value.numel() // ELEMENTS_OF_A_LEAF
     if isinstance(value, dict):
         return sum(map(_leaves, value.values())) if len(value) <= MOST_LEAVES else MOST_LEAVES + 1
     if isinstance(value, (list, tuple, set)) or type(value).__name__ == "deque":
