@@ -152,6 +152,23 @@ def test_killed_loop_goes_on_in_the_middle_of_an_epoch_with_its_variables(projec
     verified(project, run)
 
 
+def test_error_and_early_end_that_the_recording_did_not_have_are_failures(project: Project) -> None:
+    script = ENDING.replace("        patience += 1", OTHERWISE + "        patience += 1")
+    project.write("otherwise.py", script.replace("every_n_steps=2", "every_n_epochs=2"))
+    project.python("otherwise.py", "otherwise")
+    for text, said in (("raise", "LookupError: now"), ("break", "left its loop 'epoch' at epoch 1")):
+        done = project.flor("verify", "otherwise", ok=False, OTHERWISE=text)
+        assert done.returncode == 1 and said in done.stderr, done.stderr
+
+
+OTHERWISE = """
+        if epoch == 1 and os.environ.get("OTHERWISE") == "raise":
+            raise LookupError("now")
+        if epoch == 0 and os.environ.get("OTHERWISE") == "break":
+            break
+"""
+
+
 @pytest.mark.slow
 def test_resume_auto_goes_on_by_the_same_command(project: Project) -> None:
     script = ENDING.replace("every_n_steps=2,", 'every_n_steps=2, resume="auto",')

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+from flor_plugins.errors import ReplayError
 from flor_plugins.loop import capture, loading
 from flor_plugins.loop.enter import Entry, rewindable
 from flor_plugins.loop.harvest import Harvest
@@ -118,11 +119,16 @@ class Driver:
         self._is_at_main, self._is_gone = not by_error, True
         if by_error and not self._is_leaving:
             self._harvest.epoch_over(self._main.count - 1, is_complete=False)
-            self._is_reached(epoch_ended=False)
-        self.is_done = not self._is_leaving and next(self._passes, None) is None
-        self.wants_again = not self.is_done
+            if not self._is_reached(epoch_ended=False):
+                return  # an error that the recorded training did not have: it is said
+        try:
+            self.is_done = not self._is_leaving and next(self._passes, None) is None
+            self.wants_again = not self.is_done
+            end: BaseException = self._done() if self.is_done else self._again()
+        except ReplayError as error:
+            end = error
         if not by_error:
-            _raise_in(frame, self._done() if self.is_done else self._again())
+            _raise_in(frame, end)
 
     def block_over(self, error: BaseException | None) -> None:
         """The script's block ends, which it did not before all was done."""
@@ -172,8 +178,13 @@ class Driver:
             if not self._is_at_main:  # an inner loop has come to the stretch's end
                 return
             self._harvest.epoch_over(self._main.count)
-            if self._is_reached(epoch_ended=True) or self._is_gone:
+            if self._is_reached(epoch_ended=True):
                 return
+            if self._is_gone:
+                raise ReplayError(
+                    f"the script left its loop {self._main.name!r} at epoch {self._main.count}, and it is to be "
+                    f"replayed to {stretch.end}; does it look at a clock, or at files?"
+                )
             self._begin_epoch(loading.sources(self._registered, frames_to(self._main.code)))
 
     def _enter(self, start: Position) -> None:

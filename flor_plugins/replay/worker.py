@@ -115,6 +115,7 @@ def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: _Fits
                 raise
         if not fits.was_left:
             raise ReplayError(_never_met(run, fits.count))
+        import_module("flor_plugins.state.processes").leave()
         _forget_modules(sandbox)
 
 
