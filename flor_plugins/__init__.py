@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, replay, runs, sql, upload, verify
+    from flor_plugins.api import checkpoint, dataframe, first, import_flordb, query, replay, runs, sql, upload, verify
     from flor_plugins.hooks.arguments import arg
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
@@ -27,9 +27,12 @@ _HOMES = {
     "runs": "flor_plugins.api",
     "dataframe": "flor_plugins.api",
     "sql": "flor_plugins.api",
+    "query": "flor_plugins.api",
     "replay": "flor_plugins.api",
+    "first": "flor_plugins.api",
     "verify": "flor_plugins.api",
     "checkpoint": "flor_plugins.api",
+    "import_flordb": "flor_plugins.api",
     "upload": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
     "arg": "flor_plugins.hooks.arguments",
@@ -43,8 +46,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Context", "Metric", "arg", "checkpoint", "checkpointing", "checkpoints", "commit", "dataframe", "log", "loop",
-    "metric", "replay", "runs", "sql", "upload", "verify",
+    "Context", "Metric", "arg", "checkpoint", "checkpointing", "checkpoints", "commit", "dataframe", "first",
+    "import_flordb", "log", "loop", "metric", "query", "replay", "runs", "sql", "upload", "verify",
 ]  # fmt: skip
 
 

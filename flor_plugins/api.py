@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,11 @@ def dataframe(
     return frame.dataframe(_store(store), *names, where=where, source=source, level=level)
 
 
+def query(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
+    """`sql`, by the name that it has in FlorDB. The tables are ours: runs, metrics, checkpoints and replays."""
+    return sql(query, store=store)
+
+
 def sql(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
     """DuckDB over the tables runs, metrics, checkpoints and replays. StoreError if it refuses."""
     from flor_plugins.store import sql as tables
@@ -55,6 +60,7 @@ def replay(
     epochs: str | Sequence[int] = "all",
     hooks: Sequence[Any] = (),
     run: str | Sequence[str] | None = None,
+    patch: Mapping[str, str | Path] | None = None,
     workers: int = 1,
     engine: str = "local",
     store: str | Path | None = None,
@@ -65,8 +71,12 @@ def replay(
     metrics: names of hooks. where: only positions at which it holds. epochs: "all", "last",
     "1:3" or numbers. hooks: hook files or @flor.metric functions; default: those of the calling
     script, else those of the recipes that the runs were recorded from. run: names or ids, or one
-    place of a run: "bert@epoch=3", "bert@step=1200". workers: runs at a time. engine: "local", processes
-    of this machine, or "ray", those of a Ray cluster.
+    place of a run: "bert@epoch=3", "bert@step=1200". patch: methods of the runs' own code to be replaced:
+    {"module:Class.method": "file.py:function"}; what the functions log are metrics, too. workers: runs at a time.
+    engine: "local", processes of this machine, or "ray", those of a Ray cluster.
+
+    A metric that no hook computes may be logged by a statement that was added to the training code in the working
+    tree: it is carried to each run's own version. Raises EditRefused where that edit would change the training.
 
     Raises HookError for a hook that does not exist or raised (what other positions gave is kept),
     ReplayError when a run could not be replayed, Diverged when what was recomputed differs
@@ -82,7 +92,8 @@ def replay(
     at = ask.places_asked(home, asked or ())
     found = list_runs(home) if asked is None else [find_run(home, run_id) for run_id in at]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    request = plan.Request(names, where, epochs, ask.hooks_for(found, hooks, main), at)
+    files = ask.hooks_for(found, hooks, main)
+    request = ask.request(home, found, names, where, epochs, hooks=files, at=at, patch=patch)
     answer = ask.execute(home, found, plan.make(found, request), workers=workers, engine=engine, progress=progress)
     if answer.failures:
         kind = HookError if any(o.hook_failures for o in answer.outcomes) else ReplayError
@@ -91,6 +102,46 @@ def replay(
         rows = [row for row in answer.rows if row["verdict"] == "diverged"]
         raise Diverged("\n".join(f"run {row['name']} diverged: {row['detail']}" for row in rows))
     return frame.dataframe(home, *answer.plan.metrics, runs=found)
+
+
+def first(
+    when: str,
+    *,
+    run: str | Sequence[str] | None = None,
+    hooks: Sequence[Any] = (),
+    monotone: bool = False,
+    epochs: str | Sequence[int] = "all",
+    workers: int = 1,
+    engine: str = "local",
+    store: str | Path | None = None,
+    progress: Callable[[Task, dict[str, Any]], None] | None = None,
+) -> pd.DataFrame:
+    """The first place of each run at which a predicate holds, computing no more values than that takes.
+
+    when: an expression as `where` in `dataframe`; its metrics are recorded ones, or those of hooks, which are found
+    as in `replay`. monotone: you say that within a run, once it holds it goes on to hold: bisection, of n epochs
+    at most 1 + log2(n) are evaluated. Else all epochs before the first hit are, and some spread over the rest.
+    epochs, workers, engine: as in `replay`.
+
+    One row per run, the oldest first: run, name, epoch, step, the names in `when`, evaluated (epochs that hooks
+    were called for), first (True in the first run where it holds), detail. epoch and step are missing where it
+    holds nowhere (or where detail says what can't be computed). With metrics of updates a place is an update, else
+    an epoch's end. Raises WhereError for a wrong expression; HookError, ReplayError and Diverged as `replay`.
+    """
+    from flor_plugins.errors import Diverged, HookError, ReplayError
+    from flor_plugins.replay import ask, search
+
+    home = _store(store)
+    found = _named(home, run)
+    main = getattr(sys.modules.get("__main__"), "__file__", None)
+    query = search.Query(when, monotone, epochs, ask.hooks_for(found, hooks, main))
+    begun = search.begin(home, found, query)
+    begun.run(workers=workers, engine=engine, progress=progress)
+    if begun.failures:
+        raise (HookError if begun.has_hook_failures else ReplayError)("\n".join(begun.failures))
+    if begun.diverged:
+        raise Diverged("\n".join(f"run {row['name']} diverged: {row['detail']}" for row in begun.diverged))
+    return begun.frame()
 
 
 def verify(
@@ -139,6 +190,26 @@ def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None =
     position = checkpoint_at(found, known, asked).position
     fetch_weights(home, found, position)
     return checkpoints.load_checkpoint(found.path, position, ["model"])["model"]
+
+
+def import_flordb(
+    path: str | Path, *, epoch: str | None = None, step: str | None = None, store: str | Path | None = None
+) -> list[Run]:
+    """Make runs of what FlorDB (3.4 or 4) has logged at `path`: its project, a `.flor` folder or a `.db` file.
+
+    Values, with their types; loops as epochs and steps (epoch, step: names of those loops, where they are not
+    clear); arguments as params; the commit, where FlorDB's repository is found. FlorDB's files are only read, and
+    imported once: again, only what is new is taken. Returns the runs, the oldest first. StoreError if there is nothing.
+    """
+    from flor_plugins.record.imports import flordb
+
+    home = find_store() if store is None else store_in(store)
+    return [one.run for one in flordb.import_flordb(Path(path), epoch=epoch, step=step, store=home)]
+
+
+def _named(home: Store, run: str | Sequence[str] | None) -> list[Run]:
+    names = [run] if isinstance(run, str) else run
+    return list_runs(home) if names is None else [find_run(home, name) for name in names]
 
 
 def upload(url: str, run: str | Sequence[str] | None = None, *, store: str | Path | None = None) -> list[str]:

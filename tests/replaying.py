@@ -70,11 +70,13 @@ class Project:
         command = ["git", *who, *args]
         return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True).stdout
 
-    def run(self, *command: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str, ok: bool = True, timeout_s: float = TIMEOUT_S, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         known = {k: v for k, v in os.environ.items() if k not in ("FLOR_DIR", "PYTHONPATH")}
         done = subprocess.run(
             command, cwd=self.root, env={**known, **self.env, **env}, capture_output=True, text=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
         )  # fmt: skip
         assert done.returncode == 0 or not ok, done.stdout + done.stderr
         return done
@@ -82,10 +84,12 @@ class Project:
     def python(self, *args: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
         return self.run(sys.executable, *args, ok=ok, **env)
 
-    def flor(self, *args: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
+    def flor(
+        self, *args: str, ok: bool = True, timeout_s: float = TIMEOUT_S, **env: str
+    ) -> subprocess.CompletedProcess[str]:
         """The command line, in a process of its own."""
         start = "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
-        return self.run(sys.executable, "-c", start, *args, ok=ok, **env)
+        return self.run(sys.executable, "-c", start, *args, ok=ok, timeout_s=timeout_s, **env)
 
     def printed_by_workers(self) -> str:
         return "".join(path.read_text() for path in self.store.root.glob("replays/*/*/output.txt"))

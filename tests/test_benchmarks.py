@@ -35,7 +35,10 @@ QUICK = {
     "interference": ["--pairs", "3"],
     "restore": ["--pairs", "3", "--epochs", "2"],
     "memory": ["--minutes", "0.05", "--seconds", "0.5"],
+    "passes": ["--pairs", "2"],
+    "replay": ["--pairs", "1", "--epochs", "1", "--runs", "2"],
 }
+LONG = {"replay"}  # trains in processes of their own
 
 values = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=60)
 still = Interval(1.0, 0.999, 1.001, 11)
@@ -173,8 +176,10 @@ def test_a_table_has_columns_of_one_width():
     assert table(("a", "bb"), [("ccc", "1")]) == "a    bb\nccc   1"
 
 
-@pytest.mark.timeout(120)
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in QUICK]
+)
 def test_a_benchmark_ends_in_one_line_of_json_with_its_figures_and_the_machine(name, tmp_path, capfd):
     arguments = ["--scale", "tiny", "--folder", str(tmp_path), *QUICK[name]]
     import_module(f"tests.benchmarks.{name}").main(arguments)

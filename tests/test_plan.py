@@ -102,7 +102,7 @@ def test_each_metric_goes_the_cheapest_way(store: Store, hooks: Path) -> None:
     assert ways(made) == {"state": (1, 2, 3), "validate": (1, 2, 3), "train": (1, 2, 3)}
     bases = {one.way: one.checkpoints for one in made.tasks[0].passes}
     assert bases["state"] == ("epoch=1,step=4", "epoch=3,step=12", "epoch=2,step=8")  # the ends first
-    assert bases["train"] == ("epoch=0,step=0", "epoch=1,step=4", "epoch=2,step=8")
+    assert bases["train"] == ("epoch=0,step=0", "epoch=2,step=8", "epoch=1,step=4")
 
 
 def test_the_estimate_comes_from_the_recorded_timing(store: Store, hooks: Path) -> None:
@@ -246,7 +246,7 @@ def test_an_unknown_epoch_is_told_with_those_that_exist(store: Store, hooks: Pat
         ask([record(store)], hooks, "accuracy", epochs=epochs)
 
 
-@pytest.mark.parametrize("epochs", ["first", "1:x", "1-2", ""])
+@pytest.mark.parametrize("epochs", ["first", "1:x", "1-2", "", "sample:0", "sample:x", "sample:"])
 def test_epochs_that_mean_nothing_are_told(store: Store, hooks: Path, epochs: str) -> None:
     with pytest.raises(ReplayError, match="use all, last"):
         ask([record(store)], hooks, "accuracy", epochs=epochs)

@@ -121,8 +121,8 @@ def test_an_import_that_is_there_by_another_name_is_used():
 def test_a_helper_of_the_edit_goes_where_its_module_is_and_is_imported_once():
     base = {"net.py": NET, "more.py": "LIMIT = 1\n"}
     edit = edit_of(base, {
-        "net.py": changed(logging('flor.log("wide", wide(out))').edited["net.py"],
-                          ("import torch\n", "import torch\nfrom more import wide\n")),
+        "net.py": changed(NET, ("import torch\n", "import torch\nfrom more import wide\n"),
+                          (LOGGED, LOGGED + '        flor.log("wide", wide(out))\n')),
         "more.py": "LIMIT = 1\n\n\ndef wide(values):\n    return values.std() + LIMIT\n",
     })  # fmt: skip
     old = changed(NET, ("out", "logits"))

@@ -1,23 +1,31 @@
-"""Seven versions, one edit: each version with the edit in it really trains, and logs the metric at every step."""
+"""Seven versions, one edit: asked from the working tree, each version gives what it really logs with the edit in it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import flor_plugins as flor
+from flor_plugins.records import Plan
+from flor_plugins.replay import ask
+from flor_plugins.replay import plan as planning
 from flor_plugins.replay.propagate.carry import Carried, carry
 from flor_plugins.store.commits import find_commit
+from flor_plugins.store.runs import list_runs
 from tests.editing import edit_of
 from tests.edits import Files, edited, versions
-from tests.replaying import Project
+from tests.replaying import Project, rows_of
+from tests.trainings import Trainings, trainings
 
+# Seven workers are started one after the other, on a machine that others may use.
+pytestmark = pytest.mark.timeout(900)
 STEPS = 8  # two epochs of four batches
 COMMITTED = ("v1", "v3", "v4", "v7")  # the others are recorded from a working tree that differs from HEAD
+STEPS_FILE = "toys/steps.py"
 Values = dict[tuple[int, int], float]
 
 
@@ -36,12 +44,12 @@ def write(project: Project, files: Mapping[str, str]) -> None:
         project.write(path, text)
 
 
-def record_seven(root: Path) -> Project:
+def record_seven(root: Path, started: Trainings) -> Project:
     """A repository whose history is the seven versions, with a run named after each."""
     project = Project(root)
     root.mkdir(parents=True)
     project.git("init", "-q", "-b", "main")
-    project.write(".gitignore", "__pycache__/\n")
+    project.write(".gitignore", "__pycache__/\n*.log\n")
     before: Files = {}
     for name, files in versions().items():
         for path in before.keys() - files.keys():
@@ -50,7 +58,7 @@ def record_seven(root: Path) -> Project:
         if name in COMMITTED:
             project.git("add", "-A")
             project.git("commit", "-q", "-m", name)
-        project.python("train.py", name)
+        started.run(root, "train.py", name)
         before = files
     return project
 
@@ -68,7 +76,7 @@ def recorded_files(project: Project, name: str) -> Files:
         }
 
 
-def truth(root: Path, files: Mapping[str, str], carried: Carried, name: str) -> Values:
+def truth(root: Path, files: Mapping[str, str], carried: Carried, name: str, started: Trainings) -> Values:
     """What a version logs that really trains with the edit in it: {(epoch, step): value}."""
     project = Project(root)
     root.mkdir(parents=True)
@@ -76,33 +84,49 @@ def truth(root: Path, files: Mapping[str, str], carried: Carried, name: str) -> 
     write(project, {**files, **carried.sources})
     project.git("add", "-A")
     project.git("commit", "-q", "-m", name)
-    project.python("train.py", name)
-    frame = flor.dataframe("margin", store=project.store.root)
-    own = frame[frame["margin"].notna()]
-    return dict(zip(zip(own["epoch"], own["step"], strict=True), own["margin"], strict=True))
+    started.run(root, "train.py", name)
+    return rows_of(flor.dataframe("margin", store=project.store.root), name, "margin")
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = record_seven(tmp_path_factory.mktemp("seven") / "project")
+def started() -> Iterator[Trainings]:
+    with trainings("lightning") as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, started: Trainings) -> Project:
+    project = record_seven(tmp_path_factory.mktemp("seven") / "project", started)
     write(project, edited())
     return project
 
 
-def carried_to(project: Project, name: str) -> tuple[Files, Carried]:
-    files = recorded_files(project, name)
-    assert files == versions()[name]
-    working = {path: (project.root / path).read_text() for path in edited()}
-    return files, carry(edit_of(recorded_files(project, "v7"), working), files)
-
-
 @pytest.fixture(scope="module", params=versions())
-def trained(recorded: Project, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Trained:
+def trained(
+    recorded: Project, started: Trainings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Trained:
     """One version, trained with the edit in it."""
     name = request.param
-    files, carried = carried_to(recorded, name)
+    files = recorded_files(recorded, name)
+    assert files == versions()[name]
+    carried = carry(edit_of(recorded_files(recorded, "v7"), edited()), files)
     root = tmp_path_factory.mktemp("truth") / name
-    return Trained(name, carried, root / ".flor", truth(root, files, carried, name))
+    return Trained(name, carried, root / ".flor", truth(root, files, carried, name, started))
+
+
+@pytest.fixture(scope="module")
+def asked(recorded: Project) -> str:
+    """What the command prints; all seven are asked, from the edited working tree."""
+    before = recorded.git("status", "--porcelain")
+    words = ("replay", "--metrics", "margin", "--show-patches", "--yes", "--workers", "2")
+    done = recorded.flor(*words, timeout_s=500)
+    assert recorded.git("status", "--porcelain") == before
+    return done.stdout
+
+
+def planned(project: Project, *metrics: str) -> Plan:
+    runs = list_runs(project.store)
+    return planning.make(runs, ask.request(project.store, runs, metrics, None, "all"))
 
 
 def test_a_version_with_the_edit_trains_and_logs_every_step(trained: Trained) -> None:
@@ -117,3 +141,67 @@ def test_the_edit_does_not_change_the_training(recorded: Project, trained: Train
     losses = [frame[frame["name"] == trained.name]["loss"].dropna().tolist() for frame in frames]
     assert len(losses[0]) == STEPS
     assert losses[0] == losses[1]
+
+
+def test_each_version_gives_what_it_logs_when_it_is_really_trained(
+    recorded: Project, asked: str, trained: Trained
+) -> None:
+    frame = flor.dataframe("margin", source=True, store=recorded.store.root)
+    assert rows_of(frame, trained.name, "margin") == trained.values
+    own = frame[frame["name"] == trained.name]
+    assert set(own["margin.verdict"]) == {"exact"} and all(one.startswith("replay") for one in own["margin.source"])
+
+
+def test_the_patch_of_each_version_is_printed(asked: str) -> None:
+    heads = [line.split()[1] for line in asked.splitlines() if line.startswith("# ")]
+    assert heads == list(versions())
+    assert asked.count('+            flor.log("margin"') == len(versions())
+    assert "+            flor.log(\"margin\", logit_margin(out.detach(), smooth_targets(y)))  # after the loss" in asked
+
+
+def test_every_verdict_is_exact(recorded: Project, asked: str) -> None:
+    rows = recorded.verdicts()
+    assert [(row["way"], row["verdict"]) for row in rows] == [("train", "exact")] * len(versions())
+    assert min(row["compared"] for row in rows) >= STEPS
+
+
+def test_asked_again_nothing_is_computed(recorded: Project, asked: str) -> None:
+    count = len(list(recorded.store.replays.iterdir()))
+    frame = flor.replay(["margin"], store=recorded.store.root)
+    assert frame["margin"].notna().sum() == STEPS * len(versions())
+    assert len(list(recorded.store.replays.iterdir())) == count
+
+
+def test_a_learning_rate_slipped_in_beside_the_log_line_is_refused(recorded: Project, asked: str) -> None:
+    model = edited()["toys/model.py"]
+    slower = model.replace("self.hparams.lr,", "self.hparams.lr * 0.5,")
+    line = slower[: slower.index("self.hparams.lr * 0.5")].count("\n") + 1
+    recorded.write("toys/model.py", slower)
+    try:
+        done = recorded.flor("replay", "--metrics", "margin", "--yes", ok=False)
+    finally:
+        recorded.write("toys/model.py", model)
+    assert done.returncode == 1
+    assert f"toys/model.py:{line} was `return torch.optim.SGD" in done.stderr
+
+
+def test_another_edit_is_another_value(recorded: Project, asked: str) -> None:
+    text = edited()[STEPS_FILE]
+    recorded.write(STEPS_FILE, text.replace('"margin", logit_margin(', '"margin", 2 * logit_margin('))
+    try:
+        assert len(planned(recorded, "margin").tasks) == len(versions())
+        before = rows_of(flor.dataframe("margin", store=recorded.store.root), "v2", "margin")
+        frame = flor.replay(["margin"], run="v2", store=recorded.store.root)
+    finally:
+        recorded.write(STEPS_FILE, text)
+    assert rows_of(frame, "v2", "margin") == {place: 2 * value for place, value in before.items()}
+    assert planned(recorded, "margin").tasks == ()  # those of the first edit are still there
+
+
+def test_a_version_that_logs_it_itself_is_where_the_edit_leads_to(
+    recorded: Project, asked: str, started: Trainings
+) -> None:
+    # The edit is committed, so to say, and trained: what it is compared with is still the version before.
+    started.run(recorded.root, "train.py", "v8")
+    made = planned(recorded, "margin")
+    assert made.tasks == () and made.skipped == {}

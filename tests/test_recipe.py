@@ -88,6 +88,12 @@ def test_recipe_without_versions_has_one_of_its_own_name(folder: Path) -> None:
     assert (recipe.replay.epochs, recipe.replay.verify, recipe.replay.where) == ("all", "exact", None)
 
 
+@pytest.mark.parametrize("epochs", ["sample:5", "last", "2:4"])
+def test_epochs_of_a_recipe_are_written_as_on_the_command_line(folder: Path, epochs: str) -> None:
+    recipe = load_recipe(write(folder, f"version: 1\nname: a\ntrainer: a:b\nreplay: {{epochs: '{epochs}'}}\n"))
+    assert recipe.replay.epochs == epochs
+
+
 def test_params_of_is_a_copy(folder: Path) -> None:
     recipe = load_recipe(write(folder, "version: 1\nname: a\ntrainer: a:b\nparams: {sizes: [1, 2]}\n"))
     recipe.params_of("a")["sizes"].append(3)
@@ -115,6 +121,7 @@ def test_unknown_version_names_the_nearest(folder: Path) -> None:
         ("[masked_accuracy]", "masked_accuracy", ":10: replay.metrics is 'masked_accuracy': it is a list"),
         ("[masked_accuracy]", "[a, a]", ":10: replay.metrics is ['a', 'a']: a stands there twice"),
         ("epochs: 1:3", "epochs: 3:1", ":13: replay.epochs is '3:1': it is all, last"),
+        ("epochs: 1:3", "epochs: sample:0", ":13: replay.epochs is 'sample:0': it is all, last"),
         ("epochs: 1:3", "epochs: [1, true]", ":13: replay.epochs is [1, True]"),
         ("verify: off", "verify: exakt", ":14: replay.verify is 'exakt'"),
         ("verify: off", "verify: !!timestamp off", ":1: not YAML that can be read"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -166,15 +166,26 @@ def chosen(made: plan.Plan) -> set[tuple[str, int]]:
     }
 
 
+@pytest.fixture(scope="module")
+def counts() -> Iterator[list[tuple[str, str, int, int, int]]]:
+    """Filled by the tests and shown with `pytest -s`: predicate, metric, places of all, chosen by us, by pandas."""
+    found: list[tuple[str, str, int, int, int]] = []
+    yield found
+    print(f"\n{'predicate':<55} {'missing metric':<14} {'of all':>6} {'ours':>5} {'pandas':>6}")
+    for where, metric, every, ours, theirs in found:
+        print(f"{where:<55} {metric:<14} {every:>6} {ours:>5} {theirs:>6}")
+
+
 @pytest.mark.parametrize("metric", ["accuracy", "norm"])
 @pytest.mark.parametrize(("where", "mask"), PREDICATES, ids=[text for text, _ in PREDICATES])
 def test_a_predicate_chooses_what_pandas_chooses(
-    history: list[Run], hooks: Path, where: str, mask: Callable[[Table], Any], metric: str
+    history: list[Run], hooks: Path, counts: list[Any], where: str, mask: Callable[[Table], Any], metric: str
 ) -> None:
     rows = table(history, metric, hooks)
     expected = rows[mask(rows) & rows[metric].isna()]
     assert 0 < len(expected) < len(rows)
     made = plan.make(history, plan.Request((metric,), where, "all", (hooks,)))
+    counts.append((where, metric, len(rows), len(chosen(made)), len(expected)))
     assert chosen(made) == set(zip(expected["run"], expected["step"], strict=True))
 
 

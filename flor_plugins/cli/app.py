@@ -48,9 +48,15 @@ def replay(
     where: Annotated[
         str | None, typer.Option(help="Only where this holds: 'acc.isna() and lr < 0.1'")
     ] = None,
-    epochs: Annotated[str | None, typer.Option(help="all, last, 1:3 or 1,3")] = None,
+    epochs: Annotated[str | None, typer.Option(help="all, last, 1:3, 1,3 or sample:5")] = None,
     hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
     run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")] = None,
+    patch: Annotated[
+        list[str] | None, typer.Option(help="A method to be replaced, MODULE:CLASS.METHOD=FILE:FUNCTION.")
+    ] = None,
+    show_patches: Annotated[
+        bool, typer.Option("--show-patches", help="Print what the working tree's edit is in each version.")
+    ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
     engine: Annotated[Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")] = Engine.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
@@ -61,8 +67,33 @@ def replay(
     """Compute metrics for past runs, and print the schedule, the verdicts and the dataframe."""
     from flor_plugins.cli import replaying
 
-    asked = replaying.Asked(recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()), workers, engine)
+    asked = replaying.Asked(
+        recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()), workers, engine, tuple(patch or ()),
+        show_patches,
+    )  # fmt: skip
     raise typer.Exit(replaying.replay(asked, dry_run, yes, as_json, as_csv))
+
+
+@app.command()
+def first(
+    when: Annotated[str, typer.Option(help="What is to hold: 'grad_norm > 10'")],
+    monotone: Annotated[
+        bool, typer.Option("--monotone", help="Once it holds in a run, it goes on to hold: bisection.")
+    ] = False,
+    epochs: Annotated[str, typer.Option(help="Look only here: all, last, 1:3, 1,3 or sample:5")] = "all",
+    hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
+    run: Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
+    engine: Annotated[Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")] = Engine.local,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+    as_csv: AsCsv = False,
+) -> None:
+    """The first run and epoch (or step) at which a predicate holds; what is missing for that is computed."""
+    from flor_plugins.cli import searching
+
+    asked = searching.Asked(when, monotone, epochs, tuple(hook or ()), tuple(run or ()), workers, engine)
+    raise typer.Exit(searching.first(asked, yes, as_json, as_csv))
 
 
 @app.command("import")
@@ -79,10 +110,22 @@ def import_(
     raise typer.Exit(importing.import_run(path, command or [], name, recipe, version))
 
 
+@app.command("import-flordb")
+def import_flordb(
+    path: Annotated[Path, typer.Argument(help="FlorDB's project, a .flor folder, or a .db file.")],
+    epoch: Annotated[str | None, typer.Option(help="The loop that counts epochs; default: by its name.")] = None,
+    step: Annotated[str | None, typer.Option(help="... and the one in it that counts steps.")] = None,
+) -> None:
+    """Make runs of what FlorDB has logged; its files are only read."""
+    from flor_plugins.cli import importing
+
+    raise typer.Exit(importing.import_flordb(path, epoch, step))
+
+
 @app.command()
 def verify(
     run: Annotated[str, typer.Argument(help="Name or id of a run, or a place of it: RUN@step=1200")],
-    epochs: Annotated[str, typer.Option(help="all, last, 1:3 or 1,3")] = "all",
+    epochs: Annotated[str, typer.Option(help="all, last, 1:3, 1,3 or sample:5")] = "all",
     workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
     engine: Annotated[Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")] = Engine.local,
     as_json: AsJson = False,

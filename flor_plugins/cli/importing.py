@@ -1,4 +1,4 @@
-"""`import`: checkpoints of a training that was not recorded become a run."""
+"""`import` and `import-flordb`: trainings that were not recorded by us become runs."""
 
 from __future__ import annotations
 
@@ -29,4 +29,21 @@ def import_run(path: Path, command: list[str], name: str | None, recipe: Path | 
         print(f"{path} is there already: run {run.run_id}, named {run.name}")
     for gap in run.gaps:
         print(f"  {gap}")
+    return 0
+
+
+def import_flordb(path: Path, epoch: str | None, step: str | None) -> int:
+    """Exit status 0, also where all of it is there already."""
+    from flor_plugins.record.imports import flordb
+
+    made = flordb.import_flordb(path, epoch=epoch, step=step)
+    for one in made:
+        if one.done != "known":
+            how = "imported" if one.done == "new" else "brought up to date:"
+            print(f"{how} {one.run.name}: run {one.run.run_id}, up to {one.run.position or 'no loop'}")
+            for gap in one.run.gaps:
+                print(f"  {gap}")
+    known = sum(one.done == "known" for one in made)
+    if known:
+        print(f"{known} runs are there already")
     return 0

@@ -18,13 +18,16 @@ _ASK_ABOVE_S = 60.0
 _SHOWN = 3  # of many checkpoints so many are named
 
 
-def show(made: Plan, as_json: bool, as_csv: bool) -> None:
+def show(made: Plan, as_json: bool, as_csv: bool, show_patches: bool = False) -> None:
     """Print a plan: one row per pass, by run; with --json all of it, with --csv the reason, too."""
     if as_json:
         from flor_plugins.replay import plan
 
-        print(json.dumps(plan.as_json(made), indent=1))
+        patches = {"patches": patches_of(made)} if show_patches else {}
+        print(json.dumps({**plan.as_json(made), **patches}, indent=1))
         return
+    if show_patches and not as_csv:
+        _print_patches(made)
     rows = rows_of(made, is_whole=as_csv)
     if not rows and not as_csv:
         print("nothing is missing: every value asked for is there")
@@ -54,6 +57,30 @@ def rows_of(made: Plan, *, is_whole: bool) -> list[dict[str, Any]]:
         for task in sorted(made.tasks, key=lambda task: task.run_id)
         for one in task.passes
     ]
+
+
+def patches_of(made: Plan) -> list[dict[str, Any]]:
+    """What an edit of the working tree is in each version that is replayed with it."""
+    return [
+        {
+            "run": task.run_id,
+            "name": task.name,
+            "vid": task.vid,
+            "base": task.edit.base,
+            "how": dict(task.edit.how),
+            "patch": task.edit.patch,
+        }
+        for task in sorted(made.tasks, key=lambda task: task.run_id)
+        if task.edit is not None
+    ]
+
+
+def _print_patches(made: Plan) -> None:
+    for one in patches_of(made):
+        how = ", ".join(f"{path} {way}" for path, way in one["how"].items())
+        print(f"# {one['name']} {one['vid'][:12]}: {how}\n{one['patch']}")
+    for run_id, why in made.skipped.items():
+        print(f"# {run_id}: no patch: {why}\n")
 
 
 def agreed(made: Plan, yes: bool) -> bool:

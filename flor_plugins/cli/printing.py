@@ -31,7 +31,7 @@ def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json:
 def frame(data: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) -> None:
     """Print a dataframe. Long ones are cut in the middle for people, never for programs."""
     if as_json:
-        print(json.dumps([_jsonable(row) for row in data.to_dict("records")], indent=1))
+        print(json.dumps(records(data), indent=1))
     elif as_csv:
         plain = data.map(
             lambda cell: json.dumps(cell.tolist()) if hasattr(cell, "shape") and cell.shape else cell
@@ -40,6 +40,11 @@ def frame(data: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) ->
     else:
         print(data.to_string(index=False, max_rows=_MAX_ROWS, max_colwidth=40) if len(data) else _empty(data))
         print(f"{len(data)} rows")
+
+
+def records(data: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows as plain data."""
+    return [_jsonable(row) for row in data.to_dict("records")]
 
 
 def duration(seconds: float) -> str:

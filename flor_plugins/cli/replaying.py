@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from flor_plugins.recipe import Recipe, load_recipe
 from flor_plugins.records import Plan, Run, Task
 from flor_plugins.store.layout import Store
 from flor_plugins.store.mirror import open_any
-from flor_plugins.store.references import Reference, parse_reference
+from flor_plugins.store.references import parse_reference
 from flor_plugins.store.runs import find_run, list_runs
 
 Progress = Callable[[Task, dict[str, Any]], None]
@@ -36,6 +37,8 @@ class Asked:
     runs: tuple[str, ...]
     workers: int = 1
     engine: str = "local"
+    patch: tuple[str, ...] = ()
+    show_patches: bool = False
 
 
 def replay(asked: Asked, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
@@ -47,19 +50,20 @@ def replay(asked: Asked, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) 
     if recipe and not dry_run:
         _record_missing(store, recipe)
     found = _runs(store, asked, recipe)
-    request = _request(asked, recipe, ask.hooks_for(found, asked.hooks), ask.places_asked(store, asked.runs))
+    hooks = ask.hooks_for(found, asked.hooks)
+    request = _request(store, found, asked, recipe, hooks)
     made = plan.make(found, request)
     human = not (as_json or as_csv)
     if dry_run:
-        planning.show(made, as_json, as_csv)
+        planning.show(made, as_json, as_csv, asked.show_patches)
         return 0
     if human:
-        planning.show(made, False, False)
+        planning.show(made, False, False, asked.show_patches)
         if not planning.agreed(made, yes):
             return 1
     with _progress(made, human) as progress:
         answer = ask.execute(store, found, made, workers=asked.workers, engine=asked.engine, progress=progress)
-    _print_answer(store, found, answer, as_json, as_csv)
+    _print_answer(store, found, answer, as_json, as_csv, asked.show_patches)
     for line in [*answer.failures, *(f"{run_id} is skipped: {why}" for run_id, why in made.skipped.items())]:
         print(f"flor: {line}", file=sys.stderr)
     if answer.failures:
@@ -90,20 +94,31 @@ def _runs(store: Store, asked: Asked, recipe: Recipe | None) -> list[Run]:
     return found
 
 
-def _request(
-    asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...], at: Mapping[str, Reference]
-) -> Any:
-    from flor_plugins.replay import plan
+def _request(store: Store, found: list[Run], asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...]) -> Any:
+    from flor_plugins.replay import ask
 
     preset = recipe.replay if recipe else None
-    metrics = tuple(asked.metrics.split(",")) if asked.metrics else tuple(preset.metrics if preset else ())
-    return plan.Request(
-        metrics=metrics,
-        where=asked.where if asked.where is not None else (preset.where if preset else None),
-        epochs=asked.epochs or (preset.epochs if preset else "all"),
+    patch: Mapping[str, str] = preset.patch if preset else {}
+    return ask.request(
+        store,
+        found,
+        tuple(asked.metrics.split(",")) if asked.metrics else tuple(preset.metrics if preset else ()),
+        asked.where if asked.where is not None else (preset.where if preset else None),
+        asked.epochs or (preset.epochs if preset else "all"),
         hooks=hooks or tuple(recipe.hook_paths if recipe else ()),
-        at=at,
+        at=ask.places_asked(store, asked.runs),
+        patch=_patch(asked.patch) or patch,
+        folder=recipe.folder if recipe and not asked.patch else None,
     )
+
+
+def _patch(given: tuple[str, ...]) -> dict[str, str]:
+    """TARGET=FILE:FUNCTION, as it was typed."""
+    parts = [one.partition("=") for one in given]
+    wrong = [target for target, equals, source in parts if not (target and equals and source)]
+    if wrong:
+        raise FlorError(f"--patch {wrong[0]!r}: write TARGET=FILE:FUNCTION, like bert:Net.forward=hooks/net.py:forward")
+    return {target: source for target, _, source in parts}
 
 
 @contextmanager
@@ -134,7 +149,9 @@ def plain_progress(task: Task, event: dict[str, Any]) -> None:
         print(f"{task.name}: {event['message']}", file=sys.stderr)
 
 
-def _print_answer(store: Store, found: list[Run], answer: Any, as_json: bool, as_csv: bool) -> None:
+def _print_answer(
+    store: Store, found: list[Run], answer: Any, as_json: bool, as_csv: bool, show_patches: bool
+) -> None:
     from flor_plugins.store import frame
 
     if answer.rows and not (as_json or as_csv):
@@ -144,4 +161,8 @@ def _print_answer(store: Store, found: list[Run], answer: Any, as_json: bool, as
                 print(f"{row['name']} ({row['way']}) first differs at {row['detail']}")
         print()
     data = frame.dataframe(store, *answer.plan.metrics, runs=found)
+    if as_json and show_patches:
+        rows = printing.records(data)
+        print(json.dumps({"patches": planning.patches_of(answer.plan), "rows": rows}, indent=1))
+        return
     printing.frame(data, as_json=as_json, as_csv=as_csv)

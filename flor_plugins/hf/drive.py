@@ -172,7 +172,7 @@ class _Driver(TrainerCallback):
                 capture.restore_weights(self.trainer, sections)
                 del sections  # so that the next one is read into the same memory
                 self.session.restored()
-                values = self.session.hooks.epoch(self.harvest.context())
+                values = self.session.values_of(self.harvest.context())
                 self.session.timeline.add(values, "validation")
                 self.session.compare_weights(position, self._weights())
                 self.session.position_done(position)

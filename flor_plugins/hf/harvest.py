@@ -54,6 +54,7 @@ class Harvest:
         self._checksums: list[Any] = []  # of the batches of the present update
         hooks.generators = lambda: loading.generators(trainer)
         self._in_update = ExitStack()
+        self._is_in_update = False
 
     def attach(self) -> None:
         """Wrap what values pass through. Call once per training, when the trainer is built."""
@@ -67,7 +68,7 @@ class Harvest:
 
     def detach(self) -> None:
         """Leave the trainer as it was found."""
-        self._in_update.close()
+        self._end_update()
         self._wrapped.undo()
 
     def begin_epoch(self) -> None:
@@ -93,7 +94,7 @@ class Harvest:
 
     def on_step_end(self) -> None:
         """global_step counts this update already; logging and evaluation follow."""
-        self._in_update.close()
+        self._end_update()
         values = self.timeline.take_coming()
         if self._losses:
             values["loss"] = self._loss()
@@ -104,13 +105,16 @@ class Harvest:
 
     def on_epoch_end(self, epoch: int) -> None:
         """`epoch` epochs are done; the epoch's log and evaluation follow."""
-        self._in_update.close()
+        self._end_update()
         self.timeline.complete_epoch(epoch)
 
     def on_log(self, logs: dict[str, Any]) -> None:
         """Other callbacks take keys out of the same dict: it is copied here."""
         values = {_RENAMED.get(k, k): v for k, v in logs.items() if k not in ("epoch", "step")}
-        self.timeline.add(values, "train")
+        if self._is_in_update:  # `self.log` in compute_loss: of the update that is being made
+            self.timeline.coming.update(still(values))
+        else:
+            self.timeline.add(values, "train")
 
     def on_evaluate(self, metrics: dict[str, Any]) -> None:
         """`evaluate` has logged the same values before: they move to their phase."""
@@ -153,9 +157,14 @@ class Harvest:
     def _on_update_begin(self) -> None:
         # The first call of each update, before its batches are drawn. What user code logs with
         # flor.log from here on belongs to that update; the timeline still stands at the one before.
-        self._in_update.close()
+        self._end_update()
         self._forget_batches()  # those that the end of a stream left without an update
         self._in_update.enter_context(live.connected(self._log))
+        self._is_in_update = True
+
+    def _end_update(self) -> None:
+        self._in_update.close()
+        self._is_in_update = False
 
     def _forget_batches(self) -> None:
         self._losses, self._batch, self._checksums = [], None, []

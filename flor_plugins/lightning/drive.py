@@ -203,7 +203,7 @@ class _Driver(Callback):
                 capture.restore_weights(trainer, sections)
                 del sections  # so that the next one is read into the same memory
                 self.session.restored()
-                values = self.session.hooks.epoch(self.harvest.context())
+                values = self.session.values_of(self.harvest.context())
                 self.session.timeline.add(values, "validation")
                 self.session.compare_weights(position, trainer.lightning_module.state_dict())
                 self.session.position_done(position)

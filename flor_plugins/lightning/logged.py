@@ -18,6 +18,8 @@ _META = (
     "enable_graph", "add_dataloader_idx", "dataloader_idx", "metric_attribute",
 )  # fmt: skip
 
+_AT_START = ("on_train_start.", "on_train_epoch_start.")
+
 
 def capture(trainer: pl.Trainer) -> dict[str, Any]:
     """The aggregates of the training loop, and which hook logged last."""
@@ -34,8 +36,12 @@ def restore(trainer: pl.Trainer, state: Mapping[str, Any]) -> None:
     """Put `capture`'s result back. torchmetrics in it are the module's own, which are restored with the module."""
     connector, module = trainer._logger_connector, trainer.lightning_module
     results = trainer.fit_loop.epoch_loop._results
+    held = state.get("results", {})
+    # Logged at this epoch's start just now by code that was not there when it was recorded: it is nobody else's.
+    new = {key: one for key, one in results.items() if key.startswith(_AT_START) and key not in held}
     results.clear()
-    for key, one in state.get("results", {}).items():
+    results.update(new)
+    for key, one in held.items():
         results[key] = _restored(trainer, one).to(module.device)
     results.batch = results.batch_size = results.dataloader_idx = None
     # Otherwise the first value that is logged wipes the running means (logger_connector.py, should_reset_tensors).

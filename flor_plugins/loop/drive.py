@@ -226,7 +226,7 @@ class Driver:
                 capture.restore_weights(self._registered, sections)
                 del sections  # so that the next one is read into the same memory
                 session.restored()
-                session.timeline.add(session.hooks.epoch(self._harvest.context()), "validation")
+                session.timeline.add(session.values_of(self._harvest.context()), "validation")
                 session.compare_weights(position, self._weights())
                 session.position_done(position)
 

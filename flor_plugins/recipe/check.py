@@ -17,14 +17,18 @@ def check_recipe(path: Path) -> list[str]:
     """All that is wrong with a recipe, as `file:line: mistake`; empty if nothing is.
 
     Beyond what `load_recipe` finds: the trainer's module and function exist and
-    take the params, and the hook files exist and are Python.
+    take the params, the hook files exist and are Python, and so do the functions of `patch`.
     """
     try:
         document = read_document(path)
         recipe = validate(document)
     except RecipeError as error:
         return str(error).split("\n")
-    return [document.at(loc, text) for loc, text in (*_check_trainer(recipe), *_check_hooks(recipe))]
+    return [document.at(loc, text) for loc, text in _mistakes(recipe)]
+
+
+def _mistakes(recipe: Recipe) -> list[Mistake]:
+    return [*_check_trainer(recipe), *_check_hooks(recipe), *_check_patch(recipe)]
 
 
 def _check_trainer(recipe: Recipe) -> list[Mistake]:
@@ -66,6 +70,21 @@ def _check_hooks(recipe: Recipe) -> list[Mistake]:
         tree = _parse(path)
         if isinstance(tree, str):
             found.append((place, tree))
+    return found
+
+
+def _check_patch(recipe: Recipe) -> list[Mistake]:
+    found: list[Mistake] = []
+    for target, source in recipe.replay.patch.items():
+        name, _, function = source.rpartition(":")
+        path, place = recipe.folder / name, ("replay", "patch", target)
+        tree = _parse(path) if path.is_file() else f"no file {name!r} beside the recipe"
+        if isinstance(tree, str):
+            found.append((place, tree))
+            continue
+        functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
+        if function not in functions:
+            found.append((place, f"no function {function!r} at the top level of {path}{nearest(function, functions)}"))
     return found
 
 

@@ -23,14 +23,15 @@ def _check_format(value: Any) -> int:
 
 
 def _check_epochs(value: Any) -> Any:
-    """'all', 'last', 'a:b' (both included) or a list of counts of completed epochs."""
+    """'all', 'last', 'a:b' (both included), 'sample:n' or a list of counts of completed epochs."""
     if isinstance(value, str):
         bounds = re.fullmatch(r"([0-9]+):([0-9]+)", value)
-        if value in ("all", "last") or (bounds and int(bounds[1]) <= int(bounds[2])):
+        is_sample = re.fullmatch(r"sample:0*[1-9][0-9]*", value)
+        if value in ("all", "last") or is_sample or (bounds and int(bounds[1]) <= int(bounds[2])):
             return value
     elif isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value):
         return tuple(value)
-    raise ValueError("it is all, last, a range like 1:3 (both ends included) or a list like [1, 3]")
+    raise ValueError("it is all, last, a range like 1:3 (both ends included), sample:5 or a list like [1, 3]")
 
 
 def _check_list(value: Any) -> Any:
@@ -45,16 +46,22 @@ def _check_list(value: Any) -> Any:
 
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.\-]*$")]
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
+Method = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+Function = Annotated[str, StringConstraints(pattern=r"^.+:[A-Za-z_]\w*$")]
 Texts = Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(_check_list)]
 
 
 class Replay(BaseModel):
-    """What to ask in hindsight. hooks: paths relative to the recipe's folder."""
+    """What to ask in hindsight. hooks: paths relative to the recipe's folder.
+
+    patch: methods of the runs' own code to be replaced, `module:Class.method` to `file.py:function`.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     metrics: Texts = ()
     hooks: Texts = ()
+    patch: dict[Method, Function] = {}
     where: str | None = None
     epochs: Annotated[str | tuple[int, ...], BeforeValidator(_check_epochs)] = "all"
     verify: Literal["exact", "close", "off"] = "exact"
@@ -178,6 +185,9 @@ def _explain(error: ErrorDetails) -> tuple[Loc, str]:
         return loc, f"unknown key {last!r}{nearest(last, level.model_fields)}"
     if error["type"] == "missing":
         return loc, f"key {key!r} is missing; add `{last}: ...`"
+    if error["type"] == "string_pattern_mismatch" and loc[:2] == ("replay", "patch"):
+        wanted = "module:Class.method, like bert:Net.forward" if last == "[key]" else "file.py:function"
+        return loc, f"patch has {error['input']!r}; write {wanted}"
     if error["type"] == "invalid_key" or last == "[key]":
         return loc, f"key {error['input']!r} is not text; put it in quotes"
     if error["type"] in ("model_type", "dict_type"):

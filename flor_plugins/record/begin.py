@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import warnings
@@ -39,7 +40,7 @@ def begin(
         start = Path(launched.folder or launched.cwd)
         if launched.kind == "script":
             start = Path(launched.target).parent
-        store = find_store(start) if options.store is None else store_in(options.store)
+        store = find_store(start) if options.store is None else store_in(os.fspath(options.store))
         store.make()
         recorder = _recorder(store, framework, options, params, launched, start)
         runs.save_run(recorder.run)

@@ -1,6 +1,6 @@
 """The frozen records that all parts exchange. Standard library only; nothing happens here."""
 
-from flor_plugins.records.asked import Pass, Plan, Stretch, Task, Verdict
+from flor_plugins.records.asked import Edited, Method, Pass, Plan, Stretch, Task, Verdict
 from flor_plugins.records.recorded import (
     REPLAY_GRADES,
     Checkpoint,
@@ -26,10 +26,12 @@ __all__ = [
     "REPLAY_GRADES",
     "Checkpoint",
     "Code",
+    "Edited",
     "Framework",
     "Grade",
     "Launch",
     "Level",
+    "Method",
     "Obstacle",
     "Pass",
     "Phase",

@@ -53,19 +53,48 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
+class Edited:
+    """An edit of the working tree in the code of one run.
+
+    base: what the edit was compared with. sources: the files of that version that are others in the sandbox: path
+    beneath the top of the repository to text. how: for each of them "same", "merged" or "aligned". patch: what
+    `git diff` would print.
+    """
+
+    base: str
+    sources: Mapping[str, str]
+    how: Mapping[str, str]
+    patch: str
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A function that takes the place of a method of the run's own code.
+
+    target: `module:Class.method`, as that version calls it. function: its name in `path`; text: of that whole file.
+    """
+
+    target: str
+    function: str
+    path: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     """What one worker process does: some passes over one run.
 
-    sources: files of that version which are other in the sandbox: path beneath the top of the repository to
-    text. edit: sha256 of the edit that they carry; it stands for the hook of the metrics that it logs.
+    digests: metric to the sha256 of what gives it (hook, edit, replaced method), today's first; values that an
+    earlier one gave are others. edit, methods: what is other in the run's own code.
     """
 
     run_id: str
     name: str
     vid: str
     passes: tuple[Pass, ...]
-    sources: Mapping[str, str] = field(default_factory=dict)
-    edit: str | None = None
+    digests: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    edit: Edited | None = None
+    methods: tuple[Method, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 Phase = Literal["train", "validation", "test"]
 Level = Literal["epoch", "step"]
-Framework = Literal["lightning", "hf", "loop"]
+Framework = Literal["lightning", "hf", "loop", "flordb"]
 Way = Literal["state", "validate", "train"]
 Grade = Literal["exact", "close", "diverged", "unverified"]
 RunStatus = Literal["running", "finished", "failed", "killed"]
@@ -148,6 +148,7 @@ class Obstacle:
 class Run:
     """One call of fit/train with the callback on it: what run.json holds.
 
+    framework: which trainer; "flordb": whatever logged to a store of FlorDB, of which only values are known.
     resumed: "<time> at <position>" for each time that the run went on after an interruption.
     processes: how many trained one model together. skipped: checkpoints that were due and not taken; of
     very many the first and the last are listed, and skipped_count is the number of all.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flor_plugins.hooks.load import scan
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.recipe import load_recipe
 from flor_plugins.records import Plan, Position, Run, Task
+from flor_plugins.replay import edits, patching
 from flor_plugins.replay import plan as planning
 from flor_plugins.replay.engine import check, run_all
 from flor_plugins.replay.engines.travel import put_back
+from flor_plugins.replay.givers import without_hook
+from flor_plugins.replay.propagate.sources import Recorded
 from flor_plugins.replay.tasks import Outcome
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store
@@ -103,6 +107,31 @@ def hooks_for(runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None =
     return tuple(dict.fromkeys(path.resolve() for path in named))
 
 
+def request(
+    store: Store,
+    runs: Sequence[Run],
+    metrics: Sequence[str],
+    where: str | None,
+    epochs: str | Sequence[int],
+    *,
+    hooks: Sequence[Path] = (),
+    at: Mapping[str, Reference] | None = None,
+    patch: Mapping[str, str | Path] | None = None,
+    folder: Path | None = None,
+) -> planning.Request:
+    """A request as it is planned: what no hook and no replaced method gives is looked for in the working tree's edit.
+
+    patch: `module:Class.method` to `file.py:function`, relative to `folder`. Raises HookError for hooks and patches
+    that can't be read, EditRefused where the edit would change the training.
+    """
+    methods = patching.read(patch or {}, folder)
+    found = [one for path in hooks for one in scan(path)]
+    rest = [name for name in without_hook(metrics, found) if not patching.may_log(methods, name)]
+    edit = edits.find(store, runs, rest) if rest else None
+    patched = patching.Patching(methods, Recorded(store, Path.cwd())) if methods else None
+    return planning.Request(tuple(metrics), where, epochs, tuple(hooks), at or {}, edit=edit, patch=patched)
+
+
 def places_asked(store: Store, runs: Sequence[str]) -> dict[str, Reference]:
     """The places of `RUN@epoch=3` and `RUN@step=1200`, by run_id. Raises UnknownRun."""
     references = [parse_reference(text) for text in runs]
@@ -151,7 +180,7 @@ def _with_kept_hooks(store: Store, plan: Plan) -> Plan:
 
 def _has_metrics(path: Path) -> bool:
     try:
-        return any(found.kind == "metric" for found in planning.scan(path))
+        return any(found.kind == "metric" for found in scan(path))
     except (OSError, ValueError):
         return False
 

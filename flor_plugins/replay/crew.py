@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flor_plugins.records import Run
+from flor_plugins.replay.warm import Forked, servers
 
 Event = dict[str, Any]
+Worker = subprocess.Popen[bytes] | Forked
 
 GRACE_S = 30.0  # for the others to end when the first has
 POLL_S = 0.2
@@ -44,7 +46,7 @@ class Crew:
         self._given_up = given_up or threading.Event()
         self._port = _free_port() if count > 1 else 0
         self._is_over = threading.Event()
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._processes: list[Worker] = []
         self._codes: list[int | None] = []  # None for one that had to be ended
         read, write = os.pipe()
         try:
@@ -73,7 +75,7 @@ class Crew:
             self._processes[0].wait()
         self._is_over.set()
         self._codes = [_ended(process, 0.0 if at_once else GRACE_S) for process in self._processes]
-        return self._processes[0].returncode if self._processes else 1
+        return self._processes[0].wait() if self._processes else 1
 
     def told_by_others(self, rank: int) -> list[Event]:
         """The events of a process that is not the first."""
@@ -110,16 +112,11 @@ class Crew:
         with ExitStack() as files:
             log = files.enter_context(self._file("output", rank, ".txt").open("a"))
             told = files.enter_context(self._file("events", rank, ".jsonl").open("w")).fileno() if rank else pipe
-            self._processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-P", "-m", "flor_plugins.replay.worker", str(task), str(told)],
-                    pass_fds=[told],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    env={**environment(self._run), **self._place(rank)},
-                )
-            )
+            env = {**environment(self._run), **self._place(rank)}
+            warm = None
+            if self.count == 1:  # the environment of one of several is its own
+                warm = servers().fork(self._run.framework, env, task, told, log.fileno())
+            self._processes.append(warm or _fresh(task, told, log, env))
 
     def _place(self, rank: int) -> dict[str, str]:
         """What torch.distributed and both trainers read. Where LOCAL_RANK is set Lightning starts no processes."""
@@ -144,7 +141,19 @@ class Crew:
                 return
 
 
-def _ended(process: subprocess.Popen[bytes], patience_s: float) -> int | None:
+def _fresh(task: Path, told: int, log: IO[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    """A worker that imports everything itself."""
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", "flor_plugins.replay.worker", str(task), str(told)],
+        pass_fds=[told],
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=env,
+    )
+
+
+def _ended(process: Worker, patience_s: float) -> int | None:
     """Its exit status; None if it had to be ended, because it did not end by itself in that time."""
     try:
         return process.wait(patience_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flor_plugins.records import Level, Position, Row, Way
@@ -24,10 +24,14 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a run: where it has been, and the (writer, row) of its journals that count (`of_today`)."""
+    """What is known of a run: where it has been, and the (writer, row) of its journals that count (`of_today`).
+
+    looked_for: (metric, position) where it is known that nothing is logged, if there is no value.
+    """
 
     places: Places
     rows: Sequence[tuple[str, Row]]
+    looked_for: Collection[tuple[str, Position]] = field(default=())
 
 
 def due_in(
@@ -42,14 +46,14 @@ def due_in(
     if not names:
         return Due((), (), True)
     places = known.places
-    present = {(name, row.position) for _, row in known.rows for name in row.values}
+    present = {(name, row.position) for _, row in known.rows for name in row.values} | {*known.looked_for}
     candidates = [place] if place is not None else _candidates(places, way, epochs)
     if where is not None:
         inside = [one for one in candidates if places.ends.get(one.epoch) != one.step]
         at_ends = [one for one in candidates if places.ends.get(one.epoch) == one.step]
         if way == "train":
             inside, at_ends = candidates, []
-        held = _holding(known, where, inside, "step") | _holding(known, where, at_ends, "epoch")
+        held = holding(known, where, inside, "step") | holding(known, where, at_ends, "epoch")
         candidates = [one for one in candidates if one in held]
     missing = [one for one in candidates if any((name, one) not in present for name in names)]
     return Due(tuple(names), tuple(missing), where is None and place is None)
@@ -67,7 +71,7 @@ def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Posit
     return sorted(ends)
 
 
-def _holding(known: Known, where: Where, candidates: Sequence[Position], level: Level) -> set[Position]:
+def holding(known: Known, where: Where, candidates: Sequence[Position], level: Level) -> set[Position]:
     """Those candidates at which the predicate holds."""
     import pandas as pd
 

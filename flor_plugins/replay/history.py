@@ -8,6 +8,7 @@ from typing import Any
 
 from flor_plugins.records import Level, Phase, Position, Row, Run
 from flor_plugins.store.journal import read_run
+from flor_plugins.store.names import ASKED
 from flor_plugins.store.values import encode_value
 
 Key = tuple[Position, Phase, Level]
@@ -18,11 +19,17 @@ Hooks = Mapping[str, Collection[str | None]]
 @dataclass(slots=True)
 class History:
     """values: recorded ones by place, encoded. present: (metric, position) that has a value already,
-    by the recording or by the hook of today.
+    by the recording or by the hook of today; rows: (metric, place) that has.
     """
 
     values: dict[Key, dict[str, Any]] = field(default_factory=dict)
     present: set[tuple[str, Position]] = field(default_factory=set)
+    rows: set[tuple[str, Key]] = field(default_factory=set)
+
+    def note(self, row: Row, names: Iterable[str]) -> None:
+        """These have a value in that row."""
+        self.present.update((name, row.position) for name in names)
+        self.rows.update((name, (row.position, row.phase, row.level)) for name in names)
 
     def at(self, row: Row) -> Mapping[str, Any]:
         """What was recorded there. An evaluation every n steps is the epoch's, too, where it ends one."""
@@ -36,11 +43,21 @@ def history_of(run: Run, hooks: Hooks | None = None) -> History:
     """Read all journals of a run. hooks: as in `of_today`."""
     history = History()
     for writer, row in of_today(read_run(run.path), hooks or {}):
-        history.present.update((name, row.position) for name in row.values)
+        history.note(row, row.values)
         if writer.startswith("record"):
             values = {name: encode_value(value, run.path / "media") for name, value in row.values.items()}
             history.values.setdefault((row.position, row.phase, row.level), {}).update(values)
     return history
+
+
+def looked_for(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> set[tuple[str, Position]]:
+    """(metric, position) at which a replay with the sources of today has run the code, whether it logged it or not."""
+    return {
+        (name, row.position)
+        for _, row in rows
+        for name in row.values.get(ASKED, ())
+        if row.hook in hooks.get(name, ())
+    }
 
 
 def of_today(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> list[tuple[str, Row]]:

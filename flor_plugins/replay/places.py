@@ -73,6 +73,16 @@ class Places:
             ends[start] = max(position, ends.get(start, position))
         return tuple(Stretch(start, ends[start], self._touched(start, ends[start])) for start in sorted(ends))
 
+    def from_the_beginning(self, wanted: Iterable[Position]) -> tuple[Stretch, ...]:
+        """All training up to the last wanted position, in one. Raises NoCheckpoint without the State it began with."""
+        start, end = Position(0, 0), max(wanted)
+        if start not in self.starts:
+            raise NoCheckpoint(
+                f"run {self.run.name} ({self.run.run_id}) would have to be trained again from its beginning, and has "
+                f"no checkpoint there; it has {'; '.join(map(str, self.saved)) or 'none'}"
+            )
+        return (Stretch(start, end, self._touched(start, end)),)
+
     def intervals(self) -> tuple[Stretch, ...]:
         """All of the run, from checkpoint to checkpoint."""
         last = [self.last] if self.starts and self.last > self.starts[-1] else []

@@ -8,36 +8,34 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.errors import HookError, NoCheckpoint, ReplayError, WhereError
-from flor_plugins.hooks.digests import joined
-from flor_plugins.hooks.load import Found, scan
-from flor_plugins.records import Pass, Plan, Position, Run, Task, Way
+from flor_plugins.errors import CannotCarry, HookError, NoCheckpoint, ReplayError, WhereError
+from flor_plugins.hooks.load import scan
+from flor_plugins.records import Edited, Method, Pass, Plan, Position, Run, Task, Way
 from flor_plugins.replay.cost import Measured, costed, measured
 from flor_plugins.replay.due import Due, Known, due_in
 from flor_plugins.replay.epochs import epochs_of, names_them, spread
-from flor_plugins.replay.history import Hooks, of_today
+from flor_plugins.replay.givers import WAYS, Given, given
+from flor_plugins.replay.history import looked_for, of_today
 from flor_plugins.replay.places import Places, places_of
-from flor_plugins.store.checkpoints import list_checkpoints
+from flor_plugins.replay.replayable import why_not
 from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import new_id
+from flor_plugins.store.names import ASKED
 from flor_plugins.store.references import Reference
 
 if TYPE_CHECKING:
+    from flor_plugins.replay.edits import Editing
+    from flor_plugins.replay.patching import Patching
     from flor_plugins.store.where import Where
-
-_REASONS: dict[Way, str] = {
-    "state": "needs only the weights: restore, call",
-    "validate": "needs the validation loop: restore, run it",
-    "train": "needs the updates, or weights that were not saved: restore the checkpoint before, run on",
-}
-_WAYS: tuple[Way, ...] = ("state", "validate", "train")
-
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What was asked. epochs: as `epochs_of` reads them.
 
     at: run_id to the one place of that run that was asked for.
+    only: run_id to epochs of that run, of those that there are; a search asks for them. Of validations only
+    those at their ends count, and a run that can't be replayed is no error: the plan says so in `skipped`.
+    edit: of the working tree, if it logs a metric. patch: methods to be replaced.
     """
 
     metrics: tuple[str, ...]
@@ -45,6 +43,19 @@ class Request:
     epochs: str | Sequence[int]
     hooks: tuple[Path, ...]
     at: Mapping[str, Reference] = field(default_factory=dict)
+    only: Mapping[str, Collection[int]] = field(default_factory=dict)
+    edit: Editing | None = None
+    patch: Patching | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What is to be done with a run. why_not: why not all that was asked, if so. Else as in a Task."""
+
+    passes: list[Pass]
+    why_not: str = ""
+    edit: Edited | None = None
+    methods: tuple[Method, ...] = ()
 
 
 def make(runs: Sequence[Run], request: Request) -> Plan:
@@ -58,21 +69,22 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
     metrics = request.metrics or tuple(found.name for found in hooks if found.kind == "metric")
     if not metrics:
         raise HookError("which metrics? Name them, or give a hook file that has @flor.metric functions")
-    asked = _asked(metrics, hooks, request.hooks)
+    methods = request.patch.methods if request.patch else ()
+    asked = given(metrics, hooks, request.hooks, request.edit, methods)
     from flor_plugins.store.where import Where as Expression
 
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
-        _refuse_unknown(where, runs, metrics)
+        refuse_unknown(where, runs, metrics)
     earlier = measured(runs[0].path.parent.parent / "replays") if runs else {}
-    return _of_all(runs, request, metrics, lambda run: _passes(run, asked, where, request, earlier))
+    return _of_all(runs, request, metrics, lambda run: _work(run, asked, where, request, earlier), asked)
 
 
 def verification(runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, Reference]) -> Plan:
     """Plan to run everything again, from checkpoint to checkpoint, and only compare. Errors as `make`."""
     request = Request((), None, epochs, (), at)
 
-    def passes(run: Run) -> tuple[list[Pass], str]:
+    def work(run: Run) -> _Work:
         places = places_of(run)
         place = _position(places, request)
         stretches = places.intervals() if place is None else places.stretches([place])
@@ -85,39 +97,44 @@ def verification(runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[s
                 f"from which training could go on; it has {'; '.join(map(str, places.saved)) or 'none'}"
             )
         again = Pass("train", (), "compares what it recomputes", stretches=stretches)
-        return costed(places, [again], measured(run.path.parent.parent / "replays")), ""
+        return _Work(costed(places, [again], measured(run.path.parent.parent / "replays")))
 
-    return _of_all(runs, request, (), passes)
+    return _of_all(runs, request, (), work)
 
 
 def _of_all(
     runs: Sequence[Run],
     request: Request,
     metrics: tuple[str, ...],
-    passes_of: Callable[[Run], tuple[list[Pass], str]],
+    work_on: Callable[[Run], _Work],
+    asked: Given | None = None,
 ) -> Plan:
     tasks, skipped = [], {}
     for run in runs:
-        reason = _obstacle(run)
+        reason = why_not(run)
         if reason:
             skipped[run.run_id] = reason
             continue
         try:
-            passes, unreachable = passes_of(run)
+            work = work_on(run)
         except NoCheckpoint as error:
             skipped[run.run_id] = str(error)
             continue
-        if unreachable:
-            skipped[run.run_id] = unreachable
-        if passes:
+        if work.why_not:
+            skipped[run.run_id] = work.why_not
+        if work.passes:
             assert run.code is not None
-            tasks.append(Task(run.run_id, run.name, run.code.vid, tuple(passes)))
-    if len(skipped) == len(runs) > 0 and not tasks:
+            digests = {name: asked.hooks[name] for one in work.passes for name in one.metrics} if asked else {}
+            known = {name: tuple(its) for name, its in digests.items()}
+            tasks.append(
+                Task(run.run_id, run.name, run.code.vid, tuple(work.passes), known, work.edit, work.methods)
+            )
+    if len(skipped) == len(runs) > 0 and not tasks and not request.only:
         raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
     return Plan(new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped)
 
 
-def _refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+def refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
     """A predicate over a name that nobody has logged and nobody asks for is a slip of the pen."""
     from flor_plugins.store.frame import ATTRIBUTES, metric_names
 
@@ -145,63 +162,6 @@ def _logged(run: Run, names: Collection[str] | None) -> set[str]:
     return found | {f"{name}.value" for name in found & {"run", "name", "epoch", "step"}}
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """The metrics by their ways. whole: those that only whole epochs give. hooks: what their sources are known by."""
-
-    ways: Mapping[str, Way]
-    whole: frozenset[str]
-    hooks: Hooks
-
-
-def _asked(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path]) -> _Asked:
-    own = {found.name for found in hooks if found.kind == "metric"}
-    return _Asked(_ways(metrics, hooks, files), frozenset(set(metrics) - own), known_by(metrics, hooks))
-
-
-def known_by(metrics: Sequence[str], hooks: Sequence[Found]) -> Hooks:
-    """metric to the digests that its hook goes by: its own, and the file's, which it went by at first.
-
-    A metric without a function of its own goes by all callbacks and compute_metrics together; at first, by nothing.
-    """
-    of_own = {found.name: (found.digest, found.file_digest) for found in hooks if found.kind == "metric"}
-    others = joined(found.file_digest for found in hooks if found.kind != "metric")
-    return {name: of_own.get(name, (others, None)) for name in metrics}
-
-
-def _ways(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path]) -> dict[str, Way]:
-    """The way of each metric. One that no @flor.metric has may come from a callback or compute_metrics."""
-    named: dict[str, Way] = {found.name: found.way for found in hooks if found.kind == "metric"}
-    others: list[Way] = [found.way for found in hooks if found.kind != "metric"]
-    ways: dict[str, Way] = {}
-    for name in metrics:
-        if name in named:
-            ways[name] = named[name]
-        elif others:
-            ways[name] = max(others, key=_WAYS.index)
-        else:
-            known = ", ".join(named) or "none"
-            listed = ", ".join(map(str, files)) or "no hook file was given"
-            raise HookError(
-                f"no hook computes {name!r}; hooks found: {known} (in {listed}). "
-                f"Write `@flor.metric(at='epoch')` on `def {name}(ctx)`, and name its file with hooks= or --hook"
-            )
-    return ways
-
-
-def _obstacle(run: Run) -> str | None:
-    unable = [one for one in run.obstacles if one.grade == "none"]
-    if unable:
-        return f"{unable[0].reason}. {unable[0].remedy}"
-    if run.code is None:
-        return "its code was not recorded"
-    if run.launch.kind == "interactive":
-        return "it was started from a prompt or a notebook"
-    if not list_checkpoints(run.path):
-        return "it has no whole checkpoint"
-    return None
-
-
 def _position(places: Places, request: Request) -> Position | None:
     """The one place that was asked for, if one was. Raises NoCheckpoint when the run was never there."""
     at = request.at.get(places.run.run_id)
@@ -210,22 +170,54 @@ def _position(places: Places, request: Request) -> Position | None:
     return places.end_of(at.epoch) if at.epoch is not None else places.at_step(at.step or 0)
 
 
+def _work(run: Run, asked: Given, where: Where | None, request: Request, earlier: Measured) -> _Work:
+    """What is to be done with a run. Where its version can't take an edit or a method, the other metrics are."""
+    passes, why_not = _passes(run, asked, where, request, earlier)
+    names = {name for one in passes for name in one.metrics}
+    edit, methods, refused = None, (), set()
+    reasons = [why_not] if why_not else []
+    if request.edit is not None and names & asked.edited:
+        own = set(request.edit.own(run)) & names  # it logged them itself: no replay gives more
+        if own == names & asked.edited:
+            refused |= own
+        else:
+            try:
+                edit = request.edit.carried_to(run)
+            except CannotCarry as error:
+                refused |= asked.edited
+                reasons.append(f"the edit of the working tree can't be carried to run {run.name}: {error}")
+    if request.patch is not None and names & asked.patched:
+        try:
+            request.patch.check(run)
+            methods = request.patch.methods
+        except CannotCarry as error:
+            refused |= asked.patched
+            reasons.append(f"run {run.name}: {error}")
+    if refused:
+        passes, why_not = _passes(run, asked.without(refused), where, request, earlier)
+    return _Work(passes, "; ".join(dict.fromkeys(reasons)), edit, methods)
+
+
 def _passes(
-    run: Run, asked: _Asked, where: Where | None, request: Request, earlier: Measured
+    run: Run, asked: Given, where: Where | None, request: Request, earlier: Measured
 ) -> tuple[list[Pass], str]:
-    """What is to be done with a run; and why not all that was asked, if so."""
+    """The passes over a run; and why not all that was asked, if so."""
     known = _read(run, asked, where)
+    if request.only:
+        known = replace(known, places=replace(known.places, validated=frozenset()))
     places = known.places
     place = _position(places, request)
     epochs = {places.epoch_of(place)} if place else set(epochs_of(request.epochs, places.ends))
+    epochs = set(request.only.get(run.run_id, epochs))
     for epoch in () if place else epochs:
         places.end_of(epoch)  # says so, if the run has not completed it
     due: dict[Way, Due] = {
         way: due_in(known, [n for n, its in asked.ways.items() if its == way], way, where, epochs, place)
-        for way in _WAYS
+        for way in WAYS
     }
     explicit = place is not None or names_them(request.epochs)
-    passes, marks = _restored(places, due)
+    is_kept = bool(due["train"].positions and asked.kept & set(due["train"].metrics))
+    passes, marks = _restored(places, due, asked, is_kept)
     unreachable = ""
     if not places.starts and (due["train"].positions or marks):
         names = dict.fromkeys(name for one in [due["train"], *marks] for name in one.metrics)
@@ -234,39 +226,47 @@ def _passes(
             f"so that {', '.join(names)} can't be computed; metrics of the weights can (at='epoch')"
         )
     else:
-        passes += _trained(places, due["train"], marks, asked.whole, explicit)
+        passes += _trained(places, due["train"], marks, asked, explicit)
     return costed(places, passes, earlier), unreachable
 
 
-def _read(run: Run, asked: _Asked, where: Where | None) -> Known:
+def _read(run: Run, asked: Given, where: Where | None) -> Known:
     """The journals of a run, read once: what the request and its predicate look at."""
     from flor_plugins.store.frame import metric_names
 
-    names = {*asked.ways, *metric_names(where.names if where else ())}
+    names = {*asked.ways, *metric_names(where.names if where else ()), ASKED}
     rows = of_today(read_run(run.path, names), asked.hooks)
-    return Known(places_of(run, rows), rows)
+    return Known(places_of(run, rows), rows, looked_for(rows, asked.hooks))
 
 
-def _restored(places: Places, due: Mapping[Way, Due]) -> tuple[list[Pass], list[Due]]:
-    """Passes over checkpoints; and what has none, so that training must lead there."""
+def _restored(
+    places: Places, due: Mapping[Way, Due], asked: Given, is_kept: bool
+) -> tuple[list[Pass], list[Due]]:
+    """Passes over checkpoints; and what has none, so that training must lead there.
+
+    is_kept: what an edit keeps must see no validation but those of the training.
+    """
     passes, marks = [], []
     for way in ("state", "validate"):
         known = [
             position
             for position in due[way].positions
-            if position in places.saved and (way == "state" or places.saved[position].can_validate)
+            if position in places.saved
+            and (way == "state" or (places.saved[position].can_validate and not is_kept))
         ]
         if known:
-            passes.append(Pass(way, due[way].metrics, _REASONS[way], spread(known)))
+            reason = asked.reason(way, due[way].metrics)
+            passes.append(Pass(way, due[way].metrics, reason, spread(known)))
         rest = tuple(position for position in due[way].positions if position not in known)
         if rest:
             marks.append(replace(due[way], positions=rest))
     return passes, marks
 
 
-def _trained(places: Places, steps: Due, marks: Sequence[Due], whole: Collection[str], explicit: bool) -> list[Pass]:
+def _trained(places: Places, steps: Due, marks: Sequence[Due], asked: Given, explicit: bool) -> list[Pass]:
+    is_whole = bool(asked.whole & set(steps.metrics))
     wanted = [*steps.positions, *(position for mark in marks for position in mark.positions)]
-    if set(whole) & set(steps.metrics):
+    if is_whole:
         wanted = [places.end_of(places.epoch_of(one)) for one in wanted if places.epoch_of(one) in places.ends]
     if not explicit:  # of all, what can be reached
         wanted = [one for one in wanted if places.starts and places.starts[0] < one]
@@ -274,9 +274,10 @@ def _trained(places: Places, steps: Due, marks: Sequence[Due], whole: Collection
         return []
     metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))
     reached = tuple(sorted({position for mark in marks for position in mark.positions}))
-    stretches = places.stretches(wanted, whole=bool(set(whole) & set(steps.metrics)))
+    is_kept = bool(steps.positions and asked.kept & set(steps.metrics))
+    stretches = places.from_the_beginning(wanted) if is_kept else spread(places.stretches(wanted, whole=is_whole))
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
-    return [Pass("train", metrics, _REASONS["train"], reached, stretches, steps=chosen)]
+    return [Pass("train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen)]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -18,11 +18,13 @@ from flor_plugins.hooks.calls import Hooks
 from flor_plugins.hooks.load import Loaded
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Pass, Position, Row, Run, Stretch, Task, Way
+from flor_plugins.replay.batches import Batches
 from flor_plugins.replay.evidence import likely_causes
 from flor_plugins.replay.history import history_of
 from flor_plugins.replay.places import places_of
 from flor_plugins.replay.prefetch import Prefetch, Wanted, order_of
 from flor_plugins.replay.repeat import Repeat
+from flor_plugins.replay.rows import is_asked, rows_of
 from flor_plugins.replay.verify import Comparison
 from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
@@ -38,7 +40,8 @@ class Session:
     """What an adapter's `drive` works with. places: where the run has been.
 
     rank: which of the processes this is that replay together; each compares with its own part of the run, and
-    only the first one's values are kept.
+    only the first one's values are kept. per_pass: for how many positions validation data is loaded at once, where
+    hooks of the weights go through it; None: for all.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Session:
         tell: Callable[[Event], None],
         *,
         rank: int = 0,
+        per_pass: int | None = None,
     ) -> None:
         self.run, self.task, self.loaded = run, task, loaded
         self.hooks = Hooks((), self._hook_failed)
@@ -65,11 +69,15 @@ class Session:
         self._media = self._path / "media"
         path = self._path / "metrics" / f"replay-{replay_id}-w0.jsonl"
         self._journal = None if rank else Journal(path, self._media)
-        self._history = history_of(replace(run, path=self._path))
         self.places = places_of(run)
-        self._states = Prefetch(run, rank, order_of(task), lambda text: print(text, file=sys.stderr))
+        self._states = Prefetch(run, rank, order_of(task), self._say)
+        self._batches = Batches(self._say, per_pass)
         self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
-        self._hooks = {m.name: (one.digest, m) for one in loaded for m in one.metrics}
+        self._hooks = {m.name: m for one in loaded for m in one.metrics}
+        # As the planner does: what an earlier source of a hook gave does not count (`known_by`).
+        own = {m.name: (one.digest_of(m.name), one.digest) for one in loaded for m in one.metrics}
+        self._digests: dict[str, tuple[str | None, ...]] = {**own, **task.digests}
+        self._history = history_of(replace(run, path=self._path), self._digests)
 
     # ---- what the adapter asks
 
@@ -85,10 +93,18 @@ class Session:
         """The State at hand is in the trainer, and let go of: from here on the next one is read ahead."""
         self._states.begin()
 
+    def values_of(self, context: Context) -> dict[str, Any]:
+        """What the hooks of the weights give at a position. The data that they go through is loaded once."""
+        if context.make_val_dataloader is None or not self._shares_data:
+            return self.hooks.epoch(context)
+        self._batches.begin()
+        make = context.make_val_dataloader
+        return self.hooks.epoch(replace(context, make_val_dataloader=lambda: self._batches.of(make())))
+
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
         moments = {"state": ("epoch",), "validate": ("validation",), "train": ("epoch", "validation", "step")}
-        return tuple(m for _, m in self._hooks.values() if m.name in one.metrics and m.at in moments[one.way])
+        return tuple(m for m in self._hooks.values() if m.name in one.metrics and m.at in moments[one.way])
 
     @contextmanager
     def passing(self, one: Pass) -> Iterator[None]:
@@ -105,6 +121,7 @@ class Session:
             raise
         finally:
             self._pass = None
+            self._batches.forget()
         self._tell(
             {
                 "event": "passed",
@@ -158,6 +175,8 @@ class Session:
     def position_done(self, position: Position) -> None:
         """One more position of the present pass has its values."""
         self.timeline.close()
+        if self._pass is not None and self._pass.way == "validate":
+            self._looked_for(position, self._pass)
         self._tell({"event": "position", **asdict(position), "way": self._pass.way if self._pass else ""})
 
     def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
@@ -181,6 +200,15 @@ class Session:
             self._journal.seal()
 
     # ---- inside
+
+    @property
+    def _shares_data(self) -> bool:
+        """Is there more than one call of a hook in the present pass?"""
+        return self._pass is not None and len(self._pass.positions) * len(self.hooks.metrics) > 1
+
+    @staticmethod
+    def _say(text: str) -> None:
+        print(text, file=sys.stderr)
 
     def _agreed(self, position: Position | None) -> Position | None:
         """What the first process says: all train the same stretches, or they wait for each other."""
@@ -207,23 +235,38 @@ class Session:
             grade = self._comparison.verdict().grade
         if self._journal is None:
             return
-        new = {name: row.values[name] for name in encoded if self._is_wanted(name, row.position, one)}
-        for digest in {self._digest(name) for name in new}:
-            values = {name: value for name, value in new.items() if self._digest(name) == digest}
-            self._journal.append(replace(row, values=values, verdict=grade, hook=digest))
-        self._history.present.update((name, row.position) for name in new)
+        new = {name: row.values[name] for name in encoded if self._is_wanted(name, row, one)}
+        self._history.note(row, new)
+        is_step = one.way == "train" and (row.phase, row.level) == ("train", "step") and is_asked(one, row.position)
+        for each in rows_of(row, new, self._unsure(one) if is_step else (), self._digest, grade):
+            self._journal.append(each)
+
+    def _unsure(self, one: Pass) -> list[str]:
+        return [name for name in one.metrics if name not in self._hooks]
+
+    def _looked_for(self, position: Position, one: Pass) -> None:
+        level = "epoch" if self.places.ends.get(position.epoch) == position.step else "step"
+        row, grade = Row(position, "validation", level, {}, time.time()), self._comparison.verdict().grade
+        for each in rows_of(row, {}, self._unsure(one), self._digest, grade) if self._journal is not None else ():
+            self._journal.append(each)  # type: ignore[union-attr]
 
     def _digest(self, name: str) -> str | None:
-        return self._hooks[name][0] if name in self._hooks else None
+        return next(iter(self._digests.get(name, ())), None)
 
-    def _is_wanted(self, name: str, position: Position, one: Pass) -> bool:
-        if name not in one.metrics or (name, position) in self._history.present:
+    def _is_wanted(self, name: str, row: Row, one: Pass) -> bool:
+        if name not in one.metrics:
             return False
-        if one.way != "train" or name not in self._hooks:
+        if name not in self._hooks:  # it may be logged in training and in validation
+            is_there = (name, (row.position, row.phase, row.level)) in self._history.rows
+            is_chosen = one.way != "train" or (row.phase, row.level) != ("train", "step")
+            return not is_there and (is_chosen or is_asked(one, row.position))
+        if (name, row.position) in self._history.present:
+            return False
+        if one.way != "train":
             return True
-        if self._hooks[name][1].at == "step":
-            return one.steps is None or position.step in one.steps
-        return position in one.positions
+        if self._hooks[name].at == "step":
+            return one.steps is None or row.position.step in one.steps
+        return row.position in one.positions
 
     def _encode(self, name: str, value: Any, position: Position) -> Any:
         try:

@@ -14,9 +14,11 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
-from flor_plugins.replay.crew import Crew
+from flor_plugins.replay import laying
+from flor_plugins.replay.crew import Crew, environment
 from flor_plugins.replay.sandbox import sandbox
 from flor_plugins.replay.verify import worse
+from flor_plugins.replay.warm import servers
 from flor_plugins.store.commits import find_commit
 from flor_plugins.store.layout import Store
 
@@ -56,13 +58,17 @@ def do_task(
     folder.mkdir(parents=True, exist_ok=True)
     outcome.log = folder / "output.txt"
     assert run.code is not None
+    parts = _parts(run, task)
+    if any(count == 1 for _, count in parts):
+        servers().begin(run.framework, environment(run))  # it imports while the sandbox is made
     try:
         with (
             find_commit(run.code, store, Path.cwd()) as repo,
             tempfile.TemporaryDirectory(prefix="flor-sandbox-", ignore_cleanup_errors=True) as scratch,
             sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place,
         ):
-            for part, count in _parts(run, task):
+            laying.lay(task.edit.sources if task.edit else {}, place)
+            for part, count in parts:
                 order = {
                     "run": str(run.path),
                     "store": str(store.root),

@@ -22,9 +22,10 @@ from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
 from flor_plugins.hooks import arguments, live
-from flor_plugins.records import Pass, Position, Run, Stretch, Task
+from flor_plugins.records import Edited, Method, Pass, Position, Run, Stretch, Task
 from flor_plugins.replay import guard_writes, lifeline
 from flor_plugins.replay.isolate import isolate
+from flor_plugins.replay.patching import replace_methods
 from flor_plugins.replay.sandbox import map_path
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
@@ -150,6 +151,7 @@ class _Fits:
         number, self.count = self.count, self.count + 1
         if number == self.run.launch.call:
             self.met = True
+            replace_methods(self.session.task.methods, self.run.launch)
             if self.follower is not None:
                 self.follower.begin_again(*trainer)
                 return self.follower
@@ -196,7 +198,10 @@ def _task(data: Mapping[str, Any]) -> Task:
         )
         for one in data["passes"]
     )
-    return Task(data["run_id"], data["name"], data["vid"], passes)
+    digests = {name: tuple(its) for name, its in data["digests"].items()}
+    edit = Edited(**data["edit"]) if data["edit"] else None
+    methods = tuple(Method(**one) for one in data["methods"])
+    return Task(data["run_id"], data["name"], data["vid"], passes, digests, edit, methods)
 
 
 def _run_folders(run: Run, rank: int) -> list[Path]:

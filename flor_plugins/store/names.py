@@ -6,6 +6,8 @@ import re
 
 # Fingerprints of the data, recorded by us: they tell data that differ from numerics that differ.
 BATCH, FIRST_BATCH = "flor.batch", "flor.first_batch"
+# In a replay: the metrics that were looked for at a position, where only running the code tells whether it logs them.
+ASKED = "flor.asked"
 _PREFIX = "flor."
 
 # Clocks and gauges are never the same twice.
@@ -20,5 +22,5 @@ def is_measured(name: str) -> bool:
 
 
 def is_ours(name: str) -> bool:
-    """Is it a fingerprint, which nobody asked to see?"""
+    """Is it a note of ours, which nobody asked to see?"""
     return name.startswith(_PREFIX)

@@ -54,6 +54,18 @@ class Where:
         """
         return operations.spread(self._evaluate(frame), frame)
 
+    @property
+    def parts(self) -> tuple[Where, ...]:
+        """What `and` joins at the top, or itself: it holds nowhere where one of them does not."""
+        parser = _Parser(self.text)
+        tree = parser.tree()
+        found = []
+        for node in tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]:
+            parser.names = []
+            evaluate = parser.condition(node)
+            found.append(Where(self.text, tuple(dict.fromkeys(parser.names)), evaluate))
+        return tuple(found)
+
 
 class _Parser:
     """Turns each node into a function of the frame; what has no case here is refused."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from flor_plugins.replay.propagate import effects
@@ -39,7 +39,7 @@ class Calls:
     """Answers for one version, the working tree's. visited: functions that are being followed, or were."""
 
     now: Version
-    follow: object = None  # set by the review: (Scope, in_validation) -> why not
+    follow: Callable[[Scope, bool], str] | None = None  # set by the review: (function, in_validation) -> why not
     visited: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     def problems(self, node: ast.AST, ground: Ground, is_statement: bool = False) -> Iterator[tuple[int, str]]:
@@ -140,9 +140,7 @@ class Calls:
         return None
 
     def _followed(self, found: Scope, ground: Ground) -> str:
-        if not callable(self.follow):
-            return ""
-        return self.follow(found, ground.in_validation)
+        return self.follow(found, ground.in_validation) if self.follow is not None else ""
 
     def _outside(self, dotted: str, call: ast.Call) -> str:
         if dotted in OURS:

@@ -101,7 +101,7 @@ def _inner(node: ast.AST) -> list[tuple[str, list[ast.AST]]]:
         if isinstance(value, list):
             word = {"orelse": "else", "finalbody": "finally"}.get(name, "")
             body = bare(value) if name not in ("handlers", "cases") else value
-            found.append((word, body))
+            found.append((word, [*body]))
     return found
 
 
@@ -135,7 +135,8 @@ class _Side:
     def line(self) -> int:
         if isinstance(self.node, ast.stmt):
             return first_line(self.node)
-        return getattr(self.node, "lineno", None) or getattr(self.node, "pattern", self.node).lineno  # a case has none
+        placed = self.node.pattern if isinstance(self.node, ast.match_case) else self.node  # a case has no line
+        return getattr(placed, "lineno", 1)
 
 
 def _head(node: ast.AST) -> str:

@@ -52,7 +52,7 @@ class Insertion:
 class Edit:
     """What leads from the newest recorded version (base) to the working tree (edited): path to text.
 
-    digest: sha256 of the insertions, wherever they stand in their files; in hex digits.
+    digest: sha256 of the insertions, wherever they stand in their files; in hex digits. label: what the base is called.
     """
 
     base: Mapping[str, str]
@@ -60,6 +60,7 @@ class Edit:
     insertions: tuple[Insertion, ...]
     metrics: tuple[str, ...]
     digest: str
+    label: str
 
 
 def edit_of(base: Mapping[str, str], edited: Mapping[str, str], base_label: str) -> Edit:
@@ -90,7 +91,7 @@ def edit_of(base: Mapping[str, str], edited: Mapping[str, str], base_label: str)
     insertions = tuple(_insertion(one, now, is_new=one.path in files) for one in added)
     kept = {path: text for path, text in edited.items() if path in base or path in files}
     metrics = tuple(dict.fromkeys(name for one in insertions for name in one.metrics))
-    return Edit(dict(base), kept, insertions, metrics, _digest(insertions))
+    return Edit(dict(base), kept, insertions, metrics, _digest(insertions), base_label)
 
 
 def _check_syntax(edited: Mapping[str, str], base: Mapping[str, str]) -> None:

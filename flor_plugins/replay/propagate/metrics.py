@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from fnmatch import fnmatchcase
 
 from flor_plugins.replay.propagate.calls import LOGS
 
@@ -24,6 +25,20 @@ def logged(node: ast.AST) -> tuple[tuple[str, ...], list[ast.Call]]:
         if not found or None in found:
             unclear.append(call)
     return tuple(dict.fromkeys(names)), unclear
+
+
+def names_in(trees: Iterable[ast.AST]) -> frozenset[str]:
+    """All names that are logged somewhere in them."""
+    return frozenset(name for tree in trees for name in logged(tree)[0])
+
+
+def patterns_of(metric: str, names: Iterable[str]) -> frozenset[str]:
+    """Those of the names that may be what the metric was logged under: itself, and patterns that it fits."""
+    return frozenset(one for one in names if one == metric or ("*" in one and fnmatchcase(metric, _literally(one))))
+
+
+def _literally(pattern: str) -> str:
+    return pattern.replace("[", "[[]").replace("?", "[?]")
 
 
 def _names(given: ast.expr | None) -> Iterator[str | None]:

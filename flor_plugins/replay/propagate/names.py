@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 from flor_plugins.replay.propagate.tree import DEFINITIONS, FUNCTIONS, Scope, Version, shape, statements
 
@@ -112,7 +113,7 @@ def binds(node: ast.stmt) -> set[str]:
     return local_names([node]) | attributes
 
 
-def is_own_attribute(node: ast.AST, ctx: type = ast.expr_context) -> bool:
+def is_own_attribute(node: ast.AST, ctx: type = ast.expr_context) -> TypeGuard[ast.Attribute]:
     """self.x, read or written."""
     if not (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)):
         return False
@@ -212,9 +213,9 @@ def attributes(version: Version, of: Scope) -> set[str]:
         found |= local_names(list(one.node.body))
         for node in ast.walk(one.node):
             if is_own_attribute(node, ast.Store):
-                found.add(node.attr)  # type: ignore[attr-defined]
+                found.add(node.attr)
             elif isinstance(node, ast.Call) and is_own_attribute(node.func) and node.args:
                 first = node.args[0]
-                if node.func.attr.startswith(("register_", "add_module")) and isinstance(first, ast.Constant):  # type: ignore[attr-defined]
+                if node.func.attr.startswith(("register_", "add_module")) and isinstance(first, ast.Constant):
                     found.add(str(first.value))
     return found

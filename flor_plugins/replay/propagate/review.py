@@ -31,7 +31,9 @@ def moment(insertion: Insertion, now: Version) -> Literal["train", "validate"]:
 
     now: the working tree. Functions that are not called by a framework are followed to their callers by name.
     """
-    return "validate" if _is_of_validation(insertion.scope, now) else "train"
+    node = ast.parse(insertion.text).body[0]
+    inside = (node.name,) if isinstance(node, FUNCTIONS) else ()
+    return "validate" if _is_of_validation((*insertion.scope, *inside), now) else "train"
 
 
 def logged_by(one: Added, now: Version) -> tuple[str, ...]:

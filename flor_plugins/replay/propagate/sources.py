@@ -7,7 +7,7 @@ import os
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flor_plugins.replay.propagate.difference import compare
 from flor_plugins.replay.propagate.edit import Edit, edit_of
@@ -23,31 +23,60 @@ if TYPE_CHECKING:
     from flor_plugins.store.layout import Store
 
 SUFFIX = ".py"
+LINK = 0o120000  # the mode by which git knows a symbolic link
 SETTINGS = frozenset((".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"))
 NOT_CODE_FOLDERS = frozenset(("node_modules", "__pycache__"))
 
 
-def edit_in(store: Store, runs: Sequence[Run], root: Path) -> Edit | None:
+class Recorded:
+    """The python files of recorded versions, from git's objects; each is read once. root: of the working tree."""
+
+    def __init__(self, store: Store, root: Path) -> None:
+        self._store, self._root = store, root
+        self._versions: dict[str, dict[str, str]] = {}
+        self._texts: dict[str, str] = {}
+
+    def of(self, code: Code) -> dict[str, str]:
+        """Path beneath the top of the repository to text. Raises SnapshotError if git refuses."""
+        if code.vid not in self._versions:
+            with find_commit(code, self._store, self._root) as repo:
+                self._versions[code.vid] = dict(sorted(self._read(repo, code)))
+        return self._versions[code.vid]
+
+    def _read(self, repo: Repo, code: Code) -> Iterator[tuple[str, str]]:
+        with told(f"the code of commit {code.vid} was to be read"):
+            for one in repo.commit(code.vid).tree.traverse():
+                blob: Any = one  # declared as any of git's objects
+                if blob.type != "blob" or blob.mode == LINK or not str(blob.path).endswith(SUFFIX):
+                    continue
+                if blob.hexsha not in self._texts:  # most files are the same ones in many versions
+                    self._texts[blob.hexsha] = text(blob.data_stream.read())
+                yield str(blob.path), self._texts[blob.hexsha]
+
+
+def edit_in(store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None) -> Edit | None:
     """The edit in the working tree at `root`; None if no run was recorded from there, or nothing differs.
 
     Files that the training does not import (tests, other scripts) count only where something is logged in them.
     Settings in other files (yaml, json) are no part of it: an old version keeps its own; `settings_changed`
     names them. Raises EditRefused where the edit would change the training, SnapshotError where git refuses.
     """
-    run = base_of(store, runs, root)
+    recorded = recorded or Recorded(store, root)
+    run = base_of(store, runs, root, recorded)
     if run is None or run.code is None:
         return None
-    base, edited = _recorded(store, run.code, root), working_sources(root)
+    base, edited = recorded.of(run.code), working_sources(root)
     edited = _of_training(run, base, edited)
     edit = edit_of(base, edited, f"run {run.name}, {run.run_id}, commit {run.code.vid[:12]}")
     return edit if edit.insertions else None
 
 
-def base_of(store: Store, runs: Sequence[Run], root: Path) -> Run | None:
+def base_of(store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None) -> Run | None:
     """The recorded run that the working tree came from: the one with the fewest statements changed or added since.
 
     Of several the newest. None if no run was recorded from `root`. Raises SnapshotError if git refuses.
     """
+    recorded = recorded or Recorded(store, root)
     here = [run for run in runs if run.code is not None and Path(run.code.root).resolve() == root.resolve()]
     working = working_sources(root)
     distances: dict[str, tuple[int, int]] = {}
@@ -56,22 +85,10 @@ def base_of(store: Store, runs: Sequence[Run], root: Path) -> Run | None:
     for run in sorted(here, key=lambda run: run.run_id, reverse=True):
         assert run.code is not None
         if run.code.vid not in distances:
-            distances[run.code.vid] = _distance(_recorded(store, run.code, root), working, known)
+            distances[run.code.vid] = _distance(recorded.of(run.code), working, known)
         if best is None or distances[run.code.vid] < distances[best.code.vid]:  # type: ignore[union-attr]
             best = run
     return best
-
-
-def sources_at(repo: Repo, code: Code) -> dict[str, str]:
-    """The python files of a run's commit, from git's objects: path beneath the top to text."""
-    with told(f"the code of commit {code.vid} was to be read"):
-        tree = repo.commit(code.vid).tree
-        found = {
-            str(one.path): text(one.data_stream.read())  # type: ignore[union-attr]
-            for one in tree.traverse()
-            if one.type == "blob" and one.mode != 0o120000 and str(one.path).endswith(SUFFIX)  # type: ignore[union-attr]
-        }
-    return dict(sorted(found.items()))
 
 
 def working_sources(root: Path) -> dict[str, str]:
@@ -103,15 +120,18 @@ def settings_changed(code: Code, root: Path) -> list[str]:
 def text(content: bytes) -> str:
     """What Python would read: by the file's own encoding line, without its mark."""
     try:
-        encoding, _ = tokenize.detect_encoding(io.BytesIO(content).readline)
-        return content.decode(encoding)
+        return content.decode(_encoding(content))
     except (SyntaxError, UnicodeDecodeError):  # no Python; it is told where it matters
         return content.decode("latin-1")
 
 
-def _recorded(store: Store, code: Code, root: Path) -> dict[str, str]:
-    with find_commit(code, store, root) as repo:
-        return sources_at(repo, code)
+def as_bytes(source: str) -> bytes:
+    """The bytes that Python reads as that text."""
+    return source.encode(_encoding(source.encode("utf-8")))
+
+
+def _encoding(content: bytes) -> str:
+    return tokenize.detect_encoding(io.BytesIO(content).readline)[0]
 
 
 def _distance(
@@ -139,7 +159,7 @@ def _file_distance(path: str, base: str, working: str) -> tuple[int, int]:
 def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -> dict[str, str]:
     """The working tree, with files that the run does not import as they were; all of it if its script is not known."""
     was, now = Version(base), Version(edited)
-    entry = _entry(run, was)
+    entry = entry_of(run, was)
     found = dict(edited)
     if entry is None:
         return found
@@ -154,8 +174,8 @@ def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -
     return found
 
 
-def _entry(run: Run, version: Version) -> str | None:
-    """The file that was launched."""
+def entry_of(run: Run, version: Version) -> str | None:
+    """The file of a version that was launched; None if it is not there."""
     launch, root = run.launch, Path(run.code.root) if run.code else Path()
     module = launch.target.partition(":")[0].replace(".", "/")
     folder = Path(launch.folder or launch.cwd)

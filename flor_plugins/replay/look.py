@@ -1,0 +1,159 @@
+"""What is known of a predicate over one run: at which places it holds, and which values are missing to say so."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from flor_plugins.hooks.load import Found
+from flor_plugins.records import Level, Position, Run
+from flor_plugins.replay.due import Known, holding
+from flor_plugins.replay.epochs import epochs_of
+from flor_plugins.replay.givers import known_by
+from flor_plugins.replay.history import Hooks, of_today
+from flor_plugins.replay.narrow import Truth
+from flor_plugins.replay.places import Places, places_of
+from flor_plugins.store.frame import FIXED, metric_names, positions
+from flor_plugins.store.journal import read_run
+
+if TYPE_CHECKING:
+    from flor_plugins.store.where import Where
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """A predicate, and which of its names hooks compute. at_steps: those of them that are of each update."""
+
+    when: Where
+    metrics: tuple[str, ...] = ()
+    at_steps: frozenset[str] = frozenset()
+    digests: Hooks = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, when: Where, hooks: Sequence[Found]) -> Sought:
+        names = metric_names(when.names)
+        own = {one.name: one.way for one in hooks if one.kind == "metric" and one.name in names}
+        at_steps = frozenset(name for name, way in own.items() if way == "train")
+        return cls(when, tuple(own), at_steps, known_by(tuple(own), hooks))
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """An epoch, by the count that is reached when it is complete.
+
+    truth: does it hold anywhere in it? None: values are missing for that. at: the first place where it holds.
+    missing: the epochs in which they are to be computed. lacking: values are missing and can't be computed.
+    """
+
+    epoch: int
+    truth: Truth
+    at: Position | None
+    missing: frozenset[int]
+    lacking: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """A run as it is known now. level: of the places at which the predicate is asked for."""
+
+    units: tuple[Unit, ...]
+    level: Level
+
+
+@dataclass(frozen=True, slots=True)
+class _Values:
+    """What says whether a value is there, or can be. given_up: epochs that were asked for without avail."""
+
+    places: Places
+    present: Collection[tuple[str, Position]]
+    given_up: Collection[int]
+
+    def missing(self, needed: Iterable[tuple[str, Position]]) -> set[tuple[str, Position]]:
+        return {one for one in needed if one not in self.present}
+
+    def can_be(self, name: str, position: Position, *, at_step: bool) -> bool:
+        """Does a checkpoint lie there, or training lead there?"""
+        places, epoch = self.places, self.places.epoch_of(position)
+        if epoch not in places.ends or epoch in self.given_up:
+            return False
+        return (not at_step and position in places.saved) or (bool(places.starts) and places.starts[0] < position)
+
+
+def look(run: Run, sought: Sought, epochs: str | Sequence[int], given_up: Collection[int] = ()) -> Look:
+    """Read the journals of a run, and say for each of its epochs what they say. epochs: as `epochs_of` reads them."""
+    rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
+    known = Known(places_of(run, rows), rows)
+    places = known.places
+    level = _level(known, sought)
+    candidates = _candidates(places, level, epochs)
+    every = [one for ones in candidates.values() for one in ones]
+    possible = set(every)
+    for part in sought.when.parts:
+        if not metric_names(part.names) & set(sought.metrics):
+            possible &= holding(known, part, every, level)
+    holds = holding(known, sought.when, every, level)
+    values = _Values(places, {(name, row.position) for _, row in rows for name in row.values}, given_up)
+    return Look(tuple(_unit(epoch, ones, possible, holds, values, sought) for epoch, ones in candidates.items()), level)
+
+
+def _level(known: Known, sought: Sought) -> Level:
+    if sought.at_steps:
+        return "step"
+    names = metric_names(sought.when.names) - set(sought.metrics)
+    is_fine = any(row.level == "step" and row.phase != "test" and names & row.values.keys() for _, row in known.rows)
+    return "step" if is_fine else "epoch"
+
+
+def _candidates(places: Places, level: Level, epochs: str | Sequence[int]) -> dict[int, list[Position]]:
+    """The places at which the predicate is asked for, by their epoch, ascending; the last one may be unfinished."""
+    asked = None if epochs == "all" else set(epochs_of(epochs, places.ends))
+    found: dict[int, list[Position]] = {}
+    ends = (places.end_of(epoch) for epoch in sorted(places.ends) if epoch > 0)
+    for one in places.steps if level == "step" else ends:
+        epoch = places.epoch_of(one)
+        if asked is None or epoch in asked:
+            found.setdefault(epoch, []).append(one)
+    return found
+
+
+def _unit(
+    epoch: int,
+    candidates: Sequence[Position],
+    possible: Collection[Position],
+    holds: Collection[Position],
+    values: _Values,
+    sought: Sought,
+) -> Unit:
+    missing: set[int] = set()
+    lacking = False
+    at: Position | None = None
+    for one in candidates:
+        lacks = values.missing(_needed(one, values.places, sought)) if one in possible else set()
+        open_ = {(name, place) for name, place in lacks if values.can_be(name, place, at_step=name in sought.at_steps)}
+        lacking |= bool(lacks - open_)
+        missing |= {values.places.epoch_of(place) for _, place in open_}
+        if not missing and at is None and one in holds:
+            at = one
+    return Unit(epoch, None if missing and at is None else at is not None, at, frozenset(missing), lacking)
+
+
+def _needed(one: Position, places: Places, sought: Sought) -> set[tuple[str, Position]]:
+    """The values that decide at a place. Those of an epoch's end stand on all of its steps: see `Track.at_steps`."""
+    found: set[tuple[str, Position]] = set()
+    for name in sought.metrics:
+        if name in sought.at_steps:
+            found.add((name, one))
+        elif one.epoch in places.ends:
+            found.add((name, places.end_of(one.epoch)))
+    return found
+
+
+def values_at(run: Run, sought: Sought, level: Level, position: Position) -> dict[str, Any]:
+    """What the names of the predicate are at a place."""
+    rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
+    names = [name for name in sought.when.names if name not in FIXED]
+    for cells in positions(run, names, level, rows).to_dict("records"):
+        if cells["epoch"] == position.epoch and (level == "epoch" or cells["step"] == position.step):
+            return {str(name): cells[name] for name in names}
+    return {}

@@ -1,0 +1,216 @@
+"""The first place at which a predicate holds, run by run, without computing every place.
+
+A search is a few small replays, one after the other: each asks, of every run that is still open, for the epochs
+that say most about the rest (`narrow`), and what it has computed is read back as any other value. So a search
+goes on where an earlier one stopped, and values that are there already cost nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flor_plugins.hooks.load import scan
+from flor_plugins.records import Position, Run
+from flor_plugins.replay import ask, narrow, plan
+from flor_plugins.replay.look import Look, Sought, look, values_at
+from flor_plugins.store.columns import typed
+from flor_plugins.store.frame import FIXED
+from flor_plugins.store.layout import Store
+from flor_plugins.store.where import Where
+
+if TYPE_CHECKING:
+    import pandas
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What was asked. is_monotone: within a run, once it holds it goes on to hold. epochs: as `epochs_of` reads."""
+
+    when: str
+    is_monotone: bool
+    epochs: str | Sequence[int]
+    hooks: tuple[Path, ...]
+
+
+@dataclass(slots=True)
+class Finding:
+    """What a search knows of a run. asked: epochs that it asked for. evaluated: how many it looked into with hooks.
+
+    why: what keeps it from looking further, if so.
+    """
+
+    run: Run
+    look: Look
+    asked: set[int] = field(default_factory=set)
+    evaluated: int = 0
+    why: str = ""
+
+    @property
+    def at(self) -> Position | None:
+        """The first place where it holds, as far as is known."""
+        place = narrow.first_true([unit.truth for unit in self.look.units])
+        return None if place is None else self.look.units[place].at
+
+    def next_units(self, query: Query, count: int) -> tuple[int, ...]:
+        """Which of its units to look into next; none where it is decided, or can't be."""
+        if self.why:
+            return ()
+        known = [unit.truth for unit in self.look.units]
+        return narrow.next_places(known, is_monotone=query.is_monotone, count=count)
+
+    def detail(self, query: Query) -> str:
+        """What is to be known beside the answer."""
+        if self.why:
+            return self.why
+        units = self.look.units
+        hit = narrow.first_true([unit.truth for unit in units])
+        lacking = [unit.epoch for unit in units[:hit] if unit.lacking]
+        notes = [f"no value in epoch {_listed(lacking)}: no checkpoint leads there"] if lacking else []
+        not_since = [unit.epoch for unit in units[hit:] if unit.truth is False] if hit is not None else []
+        if query.is_monotone and not_since:
+            notes.append(f"not monotone: it does not hold in epoch {_listed(not_since)}")
+        return "; ".join([*notes, *(["holds nowhere"] if hit is None else [])])
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """A search: begun by reading what is there, done by `run`."""
+
+    store: Store
+    query: Query
+    sought: Sought
+    findings: tuple[Finding, ...]
+    answers: list[ask.Answer] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        return [line for answer in self.answers for line in answer.failures]
+
+    @property
+    def has_hook_failures(self) -> bool:
+        return any(outcome.hook_failures for answer in self.answers for outcome in answer.outcomes)
+
+    @property
+    def diverged(self) -> list[dict[str, Any]]:
+        """The passes that computed something else than what was recorded."""
+        return [row for answer in self.answers for row in answer.rows if row["verdict"] == "diverged"]
+
+    def run(self, *, workers: int = 1, engine: str = "local", progress: ask.Progress | None = None) -> None:
+        """Ask and ask again, until every run is decided or can't be. The rounds of a scan double.
+
+        workers, engine: as in `ask.execute`; raises its errors.
+        """
+        count = 2
+        while only := self._next(count):
+            runs = [one.run for one in self.findings if one.run.run_id in only]
+            made = plan.make(runs, self._request(only))
+            answer = ask.execute(self.store, runs, made, workers=workers, engine=engine, progress=progress)
+            self.answers.append(answer)
+            self._take(only, answer)
+            count *= 2
+
+    def estimate(self) -> tuple[int, float | None]:
+        """How many epochs it looks into at most, and about how many seconds that takes; None where unknown."""
+        count, seconds = 0, 0.0
+        every = {one.run.run_id: _missing(one, range(len(one.look.units))) for one in self.findings}
+        runs = [one.run for one in self.findings if every[one.run.run_id]]
+        if not runs:
+            return 0, 0.0
+        made = plan.make(runs, self._request({run.run_id: every[run.run_id] for run in runs}))
+        for task in made.tasks:
+            units = next(one.look.units for one in self.findings if one.run.run_id == task.run_id)
+            unknown = sum(unit.truth is None for unit in units)
+            most = narrow.at_most(unknown, is_monotone=self.query.is_monotone)
+            count += most
+            parts = [one.seconds for one in task.passes]
+            seconds += float("nan") if None in parts else sum(s or 0.0 for s in parts) * most / max(1, unknown)
+        return count, None if seconds != seconds else seconds
+
+    def frame(self) -> pandas.DataFrame:
+        """One row per run, the oldest first: run, name, epoch, step, the predicate's names, evaluated, first, detail.
+
+        epoch and step are missing where it holds nowhere, or where that can't be said. first: True for the
+        first run in which it holds.
+        """
+        import pandas
+
+        first = next((one for one in self.findings if one.at is not None), None)
+        rows = [self._row(one, is_first=one is first) for one in self.findings]
+        shown = [name for name in self.sought.when.names if name not in FIXED]
+        columns = {name: typed([row[name] for row in rows], str) for name in ("run", "name")}
+        columns |= {name: pandas.Series([row[name] for row in rows], dtype="Int64") for name in ("epoch", "step")}
+        columns |= {name: typed([_plain(row["values"].get(name)) for row in rows]) for name in shown}
+        columns["evaluated"] = pandas.Series([row["evaluated"] for row in rows], dtype="Int64")
+        columns["first"] = pandas.Series([row["first"] for row in rows], dtype=bool)
+        columns["detail"] = typed([row["detail"] for row in rows], str)
+        return pandas.DataFrame(columns)
+
+    # ---- inside
+
+    def _next(self, count: int) -> dict[str, set[int]]:
+        """run_id to the epochs that are to be computed now."""
+        found = {one.run.run_id: _missing(one, one.next_units(self.query, count)) for one in self.findings}
+        return {run_id: epochs for run_id, epochs in found.items() if epochs}
+
+    def _request(self, only: dict[str, set[int]]) -> plan.Request:
+        return plan.Request(self.sought.metrics, None, "all", self.query.hooks, only=only)
+
+    def _take(self, only: dict[str, set[int]], answer: ask.Answer) -> None:
+        """Read again what was asked for. What was asked and did not come is not asked again."""
+        tasks = {task.run_id for task in answer.plan.tasks}
+        failed = {outcome.task.run_id: outcome.failure for outcome in answer.outcomes}
+        for one in self.findings:
+            run_id = one.run.run_id
+            if run_id not in only:
+                continue
+            if run_id in tasks:
+                one.evaluated += sum(unit.missing <= only[run_id] and unit.truth is None for unit in one.look.units)
+            one.asked |= only[run_id]
+            one.why = answer.plan.skipped.get(run_id) or failed.get(run_id) or ""
+            one.look = look(one.run, self.sought, self.query.epochs, one.asked)
+
+    def _row(self, one: Finding, *, is_first: bool) -> dict[str, Any]:
+        at = one.at
+        return {
+            "run": one.run.run_id,
+            "name": one.run.name,
+            "epoch": at.epoch if at else None,
+            "step": at.step if at else None,
+            "values": values_at(one.run, self.sought, one.look.level, at) if at else {},
+            "evaluated": one.evaluated,
+            "first": is_first,
+            "detail": one.detail(self.query),
+        }
+
+
+def begin(store: Store, runs: Sequence[Run], query: Query) -> Search:
+    """Read what is known of the predicate. Nothing is run and nothing is written.
+
+    Raises WhereError for a wrong predicate, HookError for a hook file that can't be read, ReplayError for
+    epochs that can't be understood.
+    """
+    when = Where.parse(query.when)
+    hooks = [found for path in query.hooks for found in scan(path)]
+    sought = Sought.of(when, hooks)
+    plan.refuse_unknown(when, runs, sought.metrics)
+    ordered = sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.run_id)
+    return Search(store, query, sought, tuple(Finding(run, look(run, sought, query.epochs)) for run in ordered))
+
+
+def _missing(one: Finding, places: Sequence[int]) -> set[int]:
+    return {epoch for place in places for epoch in one.look.units[place].missing}
+
+
+def _listed(epochs: Sequence[int]) -> str:
+    return ", ".join(map(str, epochs[:5])) + (f" and {len(epochs) - 5} more" if len(epochs) > 5 else "")
+
+
+def _plain(value: Any) -> Any:
+    """A cell of a frame as the Python value that it was made of; None where it is missing."""
+    import pandas
+
+    value = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
+    return None if pandas.api.types.is_scalar(value) and pandas.isna(value) else value
