@@ -1,9 +1,12 @@
-"""Hindsight logging for PyTorch Lightning and Hugging Face Trainer.
+"""Hindsight logging for PyTorch Lightning, Hugging Face Trainer and hand-written loops.
 
     from flor_plugins.hf import FlorCallback            # or flor_plugins.lightning
     trainer = Trainer(..., callbacks=[FlorCallback()])
 
     import flor_plugins as flor
+    flor.checkpoints(net, optimizer)                    # a loop of one's own
+    for epoch in flor.loop("epoch", range(n)): ...
+
     flor.replay(["cf_matrix"], "cf_matrix.isna()")
     flor.dataframe("cf_matrix", "val_acc")
 
