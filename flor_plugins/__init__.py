@@ -1,9 +1,12 @@
-"""Hindsight logging for PyTorch Lightning and Hugging Face Trainer.
+"""Hindsight logging for PyTorch Lightning, Hugging Face Trainer and hand-written loops.
 
     from flor_plugins.hf import FlorCallback            # or flor_plugins.lightning
     trainer = Trainer(..., callbacks=[FlorCallback()])
 
     import flor_plugins as flor
+    flor.checkpoints(net, optimizer)                    # a loop of one's own
+    for epoch in flor.loop("epoch", range(n)): ...
+
     flor.replay(["cf_matrix"], "cf_matrix.isna()")
     flor.dataframe("cf_matrix", "val_acc")
 
@@ -18,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flor_plugins.api import checkpoint, dataframe, first, import_flordb, query, replay, runs, sql, upload, verify
+    from flor_plugins.hooks.arguments import arg
     from flor_plugins.hooks.live import log
     from flor_plugins.hooks.metric import Context, Metric, metric
+    from flor_plugins.loop.iterate import checkpointing, checkpoints, commit, loop
 
 _HOMES = {
     "runs": "flor_plugins.api",
@@ -33,14 +38,19 @@ _HOMES = {
     "import_flordb": "flor_plugins.api",
     "upload": "flor_plugins.api",
     "log": "flor_plugins.hooks.live",
+    "arg": "flor_plugins.hooks.arguments",
+    "loop": "flor_plugins.loop.iterate",
+    "checkpoints": "flor_plugins.loop.iterate",
+    "checkpointing": "flor_plugins.loop.iterate",
+    "commit": "flor_plugins.loop.iterate",
     "metric": "flor_plugins.hooks.metric",
     "Metric": "flor_plugins.hooks.metric",
     "Context": "flor_plugins.hooks.metric",
 }
 
 __all__ = [
-    "Context", "Metric", "checkpoint", "dataframe", "first", "import_flordb", "log", "metric", "query", "replay",
-    "runs", "sql", "upload", "verify",
+    "Context", "Metric", "arg", "checkpoint", "checkpointing", "checkpoints", "commit", "dataframe", "first",
+    "import_flordb", "log", "loop", "metric", "query", "replay", "runs", "sql", "upload", "verify",
 ]  # fmt: skip
 
 

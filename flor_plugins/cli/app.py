@@ -33,7 +33,7 @@ AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
 def record(
     target: Annotated[list[str], typer.Argument(help="RECIPE.yaml, or -- python train.py ...")],
     name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
-    framework: Annotated[str | None, typer.Option(help="lightning or hf; default: this command's.")] = None,
+    framework: Annotated[str | None, typer.Option(help="lightning, hf or loop; default: this command's.")] = None,
 ) -> None:
     """Train with the callback on: every version of a recipe, or a command."""
     from flor_plugins.cli import recording

@@ -46,6 +46,8 @@ def _command(target: list[str], name: str | None, framework: str) -> int:
             f"record runs a recipe or a python command, and was given {' '.join(target)!r}: "
             "flor-hf record recipes/bert.yaml, or flor-hf record -- python train.py --lr 0.1"
         )
+    if framework not in ("lightning", "hf", "loop"):
+        raise FlorError(f"record was given --framework {framework}; it is lightning, hf, or loop (of flor.loop)")
     kind, rest = ("module", words[2:]) if words[1] == "-m" else ("script", words[1:])
     if kind == "script" and not Path(rest[0]).is_file():
         raise FlorError(f"record was asked to run {rest[0]!r}; there is no such script in {Path.cwd()}")

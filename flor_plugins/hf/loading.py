@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from transformers import Trainer
 
 from flor_plugins.state import loaders, rng
@@ -35,40 +34,15 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     return {
         "now": rng.capture(),
         "generators": rng.capture_generators(generators(trainer)),
-        "loader": loader_state(trainer.callback_handler.train_dataloader),
+        "loader": loaders.loader_state(trainer.callback_handler.train_dataloader),
     }
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Put `capture`'s result back. RNG comes last: the rest may draw."""
-    restore_loader(trainer.callback_handler.train_dataloader, state["loader"])
+    loaders.restore_loader(trainer.callback_handler.train_dataloader, state["loader"])
     rng.restore_generators(generators(trainer), state["generators"])
     rng.restore(state["now"])
-
-
-def loader_state(loader: Any) -> dict[str, Any]:
-    """The counters of accelerate's loader and sampler (accelerate/data_loader.py, `SeedableRandomSampler`)."""
-    sampler = _sampler(loader)
-    generator = getattr(sampler, "generator", None)
-    return {
-        "iteration": getattr(loader, "iteration", None),
-        "epoch": getattr(sampler, "epoch", None),
-        "initial_seed": getattr(sampler, "initial_seed", None),
-        "generator": None if generator is None else generator.get_state(),
-    }
-
-
-def restore_loader(loader: Any, state: Mapping[str, Any]) -> None:
-    """Put `loader_state`'s result back."""
-    sampler = _sampler(loader)
-    if state["iteration"] is not None:
-        loader.iteration = state["iteration"]
-    if state["initial_seed"] is not None:
-        sampler.initial_seed, sampler.epoch = state["initial_seed"], state["epoch"]
-    if state["generator"] is not None:
-        if sampler.generator is None:
-            sampler.generator = torch.Generator()
-        sampler.generator.set_state(state["generator"])
 
 
 def is_exhausted(trainer: Trainer) -> bool:
@@ -137,11 +111,3 @@ def end_workers(trainer: Trainer) -> None:
 def _base(loader: Any) -> Any:
     """torch's loader below accelerate's."""
     return getattr(loader, "base_dataloader", loader)
-
-
-def _sampler(loader: Any) -> Any:
-    """The sampler below accelerate's shards (accelerate/data_loader.py, `BatchSamplerShard`)."""
-    batches = getattr(loader, "batch_sampler", None)
-    while batches is not None and hasattr(batches, "batch_sampler"):
-        batches = batches.batch_sampler
-    return getattr(batches, "sampler", None)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 _sink: ContextVar[Callable[[str, Any], None] | None] = ContextVar("flor_sink", default=None)
 
 
-def log(name: str, value: Any) -> None:
-    """Log a value at the present position of the training that is being recorded.
+def log(name: str, value: T) -> T:
+    """Log a value at the present position of the training that is being recorded; returns the value.
 
     value: int, float, bool, str, nested lists, numpy or torch arrays of them. In a replay the
     value is recomputed and compared. Outside a recording or a replay this does nothing, so
@@ -20,6 +22,7 @@ def log(name: str, value: Any) -> None:
     sink = _sink.get()
     if sink is not None:
         sink(name, value)
+    return value
 
 
 def connect(sink: Callable[[str, Any], None] | None) -> None:

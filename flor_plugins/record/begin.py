@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flor_plugins.errors import FlorError
-from flor_plugins.hooks import live
+from flor_plugins.hooks import arguments, live
 from flor_plugins.record import environment, obstacles, resume, snapshot
 from flor_plugins.record.options import Options
 from flor_plugins.record.recorder import FlorWarning, Recorder, now
-from flor_plugins.records import Code, Launch, Run, Timing
+from flor_plugins.records import Code, Framework, Launch, Run, Timing
 from flor_plugins.state import processes
 from flor_plugins.store import runs
 from flor_plugins.store.files import make_folder
@@ -23,7 +24,7 @@ from flor_plugins.store.layout import Store, find_store, new_id, store_in
 
 
 def begin(
-    framework: Literal["lightning", "hf"],
+    framework: Framework,
     options: Options,
     params: Callable[[], Mapping[str, Any]],
     launch: Launch | None = None,
@@ -39,7 +40,7 @@ def begin(
         start = Path(launched.folder or launched.cwd)
         if launched.kind == "script":
             start = Path(launched.target).parent
-        store = find_store(start) if options.store is None else store_in(options.store)
+        store = find_store(start) if options.store is None else store_in(os.fspath(options.store))
         store.make()
         recorder = _recorder(store, framework, options, params, launched, start)
         runs.save_run(recorder.run)
@@ -60,7 +61,7 @@ def warn(what: str) -> None:
 
 def _recorder(
     store: Store,
-    framework: Literal["lightning", "hf"],
+    framework: Framework,
     options: Options,
     params: Callable[[], Mapping[str, Any]],
     launched: Launch,
@@ -87,7 +88,7 @@ def _recorder(
 
 def _first_run(
     store: Store,
-    framework: Literal["lightning", "hf"],
+    framework: Framework,
     options: Options,
     params: Mapping[str, Any],
     launched: Launch,
@@ -121,7 +122,7 @@ def _first_run(
         path=path,
         tags=tuple(options.tags),
         environment={**environment.environment(), "job": resume.job()},
-        params=dict(params),
+        params={**params, **environment.flatten("", arguments.read())},
         timing=Timing(build_s=environment.seconds_since_start()),
         gaps=tuple(gaps),
         obstacles=tuple(obstacles.of_launch(launched, code, why)),

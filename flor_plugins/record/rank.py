@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from flor_plugins.hooks import live
 from flor_plugins.record.begin import begin, warn
 from flor_plugins.record.options import Options
 from flor_plugins.record.recorder import Recorder
 from flor_plugins.record.resume import Resumption
-from flor_plugins.records import Launch, Position, Run
+from flor_plugins.records import Framework, Launch, Position, Run
 from flor_plugins.state import processes
 from flor_plugins.store import ranks, runs
 
@@ -51,7 +51,7 @@ class RankRecorder(Recorder):
 
 
 def begin_together(
-    framework: Literal["lightning", "hf"],
+    framework: Framework,
     options: Options,
     params: Callable[[], Mapping[str, Any]],
     launch: Launch | None,

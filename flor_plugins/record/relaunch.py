@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 from flor_plugins.errors import FlorError
+from flor_plugins.hooks import arguments
 from flor_plugins.record.resume import VARIABLE
 from flor_plugins.records import Launch, Run
+from flor_plugins.store.runs import plain
 
 _START = "flor_plugins.record.start"
 
@@ -44,6 +47,8 @@ def environment(run: Run, moved: Mapping[str, str] | None = None) -> dict[str, s
     """The variables of the relaunched process: the present ones, the recorded ones, and which run it goes on with."""
     recorded = {name: value for name, value in run.launch.env.items() if not _of_a_process(name)}
     found = {**os.environ, **recorded, VARIABLE: run.run_id, "FLOR_DIR": str(run.path.parents[1])}
+    if run.framework == "loop":  # its parameters are what flor.arg gave, random defaults among them
+        found[arguments.VARIABLE] = json.dumps(plain(dict(run.params)))
     if moved:
         copies = [_moved(run.launch.cwd, moved), *found.get("PYTHONPATH", "").split(os.pathsep)]
         found["PYTHONPATH"] = os.pathsep.join(_moved(copy, moved) for copy in copies if copy)

@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.errors import FlorError, RecipeError
+from flor_plugins.errors import FlorError, MissingDependency, RecipeError
 from flor_plugins.recipe import build_trainer, load_recipe
 from flor_plugins.record import environment
+from flor_plugins.record.expected import expect, expected_runs
 from flor_plugins.records import Launch
 
 
@@ -25,10 +27,7 @@ def recipe(path: Path, version: str) -> None:
     asked = load_recipe(path)
     params = asked.params_of(version)
     launched = environment.launch()
-    built = build_trainer(asked.folder, asked.trainer, params)
-    framework = _framework_of(built, asked.trainer)
-    callback = import_module(f"flor_plugins.{framework}").FlorCallback(version, project=asked.name)
-    callback.launch = Launch(
+    launch = Launch(
         kind="recipe",
         target=asked.trainer,
         cwd=launched.cwd,
@@ -37,30 +36,30 @@ def recipe(path: Path, version: str) -> None:
         params=params,
         recipe=str(asked.path),
     )
+    expect(launch, version, asked.name)  # of a function that trains by itself, with flor.loop
+    built = build_trainer(asked.folder, asked.trainer, params)
+    if built is None and expected_runs():
+        return
+    framework = _framework_of(built, asked.trainer)
+    callback = import_module(f"flor_plugins.{framework}").FlorCallback(version, project=asked.name)
+    callback.launch = launch
     import_module(f"flor_plugins.{framework}.intercept").train(built, callback)
 
 
 def command(kind: str, framework: str, name: str, target: str, arguments: list[str]) -> None:
-    """Run a script or a module; every trainer that it trains gets a FlorCallback."""
-    adapter = import_module(f"flor_plugins.{framework}.intercept")
-    made = import_module(f"flor_plugins.{framework}").FlorCallback
+    """Run a script or a module; every trainer that it trains gets a FlorCallback. Hand-written loops need none."""
     folder = Path(target).resolve().parent if kind == "script" else Path.cwd()
     launched = environment.launch()
-
-    def callback() -> Any:
-        one = made(name or None)
-        one.launch = Launch(
-            kind="script" if kind == "script" else "module",
-            target=str(Path(target).resolve()) if kind == "script" else target,
-            argv=tuple(arguments),
-            cwd=launched.cwd,
-            env=launched.env,
-            folder=str(folder),
-            injected=True,
-        )
-        return one
-
-    adapter.put_on(callback)
+    launch = Launch(
+        kind="script" if kind == "script" else "module",
+        target=str(Path(target).resolve()) if kind == "script" else target,
+        argv=tuple(arguments),
+        cwd=launched.cwd,
+        env=launched.env,
+        folder=str(folder),
+    )
+    expect(launch, name or None)
+    missing = None if framework == "loop" else _put_on(framework, name, launch)
     sys.argv = [target, *arguments]
     if kind == "script":
         sys.path.insert(0, str(folder))
@@ -69,6 +68,24 @@ def command(kind: str, framework: str, name: str, target: str, arguments: list[s
         if not sys.flags.safe_path:  # else the code is a copy that lies elsewhere, see record/relaunch.py
             sys.path.insert(0, os.getcwd())
         runpy.run_module(target, run_name="__main__", alter_sys=True)
+    if missing is not None and not expected_runs():
+        raise missing
+
+
+def _put_on(framework: str, name: str, launch: Launch) -> MissingDependency | None:
+    """What is missing for it is said when the script has ended: one with a hand-written loop needs no trainer."""
+    try:
+        made = import_module(f"flor_plugins.{framework}").FlorCallback
+    except MissingDependency as error:
+        return error
+
+    def callback() -> Any:
+        one = made(name or None)
+        one.launch = replace(launch, injected=True)
+        return one
+
+    import_module(f"flor_plugins.{framework}.intercept").put_on(callback)
+    return None
 
 
 def _framework_of(built: Any, target: str) -> str:
@@ -78,7 +95,7 @@ def _framework_of(built: Any, target: str) -> str:
         return "hf"
     raise RecipeError(
         f"{target} returned {type(built).__name__}; return a transformers.Trainer, "
-        "or (lightning Trainer, module, data)"
+        "or (lightning Trainer, module, data), or train in it with flor.loop"
     )
 
 

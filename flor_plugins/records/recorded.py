@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 Phase = Literal["train", "validation", "test"]
 Level = Literal["epoch", "step"]
+Framework = Literal["lightning", "hf", "loop", "flordb"]
 Way = Literal["state", "validate", "train"]
 Grade = Literal["exact", "close", "diverged", "unverified"]
 RunStatus = Literal["running", "finished", "failed", "killed"]
@@ -156,7 +157,7 @@ class Run:
     run_id: str
     name: str
     project: str
-    framework: Literal["lightning", "hf", "flordb"]
+    framework: Framework
     status: RunStatus
     started_at: str
     launch: Launch

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
-from flor_plugins.hooks import live
+from flor_plugins.hooks import arguments, live
 from flor_plugins.records import Edited, Method, Pass, Position, Run, Stretch, Task
 from flor_plugins.replay import guard_writes, lifeline
 from flor_plugins.replay.isolate import isolate
@@ -39,6 +39,10 @@ if TYPE_CHECKING:
 
 class ReplayDone(BaseException):
     """Ends the script once all positions are done; what stands after fit is not run."""
+
+
+class StartAgain(BaseException):
+    """Ends the script, which is to be started once more."""
 
 
 def main(task_file: str, events_fd: int) -> int:
@@ -85,18 +89,43 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: in
     if order["is_alone"]:
         trainers.train_alone()
     trainers.intercept(fits.arrived, inject=run.launch.injected)
+    arguments.recorded(run.params)
     guard_writes.guard_extensions()
-    try:
-        _launch(run, sandbox, folder, trainers)
-    except ReplayDone:
-        session.finish()
-        return session
-    except SystemExit as error:
-        if fits.met:
-            session.finish()
-            return session
-        raise ReplayError(_never_met(run, fits.count) + f" (it exited with {error.code!r})") from error
-    raise ReplayError(_never_met(run, fits.count))
+    _until_done(run, sandbox, lambda: _launch(run, sandbox, folder, trainers), fits)
+    session.finish()
+    return session
+
+
+def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: _Fits) -> None:
+    """Start the script; once more where a hand-written loop was left by the script before all was done."""
+    while not fits.is_done:
+        fits.count = 0
+        try:
+            launch()
+        except ReplayDone:
+            return
+        except StartAgain:
+            pass
+        except SystemExit as error:
+            if fits.met and fits.follower is None:
+                return
+            if not fits.met:
+                raise ReplayError(_never_met(run, fits.count) + f" (it exited with {error.code!r})") from error
+        except Exception:
+            if not fits.was_left:  # else it is what had ended the recorded training, too
+                raise
+        if not fits.was_left:
+            raise ReplayError(_never_met(run, fits.count))
+        import_module("flor_plugins.state.processes").leave()
+        _forget_modules(sandbox)
+
+
+def _forget_modules(sandbox: Path) -> None:
+    """The script's own modules are imported anew when it is started again."""
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and name != "__main__" and Path(file).is_relative_to(sandbox):
+            del sys.modules[name]
 
 
 class _Fits:
@@ -106,14 +135,31 @@ class _Fits:
         self.run, self.adapter, self.session, self.store, self.rank = run, adapter, session, store, rank
         self.count = 0
         self.met = False
+        self.follower: Any = None  # of a hand-written loop
+
+    @property
+    def is_done(self) -> bool:
+        """Is a hand-written loop replayed?"""
+        return self.follower is not None and self.follower.is_done
+
+    @property
+    def was_left(self) -> bool:
+        """Has the script left such a loop by itself: with its `break`, or with the error of the recording?"""
+        return self.follower is not None and (self.follower.is_done or self.follower.wants_again)
 
     def arrived(self, trainer: Any, go: Callable[[], Any]) -> Any:
         number, self.count = self.count, self.count + 1
         if number == self.run.launch.call:
             self.met = True
             replace_methods(self.session.task.methods, self.run.launch)
-            self.adapter.drive(trainer, go, self.session)
-            raise ReplayDone
+            if self.follower is not None:
+                self.follower.begin_again(*trainer)
+                return self.follower
+            self.follower = self.adapter.drive(trainer, go, self.session)
+            if self.follower is None:
+                raise ReplayDone
+            self.follower.ends_with(ReplayDone, StartAgain)  # a hand-written loop: only the script can run its body
+            return self.follower
         earlier = [
             run
             for run in list_runs(self.store)
@@ -199,8 +245,11 @@ def _launch(run: Run, sandbox: Path, folder: Path, trainers: ModuleType) -> None
     if launch.kind == "recipe":
         from flor_plugins.recipe import build_trainer
 
+        built = build_trainer(folder, launch.target, dict(launch.params))
+        if run.framework == "loop":
+            return  # it has trained by itself
         callback = import_module(f"flor_plugins.{run.framework}").FlorCallback(name=run.name)
-        trainers.train(build_trainer(folder, launch.target, dict(launch.params)), callback)
+        trainers.train(built, callback)
     elif launch.kind == "module":
         sys.path.insert(0, os.getcwd())
         runpy.run_module(launch.target, run_name="__main__", alter_sys=True)

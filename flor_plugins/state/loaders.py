@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
+
 from flor_plugins.state import rng
 
 
@@ -53,3 +55,39 @@ def once(act: Callable[[], Any]) -> Callable[[], None]:
             act()
 
     return run
+
+
+# ---- the counters of accelerate's loaders
+
+
+def loader_state(loader: Any) -> dict[str, Any]:
+    """The counters of accelerate's loader and sampler (accelerate/data_loader.py, `SeedableRandomSampler`)."""
+    sampler = _sampler(loader)
+    generator = getattr(sampler, "generator", None)
+    return {
+        "iteration": getattr(loader, "iteration", None),
+        "epoch": getattr(sampler, "epoch", None),
+        "initial_seed": getattr(sampler, "initial_seed", None),
+        "generator": None if generator is None else generator.get_state(),
+    }
+
+
+def restore_loader(loader: Any, state: Mapping[str, Any]) -> None:
+    """Put `loader_state`'s result back."""
+    sampler = _sampler(loader)
+    if state["iteration"] is not None:
+        loader.iteration = state["iteration"]
+    if state["initial_seed"] is not None:
+        sampler.initial_seed, sampler.epoch = state["initial_seed"], state["epoch"]
+    if state["generator"] is not None:
+        if sampler.generator is None:
+            sampler.generator = torch.Generator()
+        sampler.generator.set_state(state["generator"])
+
+
+def _sampler(loader: Any) -> Any:
+    """The sampler below accelerate's shards (accelerate/data_loader.py, `BatchSamplerShard`)."""
+    batches = getattr(loader, "batch_sampler", None)
+    while batches is not None and hasattr(batches, "batch_sampler"):
+        batches = batches.batch_sampler
+    return getattr(batches, "sampler", None)

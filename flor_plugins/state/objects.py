@@ -43,7 +43,7 @@ def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
     known: `parts` of the model that is being trained: they are saved elsewhere.
     """
     return {
-        "attributes": {name: value for name, value in vars(owner).items() if _is_state(value, known)},
+        "attributes": {name: value for name, value in vars(owner).items() if is_state(value, known)},
         "generators": rng.capture_generators(_generators(owner)),
         "modules": {
             name: {"weights": part.state_dict(), "rest": module_state.capture(part)}
@@ -64,7 +64,8 @@ def restore(owner: Any, state: dict[str, Any]) -> None:
             module_state.restore(part, state["modules"][name]["rest"])
 
 
-def _is_state(value: Any, known: Collection[int]) -> bool:
+def is_state(value: Any, known: Collection[int] = ()) -> bool:
+    """Is it plain data that a State can give back? known: `parts` of the model, of which nothing is plain data."""
     if isinstance(value, str) and os.sep in value:
         return False  # a path is another one in the sandbox of a replay
     # A view of a weight (`p.data`) has to stay one.

@@ -1,0 +1,99 @@
+"""The State of a hand-written loop: what `capture` saves, `restore` loads.
+
+Both belong to the same moment: the entry of the main loop's `__next__`, when the body of the last iteration is over and
+nothing of the next one is drawn; inside an epoch, that of an inner loop's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from flor_plugins.errors import ReplayError
+from flor_plugins.loop import loading
+from flor_plugins.loop.registered import Registered, set_content
+from flor_plugins.loop.trail import Trail
+from flor_plugins.state import module as module_state
+from flor_plugins.state import objects, reducer, weights
+from flor_plugins.state import optimizer as optimizer_state
+
+MODEL, OPTIMIZER, LOOP, MODULE, RNG = "model", "optimizer", "loop", "module", "rng"
+
+
+def capture(
+    registered: Registered,
+    found: loading.Sources,
+    trail: Trail,
+    variables: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The sections of a State, at the moment that `trail` has come to. values: logged ones that have no row yet."""
+    modules, main = registered.modules(), registered.main
+    known = known_parts(registered)
+    others = {name: one for name, one in modules.items() if main is None or name != main[0]}
+    return {
+        MODEL: registered.model.state_dict(),
+        OPTIMIZER: [one.state_dict() for one in registered.optimizers().values()],
+        LOOP: {
+            **trail.place(),
+            "modules": {name: one.state_dict() for name, one in others.items()},
+            "states": {name: one.state_dict() for name, one in registered.stateful().items()},
+            "contents": registered.contents(),
+            "owners": {name: objects.capture(one, known) for name, one in registered.owners().items()},
+            "gradient_order": [reducer.capture(one) for one in registered.distributed()],
+            "variables": variables,
+            "values": values,
+        },
+        # Gradients may live on from one update to the next: nobody knows when the body sets them to zero.
+        MODULE: {name: module_state.capture(one, gradients=True) for name, one in modules.items()},
+        RNG: {**loading.capture(found), **trail.moments()},
+    }
+
+
+def restore(registered: Registered, found: loading.Sources, sections: Mapping[str, Any]) -> None:
+    """Put a State into the objects, which stand at the same moment. RNG comes last: the rest may draw."""
+    held, modules = sections[LOOP], registered.modules()
+    for one, order in zip(registered.distributed(), held["gradient_order"], strict=True):
+        reducer.restore(one, order)
+    restore_weights(registered, sections)
+    for name, state in held["modules"].items():
+        _load(modules[name], state)
+    for one, state in zip(registered.optimizers().values(), sections.get(OPTIMIZER, ()), strict=False):
+        optimizer_state.restore(one, state)
+    for name, state in sections[MODULE].items():
+        module_state.restore(modules[name], {**state, **copy.deepcopy({n: state[n] for n in _GIVEN_AWAY})})
+    for name, one in registered.stateful().items():
+        one.load_state_dict(copy.deepcopy(held["states"][name]))
+    for name, one in registered.contents().items():
+        set_content(one, copy.deepcopy(held["contents"][name]))
+    for name, one in registered.owners().items():
+        objects.restore(one, held["owners"][name])
+    loading.restore(found, sections[RNG])
+
+
+_GIVEN_AWAY = ("attributes", "parts", "metrics")  # a State may be restored twice, and these are handed over as they are
+
+
+def restore_weights(registered: Registered, sections: Mapping[str, Any]) -> None:
+    """Only the main module's weights and buffers, in place. Raises ReplayError where they do not fit."""
+    _load(registered.model, sections[MODEL])
+
+
+def known_parts(registered: Registered) -> set[int]:
+    """What tells that something belongs to a registered module."""
+    return {part for one in registered.modules().values() for part in objects.parts(one)}
+
+
+def _load(module: nn.Module, state: Mapping[str, Any]) -> None:
+    if weights.copy_into(module, state):
+        return
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise ReplayError(
+            f"the weights of a checkpoint were to be loaded into a {type(module).__name__} and do not fit: {error}. "
+            f"Let the script build the model that was trained."
+        ) from error

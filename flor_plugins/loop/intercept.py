@@ -1,0 +1,29 @@
+"""Meeting a hand-written loop at its first item, in a worker process, to replay it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+from flor_plugins.loop.stage import Follower, Level, Stage, stage
+
+Begun = tuple[Stage, Level]
+
+
+def intercept(arrived: Callable[[Begun, Callable[[], Any]], Any], *, inject: bool) -> None:
+    """From now on every recorded main loop of this process goes to `arrived((stage, loop), go)`.
+
+    It returns who follows the loop, or None. inject: of no meaning here: a script names its loops itself. Called once.
+    """
+
+    def begin(on: Stage, main: Level) -> Follower | None:
+        return arrived((on, main), lambda: None)
+
+    stage().begin = begin
+
+
+def train_alone() -> None:
+    """From now on no script of this process trains with others: what it is told is that it is alone."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
+        del os.environ[name]  # `accelerate launch` says so what it was told to use

@@ -1,0 +1,127 @@
+"""What of a hand-written loop keeps it from being replayed bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader
+
+from flor_plugins.loop.registered import Registered, unwrapped
+from flor_plugins.loop.variables import Frames, Variables, scopes
+from flor_plugins.record import attributes, obstacles
+from flor_plugins.records import Obstacle
+from flor_plugins.state import loaders
+
+OF_MODULE = "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
+_SHARDED = ("FullyShardedDataParallel", "DeepSpeedEngine")
+
+
+def of_nothing() -> Obstacle:
+    """Nothing was registered."""
+    return Obstacle(
+        "none",
+        "flor.checkpoints(...) was not called before the loop: values are recorded, and no State",
+        "call flor.checkpoints(net, optimizer) before the main loop",
+    )
+
+
+def of_outgrown(registered: Registered, variables: Variables, frames: Frames) -> Iterator[Obstacle]:
+    """Variables that have grown since the loop began, and of which no State keeps what is in them."""
+    known, held = _known(registered), dict(scopes(frames))
+    for scope, name in variables.outgrown(frames):
+        if id(held[scope][name]) not in known:
+            yield Obstacle(
+                "partial",
+                f"{_place(scope)} keeps in `{name}` what grows, and is too large to be kept unasked or not plain data",
+                f"flor.checkpoints(..., {name}={name}), if the training depends on it",
+            )
+
+
+def obstacles_of(registered: Registered, frames: Frames) -> list[Obstacle]:
+    """What is known to break exactness of this training. It draws, copies and changes nothing."""
+    parameter = next(registered.model.parameters(), None)
+    device = torch.device("cpu") if parameter is None else parameter.device
+    return [
+        *obstacles.of_kernels(device),
+        *_of_strategy(registered),
+        *(found for name, one in _loaders(registered, frames).items() for found in _of_loader(name, one)),
+        *_of_modules(registered),
+        *_of_variables(registered, frames),
+    ]
+
+
+def _of_strategy(registered: Registered) -> Iterator[Obstacle]:
+    for name, one in registered.objects.items():
+        kind = next((kind.__name__ for kind in type(one).__mro__ if kind.__name__ in _SHARDED), None)
+        if kind is not None:
+            yield obstacles.of_sharding(f"{kind} ({name})")
+
+
+def _loaders(registered: Registered, frames: Frames) -> dict[str, Any]:
+    found = dict(registered.loaders())
+    if registered.val_dataloader is not None:
+        found["val_dataloader"] = registered.val_dataloader
+    for _, held in scopes(frames):
+        found |= {name: one for name, one in held.items() if isinstance(one, DataLoader)}
+    return {name: one for name, one in found.items() if isinstance(one, DataLoader)}
+
+
+def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
+    role = "validation" if name.lower().startswith(("val", "eval", "test")) else "training"
+    yield from obstacles.of_loader(role, loader)
+    if role == "training" and loaders.has_persistent_workers(getattr(loader, "base_dataloader", loader)):
+        yield Obstacle(
+            "partial",
+            f"`{name}` has persistent_workers=True: random numbers that its workers draw go on from epoch to epoch, "
+            f"and their state is not recorded",
+            "use persistent_workers=False",
+        )
+
+
+def _of_modules(registered: Registered) -> Iterator[Obstacle]:
+    known = _known(registered)
+    for one in registered.modules().values():
+        yield from attributes.of_modules(one, known, OF_MODULE)
+
+
+def _known(registered: Registered) -> frozenset[int]:
+    parts = [part for one in registered.modules().values() for part in one.modules()]
+    raw = registered.optimizers().values()
+    return frozenset(map(id, [*registered.objects.values(), *raw, *parts]))
+
+
+def _of_variables(registered: Registered, frames: Frames) -> Iterator[Obstacle]:
+    """Variables of the loop's functions that hold state which nobody registered."""
+    known = _known(registered)
+    for scope, held in scopes(frames):
+        for name, one in list(held.items()):
+            kind = "" if id(one) in known else _kind(one, known)
+            if kind:
+                yield Obstacle(
+                    "partial",
+                    f"{_place(scope)} keeps {kind} in `{name}`, which flor.checkpoints was not given",
+                    f"flor.checkpoints(..., {name}={name})",
+                )
+
+
+def _place(scope: str) -> str:
+    return "the script" if scope.startswith("<") else f"{scope}()"
+
+
+def _kind(one: Any, known: frozenset[int]) -> str:
+    if isinstance(one, nn.Module):
+        is_trained = any(p.requires_grad for p in one.parameters()) and id(unwrapped(one)) not in known
+        return f"a module that is trained ({type(one).__name__})" if is_trained else ""
+    if isinstance(one, Optimizer | LRScheduler):
+        inner = getattr(one, "optimizer", None) if isinstance(one, Optimizer) else None
+        return "" if id(inner) in known else f"{type(one).__name__}"
+    if isinstance(one, torch.amp.grad_scaler.GradScaler):
+        return type(one).__name__ if one.is_enabled() else ""
+    if attributes.is_iterator(one) and not isinstance(one, type):
+        return f"an iterator ({type(one).__name__})"
+    return ""

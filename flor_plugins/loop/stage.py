@@ -1,0 +1,181 @@
+"""Which loops run at present, and who follows them: a recording, a replay, or nobody.
+
+A `for` statement tells nobody that it was left. Its iterator is let go of at once when it is (CPython clears it off
+the frame's stack, for `break`, `return` and exceptions alike); where somebody still holds it, the loop is over when
+one around it goes on, or one of the same name begins.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+from typing import Any, Protocol
+
+from flor_plugins.loop import variables
+from flor_plugins.loop.registered import Registered
+from flor_plugins.records import Phase
+
+# What a frame does last when it leaves a loop without an exception.
+_AT_WILL = ("POP_TOP", "POP_ITER", "END_FOR", "SWAP", "RETURN", "STORE", "DELETE", "COPY")
+
+
+@dataclass(slots=True, eq=False)
+class Level:
+    """One loop that runs. count: items it has given. source: its iterator, once it is needed.
+
+    code: of the function whose `for` it is. is_direct: that `for` has the iterator itself. iteration: the iterator that
+    it has, if that is still there. shown: items that went through it.
+    """
+
+    name: str
+    iterable: Any
+    phase: Phase
+    code: CodeType
+    count: int = 0
+    source: Iterator[Any] | None = None
+    is_main: bool = False
+    is_over: bool = False
+    is_direct: bool = True
+    iteration: Callable[[], Any] = lambda: None
+    shown: int = 0
+
+
+class Follower(Protocol):
+    """Who follows the loops of one run."""
+
+    def next_epoch(self, main: Level) -> Any:
+        """The main loop's next item; StopIteration when there is none."""
+
+    def begins(self, inner: Level) -> None:
+        """A loop inside the main one is about to give its first item."""
+
+    def next_item(self, inner: Level) -> Any:
+        """An inner loop's next item; StopIteration when there is none."""
+
+    def over(self, inner: Level) -> None:
+        """An inner loop has ended, however."""
+
+    def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
+        """The main loop was left before its end, at `frame`; by_error: None where nobody knows."""
+
+    def block_over(self, error: BaseException | None) -> None:
+        """The block of `with flor.checkpoints(...)` has ended, or `flor.commit()` was called."""
+
+
+@dataclass(slots=True)
+class Stage:
+    """begin: asked at each main loop who follows it; None for nobody. calls: main loops so far.
+
+    options: as `options_of` takes them. early: what was logged between `flor.checkpoints` and the main loop.
+    recent: the recording of the last main loop.
+    """
+
+    begin: Callable[[Stage, Level], Follower | None]
+    registered: Registered = field(default_factory=Registered)
+    options: dict[str, Any] = field(default_factory=dict)
+    follower: Follower | None = None
+    levels: list[Level] = field(default_factory=list)
+    early: dict[str, Any] = field(default_factory=dict)
+    calls: int = 0
+    recent: Any = None
+
+    def enter(self, level: Level) -> bool:
+        """A loop takes its first item. False: nobody follows it."""
+        same = next((index for index, one in enumerate(self.levels) if one.name == level.name), None)
+        if same is not None:  # a loop is not nested in itself: that one was left, and somebody holds its iterator
+            self._drop(same)
+        if not self.levels:
+            if level.phase != "train":
+                return False
+            level.is_main = True
+            self.follower = self.begin(self, level)
+            self.calls += 1
+        if self.follower is None:
+            return False
+        self.levels.append(level)
+        if not level.is_main:
+            self.follower.begins(level)
+        return True
+
+    def advance(self, level: Level) -> Any:
+        """The next item of a loop; those inside it are over."""
+        if level not in self.levels or self.follower is None:  # its run has ended
+            return next(source_of(level))
+        self._drop(self.levels.index(level) + 1)
+        try:
+            return self.follower.next_epoch(level) if level.is_main else self.follower.next_item(level)
+        except BaseException:
+            self.ended(level)
+            raise
+
+    def ended(self, level: Level) -> None:
+        """It has no more items, or its run is over."""
+        if level in self.levels:
+            self._drop(self.levels.index(level) + 1)
+            self.levels.remove(level)
+            if not level.is_main and self.follower is not None:
+                self.follower.over(level)
+
+    def left(self, level: Level, frame: FrameType) -> None:
+        """Its iterator was let go of."""
+        if level not in self.levels or self.follower is None:
+            return
+        if level.is_main:
+            self._drop(1)
+            self.levels.clear()
+            at = variables.users_frame(frame) or frame  # below a generator that went over the loop, as tqdm's
+            self.follower.left(level, _by_error(level, at), at)
+        else:
+            self.ended(level)
+
+    def _drop(self, index: int) -> None:
+        while len(self.levels) > index:
+            level = self.levels.pop()
+            if self.follower is not None and not level.is_main:
+                self.follower.over(level)
+
+
+_stage: ContextVar[Stage | None] = ContextVar("flor_stage", default=None)
+
+
+def stage() -> Stage:
+    """That of this thread."""
+    found = _stage.get()
+    if found is None:
+        from flor_plugins.loop.recording import begin
+
+        found = Stage(begin)
+        _stage.set(found)
+    return found
+
+
+def source_of(level: Level) -> Iterator[Any]:
+    """Its iterator, made when it is first needed."""
+    if level.source is None:
+        level.source = iter(level.iterable)
+    return level.source
+
+
+def phase_of(name: str) -> Phase:
+    """What a loop of that name does."""
+    if name.lower().startswith("test"):
+        return "test"
+    return "validation" if name.lower().startswith(("val", "eval")) else "train"
+
+
+def _by_error(level: Level, frame: FrameType) -> bool | None:
+    """Was it left by an exception? Read off the instruction at which its frame stands."""
+    if frame.f_code is not level.code or frame.f_lasti < 0:
+        return None
+    name = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+    return not name.startswith(_AT_WILL)
+
+
+def users_code(frame: FrameType) -> CodeType:
+    """Of the function whose `for` asks for an item."""
+    found = variables.users_frame(frame)
+    return (found or sys._getframe(1)).f_code

@@ -1,0 +1,40 @@
+"""What a recording that the script itself begins is to be called: said by the process that started the script."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+
+from flor_plugins.records import Launch
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """launch: how the training was started. name, project: of its runs, where the script does not say.
+
+    begun: ids of the runs that came of it.
+    """
+
+    launch: Launch
+    name: str | None = None
+    project: str | None = None
+    begun: list[str] = field(default_factory=list)
+
+
+_expected: ContextVar[Expected | None] = ContextVar("flor_expected", default=None)
+
+
+def expect(launch: Launch, name: str | None = None, project: str | None = None) -> None:
+    """From now on, trainings of this process that record themselves were started so."""
+    _expected.set(Expected(launch, name, project))
+
+
+def expected() -> Expected | None:
+    """What was said; None in a process that the user has started."""
+    return _expected.get()
+
+
+def expected_runs() -> tuple[str, ...]:
+    """The ids of the runs that came of it so far."""
+    said = _expected.get()
+    return () if said is None else tuple(said.begun)
