@@ -101,7 +101,9 @@ def change_source():
     with open(__file__, "a") as file:
         file.write("# changed\n")
     os.replace(shutil.copy(__file__, "copy.py"), PROJECT / "hostile.py")
-    (PROJECT / "lit_toy.py").write_text("raise SystemExit('broken')\n")
+    for name in ("lit_toy.py", "hf_toy.py"):
+        with open(PROJECT / name, "a") as file:
+            file.write("# changed\n")
 
 
 def write_through_links():
@@ -118,8 +120,8 @@ def write_through_links():
     with base:
         base.execute("insert into t values (1)")
     base.close()
-    os.link("ignored/data.bin", "hard.bin")
-    Path("hard.bin").write_bytes(b"hard")
+    os.link("ignored/data.bin", "ignored/hard.bin")
+    Path("ignored/hard.bin").write_bytes(b"hard")
     os.chmod("ignored/data.bin", 0o600)
     os.rename("ignored/data.bin", "ignored/renamed.bin")
 
