@@ -73,6 +73,7 @@ def lay(root: Path) -> None:
     """The files to be harmed, as they are before each act."""
     for name in ("canary", "mode", "time", "long", "gone", "moved"):
         (root / "home" / f"{name}.txt").write_text("of the user")
+    (root / "outside" / "saved").mkdir(parents=True, exist_ok=True)  # as the recording has left its folder
     for name in ("canary.txt", "linked.txt", "deep/canary.txt", "canary.safetensors"):
         (root / "outside" / name).parent.mkdir(exist_ok=True)
         (root / "outside" / name).write_text("of the user")
