@@ -130,6 +130,21 @@ def test_a_replays_rows_and_their_files_go_back(home: Mirror, node: Mirror) -> N
     assert [row.values["matrix"].load().sum() for row in rows] == [torch.arange(10_000).sum()]
 
 
+def test_a_journal_that_is_sealed_while_it_is_put_comes_with_the_next_push(home: Mirror, node: Mirror) -> None:
+    run = node.store.run(IDS[0])
+    journal = Journal(run / "metrics" / f"replay-{REPLAY}-w0.jsonl", run / "media")
+    journal.append(Row(at(1), "validation", "epoch", {"acc": 0.5}, 0.0, "exact", "h"))
+
+    def sealing(path: str) -> bool:
+        if path.endswith(".jsonl"):
+            journal.seal()
+        return REPLAY in path
+
+    assert node.push(run / "metrics", only=sealing) == []
+    pushed = node.push(run / "metrics", only=lambda path: REPLAY in path)
+    assert [Path(name).suffix for name in pushed] == [".parquet"]
+
+
 def test_nothing_is_ever_deleted_there(home: Mirror, node: Mirror) -> None:
     before = objects(home)
     shutil.rmtree(node.store.run(IDS[0]) / "checkpoints")

@@ -138,13 +138,25 @@ class Mirror:
             there = {name: info.get("size") for name, info in self._list(inside).items()}
             files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(PARTIAL)]
             for name in sorted((one.relative_to(self.store.root).as_posix() for one in files), key=_last_if_announcing):
-                if only(name) and not (_never_changes(name) and there.get(name) == self._here(name).stat().st_size):
-                    self._put(name, self._here(name))
-                    self._open_again(name, there)
+                if only(name) and self._has_put(name, there):
                     pushed.append(name)
         return pushed
 
     # ---- inside
+
+    def _has_put(self, name: str, there: Mapping[str, Any]) -> bool:
+        """Put a file there; False where it was there already, or is gone: a journal may be sealed at any moment."""
+        here = self._here(name)
+        try:
+            if _never_changes(name) and there.get(name) == here.stat().st_size:
+                return False
+            self._put(name, here)
+        except (OSError, StoreError):
+            if here.exists():
+                raise
+            return False  # its sealed form comes with the next push
+        self._open_again(name, there)
+        return True
 
     def _pull(self, inside: str, is_wanted: Callable[[str], bool], *, prune: bool = False) -> None:
         there, seen, fetched = self._list(inside), self._seen(), {}
