@@ -136,7 +136,7 @@ def test_a_journal_that_is_sealed_while_it_is_put_comes_with_the_next_push(home:
     journal.append(Row(at(1), "validation", "epoch", {"acc": 0.5}, 0.0, "exact", "h"))
 
     def sealing(path: str) -> bool:
-        if path.endswith(".jsonl"):
+        if path.endswith("-w0.jsonl"):
             journal.seal()
         return REPLAY in path
 
