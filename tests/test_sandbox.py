@@ -197,6 +197,31 @@ def test_leftovers_of_killed_replays_go_and_work_trees_of_the_user_stay(
     assert "on-a-disk" in listed and "dead" not in listed and "alive" in listed
 
 
+def test_many_processes_make_and_leave_sandboxes_of_one_repository_at_once(work: Path, store: Store) -> None:
+    for hook in (work / ".git" / "hooks").iterdir():
+        hook.unlink()
+    code = take(store, "run", work)
+    script = (
+        "import sys; from pathlib import Path; from git import Repo\n"
+        "from flor_plugins.records import Code; from flor_plugins.replay.sandbox import sandbox\n"
+        "root, vid, folder = sys.argv[1:]\n"
+        "for index in range(40):\n"
+        "    with sandbox(Repo(root), Code(vid, root, root), Path(folder) / str(index) / 'project') as place:\n"
+        "        assert (place / 'train.py').is_file()\n"
+    )
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(work), code.vid, str(store.replay("r") / f"w{index}")],
+            stderr=subprocess.PIPE, text=True, env=env,
+        )
+        for index in range(6)
+    ]  # fmt: skip
+    said = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0] * 6, "\n".join(said)
+    assert git(work, "worktree", "list").count("\n") <= 1
+
+
 def test_a_commit_that_is_not_there_is_said(work: Path, store: Store) -> None:
     code = take(store, "run", work)
     with (

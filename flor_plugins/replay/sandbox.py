@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,12 +71,29 @@ def _git(repo: Repo, *args: str) -> str:
     return str(out)
 
 
+@contextmanager
+def _one_at_a_time(repo: Repo) -> Iterator[None]:
+    """Work trees of one repository are made and removed one after the other.
+
+    Each git command reads the notes about all of them and refuses ("failed to read .../commondir") where another
+    has them half written. The lock is on the folder itself, so that nothing is left in the user's repository.
+    """
+    handle = os.open(repo.common_dir, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: as safe as git is by itself
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
 def _add(repo: Repo, code: Code, folder: Path) -> None:
     from git import GitError
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _git(repo, "worktree", "add", "--quiet", "--detach", str(folder), code.vid)
+        with _one_at_a_time(repo):
+            _git(repo, "worktree", "add", "--quiet", "--detach", str(folder), code.vid)
     except (GitError, OSError) as error:
         _remove(repo, folder)  # git leaves a half-made one where a disk is full
         said = " ".join(str(getattr(error, "stderr", "") or error).split())
@@ -100,7 +118,8 @@ def _remove(repo: Repo, folder: Path) -> None:
     from git import GitCommandError
 
     try:
-        _git(repo, "worktree", "remove", "--force", "--force", str(folder))
+        with _one_at_a_time(repo):
+            _git(repo, "worktree", "remove", "--force", "--force", str(folder))
     except GitCommandError:
         shutil.rmtree(folder, ignore_errors=True)
         _forget(repo, folder)
