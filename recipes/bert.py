@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import prepared
 import tokenizers
 import torch
-from tokenizers import ByteLevelBPETokenizer
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
@@ -68,7 +65,7 @@ def build_trainer(
     return Trainer(
         model=build_model(size, hidden_size or size.hidden_size),
         args=TrainingArguments(
-            output_dir=str(cache_folder() / "output"),
+            output_dir=str(prepared.folder("bert") / "output"),
             num_train_epochs=epochs,
             per_device_train_batch_size=batch_size,
             per_device_eval_batch_size=64,
@@ -167,52 +164,35 @@ def load_tokenizer() -> PreTrainedTokenizerFast:
     Byte pairs, not WordPieces: the trainer of those breaks ties differently in each process,
     and a run must find the same vocabulary again when its cache is gone.
     """
-    path = cache_folder() / f"byte-pairs-{PIECES}-{text_hash()}.json"
-    if path.is_file():
-        return PreTrainedTokenizerFast(tokenizer_file=str(path), **SPECIAL)
+    held = prepared.text(prepared.folder("bert") / f"byte-pairs-{PIECES}-{digest()}.json", train_byte_pairs)
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(held), **SPECIAL)
+
+
+def train_byte_pairs() -> str:
+    """The vocabulary as the JSON text of `tokenizers`."""
     trained = ByteLevelBPETokenizer(lowercase=True, add_prefix_space=True)
     trained.train_from_iterator(
         load_text(), vocab_size=PIECES, special_tokens=list(SPECIAL.values()), show_progress=False
     )
-    keep(path, trained.to_str())
-    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, **SPECIAL)
+    return trained.to_str()
 
 
 def load_chunks(tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[Tensor, Tensor]:
     """The text as (chunks, length) int64, each `[CLS] ... [SEP]`: training, validation."""
-    path = cache_folder() / f"chunks-{PIECES}-{length}-{text_hash()}.json"
-    if path.is_file():
-        chunks = json.loads(path.read_text())
-    else:
-        ids = [one for text in load_text() for one in tokenizer.encode(text, add_special_tokens=False)]
-        inner = length - 2
-        starts = range(0, len(ids) - inner + 1, inner)
-        first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
-        chunks = [[first, *ids[start : start + inner], last] for start in starts]
-        keep(path, json.dumps(chunks))
+    path = prepared.folder("bert") / f"chunks-{PIECES}-{length}-{digest()}.safetensors"
+    chunks = prepared.tensors(path, lambda: {"chunks": cut(tokenizer, length)})["chunks"]
     held_out = torch.arange(len(chunks)) % HELD_OUT == HELD_OUT - 1
-    found = torch.tensor(chunks)
-    return found[~held_out], found[held_out]
+    return chunks[~held_out], chunks[held_out]
 
 
-def text_hash() -> str:
-    """Changes with all that the cached files depend on: the text, this file, `tokenizers`."""
-    parts = [*load_text(), Path(__file__).read_text(encoding="utf-8"), tokenizers.__version__]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+def cut(tokenizer: PreTrainedTokenizerFast, length: int) -> Tensor:
+    ids = [one for text in load_text() for one in tokenizer.encode(text, add_special_tokens=False)]
+    inner = length - 2
+    starts = range(0, len(ids) - inner + 1, inner)
+    first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
+    return torch.tensor([[first, *ids[start : start + inner], last] for start in starts])
 
 
-def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "flor-recipes" / "bert"
-
-
-def keep(path: Path, text: str) -> None:
-    """Write a file whole. Where it can't be written, the next run computes it again."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".partial-", dir=path.parent) as scratch:
-            written = Path(scratch) / path.name
-            written.write_text(text, encoding="utf-8")
-            os.replace(written, path)
-    except OSError:
-        pass
+def digest() -> str:
+    """Changes with all that the prepared files depend on: the text, this file, `tokenizers`."""
+    return prepared.digest(*load_text(), Path(__file__).read_text(encoding="utf-8"), tokenizers.__version__)
