@@ -1,0 +1,93 @@
+"""Average precision as COCO defines it, computed by pycocotools; for recipes/yolos.py and its hooks."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+
+import numpy
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from torch import Tensor
+
+SMALL, LARGE = 1 / 8, 3 / 8  # of the picture's height: the sides of COCO's 32x32 and 96x96 in one of 256 pixels
+SIZES = ("all", "small", "medium", "large")
+MOST = 100  # found objects of a picture that count, as in COCO
+
+
+@dataclass(frozen=True)
+class Seen:
+    """The objects of one picture, or what a detector found in it.
+
+    boxes:   (objects, 4) left, top, width, height, in pixels.
+    classes: (objects,) int64.
+    scores:  (objects,) the detector's confidence; None for the objects themselves.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    scores: Tensor | None = None
+
+
+def evaluate(truth: Sequence[Seen], found: Sequence[Seen], classes: int, height: int) -> COCOeval:
+    """Match what was found with the truth, picture by picture, for each size of SIZES.
+
+    height: of the pictures, in pixels. pycocotools prints how far it is; nobody wants to know.
+    """
+    with redirect_stdout(io.StringIO()):
+        known = COCO()
+        known.dataset = {
+            "images": [{"id": one} for one in range(len(truth))],
+            "categories": [{"id": one} for one in range(classes)],
+            "annotations": [{"id": one + 1, "iscrowd": 0, **row} for one, row in enumerate(rows(truth))],
+        }
+        known.createIndex()
+        evaluation = COCOeval(known, load(known, rows(found)), "bbox")
+        evaluation.params.areaRng = areas(height)
+        evaluation.params.areaRngLbl = list(SIZES)
+        evaluation.params.maxDets = [MOST]
+        evaluation.evaluate()
+        evaluation.accumulate()
+    return evaluation
+
+
+def rows(pictures: Sequence[Seen]) -> list[dict[str, object]]:
+    """What pycocotools wants to know of each object."""
+    made = []
+    for index, one in enumerate(pictures):
+        boxes, classes = one.boxes.double().tolist(), one.classes.tolist()
+        scores = [1.0] * len(boxes) if one.scores is None else one.scores.double().tolist()
+        for box, label, score in zip(boxes, classes, scores, strict=True):
+            made.append(
+                {"image_id": index, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score}
+            )
+    return made
+
+
+def load(known: COCO, found: list[dict[str, object]]) -> COCO:
+    """COCO.loadRes can't read an empty list."""
+    return known.loadRes(found) if found else COCO()
+
+
+def areas(height: int) -> list[list[float]]:
+    """The bounds of the sizes, in square pixels."""
+    small, large, most = (SMALL * height) ** 2, (LARGE * height) ** 2, 1e10
+    return [[0, most], [0, small], [small, large], [large, most]]
+
+
+def precision(evaluation: COCOeval, size: str = "all", overlap: float | None = None) -> float:
+    """Mean over the classes of the area under their precision-recall curves. NaN where there is no such object.
+
+    overlap: intersection over union from which a box counts as found; None for the mean over .5, .55 .. .95.
+    """
+    held = evaluation.eval["precision"][:, :, :, SIZES.index(size), 0]  # (overlaps, recalls, classes)
+    return mean_of(held, evaluation, overlap)
+
+
+def mean_of(held: numpy.ndarray, evaluation: COCOeval, overlap: float | None) -> float:
+    if overlap is not None:
+        held = held[numpy.isclose(evaluation.params.iouThrs, overlap)]
+    told = held[held > -1]  # -1: a class that has no such object
+    return float(told.mean()) if told.size else float("nan")
