@@ -60,9 +60,7 @@ def rows(pictures: Sequence[Seen]) -> list[dict[str, object]]:
         boxes, classes = one.boxes.double().tolist(), one.classes.tolist()
         scores = [1.0] * len(boxes) if one.scores is None else one.scores.double().tolist()
         for box, label, score in zip(boxes, classes, scores, strict=True):
-            made.append(
-                {"image_id": index, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score}
-            )
+            made.append({"image_id": index, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score})
     return made
 
 
@@ -83,6 +81,12 @@ def precision(evaluation: COCOeval, size: str = "all", overlap: float | None = N
     overlap: intersection over union from which a box counts as found; None for the mean over .5, .55 .. .95.
     """
     held = evaluation.eval["precision"][:, :, :, SIZES.index(size), 0]  # (overlaps, recalls, classes)
+    return mean_of(held, evaluation, overlap)
+
+
+def recall(evaluation: COCOeval, size: str = "all", overlap: float | None = None) -> float:
+    """Share of the objects that any of the found boxes meets, whatever its score. Else as `precision`."""
+    held = evaluation.eval["recall"][:, :, SIZES.index(size), 0]  # (overlaps, classes)
     return mean_of(held, evaluation, overlap)
 
 

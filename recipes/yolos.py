@@ -11,7 +11,7 @@ import emoji_pictures
 import lightning
 import torch
 from average_precision import Seen
-from emoji_pictures import Box, Emoji
+from emoji_pictures import Emoji
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -84,7 +84,7 @@ class Detector(lightning.LightningModule):
         super().__init__()
         self.save_hyperparameters({"hidden_size": hidden_size, "learning_rate": learning_rate})
         self.learning_rate = learning_rate
-        self.height, self.width = scale.height, scale.width
+        self.height, self.width, self.classes = scale.height, scale.width, 1
         self.net = build_net(scale, hidden_size)
         self.truth: list[Seen] = []  # of the validation so far
         self.found: list[Seen] = []
@@ -119,7 +119,7 @@ class Detector(lightning.LightningModule):
         return [Seen(self.to_pixels(one["boxes"]).cpu(), one["class_labels"].cpu()) for one in objects]
 
     def on_validation_epoch_end(self) -> None:
-        evaluation = average_precision.evaluate(self.truth, self.found, 1, self.height)
+        evaluation = average_precision.evaluate(self.truth, self.found, self.classes, self.height)
         self.truth, self.found = [], []
         self.log("val_ap", average_precision.precision(evaluation))
         self.log("val_ap50", average_precision.precision(evaluation, overlap=0.5))
