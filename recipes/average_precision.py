@@ -31,7 +31,33 @@ class Seen:
     scores: Tensor | None = None
 
 
-def evaluate(truth: Sequence[Seen], found: Sequence[Seen], classes: int, height: int) -> COCOeval:
+@dataclass(frozen=True)
+class Evaluation:
+    """What pycocotools found out. A mean over all classes that have such an object; NaN where none has.
+
+    size:    one of SIZES.
+    overlap: intersection over union from which a box counts as found; None for the mean over .5, .55 .. .95.
+    """
+
+    held: COCOeval
+
+    def precision(self, size: str = "all", overlap: float | None = None) -> float:
+        """Area under the precision-recall curve."""
+        return self._mean(self.held.eval["precision"][:, :, :, SIZES.index(size), 0], overlap)
+
+    def recall(self, size: str = "all", overlap: float | None = None) -> float:
+        """Share of the objects that are found by any box, whatever its score."""
+        return self._mean(self.held.eval["recall"][:, :, SIZES.index(size), 0], overlap)
+
+    def _mean(self, each: numpy.ndarray, overlap: float | None) -> float:
+        """each: (overlaps, ...); -1 for a class that has no such object."""
+        if overlap is not None:
+            each = each[numpy.isclose(self.held.params.iouThrs, overlap)]
+        known = each[each > -1]
+        return float(known.mean()) if known.size else float("nan")
+
+
+def evaluate(truth: Sequence[Seen], found: Sequence[Seen], classes: int, height: int) -> Evaluation:
     """Match what was found with the truth, picture by picture, for each size of SIZES.
 
     height: of the pictures, in pixels. pycocotools prints how far it is; nobody wants to know.
@@ -50,7 +76,7 @@ def evaluate(truth: Sequence[Seen], found: Sequence[Seen], classes: int, height:
         evaluation.params.maxDets = [MOST]
         evaluation.evaluate()
         evaluation.accumulate()
-    return evaluation
+    return Evaluation(evaluation)
 
 
 def rows(pictures: Sequence[Seen]) -> list[dict[str, object]]:
@@ -73,25 +99,3 @@ def areas(height: int) -> list[list[float]]:
     """The bounds of the sizes, in square pixels."""
     small, large, most = (SMALL * height) ** 2, (LARGE * height) ** 2, 1e10
     return [[0, most], [0, small], [small, large], [large, most]]
-
-
-def precision(evaluation: COCOeval, size: str = "all", overlap: float | None = None) -> float:
-    """Mean over the classes of the area under their precision-recall curves. NaN where there is no such object.
-
-    overlap: intersection over union from which a box counts as found; None for the mean over .5, .55 .. .95.
-    """
-    held = evaluation.eval["precision"][:, :, :, SIZES.index(size), 0]  # (overlaps, recalls, classes)
-    return mean_of(held, evaluation, overlap)
-
-
-def recall(evaluation: COCOeval, size: str = "all", overlap: float | None = None) -> float:
-    """Share of the objects that any of the found boxes meets, whatever its score. Else as `precision`."""
-    held = evaluation.eval["recall"][:, :, SIZES.index(size), 0]  # (overlaps, classes)
-    return mean_of(held, evaluation, overlap)
-
-
-def mean_of(held: numpy.ndarray, evaluation: COCOeval, overlap: float | None) -> float:
-    if overlap is not None:
-        held = held[numpy.isclose(evaluation.params.iouThrs, overlap)]
-    told = held[held > -1]  # -1: a class that has no such object
-    return float(told.mean()) if told.size else float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -10,13 +11,14 @@ import average_precision
 import emoji_pictures
 import lightning
 import torch
-from average_precision import Seen
+from average_precision import Evaluation, Seen
 from emoji_pictures import Emoji
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from transformers import YolosConfig, YolosForObjectDetection
 
+CLASSES = 1  # an emoji
 HELD_OUT = 10  # every tenth emoji is for validation
 SMALLEST, LARGEST = 0.1, 0.7  # sides of an emoji as shares of the picture's height
 CROWDED = 0.1  # of an emoji may be behind another
@@ -78,13 +80,13 @@ def build_trainer(
 
 
 class Detector(lightning.LightningModule):
-    """A YOLOS of one class, with the set-prediction loss of DETR that transformers has."""
+    """A YOLOS with the set-prediction loss of DETR that transformers has."""
 
     def __init__(self, scale: Scale, hidden_size: int, *, learning_rate: float) -> None:
         super().__init__()
         self.save_hyperparameters({"hidden_size": hidden_size, "learning_rate": learning_rate})
         self.learning_rate = learning_rate
-        self.height, self.width, self.classes = scale.height, scale.width, 1
+        self.height, self.width = scale.height, scale.width
         self.net = build_net(scale, hidden_size)
         self.truth: list[Seen] = []  # of the validation so far
         self.found: list[Seen] = []
@@ -119,10 +121,13 @@ class Detector(lightning.LightningModule):
         return [Seen(self.to_pixels(one["boxes"]).cpu(), one["class_labels"].cpu()) for one in objects]
 
     def on_validation_epoch_end(self) -> None:
-        evaluation = average_precision.evaluate(self.truth, self.found, self.classes, self.height)
+        evaluation = self.evaluate(self.truth, self.found)
         self.truth, self.found = [], []
-        self.log("val_ap", average_precision.precision(evaluation))
-        self.log("val_ap50", average_precision.precision(evaluation, overlap=0.5))
+        self.log("val_ap", evaluation.precision())
+        self.log("val_ap50", evaluation.precision(overlap=0.5))
+
+    def evaluate(self, truth: Sequence[Seen], found: Sequence[Seen]) -> Evaluation:
+        return average_precision.evaluate(truth, found, CLASSES, self.height)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
@@ -139,7 +144,7 @@ def build_net(scale: Scale, hidden_size: int) -> YolosForObjectDetection:
             patch_size=scale.patch,
             num_detection_tokens=scale.queries,
             use_mid_position_embeddings=False,
-            num_labels=1,
+            num_labels=CLASSES,
         )
     )
     # transformers leaves them at zero: all queries would be the same one, and all patches of one place.

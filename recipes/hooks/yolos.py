@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import average_precision  # beside the recipe, whose folder is the first place of imports
-from average_precision import Seen
-
 import flor_plugins as flor
+
+SIZES = ("small", "medium", "large")
 
 
 @flor.metric(at="epoch")
@@ -18,30 +17,25 @@ def ap_by_size(ctx: flor.Context) -> dict[str, float]:
     an eighth and three eighths of it. In COCO's own pictures (about 480 high) the bounds are smaller shares;
     at 64 pixels a small object would be one of 4, which shows nothing.
     """
-    truth, found = detect(ctx)
-    evaluation = average_precision.evaluate(truth, found, ctx.model.classes, ctx.model.height)
-    return {size: average_precision.precision(evaluation, size) for size in average_precision.SIZES[1:]}
+    evaluation = ctx.model.evaluate(*detect(ctx))
+    return {size: evaluation.precision(size) for size in SIZES}
 
 
 @flor.metric(at="epoch")
 def recall_by_count(ctx: flor.Context) -> dict[str, float]:
     """Share of the objects that some box meets by half or more, for pictures of one object, of two, and so on."""
     truth, found = detect(ctx)
-    counts = sorted({len(one.boxes) for one in truth})
-    return {str(count): recall_at(count, truth, found, ctx.model) for count in counts}
+    recalls = {}
+    for count in sorted({len(one.boxes) for one in truth}):
+        pairs = [pair for pair in zip(truth, found, strict=True) if len(pair[0].boxes) == count]
+        recalls[str(count)] = ctx.model.evaluate(*zip(*pairs, strict=True)).recall(overlap=0.5)
+    return recalls
 
 
-def recall_at(count: int, truth: list[Seen], found: list[Seen], model: Any) -> float:
-    pairs = [one for one in zip(truth, found, strict=True) if len(one[0].boxes) == count]
-    its_truth, its_found = zip(*pairs, strict=True)
-    evaluation = average_precision.evaluate(its_truth, its_found, model.classes, model.height)
-    return average_precision.recall(evaluation, overlap=0.5)
-
-
-def detect(ctx: flor.Context) -> tuple[list[Seen], list[Seen]]:
+def detect(ctx: flor.Context) -> tuple[list[Any], list[Any]]:
     """The objects of the validation pictures, and what the model finds in them."""
-    truth: list[Seen] = []
-    found: list[Seen] = []
+    truth: list[Any] = []
+    found: list[Any] = []
     for pictures, objects in ctx.val_dataloader:
         truth += ctx.model.read(objects)
         found += ctx.model(pictures.to(ctx.device))
