@@ -164,7 +164,11 @@ def test_queries_and_places_differ_before_training(yolos):
 def test_full_size_is_yolos_tiny(yolos):
     with torch.device("meta"):
         net = yolos.build_net(yolos.SCALES["full"], yolos.SCALES["full"].hidden_size)
-    assert sum(one.numel() for one in net.parameters()) == 6_470_598
+    layer = 4 * (192 * 192 + 192) + (192 * 768 + 768) + (768 * 192 + 192) + 4 * 192
+    places = 50 * 83 + 100 + 1  # patches of 800x1328 pixels, queries, and the class token
+    ends = (3 * 16 * 16 * 192 + 192) + (places + 101) * 192 + 2 * 192
+    heads = 4 * (192 * 192 + 192) + (192 * 2 + 2) + (192 * 4 + 4)
+    assert sum(one.numel() for one in net.parameters()) == 12 * layer + ends + heads == 6_471_366
 
 
 def test_hooks_ask_for_what_they_are_called(hooks, ap):
