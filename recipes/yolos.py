@@ -13,6 +13,7 @@ import lightning
 import torch
 from average_precision import Evaluation, Seen
 from emoji_pictures import Emoji
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -20,7 +21,8 @@ from transformers import YolosConfig, YolosForObjectDetection
 
 CLASSES = 1  # an emoji
 HELD_OUT = 10  # every tenth emoji is for validation
-SMALLEST, LARGEST = 0.1, 0.7  # sides of an emoji as shares of the picture's height
+SMALLEST, LARGEST = 0.2, 0.8  # sides of an emoji as shares of the picture's height
+PIECES = (0.1, 0.4)  # of a photograph are shown: an emoji stands out from what is near
 CROWDED = 0.1  # of an emoji may be behind another
 
 Batch = tuple[Tensor, list[dict[str, Tensor]]]
@@ -44,7 +46,7 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(64, 64, 8, 128, 3, 4, queries=6, objects=3, training=1_920, validation=256),
+    "tiny": Scale(64, 64, 16, 128, 3, 4, queries=4, objects=2, training=4_480, validation=256),
     "full": Scale(800, 1_328, 16, 192, 12, 3, queries=100, objects=20, training=20_000, validation=1_000),
 }
 
@@ -129,8 +131,17 @@ class Detector(lightning.LightningModule):
     def evaluate(self, truth: Sequence[Seen], found: Sequence[Seen]) -> Evaluation:
         return average_precision.evaluate(truth, found, CLASSES, self.height)
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The rate rises for a tenth of the training, else so small a model starts badly, and falls to nothing."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            self.learning_rate,
+            total_steps=int(self.trainer.estimated_stepping_batches),
+            pct_start=0.1,
+            cycle_momentum=False,
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 def build_net(scale: Scale, hidden_size: int) -> YolosForObjectDetection:
@@ -149,7 +160,7 @@ def build_net(scale: Scale, hidden_size: int) -> YolosForObjectDetection:
     )
     # transformers leaves them at zero: all queries would be the same one, and all patches of one place.
     torch.nn.init.normal_(net.vit.embeddings.detection_tokens, std=0.5)
-    torch.nn.init.normal_(net.vit.embeddings.position_embeddings, std=0.02)
+    torch.nn.init.normal_(net.vit.embeddings.position_embeddings, std=0.3)  # as strong as the patches
     return net
 
 
@@ -169,7 +180,7 @@ class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """The picture, and its objects as transformers wants them: boxes are shares (middle x, y, width, height)."""
         random = emoji_pictures.draws(index, is_fixed=self.is_fixed)
         height, width = self.scale.height, self.scale.width
-        canvas = emoji_pictures.cut(self.photographs, width, height, random)
+        canvas = emoji_pictures.cut(self.photographs, width, height, random, PIECES)
         boxes = [
             emoji_pictures.put(random.choice(self.emoji), canvas, *place)
             for place in draw_places(random, width, height, random.randint(1, self.scale.objects))

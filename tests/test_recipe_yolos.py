@@ -62,16 +62,16 @@ def test_boxes_lie_where_the_picture_was_changed(yolos, scenes):
     for index in range(12):
         picture, objects = validation[index]
         random = Random(index)
-        bare = yolos.emoji_pictures.to_tensor(yolos.emoji_pictures.cut(validation.photographs, 64, 64, random))
+        bare = yolos.emoji_pictures.cut(validation.photographs, 64, 64, random, yolos.PIECES)
         inside = torch.zeros(64, 64, dtype=torch.bool)
         for x, y, width, height in (objects["boxes"] * 64).tolist():
             left, right = int(x - width / 2 - 1), int(x + width / 2 + 2)
             inside[max(int(y - height / 2 - 1), 0) : int(y + height / 2 + 2), max(left, 0) : right] = True
-        changed = (picture != bare).any(dim=0)
+        changed = (picture != yolos.emoji_pictures.to_tensor(bare)).any(dim=0)
         assert changed.any() and not (changed & ~inside).any()
 
 
-def test_pictures_hold_one_to_three_objects_that_can_be_told_apart(yolos, scenes):
+def test_pictures_hold_one_or_two_objects_that_can_be_told_apart(yolos, scenes):
     counts = set()
     for index in range(40):
         picture, objects = scenes[1][index]
@@ -85,7 +85,7 @@ def test_pictures_hold_one_to_three_objects_that_can_be_told_apart(yolos, scenes
             for its_side, its_left, its_top in places[:one]:
                 hidden = area[its_top : its_top + its_side, its_left : its_left + its_side].sum()
                 assert hidden <= yolos.CROWDED * min(side, its_side) ** 2
-    assert counts == {1, 2, 3}
+    assert counts == {1, 2}
 
 
 def test_validation_has_emoji_and_photographs_of_its_own(scenes):
@@ -140,7 +140,7 @@ def test_average_precision_is_the_area_under_the_curve(ap):
 
 
 def test_sizes_are_told_apart_by_the_height_of_the_picture(ap):
-    small, medium, large = (2.0, 2.0, 7.0, 7.0), (20.0, 2.0, 16.0, 16.0), (20.0, 24.0, 30.0, 30.0)
+    small, medium, large = (2.0, 2.0, 7.0, 7.0), (20.0, 2.0, 16.0, 16.0), (20.0, 20.0, 42.0, 42.0)
     truth = [seen(ap, small, medium, large)]
     only = ap.evaluate(truth, [seen(ap, large, medium, scores=[0.9, 0.8])], 1, HEIGHT)
     assert [only.precision(size) for size in ap.SIZES[1:]] == pytest.approx([0, 1, 1])
@@ -158,7 +158,7 @@ def test_queries_and_places_differ_before_training(yolos):
     net = yolos.build_net(yolos.SCALES["tiny"], 32)
     found = net(pixel_values=torch.zeros(1, 3, 64, 64)).pred_boxes[0]
     assert len({tuple(one) for one in found.tolist()}) == yolos.SCALES["tiny"].queries
-    assert net.vit.embeddings.position_embeddings.std().item() == pytest.approx(0.02, rel=0.1)
+    assert net.vit.embeddings.position_embeddings.std().item() == pytest.approx(0.3, rel=0.1)
 
 
 def test_full_size_is_yolos_tiny(yolos):
@@ -172,7 +172,7 @@ def test_full_size_is_yolos_tiny(yolos):
 
 
 def test_hooks_ask_for_what_they_are_called(hooks, ap):
-    large, small = (10.0, 10.0, 30.0, 30.0), (50.0, 50.0, 6.0, 6.0)
+    large, small = (10.0, 10.0, 42.0, 42.0), (50.0, 50.0, 6.0, 6.0)
     boxes = {0: seen(ap, large), 1: seen(ap, large, small)}
 
     class Model:

@@ -13,8 +13,8 @@ SIZES = ("small", "medium", "large")
 def ap_by_size(ctx: flor.Context) -> dict[str, float]:
     """Average precision on small, medium and large objects of the validation pictures.
 
-    COCO's bounds, 32x32 and 96x96 pixels, taken in a picture of 256 pixels and scaled to the height of these:
-    an eighth and three eighths of it. In COCO's own pictures (about 480 high) the bounds are smaller shares;
+    COCO's bounds, 32x32 and 96x96 pixels, taken in a picture of 160 pixels and scaled to the height of these:
+    squares of a fifth and of three fifths of it. In COCO's own pictures (about 480 high) the bounds are smaller shares;
     at 64 pixels a small object would be one of 4, which shows nothing.
     """
     evaluation = ctx.model.evaluate(*detect(ctx))
