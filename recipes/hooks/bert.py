@@ -46,7 +46,7 @@ def masked_accuracy(ctx: flor.Context) -> float:
 
 @flor.metric(at="epoch")
 def accuracy_by_word_class(ctx: flor.Context) -> dict[str, float]:
-    """The same by the class of the word that a token is a part of; NaN for a class of which nothing was masked.
+    """masked_accuracy by the class of the word that a token is a part of; NaN for one of which nothing was masked.
 
     Function words are those of the lists above; open_class is every other word, names of the code among them.
     A chunk that begins or ends inside a word has only a part of it, which counts as a word.
