@@ -112,8 +112,8 @@ def build_model(size: Scale, hidden_size: int) -> GPT2LMHeadModel:
             eos_token_id=0,
         )
     )
-    # transformers finds no loss for this class name and takes this one anyway, but then Trainer divides by all tokens of
-    # a batch, and not by those that are predicted: training losses would be 1/64 smaller than those of `evaluate`.
+    # transformers finds no loss for this class name and takes this one anyway; but then Trainer divides by all tokens
+    # of a batch, not by those that are predicted: training losses would be 1/64 smaller than those of `evaluate`.
     model.loss_type = "ForCausalLM"
     return model
 

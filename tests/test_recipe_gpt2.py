@@ -147,9 +147,7 @@ def test_noise_scale_is_that_of_the_spread_of_the_gradients(
 
 
 @pytest.mark.parametrize(("noise", "signal"), [(300.0, 2.0), (1.0, 0.5)])
-def test_noise_scale_of_expected_norms_is_noise_over_signal(
-    hooks: dict[str, Any], noise: float, signal: float
-) -> None:
+def test_noise_scale_of_expected_norms_is_noise_over_signal(hooks: dict[str, Any], noise: float, signal: float) -> None:
     estimate = hooks["gradient_noise_scale"].function.__globals__["simple_noise_scale"]
     assert estimate(signal + noise / 8, signal + noise / 512, 8, 512) == pytest.approx(noise / signal)
 
