@@ -173,7 +173,7 @@ def record(project: Project) -> dict[str, list[Any]]:
     project.git("add", "-A")
     project.git("commit", "-q", "-m", "recipe")
     project.flor("replay", "recipes/gpt2.yaml", "--yes", timeout_s=500)
-    assert [(one["way"], one["grade"]) for one in project.verdicts()] == [("state", "exact")]
+    assert [(one["way"], one["verdict"]) for one in project.verdicts()] == [("state", "exact")]
     frame = flor.dataframe(*NAMES, store=project.store.root)
     return {name: list(rows_of(frame, "short", name).values()) for name in NAMES}
 
