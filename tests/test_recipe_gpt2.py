@@ -175,7 +175,7 @@ def record(project: Project) -> dict[str, list[Any]]:
     project.flor("replay", "recipes/gpt2.yaml", "--yes", timeout_s=500)
     assert [(one["way"], one["verdict"]) for one in project.verdicts()] == [("state", "exact")]
     frame = flor.dataframe(*NAMES, store=project.store.root)
-    return {name: list(rows_of(frame, "short", name).values()) for name in NAMES}
+    return {name: [np.asarray(one).tolist() for one in rows_of(frame, "short", name).values()] for name in NAMES}
 
 
 @pytest.mark.slow
