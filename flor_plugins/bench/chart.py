@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
 from flor_plugins.bench.results import Bench, Result
-from flor_plugins.bench.table import times
+from flor_plugins.bench.table import percent, times
 
-WIDTH, LEFT, RIGHT = 920.0, 250.0, 740.0  # of the picture; of where values are drawn
+WIDTH, LEFT, RIGHT = 960.0, 250.0, 740.0  # of the picture; of where values are drawn
 LINE, BAR = 20.0, 13.0
 AGAIN, ANSWER, WRONG, TEXT, FAINT = "#a9b1bd", "#2468b4", "#b3261e", "#1f2328", "#d5d9df"
 FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
@@ -112,7 +112,7 @@ def _questions(picture: Picture, results: Sequence[Result]) -> None:
         _bar(picture, shown, "training again", again, AGAIN, f"{again:.1f} s")
         for question in one.questions:
             if question.error:
-                picture.text(LEFT - 8, question.metric, end=True)
+                picture.text(LEFT - 8, _name(question.metric), end=True)
                 picture.text(LEFT + 6, "failed", fill=WRONG)
                 picture.y += LINE
                 continue
@@ -124,7 +124,7 @@ def _questions(picture: Picture, results: Sequence[Result]) -> None:
 
 
 def _bar(picture: Picture, shown: Axis, name: str, value: float, colour: str, said: str) -> None:
-    picture.text(LEFT - 8, name, end=True)
+    picture.text(LEFT - 8, _name(name), end=True)
     end = shown.at(value)
     picture.draw("rect", x=LEFT, y=picture.y, width=end - LEFT, height=BAR, fill=colour)
     picture.text(end + 6, said)
@@ -153,8 +153,8 @@ def _overheads(picture: Picture, results: Sequence[Result]) -> None:
         if own is not None:
             x = shown.at(100 * own)
             picture.draw("line", x1=x, x2=x, y1=y - 7, y2=y + 7, stroke=TEXT, stroke_width=2)
-        told = "" if own is None else f", own clock {100 * own:.1f} %"
-        picture.text(RIGHT + 12, f"{100 * found.middle:+.1f} %{told}")
+        told = "" if own is None else f", own clock {percent(own)}"
+        picture.text(RIGHT + 12, percent(found.middle) + told)
         picture.y += 1.3 * LINE
     picture.ruled(shown, begin, " %")
 
@@ -164,6 +164,11 @@ def _shares(one: Result) -> Iterator[float]:
         yield from (one.overhead.low, one.overhead.high)
     if one.counted_overhead is not None:
         yield one.counted_overhead
+
+
+def _name(full: str) -> str:
+    """As long as there is room on the left."""
+    return full if len(full) <= 32 else f"{full[:31]}…"
 
 
 def _short(value: float | str) -> str:

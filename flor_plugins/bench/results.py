@@ -98,6 +98,13 @@ class Result(_Record):
 
     @computed_field
     @property
+    def overhead_s(self) -> float | None:
+        """The difference in seconds: what comes once in a run weighs more in a short one."""
+        found = [one.train_s - other.train_s for one, other in self.pairs()]
+        return median(found) if found else None
+
+    @computed_field
+    @property
     def processor_overhead(self) -> Interval | None:
         """The same of the processor's seconds: what others compute on the machine hardly counts in it."""
         return self._share(lambda one: one.cpu_s)

@@ -60,8 +60,9 @@ def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[
         except FlorError as error:
             tell(f"{result.recipe}: {error}")
             result = result.model_copy(update={"error": str(error)})
-        except BaseException:
-            folder.write(bench.with_result(result.model_copy(update={"error": "interrupted"})))
+        except BaseException as error:
+            why = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            folder.write(bench.with_result(result.model_copy(update={"error": why})))
             raise
         bench = bench.with_result(result)
         found.append(result)

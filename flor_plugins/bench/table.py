@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
-from flor_plugins.bench.ratios import LEAST_PAIRS, Interval
+from flor_plugins.bench.ratios import LEAST_PAIRS
 from flor_plugins.bench.results import Bench, Question, Result, Series
 from flor_plugins.store.sizes import format_size
 
@@ -14,6 +14,7 @@ HEAD = (
     "model", "parameters", "a checkpoint", "data", "objective", "metric by epoch", "seconds a version",
     "record overhead", "training again", "answered in hindsight", "verdict",
 )  # fmt: skip
+UNITS = ("", " k", " M", " G", " T")
 NOTES = """
 How it was measured:
 
@@ -23,10 +24,13 @@ How it was measured:
   slowest version.
 - *Record overhead*: the same version is trained with and without the callback, one after the other, and who comes
   first changes from pair to pair. Given are the median of (seconds with / seconds without - 1) over all pairs of all
-  versions, and where it lies with 95 % confidence; of fewer than 6 pairs, where the pairs lie. It is called
-  inconclusive with fewer than {least} pairs, or where that range holds 0: a machine that does other things at the same
-  time moves seconds by more than recording does. *By its own clock* is what the recorder has counted of the training's
-  time; it counts its own calls in the training's thread, not the processor that its writer takes beside it.
+  versions, the median of their difference in seconds, and where the first of the two lies with 95 % confidence; of
+  fewer than 6 pairs, where the pairs lie. It is called inconclusive with fewer than {least} pairs, or where that range
+  holds 0: a machine that does other things at the same time moves seconds by more than recording does. *By its own
+  clock* is what the recorder has counted of the training's time: its calls in the training's thread, without what comes
+  once (the snapshot of the code before the first step, the writes after the last one), and without what its writer
+  takes of the processor beside it. *Processor* compares processor seconds of all threads, in which others on the
+  machine hardly count.
 - *Training again* are whole processes of all versions without the callback. *Answered in hindsight* is one metric for
   all versions and epochs, asked alone by a new process, from its start to its end, imports included; x is how many
   times as fast that is. A metric of every update needs the updates: it trains again, and is about as fast as that.
@@ -48,13 +52,20 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(_cell(one) for one in line)} |" for line in lines)
 
 
-def percent(found: Interval | None, *, is_conclusive: bool = True) -> str:
-    """+1.2 % (-0.4 to +2.9 %, 3 pairs: inconclusive)"""
-    if found is None:
+def overhead(one: Result) -> str:
+    """+1.2 %, +0.26 s (-0.4 to +2.9 %, 3 pairs: inconclusive)"""
+    found, seconds = one.overhead, one.overhead_s
+    if found is None or seconds is None:
         return ""
     pairs = f"{found.n} pair{'' if found.n == 1 else 's'}"
-    span = "" if found.n == 1 else f"{100 * found.low:+.1f} to {100 * found.high:+.1f} %, "
-    return f"{100 * found.middle:+.1f} % ({span}{pairs}{'' if is_conclusive else ': inconclusive'})"
+    span = "" if found.n == 1 else f"{percent(found.low)[:-2]} to {percent(found.high)}, "
+    told = "" if one.is_conclusive else ": inconclusive"
+    return f"{percent(found.middle)}, {seconds:+.2f} s ({span}{pairs}{told})"
+
+
+def percent(share: float) -> str:
+    """+1.2 %"""
+    return f"{100 * share:+.1f} %"
 
 
 def times(found: float | None) -> str:
@@ -65,13 +76,11 @@ def times(found: float | None) -> str:
 
 
 def count(number: int) -> str:
-    """430 k, 58.2 M"""
-    if number < 1000:
-        return str(number)
-    for unit, size in (("k", 1e3), ("M", 1e6), ("G", 1e9)):
-        if number < 999.5 * size or unit == "G":
-            return f"{number / size:.3g} {unit}" if number < 999.5 * size else f"{number / size:.0f} {unit}"
-    raise AssertionError
+    """812, 430 k, 58.2 M"""
+    size, unit = float(number), 0
+    while size >= 999.5 and unit < len(UNITS) - 1:
+        size, unit = size / 1000, unit + 1
+    return f"{size:.3g}{UNITS[unit]}"
 
 
 def series(found: Series) -> str:
@@ -97,7 +106,7 @@ def _machine(bench: Bench) -> str:
     said = [f"{name}: {value}" for name, value in bench.machine.items() if value not in (None, "")]
     loads = [one.load for result in bench.results for one in result.trainings if one.load is not None]
     if loads:
-        said.append(f"load while it was measured: {min(loads):.1f} to {max(loads):.1f} (1 is the training itself)")
+        said.append(f"load meanwhile: {min(loads):.1f} to {max(loads):.1f} (a training on one thread is 1 of it)")
     devices = sorted({one.device for result in bench.results for one in result.trainings})
     until = f" to {bench.finished_at}" if bench.finished_at else ", not whole yet"
     return ". ".join([f"{bench.started_at}{until}", *said, *(["device: " + ", ".join(devices)] if devices else [])])
@@ -129,9 +138,10 @@ def _seconds_a_version(one: Result) -> str:
 
 
 def _overhead(one: Result) -> str:
-    counted = one.counted_overhead
-    own = "" if counted is None else f"<br>by its own clock {100 * counted:.1f} %"
-    return percent(one.overhead, is_conclusive=one.is_conclusive) + own
+    processor, counted = one.processor_overhead, one.counted_overhead
+    said = [overhead(one)] if one.overhead else []
+    said += [f"processor {percent(processor.middle)}"] if processor else []
+    return "<br>".join([*said, *([f"by its own clock {percent(counted)}"] if counted is not None else [])])
 
 
 def _answered(one: Result, question: Question) -> str:
@@ -190,7 +200,7 @@ def _seconds(found: float | None) -> str:
 
 
 def _ratio(found: Sequence[float]) -> str:
-    return f"{100 * (median(found) - 1):+.1f} %" if found else ""
+    return percent(median(found) - 1) if found else ""
 
 
 def _cell(text: str) -> str:

@@ -38,7 +38,7 @@ def _rows(one: Result) -> list[dict[str, Any]]:
     first = {
         "recipe": one.recipe,
         "parameters": table.count(one.parameters) if one.trainings else "",
-        "overhead": table.percent(one.overhead, is_conclusive=one.is_conclusive),
+        "overhead": table.overhead(one),
         "training again": "" if one.again_s is None else f"{one.again_s:.1f}",
     }
     rows = [
