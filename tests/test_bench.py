@@ -248,6 +248,11 @@ def test_the_data_is_read_back_as_it_was_written(results):
     assert Bench.model_validate_json(bench.model_dump_json()) == bench
 
 
+@pytest.mark.parametrize(("share", "told"), [(0.0123, "+1.2 %"), (-0.004, "-0.4 %"), (66.589, "+6659 %")])
+def test_shares_are_told_with_the_digits_that_mean_something(share, told):
+    assert table.percent(share) == told
+
+
 @pytest.mark.parametrize(("number", "told"), [(0, "0"), (812, "812"), (430_000, "430 k"), (109_500_000, "110 M")])
 def test_counts_are_told_in_three_digits(number, told):
     assert table.count(number) == told

@@ -64,8 +64,8 @@ def overhead(one: Result) -> str:
 
 
 def percent(share: float) -> str:
-    """+1.2 %"""
-    return f"{100 * share:+.1f} %"
+    """+1.2 %, +1500 %"""
+    return f"{100 * share:+.{0 if abs(share) >= 9.995 else 1}f} %"
 
 
 def times(found: float | None) -> str:
