@@ -359,6 +359,15 @@ def test_rows_of_other_recipes_stay_only_if_it_is_asked_for(recipes, measured, t
     assert list(rows_in(tmp_path / "out")) == ["one"]
 
 
+def test_rows_of_another_machine_are_not_mixed_with_new_ones(recipes, measured, tmp_path, monkeypatch):
+    assert ask(recipes[:1], tmp_path / "out") == 0
+    monkeypatch.setattr(run, "machine", lambda: {"cores": 10_000})
+    with pytest.raises(FlorError, match=r"cores was .*, now 10000"):
+        ask(recipes[1:], tmp_path / "out", is_added=True)
+    assert list(rows_in(tmp_path / "out")) == ["one"]
+    assert ask(recipes[1:], tmp_path / "out") == 0
+
+
 # ---- loops that nobody records
 
 

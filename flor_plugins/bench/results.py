@@ -76,10 +76,11 @@ class Question(_Record):
 
 
 class Result(_Record):
-    """One recipe. error: why it is not whole."""
+    """One recipe. measured_at: UTC, when it began. error: why it is not whole."""
 
     recipe: str
     path: str
+    measured_at: str = ""
     versions: tuple[str, ...] = ()
     model: str | None = None
     data: str | None = None

@@ -40,11 +40,15 @@ def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[
     """Measure. Returns the folder, all that its files hold, and what was measured now.
 
     A recipe that fails is told in its row. Raises FlorError before anything is measured: for targets that do not exist,
-    and for a folder that is not a bench's. On an interrupt what is known is written, and KeyboardInterrupt goes on.
+    for a folder that is not a bench's, for rows to be kept that were measured on another machine or with other
+    packages. On an interrupt what is known is written, and KeyboardInterrupt goes on.
     """
     paths = recipes_of(asked.targets)
     folder, before = open_folder(asked.out)
-    bench = Bench(started_at=_now(), machine=machine(), results=before.results if before and asked.is_added else ())
+    kept = before.results if before and asked.is_added else ()
+    bench = Bench(started_at=_now(), machine=machine(), results=kept)
+    if kept and before:
+        _refuse_other_machine(before, bench, folder.root)
     folder.write(bench)
     folder.log.write_bytes(b"")
     if asked.store is None:
@@ -53,10 +57,10 @@ def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[
     setting = Setting(asked.pairs, store.make(), folder.log, tell)
     found: list[Result] = []
     for path in paths:
-        result = Result(recipe=_name(path), path=str(path))
+        result = Result(recipe=_name(path), path=str(path), measured_at=_now())
         try:
-            for result in measured(path, setting):  # noqa: B007  # the last one counts, however it ends
-                pass
+            for step in measured(path, setting):
+                result = step.model_copy(update={"measured_at": result.measured_at})
         except FlorError as error:
             tell(f"{result.recipe}: {error}")
             result = result.model_copy(update={"error": str(error)})
@@ -70,6 +74,16 @@ def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[
     bench = bench.model_copy(update={"finished_at": _now()})
     folder.write(bench)
     return folder, bench, tuple(found)
+
+
+def _refuse_other_machine(before: Bench, now: Bench, root: Path) -> None:
+    was, found = before.machine, now.machine
+    changed = [f"{key} was {was.get(key)}, now {found.get(key)}" for key in found if was.get(key) != found.get(key)]
+    if changed:
+        raise FlorError(
+            f"--add was to keep rows of {root} that were measured under other conditions: {'; '.join(changed)}. One "
+            "table would not say so; name another folder with --out, or measure all recipes anew"
+        )
 
 
 def recipes_of(targets: Sequence[Path]) -> list[Path]:

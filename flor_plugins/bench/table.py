@@ -42,7 +42,7 @@ def markdown(bench: Bench) -> str:
     """The whole document."""
     parts = ["# flor-hf bench", _machine(bench), grid(HEAD, [_row(one) for one in bench.results])]
     for one in bench.results:
-        parts += [f"## {one.recipe}", *_details(one)]
+        parts += [f"## {one.recipe}", *([f"Begun {one.measured_at}"] if one.measured_at else []), *_details(one)]
     return "\n\n".join([*parts, NOTES.strip().format(least=LEAST_PAIRS)]) + "\n"
 
 
