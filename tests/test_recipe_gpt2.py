@@ -98,6 +98,17 @@ def test_full_size_is_gpt2(gpt2: Any) -> None:
     assert sum(one.numel() for one in built.parameters()) == 124_439_808
 
 
+@pytest.mark.slow
+def test_full_size_takes_a_step(gpt2: Any, tokenizer: Any) -> None:
+    size = gpt2.SCALES["full"]
+    ids = gpt2.load_chunks(tokenizer, size.length)[0][:1]
+    built = gpt2.build_model(size, size.hidden_size)
+    loss = built(input_ids=ids, labels=ids).loss
+    loss.backward()
+    assert 10 < loss.item() < 12  # about the logarithm of the vocabulary's size
+    assert all(one.grad is not None and one.grad.isfinite().all() for one in built.parameters())
+
+
 def test_training_logs_the_perplexity_of_all_tokens(gpt2: Any, chunks: Any) -> None:
     trainer = gpt2.build_trainer(hidden_size=16)
     logged = trainer.evaluate()
