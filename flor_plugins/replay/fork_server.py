@@ -90,6 +90,7 @@ def _preload(framework: str) -> None:
             import_module(f"flor_plugins.replay.{name}")
         for name in ("drive", "intercept"):
             import_module(f"flor_plugins.{framework}.{name}")
+        import_module("flor_plugins.replay.trackers").silence_hub()
 
 
 def _preload_journals() -> None:
