@@ -12,7 +12,8 @@ from datetime import datetime
 from itertools import cycle
 from typing import Any
 
-KINDS = ("look_up", "reverse_look_up", "extreme", "count", "sum_or_average")
+from vega_datasets import local_data
+
 OPERATORS = ("NONE", "SUM", "AVERAGE", "COUNT")  # numbered as in the models that were fine-tuned on WikiTableQuestions
 HELD_OUT = 4  # every fourth row of a source appears in validation tables only
 FEWEST_ROWS = 4
@@ -126,8 +127,6 @@ def ask(count: int, *, rows: int, columns: int, held_out: bool, seed: int) -> li
 
 def load(source: Source) -> list[Row]:
     """All rows of a source as the texts that a table shows, in the order of the file; those with a gap are left out."""
-    from vega_datasets import local_data
-
     raw = local_data(source.name, return_raw=True).decode("utf-8")
     is_json = raw.lstrip().startswith("[")
     rows: list[dict[str, Any]] = json.loads(raw) if is_json else list(csv.DictReader(io.StringIO(raw)))
@@ -221,7 +220,7 @@ def count(table: Table, rng: random.Random) -> Question | None:
         return None
     form = rng.choice(["how many have {0} {1}?", "what is the number of rows with {0} {1}?"])
     text = form.format(table.columns[column], told)
-    return Question(table, "count", text, tuple((row, 0) for row in rows), "COUNT", float(len(rows)))
+    return Question(table, "count", text, tuple((row, column) for row in rows), "COUNT", float(len(rows)))
 
 
 def sum_or_average(table: Table, rng: random.Random) -> Question | None:
@@ -243,6 +242,7 @@ ASK: dict[str, Callable[[Table, random.Random], Question | None]] = {
     "count": count,
     "sum_or_average": sum_or_average,
 }
+KINDS = tuple(ASK)
 
 
 def words(questions: list[Question]) -> Iterator[str]:

@@ -74,8 +74,9 @@ def read(question: Any) -> tuple[set[tuple[int, int]], float | None]:
         meant = numbers > than if found[1] == "more" else numbers < than
     else:
         meant = values == max((one for one in values if f" {one} " in text), key=len)
-    cells = {(int(row), 0) for row in frame.index[meant]}
-    return cells, float(len(cells)) if question.kind == "count" else None
+    if question.kind == "count":
+        return {(int(row), column) for row in frame.index[meant]}, float(meant.sum())
+    return {(int(row), 0) for row in frame.index[meant]}, None
 
 
 def test_answers_are_those_that_a_reader_of_the_table_finds(tapas: Any) -> None:
@@ -115,7 +116,7 @@ def test_encoded_answer_is_the_answer(tapas: Any, questions: list[Any], tokenize
     for index, question in enumerate(fitting):
         one = {key: value[index] for key, value in encoded.items()}
         is_answer = one["labels"] == 1
-        places = one["token_type_ids"][is_answer][:, [2, 1]] - 1  # row and column; the header and the first column are 1
+        places = one["token_type_ids"][is_answer][:, [2, 1]] - 1  # row and column
         assert {tuple(place) for place in places.tolist()} == set(question.cells)
         values = (one["numeric_values"] / one["numeric_values_scale"])[is_answer]
         count = (1 / one["numeric_values_scale"])[is_answer].sum()

@@ -38,11 +38,8 @@ def readings(ctx: flor.Context) -> Iterator[tuple[dict[str, Tensor], Tensor, Ten
     """Batches of the validation questions with logits: (batch, length) and operators: (batch,); all on the CPU."""
     for batch in ctx.val_dataloader:
         found = ctx.model(**{key: value.to(ctx.device) for key, value in batch.items()})
-        yield (
-            {key: value.cpu() for key, value in batch.items()},
-            found.logits.cpu(),
-            found.logits_aggregation.argmax(1).cpu(),
-        )
+        answers = {key: value.cpu() for key, value in batch.items()}
+        yield answers, found.logits.cpu(), found.logits_aggregation.argmax(dim=1).cpu()
 
 
 def is_right(batch: dict[str, Tensor], logits: Tensor, operators: Tensor) -> Tensor:
