@@ -29,7 +29,7 @@ from transformers import (
 from transformers.models.tapas.tokenization_tapas import BasicTokenizer
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[EMPTY]"]
-WORDS = 1_500  # of the vocabulary, beside single characters
+VOCABULARY = 1_600  # at most
 TRAINING, VALIDATION = 3_000, 400  # questions
 # What TAPAS calls the parts of a right answer; Trainer hands them to `compute_metrics`, in this order.
 ANSWER = ["labels", "aggregation_labels", "float_answer", "numeric_values", "numeric_values_scale"]
@@ -39,8 +39,8 @@ ANSWER = ["labels", "aggregation_labels", "float_answer", "numeric_values", "num
 class Scale:
     """A size of the model and of its tables.
 
-    columns: with the key. places: numbers that a row, column or rank can have. row_spread: a factor on the embeddings
-    of the row numbers.
+    vocabulary: rows of the embedding, of which the texts use VOCABULARY. row_spread: a factor on the embeddings of the
+    row numbers. rows, columns: at most, the key among them. places: numbers that a row, column or rank can have.
     """
 
     hidden_size: int
@@ -57,8 +57,32 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(64, 3, 4, 72, WORDS + 100, 0.1, 4.0, 0.0, 5, 3, 8),
-    "full": Scale(768, 12, 12, 512, 30_522, 0.02, 1.0, 0.1, 20, 6, 256),  # TAPAS-base
+    "tiny": Scale(
+        hidden_size=64,
+        layers=3,
+        heads=4,
+        length=72,
+        vocabulary=VOCABULARY,
+        initializer_range=0.1,  # at .02 so small a model learns nothing in three epochs
+        row_spread=4.0,
+        dropout=0.0,
+        rows=5,
+        columns=3,
+        places=8,
+    ),
+    "full": Scale(  # TAPAS-base
+        hidden_size=768,
+        layers=12,
+        heads=12,
+        length=512,
+        vocabulary=30_522,
+        initializer_range=0.02,
+        row_spread=1.0,
+        dropout=0.1,
+        rows=20,
+        columns=6,
+        places=256,
+    ),
 }
 
 
@@ -194,7 +218,7 @@ def make_vocabulary(questions: Iterable[Question]) -> list[str]:
     characters = sorted(set("".join(counts)) | set("0123456789"))
     pieces = [*SPECIAL, *characters, *(f"##{one}" for one in characters)]
     common = sorted(counts.keys() - set(pieces), key=lambda word: (-counts[word], word))
-    return [*pieces, *common[:WORDS]]
+    return [*pieces, *common][:VOCABULARY]
 
 
 def encode(questions: Iterable[Question], tokenizer: TapasTokenizer, length: int) -> dict[str, Tensor]:
