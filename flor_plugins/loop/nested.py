@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import sys
 from collections import deque
@@ -22,8 +21,9 @@ from flor_plugins.state.module import is_plain
 _PACKAGES = ("gymnasium", "gym", "pettingzoo")
 _ENVIRONMENTS = ("Env", "VectorEnv", "AECEnv", "ParallelEnv")
 
-# Saved in their own way, never changed, or, as data sets are, built by the script again.
+# Saved in their own way, or, as data sets and the members of an Enum are, built by the script again.
 _ELSEWHERE = (type, enum.Enum, nn.Module, Optimizer, DataLoader, Dataset, Sampler, rng.Generator)
+_OF_NO_ENVIRONMENT = frozenset(("numpy", "torch", "pygame", *sys.stdlib_module_names))
 _CONTAINERS = (list, tuple, dict, deque)
 _MOST_PARTS, _DEPTH = 10_000, 4  # of a container
 
@@ -53,7 +53,7 @@ def inside(owners: Mapping[str, Any], known: Collection[int]) -> Owners:
         seen.add(id(one))
         found[name] = one
         if is_environment(one):
-            packages |= {_package(kind) for kind in type(one).__mro__} - {"builtins", "typing", "abc"}
+            packages |= {_package(kind) for kind in type(one).__mro__} - _OF_NO_ENVIRONMENT
         waiting.extend((f"{name}.{key}", part) for key, part in parts(one) if _is_followed(part, packages))
     return found
 
@@ -69,8 +69,7 @@ def foreign_state(environment: Any) -> Iterator[tuple[str, str]]:
 
 def _is_foreign(one: Any) -> bool:
     """Has it its state in C? The emulators and physics of simulators have; what pygame has is only drawn."""
-    known = ("builtins", "numpy", "torch", "pygame", *sys.stdlib_module_names)
-    return not hasattr(one, "__dict__") and not isinstance(one, type) and _package(type(one)) not in known
+    return not (hasattr(one, "__dict__") or isinstance(one, type) or _package(type(one)) in _OF_NO_ENVIRONMENT)
 
 
 def parts(owner: Any) -> Iterator[tuple[str, Any]]:
@@ -89,8 +88,6 @@ def _parts(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[tuple[str, 
 
 def _is_followed(one: Any, packages: Collection[str]) -> bool:
     if isinstance(one, _ELSEWHERE) or not hasattr(one, "__dict__"):
-        return False
-    if dataclasses.is_dataclass(one) and type(one).__dataclass_params__.frozen:  # type: ignore[attr-defined]
         return False
     return is_environment(one) or is_of_users(one) or _package(type(one)) in packages
 

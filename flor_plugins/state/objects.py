@@ -56,8 +56,7 @@ def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
 
 def restore(owner: Any, state: dict[str, Any]) -> None:
     """Put `capture`'s result back; modules in place."""
-    for name, value in copy.deepcopy(state["attributes"]).items():
-        setattr(owner, name, value)
+    vars(owner).update(copy.deepcopy(state["attributes"]))  # not setattr, which frozen classes refuse
     rng.restore_generators(_generators(owner), state["generators"])
     for name, part in _modules(owner):
         if name in state["modules"]:

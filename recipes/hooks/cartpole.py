@@ -32,7 +32,7 @@ def approx_kl(ctx: flor.Context) -> Generator[None, None, torch.Tensor]:
     """
     logged = log_ratio(ctx)
     yield
-    return (logged.exp() - 1 - logged).mean()
+    return (logged.expm1() - logged).mean()
 
 
 @flor.metric(at="step")
@@ -58,6 +58,7 @@ def greedy_return(ctx: flor.Context) -> float:
 
 
 def log_ratio(ctx: flor.Context) -> torch.Tensor:
-    """Log of the present probability of each action over that when it was played: (transitions,)."""
+    """Log of the present probability of each action over that when it was played: (transitions,) float64."""
     logits, _ = ctx.model(ctx.batch.observations)
-    return Categorical(logits=logits).log_prob(ctx.batch.actions) - ctx.batch.log_probs
+    present = Categorical(logits=logits).log_prob(ctx.batch.actions)
+    return present.double() - ctx.batch.log_probs.double()
