@@ -63,6 +63,16 @@ def test_recipe_has_no_mistake_and_the_full_size_is_the_same_net(cartpole: Modul
     assert [3 * one.environments * one.steps * one.rollouts for one in (tiny, full)] == [39_936, 503_808]
 
 
+def test_update_of_the_full_scale_is_one_of_the_tiny_scale_with_more_transitions(cartpole: ModuleType) -> None:
+    torch.manual_seed(0)
+    size, net = cartpole.SCALES["full"], cartpole.Agent(64)
+    rollout = cartpole.Players(size.environments, seed=1).play(net, size.steps, [])
+    batch = next(cartpole.shuffled(rollout, minibatches=4))
+    cartpole.ppo_loss(net, batch).backward()
+    assert 900 < len(batch.actions) <= 1024
+    assert all(torch.isfinite(one.grad).all() and one.grad.abs().sum() > 0 for one in net.parameters())
+
+
 def test_step_that_only_resets_an_environment_is_no_transition(cartpole: ModuleType) -> None:
     _, players, ended, rollout = played(cartpole)
     assert len(ended) > 20
@@ -222,8 +232,9 @@ def test_line_added_to_the_recipe_is_carried_to_both_versions(project: Project) 
     assert {(one["name"], one["way"], one["verdict"]) for one in project.verdicts()} == {
         ("slow", "train", "exact"), ("fast", "train", "exact"),
     }  # fmt: skip
+    project.write("live.py", LIVE)
+    project.python("live.py")
     frame = flor.dataframe("foreseen", store=project.store.root)
-    for name in ("slow", "fast"):
-        found = rows_of(frame, name, "foreseen")
-        assert len(found) == 2 * 13 - 1  # what is logged before the first update is not filled
-        assert list(found.values())[-1] > 0.5
+    slow, fast, live = (rows_of(frame, name, "foreseen") for name in ("slow", "fast", "live"))
+    assert slow == live and slow.keys() == fast.keys() and slow != fast
+    assert len(slow) == 2 * 13 and max(slow.values()) <= 1

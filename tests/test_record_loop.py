@@ -384,6 +384,14 @@ class Emulator(gymnasium.Env):
         self.dreams.append(object())
 
 
+class Player:
+    def __init__(self, poles: Any) -> None:
+        self.poles = poles
+
+    def reset(self, seed: int) -> None:
+        self.poles.reset(seed=seed)
+
+
 def test_environments_are_obstacles_until_they_are_registered_and_then_what_in_them_is_out_of_reach(recorded):
     def train(toy, environment, **registered):
         flor.checkpoints(**registered)
@@ -399,6 +407,12 @@ def test_environments_are_obstacles_until_they_are_registered_and_then_what_in_t
     (reason,) = reasons(run)
     assert "keeps an environment (SyncVectorEnv) in `environment`, which flor.checkpoints was not given" in reason
     run = recorded(lambda toy: train(toy, poles, poles=poles))[-1]
+    assert reasons(run) == []
+    player = Player(poles)
+    run = recorded(lambda toy: train(toy, player))[-1]
+    (reason,) = reasons(run)
+    assert "keeps an environment (SyncVectorEnv) in `environment.poles`" in reason
+    run = recorded(lambda toy: train(toy, player, player=player))[-1]
     assert reasons(run) == []
     emulator = TimeLimit(Emulator(), 9)
     run = recorded(lambda toy: train(toy, emulator, emulator=emulator))[-1]

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from flor_plugins.loop.capture import known_ids, owners_of
 from flor_plugins.loop.nested import foreign_state, is_environment
 from flor_plugins.loop.registered import Registered, unwrapped
-from flor_plugins.loop.variables import Frames, Variables, scopes
+from flor_plugins.loop.variables import Frames, Variables, is_of_users, scopes
 from flor_plugins.record import attributes, obstacles
 from flor_plugins.records import Obstacle
 from flor_plugins.state import loaders
@@ -105,16 +105,23 @@ def _of_owners(registered: Registered) -> Iterator[Obstacle]:
 
 def _of_variables(registered: Registered, frames: Frames) -> Iterator[Obstacle]:
     """Variables of the loop's functions that hold state which nobody registered."""
-    known = known_ids(registered)
+    known = known_ids(registered) | {id(one) for one in owners_of(registered).values()}
     for scope, held in scopes(frames):
-        for name, one in list(held.items()):
+        for name, one in [found for variable in held.items() for found in _looked_at(*variable)]:
             kind = "" if id(one) in known else _kind(one, known)
             if kind:
                 yield Obstacle(
                     "partial",
                     f"{_place(scope)} keeps {kind} in `{name}`, which flor.checkpoints was not given",
-                    f"flor.checkpoints(..., {name}={name})",
+                    f"flor.checkpoints(..., {name.rpartition('.')[2]}={name})",
                 )
+
+
+def _looked_at(name: str, one: Any) -> Iterator[tuple[str, Any]]:
+    """A variable; of an object of the user's own the environments, too, in which it acts."""
+    yield name, one
+    if is_of_users(one):
+        yield from ((f"{name}.{key}", part) for key, part in vars(one).items() if is_environment(part))
 
 
 def _place(scope: str) -> str:
