@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flor_plugins.state import objects
+from flor_plugins.state import module, objects
 from flor_plugins.store import codec
 
 
@@ -78,3 +78,10 @@ def test_classes_of_frameworks_are_not_the_users() -> None:
 
     assert not objects.is_users(EarlyStoppingCallback()) and not objects.is_users(FlorCallback())
     assert objects.is_users(Keeper(nn.Sequential(nn.Linear(1, 1)), Path()))
+
+
+def test_array_of_the_size_of_a_data_set_is_not_kept_unasked() -> None:
+    size = module.LARGEST_ARRAY
+    assert module.is_plain(np.empty(size, np.uint8)) and not module.is_plain([np.empty(size + 1, np.uint8)])
+    assert not module.is_plain(np.zeros(2, object)) and not module.is_plain(np.zeros(2, [("a", int)]))
+    assert module.is_plain([np.float32(1), np.bool_(True), np.str_("a")])

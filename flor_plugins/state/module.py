@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+LARGEST_ARRAY = 2**26  # bytes: what is larger is a data set, or has to be given to whoever saves it by name
 _OWN = frozenset(vars(nn.Module())) | {"training"}
 
 
@@ -115,7 +116,9 @@ def is_plain(value: Any, depth: int = 0) -> bool:
 
 
 def _is_plain_numpy(value: np.ndarray | np.generic) -> bool:
-    """Numbers, bools, texts and dates, in an array that is no subclass."""
+    """Numbers, bools, texts and dates, in an array that is no subclass and no data set."""
+    if value.nbytes > LARGEST_ARRAY:
+        return False
     kind = value.dtype
     is_plain_kind = not kind.hasobject and kind.names is None and np.dtype(kind.str) == kind
     return is_plain_kind and (type(value) is np.ndarray or isinstance(value, np.generic))
