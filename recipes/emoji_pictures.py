@@ -57,15 +57,10 @@ def load_photographs() -> tuple[list[Image.Image], list[Image.Image]]:
     return [Image.fromarray(one) for one in training], [Image.fromarray(one) for one in held_out]
 
 
-def cut(
-    photographs: list[Image.Image], width: int, height: int, random: Random, shares: tuple[float, float] = (0.4, 1)
-) -> Image.Image:
-    """A piece of one of the photographs, of a random size and place, scaled to width x height pixels.
-
-    shares: the least and the most of the photograph's sides that a piece may have.
-    """
+def cut(photographs: list[Image.Image], width: int, height: int, random: Random) -> Image.Image:
+    """A piece of one of the photographs, of a random size and place, scaled to width x height pixels."""
     photograph = random.choice(photographs)
-    zoom = min(photograph.width / width, photograph.height / height) * random.uniform(*shares)
+    zoom = min(photograph.width / width, photograph.height / height) * random.uniform(0.4, 1)
     left = random.uniform(0, photograph.width - zoom * width)
     top = random.uniform(0, photograph.height - zoom * height)
     box = (left, top, left + zoom * width, top + zoom * height)

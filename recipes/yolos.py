@@ -21,8 +21,7 @@ from transformers import YolosConfig, YolosForObjectDetection
 
 CLASSES = 1  # an emoji
 HELD_OUT = 10  # every tenth emoji is for validation
-SMALLEST, LARGEST = 0.2, 0.8  # sides of an emoji as shares of the picture's height
-PIECES = (0.1, 0.4)  # of a photograph are shown: an emoji stands out from what is near
+SMALLEST, LARGEST = 0.25, 0.8  # sides of an emoji as shares of the picture's height
 CROWDED = 0.1  # of an emoji may be behind another
 
 Batch = tuple[Tensor, list[dict[str, Tensor]]]
@@ -180,7 +179,7 @@ class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         """The picture, and its objects as transformers wants them: boxes are shares (middle x, y, width, height)."""
         random = emoji_pictures.draws(index, is_fixed=self.is_fixed)
         height, width = self.scale.height, self.scale.width
-        canvas = emoji_pictures.cut(self.photographs, width, height, random, PIECES)
+        canvas = emoji_pictures.cut(self.photographs, width, height, random)
         boxes = [
             emoji_pictures.put(random.choice(self.emoji), canvas, *place)
             for place in draw_places(random, width, height, random.randint(1, self.scale.objects))

@@ -62,7 +62,7 @@ def test_boxes_lie_where_the_picture_was_changed(yolos, scenes):
     for index in range(12):
         picture, objects = validation[index]
         random = Random(index)
-        bare = yolos.emoji_pictures.cut(validation.photographs, 64, 64, random, yolos.PIECES)
+        bare = yolos.emoji_pictures.cut(validation.photographs, 64, 64, random)
         inside = torch.zeros(64, 64, dtype=torch.bool)
         for x, y, width, height in (objects["boxes"] * 64).tolist():
             left, right = int(x - width / 2 - 1), int(x + width / 2 + 2)
