@@ -117,18 +117,19 @@ def type_in(document: pdfium.PdfDocument, number: int, answers: list[tuple[Field
     """Type the answers, then make them part of the page, where they can be read like what is printed."""
     page = document[number]
     for field, answer in answers:
-        for text in (
-            "",
-            answer,
-        ):  # emptied first: a field that has its answer from another page is drawn if that changes
-            mark = raw.FPDFPage_GetAnnot(page, field.index)
-            raw.FORM_SetFocusedAnnot(document.formenv, mark)
-            raw.FORM_SelectAllText(document.formenv, page)
-            raw.FORM_ReplaceSelection(document.formenv, page, wide(text))
-            raw.FORM_ForceToKillFocus(document.formenv)  # only now the field is drawn with what it holds
-            raw.FPDFPage_CloseAnnot(mark)
+        enter(document, page, field, "")  # a field that already has this answer, from another page, would not be drawn
+        enter(document, page, field, answer)
     raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)
     page.close()  # an open page does not show what was flattened
+
+
+def enter(document: pdfium.PdfDocument, page: pdfium.PdfPage, field: Field, text: str) -> None:
+    mark = raw.FPDFPage_GetAnnot(page, field.index)
+    raw.FORM_SetFocusedAnnot(document.formenv, mark)
+    raw.FORM_SelectAllText(document.formenv, page)
+    raw.FORM_ReplaceSelection(document.formenv, page, wide(text))
+    raw.FORM_ForceToKillFocus(document.formenv)  # only now the field is drawn with what it holds
+    raw.FPDFPage_CloseAnnot(mark)
 
 
 def wide(text: str) -> ctypes.Array[ctypes.c_ushort]:

@@ -14,6 +14,7 @@ import made_up
 import numpy
 import prepared
 import torch
+from court_forms import Page
 from form_tags import TAGS
 from form_windows import IGNORED, PADDING, PIECES
 from torch import Tensor
@@ -27,7 +28,7 @@ from transformers import (
     set_seed,
 )
 
-HELD_OUT = ("sca_fc_103", "sca_fc_104", "sca_fc_128", "lis_release", "voca_release")  # no form is on both sides
+HELD_OUT = 5  # every fifth page is validation; other pages of the same form may be training
 PARTS = ("train_", "validation_")
 
 
@@ -51,8 +52,8 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(128, 3, 4, 20, 24, 160, 112, PIECES, 4),
-    "full": Scale(768, 12, 12, 128, 128, 512, 224, 50_265, 16),  # LayoutLMv3-base
+    "tiny": Scale(128, 3, 4, 20, 24, 160, 112, PIECES, 2),
+    "full": Scale(768, 12, 12, 128, 128, 512, 224, 50_265, 8),  # LayoutLMv3-base
 }
 
 
@@ -173,9 +174,14 @@ def load_windows(size: Scale) -> tuple[Windows, Windows]:
 
 
 def prepare(size: Scale) -> dict[str, Tensor]:
-    forms = court_forms.list_forms()
-    train = [page for filling in range(size.fillings) for page in fill_all(forms, size, filling, held_out=False)]
-    validation = list(fill_all(forms, size, 0, held_out=True))
+    train: list[Page] = []
+    validation: list[Page] = []
+    for filling in range(size.fillings):
+        for index, page in enumerate(fill_all(filling, size.pixels)):
+            if index % HELD_OUT != HELD_OUT - 1:
+                train.append(page)
+            elif filling == 0:
+                validation.append(page)
     tokenizer = form_windows.train_tokenizer(train)
     return {
         part + key: one
@@ -184,16 +190,14 @@ def prepare(size: Scale) -> dict[str, Tensor]:
     }
 
 
-def fill_all(forms: list[Path], size: Scale, filling: int, *, held_out: bool) -> Iterator[court_forms.Page]:
-    for form in forms:
-        if (form.stem in HELD_OUT) == held_out:
-            yield from court_forms.fill(form, filling=filling, pixels=size.pixels)
+def fill_all(filling: int, pixels: int) -> Iterator[Page]:
+    for form in court_forms.list_forms():
+        yield from court_forms.fill(form, filling=filling, pixels=pixels)
 
 
 def digest() -> str:
     """Changes with all that the prepared windows depend on: the forms, the code, the packages that fill and draw."""
-    code = [
-        Path(str(one.__file__)).read_text(encoding="utf-8") for one in (court_forms, form_tags, form_windows, made_up)
-    ]
+    modules = [court_forms, form_tags, form_windows, made_up]
+    code = [Path(str(path)).read_text(encoding="utf-8") for path in (__file__, *(one.__file__ for one in modules))]
     versions = [version(name) for name in (*court_forms.SOURCES, "faker", "pypdfium2", "tokenizers")]
-    return prepared.digest(*code, *HELD_OUT, *versions)
+    return prepared.digest(*code, *versions)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from calendar import month_name
 from collections.abc import Callable
 
 from faker import Faker
@@ -11,14 +12,15 @@ NARROW = 45.0  # points: a field of unknown kind in which there is no room for a
 LETTER = 5.0  # points, about a letter's width in a filled form
 
 # What a field of that name is filled with; the first that fits. The names are those of the forms' authors.
+# Faker's own dates depend on today.
 KINDS: dict[str, Callable[[Faker], str]] = {
-    r"dob|date": lambda fake: fake.date(pattern="%m/%d/%Y"),
+    r"dob|date": lambda fake: f"{fake.random_int(1, 12):02}/{fake.random_int(1, 28):02}/{fake.random_int(1960, 2024)}",
     r"ssn|snn": lambda fake: fake.ssn(),
     r"phone|fax|contact": lambda fake: fake.numerify("(###) ###-####"),
     r"case_num": lambda fake: fake.numerify("%#-D-###"),
     r"hour$": lambda fake: str(fake.random_int(1, 12)),
     r"minute$": lambda fake: fake.random_element(("00", "15", "30", "45")),
-    r"month$": lambda fake: fake.month_name(),
+    r"month$": lambda fake: month_name[fake.random_int(1, 12)],
     r"year$": lambda fake: str(fake.random_int(1965, 2024)),
     r"day$": lambda fake: str(fake.random_int(1, 28)),
     r"age$|copies|days_to|duration|no_more_than|sheets|percent": lambda fake: str(fake.random_int(1, 60)),
