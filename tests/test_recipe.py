@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import MissingDependency, RecipeError
-from flor_plugins.recipe import build_trainer, check_recipe, load_recipe
+from flor_plugins.recipe import About, build_trainer, check_recipe, load_recipe
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -94,6 +94,15 @@ def test_epochs_of_a_recipe_are_written_as_on_the_command_line(folder: Path, epo
     assert recipe.replay.epochs == epochs
 
 
+def test_recipe_says_what_it_is_about(folder: Path) -> None:
+    about = "model: BERT\ndata: 'real: texts'\nobjective: {text: filling in, metric: eval_loss}\n"
+    found = load_recipe(write(folder, GOOD + about)).about
+    assert (found.model, found.data) == ("BERT", "real: texts")
+    assert found.objective is not None
+    assert (found.objective.text, found.objective.metric) == ("filling in", "eval_loss")
+    assert load_recipe(write(folder, GOOD)).about == About()
+
+
 def test_params_of_is_a_copy(folder: Path) -> None:
     recipe = load_recipe(write(folder, "version: 1\nname: a\ntrainer: a:b\nparams: {sizes: [1, 2]}\n"))
     recipe.params_of("a")["sizes"].append(3)
@@ -129,6 +138,9 @@ def test_unknown_version_names_the_nearest(folder: Path) -> None:
         ("epochs: 3,", "3: 3,", ":4: key 3 is not text"),
         ("verify: off", "verify: off\n3: 3", ":15: key 3 is not text"),
         ("verify: off", "verify: off\n  epochs: all", ":15: key 'epochs' stands already on line 13"),
+        ("verify: off", "verify: off\nobjective: {text: a, metrik: b}", ":15: unknown key 'metrik'"),
+        ("verify: off", "verify: off\nobjective: accuracy", ":15: objective is 'accuracy': it is a mapping"),
+        ("verify: off", "verify: off\ndata: ''", ":15: data is ''"),
         ("verify: off", "verify: [off", ":15: not YAML"),
         ("verify: off", "\tverify: off", ":14: not YAML"),
     ],

@@ -375,3 +375,22 @@ def test_objects_of_which_no_state_can_be_taken_are_refused_by_name():
         Context().run(lambda: flor.checkpoints(nn.Linear(1, 1), rate=0.1))
     with pytest.raises(ValueError, match="every_n_epochs=0"):
         Context().run(lambda: flor.checkpoints(nn.Linear(1, 1), every_n_epochs=0))
+
+
+def test_a_main_loop_that_nobody_follows_is_one_and_the_loops_in_it_are_none():
+    asked = []
+
+    def train():
+        stage().begin = lambda on, main: asked.append(main.name)  # returns None
+        for epoch in flor.loop("epoch", range(3)):
+            for _ in flor.loop("step", range(2)):
+                pass
+            if epoch == 1:
+                break
+        for _ in flor.loop("epoch", range(2)):
+            list(flor.loop("step", range(2)))
+        for _ in flor.loop("more", range(2)):
+            list(flor.loop("step", range(2)))
+
+    Context().run(train)
+    assert asked == ["epoch", "epoch", "more"]

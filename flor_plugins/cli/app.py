@@ -75,6 +75,21 @@ def replay(
 
 
 @app.command()
+def bench(
+    targets: Annotated[list[Path], typer.Argument(help="Recipes, or folders of recipes.")],
+    pairs: Annotated[int, typer.Option(min=1, help="Trainings with and without the callback, of each version.")] = 1,
+    out: Annotated[Path, typer.Option(help="A folder for table, data and chart.")] = Path("flor-bench"),
+    store: Annotated[Path | None, typer.Option(help="Where it records; default: a store of its own in --out.")] = None,
+    add: Annotated[bool, typer.Option("--add", help="Keep the rows of other recipes that are in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """What recording recipes costs, and what their hindsight questions cost beside training again."""
+    from flor_plugins.cli import benching
+
+    raise typer.Exit(benching.bench(targets, pairs, out, store, add, as_json))
+
+
+@app.command()
 def first(
     when: Annotated[str, typer.Option(help="What is to hold: 'grad_norm > 10'")],
     monotone: Annotated[

@@ -44,9 +44,10 @@ def train_alone() -> None:
     TrainingArguments.__post_init__ = post_init  # type: ignore[method-assign]
 
 
-def train(built: Any, callback: FlorCallback) -> None:
-    """Train what a recipe's function returned: a Trainer, with the callback on."""
-    built.add_callback(callback)
+def train(built: Any, callback: FlorCallback | None) -> None:
+    """Train what a recipe's function returned: a Trainer, with the callback on, if there is one."""
+    if callback is not None:
+        built.add_callback(callback)
     built.train()
 
 

@@ -40,10 +40,11 @@ def train_alone() -> None:
     pl.Trainer.__init__ = init  # type: ignore[method-assign]
 
 
-def train(built: Any, callback: FlorCallback) -> None:
-    """Train what a recipe's function returned: (trainer, module, data), with the callback on."""
+def train(built: Any, callback: FlorCallback | None) -> None:
+    """Train what a recipe's function returned: (trainer, module, data), with the callback on, if there is one."""
     trainer, module, data = built
-    trainer.callbacks = [callback, *trainer.callbacks]
+    if callback is not None:
+        trainer.callbacks = [callback, *trainer.callbacks]
     if isinstance(data, pl.LightningDataModule):
         trainer.fit(module, datamodule=data)
     else:

@@ -1,4 +1,4 @@
-"""Meeting a hand-written loop at its first item, in a worker process, to replay it."""
+"""Meeting a hand-written loop at its first item: in a worker process to replay it, elsewhere to leave it alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from flor_plugins.hooks import live
+from flor_plugins.loop.registered import Registered
 from flor_plugins.loop.stage import Follower, Level, Stage, stage
 
 Begun = tuple[Stage, Level]
@@ -21,6 +23,24 @@ def intercept(arrived: Callable[[Begun, Callable[[], Any]], Any], *, inject: boo
         return arrived((on, main), lambda: None)
 
     stage().begin = begin
+
+
+def listen(begins: Callable[[Registered], Any], *, is_recorded: bool) -> None:
+    """From now on `begins(what was registered)` is called when a main loop of this thread takes its first item.
+
+    is_recorded: else nobody follows the loops, and `flor.log` does nothing, as in a script without any of this.
+    """
+    on = stage()
+    original = on.begin
+
+    def begin(on: Stage, main: Level) -> Follower | None:
+        begins(on.registered)
+        if is_recorded:
+            return original(on, main)
+        live.connect(None)
+        return None
+
+    on.begin = begin
 
 
 def train_alone() -> None:

@@ -69,6 +69,8 @@ class Iteration(Iterator[T]):
     def __del__(self) -> None:
         if self._is_followed and not self._level.is_over:
             self._stage.left(self._level, sys._getframe(1))
+        elif not self._is_followed:
+            self._level.is_over = True
 
 
 class checkpoints:  # see `loop`

@@ -71,7 +71,7 @@ class Stage:
     """begin: asked at each main loop who follows it; None for nobody. calls: main loops so far.
 
     options: as `options_of` takes them. early: what was logged between `flor.checkpoints` and the main loop.
-    recent: the recording of the last main loop.
+    recent: the recording of the last main loop. alone: the last main loop that nobody followed.
     """
 
     begin: Callable[[Stage, Level], Follower | None]
@@ -82,6 +82,7 @@ class Stage:
     early: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
     recent: Any = None
+    alone: Level | None = None
 
     def enter(self, level: Level) -> bool:
         """A loop takes its first item. False: nobody follows it."""
@@ -89,11 +90,12 @@ class Stage:
         if same is not None:  # a loop is not nested in itself: that one was left, and somebody holds its iterator
             self._drop(same)
         if not self.levels:
-            if level.phase != "train":
+            if level.phase != "train" or self._is_inside_alone(level):
                 return False
             level.is_main = True
             self.follower = self.begin(self, level)
             self.calls += 1
+            self.alone = level if self.follower is None else None
         if self.follower is None:
             return False
         self.levels.append(level)
@@ -131,6 +133,10 @@ class Stage:
             self.follower.left(level, _by_error(level, at), at)
         else:
             self.ended(level)
+
+    def _is_inside_alone(self, level: Level) -> bool:
+        """Is it part of a main loop that nobody follows? It is none of its own then."""
+        return self.alone is not None and not self.alone.is_over and self.alone.name != level.name
 
     def _drop(self, index: int) -> None:
         while len(self.levels) > index:

@@ -48,7 +48,8 @@ Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.\-]*$")]
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
 Method = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
 Function = Annotated[str, StringConstraints(pattern=r"^.+:[A-Za-z_]\w*$")]
-Texts = Annotated[tuple[Annotated[str, StringConstraints(min_length=1)], ...], BeforeValidator(_check_list)]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Texts = Annotated[tuple[Text, ...], BeforeValidator(_check_list)]
 
 
 class Replay(BaseModel):
@@ -65,6 +66,15 @@ class Replay(BaseModel):
     where: str | None = None
     epochs: Annotated[str | tuple[int, ...], BeforeValidator(_check_epochs)] = "all"
     verify: Literal["exact", "close", "off"] = "exact"
+
+
+class Objective(BaseModel):
+    """What the training itself reaches for. metric: the name under which the training logs how far it is."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    text: Text
+    metric: Text
 
 
 class _Entry(BaseModel):
@@ -84,6 +94,9 @@ class _File(BaseModel):
     version: Annotated[int, BeforeValidator(_check_format)]
     name: Name
     trainer: Target
+    model: Text | None = None
+    data: Text | None = None
+    objective: Objective | None = None
     params: dict[str, JsonValue] = {}
     versions: Annotated[tuple[_Entry, ...], BeforeValidator(_check_list)] = ()
     replay: Replay = Replay()
@@ -98,6 +111,15 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
+class About:
+    """What a recipe says of itself, for tables. data: where it is from, and which parts are made up."""
+
+    model: str | None = None
+    data: str | None = None
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Recipe:
     """How to train and what to ask in hindsight. trainer: `module:function`; path: absolute."""
 
@@ -108,6 +130,7 @@ class Recipe:
     versions: tuple[Version, ...]
     replay: Replay
     path: Path
+    about: About = About()
 
     @property
     def folder(self) -> Path:
@@ -154,6 +177,7 @@ def validate(document: Document) -> Recipe:
         versions=versions or (Version(file.name, {}),),
         replay=file.replay,
         path=document.path.resolve(),
+        about=About(file.model, file.data, file.objective),
     )
 
 
@@ -181,7 +205,7 @@ def _explain(error: ErrorDetails) -> tuple[Loc, str]:
     loc: Loc = error["loc"]
     key, last = ".".join(str(part) for part in loc), str(loc[-1])
     if error["type"] == "extra_forbidden":
-        level = Replay if len(loc) > 1 else _File
+        level = {"replay": Replay, "objective": Objective}.get(str(loc[0]), _File) if len(loc) > 1 else _File
         return loc, f"unknown key {last!r}{nearest(last, level.model_fields)}"
     if error["type"] == "missing":
         return loc, f"key {key!r} is missing; add `{last}: ...`"

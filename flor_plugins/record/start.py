@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import runpy
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +23,14 @@ from flor_plugins.record.expected import expect, expected_runs
 from flor_plugins.records import Launch
 
 
-def recipe(path: Path, version: str) -> None:
-    """Train one version of a recipe with the callback on."""
+def recipe(
+    path: Path, version: str, *, is_recorded: bool = True, begins: Callable[[Any], Any] = lambda built: None
+) -> None:
+    """Train one version of a recipe, with the callback on where `is_recorded`.
+
+    begins: called with what the recipe's function has built, right before it is trained. Of a function that trains
+    by itself, with flor.loop, neither is heard: see `listen` in loop/intercept.py.
+    """
     asked = load_recipe(path)
     params = asked.params_of(version)
     launched = environment.launch()
@@ -36,14 +43,19 @@ def recipe(path: Path, version: str) -> None:
         params=params,
         recipe=str(asked.path),
     )
-    expect(launch, version, asked.name)  # of a function that trains by itself, with flor.loop
+    if is_recorded:
+        expect(launch, version, asked.name)  # of a function that trains by itself, with flor.loop
     built = build_trainer(asked.folder, asked.trainer, params)
-    if built is None and expected_runs():
+    if built is None and (expected_runs() or not is_recorded):
         return
     framework = _framework_of(built, asked.trainer)
-    callback = import_module(f"flor_plugins.{framework}").FlorCallback(version, project=asked.name)
-    callback.launch = launch
-    import_module(f"flor_plugins.{framework}.intercept").train(built, callback)
+    callback = None
+    if is_recorded:
+        callback = import_module(f"flor_plugins.{framework}").FlorCallback(version, project=asked.name)
+        callback.launch = launch
+    intercept = import_module(f"flor_plugins.{framework}.intercept")
+    begins(built)
+    intercept.train(built, callback)
 
 
 def command(kind: str, framework: str, name: str, target: str, arguments: list[str]) -> None:

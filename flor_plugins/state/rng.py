@@ -53,6 +53,7 @@ def kept() -> Iterator[None]:
 
 # Where loaders, samplers and datasets keep what they are made of.
 _PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "base_dataloader", "base_loader")
+_PART_NAMES = frozenset((*_PARTS, *(f"_{part}" for part in _PARTS)))
 
 
 def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, Generator]:
@@ -77,7 +78,8 @@ def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) ->
         if isinstance(value, Generator) and id(value) not in seen:
             seen.add(id(value))
             found[f"{name}.{key}"] = value
-    for part in _PARTS:
+    # a model has hundreds of modules, and this is asked three times an epoch: no names are made for nothing
+    for part in () if _PART_NAMES.isdisjoint(attributes) else _PARTS:
         inner = attributes.get(part, attributes.get(f"_{part}"))
         if inner is not None and (hasattr(inner, "__dict__") or isinstance(inner, (list, tuple))):
             _find(f"{name}.{part}", inner, found, seen)

@@ -1,35 +1,20 @@
-"""Ratios of variants that alternate in one process: their order, the interval of a median, and what it shows."""
+"""Variants that alternate in one process, and what intervals show that flor_plugins/bench/ratios.py makes of them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import median
 from typing import Literal, TypeVar
+
+from flor_plugins.bench.ratios import LEAST_PAIRS, Interval, interval, orders, pair_ratios
+
+__all__ = [
+    "Aim", "Interval", "Verdict", "alternate", "interval", "judge", "orders", "pair_ratios", "quantile", "slope",
+]  # fmt: skip
 
 T = TypeVar("T")
 Verdict = Literal["met", "missed", "inconclusive"]
-
-CONFIDENCE = 0.95
-LEAST_PAIRS = 11  # fewer say nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """A median and where it lies with 95 % confidence; with fewer than 6 values, where the values lie.
-
-    n: how many values.
-    """
-
-    middle: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def width(self) -> float:
-        return self.high - self.low
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,39 +23,6 @@ class Aim:
 
     limit: float
     neutral: float = 1.0
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """The median of values with the interval of its order statistics: no distribution is assumed.
-
-    Raises ValueError for no values, or for one that is not finite.
-    """
-    if not values or not all(math.isfinite(one) for one in values):
-        raise ValueError(f"an interval needs finite values, and got {list(values)[:5]}")
-    ordered = sorted(values)
-    outside = _outside(len(ordered))
-    return Interval(median(ordered), ordered[outside], ordered[-1 - outside], len(ordered))
-
-
-def _outside(n: int) -> int:
-    """How many values may be left out on either side so that the median is inside with the confidence asked for."""
-    tail, outside = 0.0, 0
-    for k in range(n // 2):
-        tail += math.comb(n, k) / 2**n  # P(exactly k of n values lie below the median); the sum: at most k do
-        if tail > (1 - CONFIDENCE) / 2:
-            break
-        outside = k
-    return outside
-
-
-def pair_ratios(of: Sequence[float], over: Sequence[float]) -> list[float]:
-    """The ratio of each pair, in the order measured. Raises ValueError if the lengths differ."""
-    return [one / other for one, other in zip(of, over, strict=True)]
-
-
-def orders(names: Sequence[str], rounds: int) -> list[list[str]]:
-    """The order of the variants in each round: forward, backward, forward: a drift hits all of them alike."""
-    return [list(names) if i % 2 == 0 else list(reversed(names)) for i in range(rounds)]
 
 
 def alternate(variants: Mapping[str, Callable[[], T]], rounds: int) -> dict[str, list[T]]:

@@ -98,8 +98,8 @@ def pin(buffer: Buffer) -> None:
     """
     runtime: Any = torch.cuda.cudart()
     if not buffer.is_pinned:
-        runtime.cudaHostRegister(buffer.array.ctypes.data, buffer.nbytes, 0)
-        buffer.is_pinned = True
+        answer = runtime.cudaHostRegister(buffer.array.ctypes.data, buffer.nbytes, 0)
+        buffer.is_pinned = answer == runtime.cudaError.success
 
 
 def unpin(buffer: Buffer) -> None:

@@ -9,8 +9,7 @@ call but to constructors of the types named in those files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,11 +103,10 @@ class _Encoder:
         self._open: set[int] = set()  # containers around the present one
 
     def value(self, value: Any, path: str) -> Any:
-        if value is None or type(value) in (bool, str):
+        if tags.is_plain(value):
             return value
         try:
-            with self._within(value):
-                return self._pack(value, path)
+            return self.table.pack(value, path) if isinstance(value, torch.Tensor) else self._pack(value, path)
         except Exception as error:  # any type's own code may run here, and a training must go on
             why = str(error) if isinstance(error, EncodingError) else f"{type(error).__name__}: {error}"
             self.lost.append(f"{path}: {why}")
@@ -118,21 +116,15 @@ class _Encoder:
         return self.table.add(tensor, path)
 
     def _pack(self, value: Any, path: str) -> Any:
-        if isinstance(value, torch.Tensor):
-            return self.table.pack(value, path)
-        kind = type(value)
-        pack = tags.PACK.get(kind) or arrays.PACK.get(kind) or names.pack_named
-        return pack(value, self, path)
-
-    @contextmanager
-    def _within(self, value: Any) -> Iterator[None]:
         if id(value) in self._open:
             raise EncodingError("a container that holds itself can't be stored")
         if len(self._open) >= MAX_DEPTH:
             raise EncodingError(f"nested deeper than {MAX_DEPTH} levels")
+        kind = type(value)
+        pack = tags.PACK.get(kind) or arrays.PACK.get(kind) or names.pack_named
         self._open.add(id(value))
         try:
-            yield
+            return pack(value, self, path)
         finally:
             self._open.discard(id(value))
 

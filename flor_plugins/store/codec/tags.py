@@ -51,14 +51,21 @@ def join(path: str, part: object) -> str:
     return f"{path}{text}" if path.endswith("/") else f"{path}.{text}"
 
 
+def is_plain(value: Any) -> bool:
+    """Whether JSON gives it back as it is. Most of a state's leaves are so (625 numbers of each random.Random)."""
+    kind = type(value)
+    if kind is int:
+        return -(2**63) <= value < 2**63  # other readers know 64 bits, and Python itself refuses 4300 digits
+    return value is None or kind is str or kind is bool or (kind is float and math.isfinite(value))
+
+
 def _pack_int(value: int, to: Packer, path: str) -> Any:
-    # other readers of JSON know 64 bits, and Python itself refuses decimals of 4300 digits
-    return value if -(2**63) <= value < 2**63 else {"$": "int", "hex": f"{value:x}"}
+    return value if is_plain(value) else {"$": "int", "hex": f"{value:x}"}
 
 
 def _pack_float(value: float, to: Packer, path: str) -> Any:
     # the bits, so that a NaN keeps its payload; finite numbers survive JSON's decimals
-    return value if math.isfinite(value) else {"$": "float", "bits": struct.pack(">d", value).hex()}
+    return value if is_plain(value) else {"$": "float", "bits": struct.pack(">d", value).hex()}
 
 
 def _unpack_float(node: Any, of: Unpacker) -> float:
@@ -104,7 +111,7 @@ def _unpack_deque(node: Any, of: Unpacker) -> deque[Any]:
 
 def _pack_dict(value: dict[Any, Any], to: Packer, path: str) -> Any:
     if type(value) is dict and all(type(key) is str for key in value) and "$" not in value:
-        return {key: to.value(one, join(path, key)) for key, one in value.items()}
+        return {key: one if is_plain(one) else to.value(one, join(path, key)) for key, one in value.items()}
     node: dict[str, Any] = {"$": "dict", "kind": type(value).__name__}
     if isinstance(value, defaultdict):
         factory = value.default_factory
@@ -178,7 +185,7 @@ def _unpack_random(node: Any, of: Unpacker) -> random.Random:
 
 
 def _items(values: Iterable[Any], to: Packer, path: str) -> list[Any]:
-    return [to.value(one, join(path, i)) for i, one in enumerate(values)]
+    return [one if is_plain(one) else to.value(one, join(path, i)) for i, one in enumerate(values)]
 
 
 # By exact type: a subclass may hold more than its base, and would come back as something else.

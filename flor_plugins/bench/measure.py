@@ -1,0 +1,123 @@
+"""One recipe: its trainings with and without the callback in turns, then its questions, one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flor_plugins.bench.children import Children
+from flor_plugins.bench.own_store import forget
+from flor_plugins.bench.ratios import orders
+from flor_plugins.bench.results import Kept, Question, Result, Training, worst
+from flor_plugins.bench.values import by_epoch, values_of
+from flor_plugins.errors import FlorError, RecipeError
+from flor_plugins.recipe import Recipe, check_recipe, load_recipe
+from flor_plugins.store.layout import Store
+from flor_plugins.store.runs import find_run
+
+WAYS = ("without", "with")
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How to measure. pairs: of each version. store: the bench's own. tell: hears what is done next."""
+
+    pairs: int
+    store: Store
+    log: Path
+    tell: Callable[[str], Any]
+
+    @property
+    def children(self) -> Children:
+        return Children(self.store.root, self.log)
+
+
+def measured(path: Path, setting: Setting) -> Iterator[Result]:
+    """What is known so far, after each step. Raises FlorError where it can't go on."""
+    mistakes = check_recipe(path)
+    if mistakes:
+        raise RecipeError("\n".join(mistakes))
+    recipe = load_recipe(path)
+    result = _described(recipe)
+    yield result
+    for training in _trainings(recipe, setting):
+        result = result.model_copy(update={"trainings": (*result.trainings, training)})
+        yield result
+    run_ids = {run_id: one.version for one in result.trainings if one.pair == setting.pairs for run_id in one.run_ids}
+    result = result.model_copy(update={"kept": tuple(_kept(recipe, setting.store, run_ids))})
+    yield result
+    for metric in recipe.replay.metrics:
+        setting.tell(f"{recipe.name}: {metric} in hindsight")
+        result = result.model_copy(update={"questions": (*result.questions, _ask(recipe, metric, run_ids, setting))})
+        yield result
+
+
+def _described(recipe: Recipe) -> Result:
+    about = recipe.about
+    return Result(
+        recipe=recipe.name,
+        path=str(recipe.path),
+        versions=tuple(one.name for one in recipe.versions),
+        model=about.model,
+        data=about.data,
+        objective=about.objective.text if about.objective else None,
+        objective_metric=about.objective.metric if about.objective else None,
+    )
+
+
+def _trainings(recipe: Recipe, setting: Setting) -> Iterator[Training]:
+    """Every pair is one with the callback and one without; who comes first changes from pair to pair."""
+    pairs = [(one.name, pair) for pair in range(1, setting.pairs + 1) for one in recipe.versions]
+    for (version, pair), order in zip(pairs, orders(WAYS, len(pairs)), strict=True):
+        for how in order:
+            training = _train(recipe, version, pair, how, setting)
+            if pair < setting.pairs:  # questions are asked of the last runs; the others' checkpoints are not needed
+                for run_id in training.run_ids:
+                    forget(setting.store, run_id)
+            yield training
+
+
+def _train(recipe: Recipe, version: str, pair: int, how: str, setting: Setting) -> Training:
+    what = f"{recipe.name}: {version} {how} the callback"
+    setting.tell(f"{what} ({pair} of {setting.pairs})")
+    found, seconds = setting.children.run("train", lambda result: [str(recipe.path), version, how, result], what)
+    return Training(version=version, pair=pair, is_recorded=how == "with", process_s=seconds, **found)
+
+
+def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Kept]:
+    from flor_plugins.store.checkpoints import list_checkpoints
+
+    runs = [find_run(store, run_id) for run_id in run_ids]
+    objective = recipe.about.objective
+    logged = values_of(store, runs, objective.metric) if objective else {}
+    for run in runs:
+        if run.status != "finished" or run.code is None:
+            raise FlorError(f"run {run.name} can't be replayed: {run.status}; {'; '.join(run.gaps) or run.error}")
+        if objective and not logged[run.run_id]:
+            raise RecipeError(
+                f"{recipe.path}:1: the objective's metric {objective.metric!r} was not logged by run {run.name}"
+            )
+        sizes = [one.nbytes for one in list_checkpoints(run.path)]
+        yield Kept(
+            version=run_ids[run.run_id],
+            run_id=run.run_id,
+            checkpoints=len(sizes),
+            checkpoint_bytes=max(sizes, default=0),
+            all_bytes=sum(sizes),
+            recording_s=run.timing.recording_s,
+            objective=by_epoch(logged.get(run.run_id, ())),
+        )
+
+
+def _ask(recipe: Recipe, metric: str, run_ids: dict[str, str], setting: Setting) -> Question:
+    """A question that fails is told; the others are asked."""
+    try:
+        found, seconds = setting.children.run(
+            "answer", lambda result: [str(recipe.path), metric, result, *run_ids], f"{recipe.name}: {metric}"
+        )
+    except FlorError as error:
+        return Question(metric=metric, error=str(error))
+    values = {run_ids[run_id]: rows for run_id, rows in found.pop("values").items()}
+    return Question(metric=metric, process_s=seconds, verdict=worst(found.pop("verdicts")), values=values, **found)
