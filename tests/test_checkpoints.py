@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from flor_plugins.errors import NoCheckpoint, StoreError
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import (
+    files,
     known_tensors,
     list_checkpoints,
     load_checkpoint,
@@ -25,7 +26,7 @@ from flor_plugins.store.checkpoints import (
     tensor_hashes,
 )
 from flor_plugins.store.codec import Encoded, LostLeaf, encode
-from flor_plugins.store.files import PARTIAL
+from flor_plugins.store.files import PARTIAL, read_json
 
 
 @pytest.fixture
@@ -44,6 +45,25 @@ def test_a_checkpoint_comes_back(run: Path) -> None:
     assert state["model"]["wte"] is state["model"]["head"]
     assert state["optimizer"][0]["state"][0]["step"] == torch.tensor(3.0)
     assert state["loops"]["seen"] == {1, 2} and state["loops"]["best"] != state["loops"]["best"]
+
+
+def test_a_checkpoint_that_was_listed_is_read_again_only_if_it_was_written_since(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(run, AT, encode(sections()))
+    assert files.stamp_of(folder(run)) is None  # it may still be written within the same tick of the clock
+    monkeypatch.setattr(files, "SETTLED_S", 0.0)
+    read: list[Path] = []
+    monkeypatch.setattr(files, "read_json", lambda path: read.append(path) or read_json(path))
+    assert list_checkpoints(run) == list_checkpoints(run) and len(read) == 1
+    state = folder(run) / "state.json"
+    was = state.read_bytes()
+    state.chmod(0o644)
+    state.write_bytes(was.replace(b'"full": true', b'"full": null'))  # as long as before
+    with pytest.warns(UserWarning, match="passed over"):
+        assert list_checkpoints(run) == []
+    state.write_bytes(was)
+    assert [one.is_full for one in list_checkpoints(run)] == [True] and len(read) == 3
 
 
 def test_other_programs_read_the_tensors_under_their_own_names(run: Path) -> None:

@@ -171,7 +171,7 @@ def test_trackers_that_are_not_known_to_be_installed_are_told_to_do_nothing(top:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("when", ["before", "after", "between"])
 def test_a_hub_is_not_spoken_to_whenever_it_was_imported(top: Path, when: str) -> None:
     pytest.importorskip("huggingface_hub")
     script = """
@@ -186,7 +186,9 @@ def test_a_hub_is_not_spoken_to_whenever_it_was_imported(top: Path, when: str) -
     assert future.result().oid == "0" * 40 and HfApi().delete_repo("me/model") is None
     """
     line = "from huggingface_hub import HfApi, create_repo, upload_file"
-    script = dedent(script).format(*((line, "") if when == "before" else ("", line)))
+    early = f"import huggingface_hub.hf_api\ntrackers.silence_hub()\n{line}"  # as where workers are forked
+    places = {"before": (line, ""), "after": ("", line), "between": (early, "")}
+    script = dedent(script).format(*places[when])
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     head = "from pathlib import Path\n"
     done = subprocess.run([sys.executable, "-c", head + script], env=env, capture_output=True, text=True, timeout=60)

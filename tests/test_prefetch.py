@@ -20,7 +20,7 @@ from flor_plugins.records import Pass, Position, Run, Stretch, Task
 from flor_plugins.replay import memory, prefetch
 from flor_plugins.replay.prefetch import Prefetch, Wanted, order_of
 from flor_plugins.store import ranks
-from flor_plugins.store.checkpoints import folder_of, load_checkpoint, save_checkpoint
+from flor_plugins.store.checkpoints import folder_of, load_checkpoint, save_checkpoint, tensor_hashes
 from flor_plugins.store.codec import encode
 
 FIRST, SECOND, THIRD = Position(0, 0), Position(1, 10), Position(2, 20)
@@ -90,6 +90,18 @@ def test_the_next_state_is_in_memory_before_it_is_asked_for(run: Run) -> None:
     settle(states)
     remove(run, SECOND)
     assert same(states.load(ORDER[1]), expected)
+
+
+def test_hashes_come_with_a_state_that_was_read_ahead_and_with_no_other(run: Run) -> None:
+    states, _ = ahead(run)
+    states.load(ORDER[0])
+    assert states.hashes(FIRST) is None  # it was read when it was asked for
+    settle(states)
+    assert states.hashes(SECOND) is None
+    states.load(ORDER[1])
+    assert states.hashes(SECOND) == tensor_hashes(run.path, SECOND) and states.hashes(FIRST) is None
+    states.load(ORDER[2])
+    assert states.hashes(SECOND) is None
 
 
 def test_weights_that_nobody_holds_make_room_for_the_next_ones(run: Run) -> None:

@@ -175,6 +175,32 @@ def test_a_replay_whose_server_is_killed_completes_with_each_value_once(project:
     assert {one[3] for one in found} == {"exact"}
 
 
+def test_what_reads_journals_is_imported_without_a_thread_and_leaves_the_environment_as_it_was() -> None:
+    script = """
+import os, sys
+from flor_plugins.replay import fork_server
+before = dict(os.environ)
+fork_server._preload_journals()
+print(dict(os.environ) == before, "pandas" in sys.modules, fork_server._unfit())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True", "None"]
+
+
+def test_a_worker_ends_without_what_imports_left_to_be_done_and_with_what_its_script_did() -> None:
+    script = """
+import weakref
+from flor_plugins.replay import fork_server
+class Thing: pass
+imported, own = Thing(), Thing()
+weakref.finalize(imported, print, "imported")
+fork_server._keep_at_exit()
+weakref.finalize(own, print, "own")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["own"]
+
+
 def test_a_server_that_can_not_import_is_left_for_fresh_processes(tmp_path: Path) -> None:
     known = Servers()
     env = {**os.environ, "PYTHONPATH": str(Path(flor.__file__).parents[1])}

@@ -19,10 +19,12 @@ import signal
 import socket
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +33,7 @@ LOOK_S = 2.0  # between two looks whether the process that started it is still t
 PACKET = 65_536
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 READY = b"ready"
+ARROW_MEMORY = "JE_ARROW_MALLOC_CONF"  # of the jemalloc in pyarrow, which has a thread even where it is not used
 
 
 @dataclass(slots=True)
@@ -62,6 +65,7 @@ def main(control_fd: int, framework: str) -> NoReturn:
         except Exception as error:
             control.send(f"{type(error).__name__}: {error}".encode()[:PACKET])
             raise
+        _keep_at_exit()
         gc.collect()
         gc.freeze()  # so that a collection in a worker doesn't write to, and copy, every page
         reason = _unfit()
@@ -81,10 +85,34 @@ def _preload(framework: str) -> None:
     """What a worker imports before its script: with no folder of a user's on the import path."""
     sys.dont_write_bytecode = True
     with _own_path():
+        _preload_journals()
         for name in ("worker", "session"):
             import_module(f"flor_plugins.replay.{name}")
         for name in ("drive", "intercept"):
             import_module(f"flor_plugins.{framework}.{name}")
+        import_module("flor_plugins.replay.trackers").silence_hub()
+
+
+def _preload_journals() -> None:
+    """What reading and sealing a journal imports. Before all else: a framework may import it with its thread."""
+    if find_spec("numexpr") is not None:
+        return  # pandas would import it, and it starts threads
+    before = os.environ.get(ARROW_MEMORY)
+    os.environ[ARROW_MEMORY] = "background_thread:false"
+    try:
+        for name in ("pyarrow.parquet", "pyarrow.compute", "pandas"):
+            import_module(name)
+    finally:
+        if before is None:
+            del os.environ[ARROW_MEMORY]
+        else:
+            os.environ[ARROW_MEMORY] = before
+
+
+def _keep_at_exit() -> None:
+    """A worker ends without taking apart what was imported here: torch's libraries of operations are one by one."""
+    for made in weakref.finalize._registry.values():  # type: ignore[attr-defined]
+        made.atexit = False
 
 
 @contextmanager

@@ -39,13 +39,13 @@ class History:
         return found or {}
 
 
-def history_of(run: Run, hooks: Hooks | None = None) -> History:
-    """Read all journals of a run. hooks: as in `of_today`."""
-    history = History()
-    for writer, row in of_today(read_run(run.path), hooks or {}):
+def history_of(run: Run, hooks: Hooks | None = None, rows: Iterable[tuple[str, Row]] | None = None) -> History:
+    """What all journals of a run say. hooks: as in `of_today`. rows: those journals, if they were read already."""
+    history, media = History(), run.path / "media"
+    for writer, row in of_today(read_run(run.path) if rows is None else rows, hooks or {}):
         history.note(row, row.values)
         if writer.startswith("record"):
-            values = {name: encode_value(value, run.path / "media") for name, value in row.values.items()}
+            values = {name: encode_value(value, media) for name, value in row.values.items()}
             history.values.setdefault((row.position, row.phase, row.level), {}).update(values)
     return history
 

@@ -54,17 +54,23 @@ class Prefetch:
         self._lender = Lender()
         self._next = 0
         self._ahead: _Reading | None = None
+        self._held: tuple[Position, dict[str, str]] | None = None
         self._is_on = True
 
     def load(self, wanted: Wanted) -> dict[str, Any]:
         """As `ranks.load_checkpoint`, errors too. Begins nothing."""
-        read = self._taken(wanted)
+        read, self._held = self._taken(wanted), None
         self._next = self._place(wanted) + 1
         if read is not None:
+            self._held = wanted.position, read.hashes
             with suppress(FlorError):  # the reading below says what is wrong
                 sections = decode(read.tree, read.tensors) if read.sections is None else read.sections
                 return ranks.with_own_part(sections, self._path, self._rank, wanted.position)
         return ranks.load_checkpoint(self._path, self._rank, wanted.position, wanted.only)
+
+    def hashes(self, position: Position) -> dict[str, str] | None:
+        """The hash of each of the model's tensors, if it is the State that was handed out last and was read ahead."""
+        return self._held[1] if self._held is not None and self._held[0] == position else None
 
     def begin(self) -> None:
         """Start to read what comes after the State that was handed out last; best once that one is let go of."""
@@ -113,11 +119,15 @@ class Prefetch:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A State before it is put together: tensors by key, and the tree that names them. sections: it, if it is."""
+    """A State before it is put together: tensors by key, and the tree that names them. sections: it, if it is.
+
+    hashes: as `checkpoints.tensor_hashes` gives them for the model.
+    """
 
     tree: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
     sections: dict[str, Any] | None
+    hashes: dict[str, str]
 
 
 class _Reading(threading.Thread):
@@ -155,7 +165,8 @@ class _Reading(threading.Thread):
         }
         tree = {name: part for name, part in state["tree"].items() if only is None or name in only}
         tensors = read_tensors(self._folder, state, records, into)
-        return _Read(tree, tensors, decode(tree, tensors) if _is_plain(tree) else None)
+        hashes = checkpoints.hashes_of(state, ranks.MODEL)
+        return _Read(tree, tensors, decode(tree, tensors) if _is_plain(tree) else None, hashes)
 
 
 def _is_plain(node: Any) -> bool:

@@ -29,7 +29,7 @@ from flor_plugins.replay.verify import Comparison
 from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoints.hashes import PRESENT, hash_tensor
-from flor_plugins.store.journal import Journal
+from flor_plugins.store.journal import Journal, read_run
 from flor_plugins.store.timeline import Timeline
 from flor_plugins.store.values import encode_value
 
@@ -69,15 +69,17 @@ class Session:
         self._media = self._path / "media"
         path = self._path / "metrics" / f"replay-{replay_id}-w0.jsonl"
         self._journal = None if rank else Journal(path, self._media)
-        self.places = places_of(run)
+        rows = read_run(run.path)
+        self.places = places_of(run, rows)
         self._states = Prefetch(run, rank, order_of(task), self._say)
         self._batches = Batches(self._say, per_pass)
-        self._saved = {one.position for one in checkpoints.list_checkpoints(self._path)}
+        saved = checkpoints.list_checkpoints(self._path) if rank else self.places.saved.values()
+        self._saved = {one.position for one in saved}
         self._hooks = {m.name: m for one in loaded for m in one.metrics}
         # As the planner does: what an earlier source of a hook gave does not count (`known_by`).
         own = {m.name: (one.digest_of(m.name), one.digest) for one in loaded for m in one.metrics}
         self._digests: dict[str, tuple[str | None, ...]] = {**own, **task.digests}
-        self._history = history_of(replace(run, path=self._path), self._digests)
+        self._history = history_of(replace(run, path=self._path), self._digests, None if rank else rows)
 
     # ---- what the adapter asks
 
@@ -181,7 +183,8 @@ class Session:
 
     def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
         """The model as it stands against the checkpoint at that position, tensor by tensor."""
-        recorded = checkpoints.tensor_hashes(self._path, position, "model")
+        known = None if self._rank else self._states.hashes(position)  # of the run, so of the first process
+        recorded = checkpoints.tensor_hashes(self._path, position, "model") if known is None else known
         recomputed = {
             name: hash_tensor(t.detach().cpu().contiguous(), recorded.get(name, PRESENT)) for name, t in weights.items()
         }

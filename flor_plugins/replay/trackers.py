@@ -53,6 +53,13 @@ def silence(folder: Path) -> None:
     AfterImport(changes).put_on()
 
 
+def silence_hub() -> None:
+    """The hub alone, if it was imported; `silence` then has that behind it. Which modules know it takes a while."""
+    found = sys.modules.get("huggingface_hub.hf_api")
+    if found is not None:
+        _quiet_hub(found)
+
+
 def _forced(module: ModuleType) -> None:
     for name, forced in FORCED[module.__name__]:
         found = getattr(module, name, None)
@@ -98,7 +105,10 @@ def _move_events(module: ModuleType, folder: Path) -> None:
 
 
 def _quiet_hub(module: ModuleType) -> None:
-    """On the class, and wherever a method was imported by name."""
+    """On the class, and wherever a method was imported by name; from there on it is imported so. Once."""
+    if vars(module.HfApi).get("_is_quiet"):
+        return
+    module.HfApi._is_quiet = True  # type: ignore[attr-defined]
     replaced: dict[str, tuple[Any, Any]] = {}
     for name in dir(module.HfApi):
         found = getattr(module.HfApi, name)

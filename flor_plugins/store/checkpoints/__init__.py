@@ -10,6 +10,7 @@ ones may be compressed (cold.py), or given up but for tensors that others need
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -75,12 +76,20 @@ def list_checkpoints(run_path: Path) -> list[Checkpoint]:
     found = []
     for position, folder in _positions(run_path):
         try:
-            state = files.read_state(folder, position)
+            stamp = files.stamp_of(folder)
+            read = _read_checkpoint if stamp is None else _known_checkpoint
+            found.append(read(run_path, folder, position, stamp))
         except StoreError as error:
             warn(f"a checkpoint is passed over: {error}", stacklevel=2)
-        else:
-            found.append(checkpoint_of(run_path, state))
     return found
+
+
+def _read_checkpoint(run_path: Path, folder: Path, position: Position, stamp: files.Stamp | None) -> Checkpoint:
+    return checkpoint_of(run_path, files.read_state(folder, position))
+
+
+# A request looks at each several times, and reading and checking its state.json takes milliseconds.
+_known_checkpoint = lru_cache(1 << 14)(_read_checkpoint)
 
 
 def tensor_hashes(run_path: Path, position: Position, section: str = "model") -> dict[str, str]:
@@ -88,7 +97,11 @@ def tensor_hashes(run_path: Path, position: Position, section: str = "model") ->
 
     A tied tensor stands under the name it was met with first. Raises as load_checkpoint does.
     """
-    state = files.read_state(_folder(run_path, position), position)
+    return hashes_of(files.read_state(_folder(run_path, position), position), section)
+
+
+def hashes_of(state: Mapping[str, Any], section: str) -> dict[str, str]:
+    """`tensor_hashes` of a state.json that was read already."""
     prefix = f"{section}/"
     held = files.records(state).items()
     return {key.removeprefix(prefix): one.hash for key, one in held if key.startswith(prefix)}

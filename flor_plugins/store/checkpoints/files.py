@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from flor_plugins.store.files import PARTIAL, read_json
 
 STATE = "state.json"
 SHELL = "shell.json"  # what is left of a checkpoint that was given up, for the others that need tensors of it
+SETTLED_S = 2.0  # a file that was written twice within a tick of the clock may look the same
 FORMAT = 2
 READABLE = (1, 2)
 WHAT_TO_DO = "Restore it from a copy, or delete this checkpoint's folder and replay from an earlier one."
 # a file of this checkpoint or of another one of the same run, and nowhere else
 FILE = re.compile(r"(\.\./epoch=\d+,step=\d+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
+
+Stamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +88,17 @@ def own_hash(state: Mapping[str, Any]) -> str:
     rest = {key: one for key, one in state.items() if key != "sha256"}
     text = json.dumps(rest, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def stamp_of(folder: Path) -> Stamp | None:
+    """What is another one whenever state.json is written; None where it is too young, or not there, to tell."""
+    try:
+        found = os.stat(folder / STATE)
+    except OSError:
+        return None
+    if time.time() - max(found.st_mtime, found.st_ctime) < SETTLED_S:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def read_state(folder: Path, position: Position | None = None) -> dict[str, Any]:
