@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
+import help_topics
 import prepared
-import tokenizers
 import torch
-from tokenizers import ByteLevelBPETokenizer, Tokenizer
+from help_topics import PIECES
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import (
@@ -22,8 +21,6 @@ from transformers import (
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
            "mask_token": "[MASK]"}  # fmt: skip
-PIECES = 2_000
-HELD_OUT = 10  # every tenth chunk is validation
 IGNORED = -100  # the label of a token that is not asked for
 
 
@@ -151,48 +148,20 @@ def mask(
     return masked, torch.where(asked, ids, IGNORED)
 
 
-def load_text() -> list[str]:
-    """Python's help topics, in the order of their names, each as one long line."""
-    from pydoc_data.topics import topics
-
-    return [" ".join(topics[name].split()) for name in sorted(topics)]
-
-
 def load_tokenizer() -> PreTrainedTokenizerFast:
-    """The vocabulary of the text, trained on first use and cached.
-
-    Byte pairs, not WordPieces: the trainer of those breaks ties differently in each process,
-    and a run must find the same vocabulary again when its cache is gone.
-    """
-    held = prepared.text(prepared.folder("bert") / f"byte-pairs-{PIECES}-{digest()}.json", train_byte_pairs)
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(held), **SPECIAL)
-
-
-def train_byte_pairs() -> str:
-    """The vocabulary as the JSON text of `tokenizers`."""
-    trained = ByteLevelBPETokenizer(lowercase=True, add_prefix_space=True)
-    trained.train_from_iterator(
-        load_text(), vocab_size=PIECES, special_tokens=list(SPECIAL.values()), show_progress=False
-    )
-    return trained.to_str()
+    """The vocabulary of the text."""
+    return help_topics.load_tokenizer(__file__, help_topics.load_lines(), SPECIAL, lowercase=True)
 
 
 def load_chunks(tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[Tensor, Tensor]:
     """The text as (chunks, length) int64, each `[CLS] ... [SEP]`: training, validation."""
-    path = prepared.folder("bert") / f"chunks-{PIECES}-{length}-{digest()}.safetensors"
-    chunks = prepared.tensors(path, lambda: {"chunks": cut(tokenizer, length)})["chunks"]
-    held_out = torch.arange(len(chunks)) % HELD_OUT == HELD_OUT - 1
-    return chunks[~held_out], chunks[held_out]
+    texts = help_topics.load_lines()
+    return help_topics.load_chunks(__file__, texts, length, lambda: cut(texts, tokenizer, length))
 
 
-def cut(tokenizer: PreTrainedTokenizerFast, length: int) -> Tensor:
-    ids = [one for text in load_text() for one in tokenizer.encode(text, add_special_tokens=False)]
+def cut(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int) -> Tensor:
+    ids = [one for text in texts for one in tokenizer.encode(text, add_special_tokens=False)]
     inner = length - 2
     starts = range(0, len(ids) - inner + 1, inner)
     first, last = tokenizer.cls_token_id, tokenizer.sep_token_id
     return torch.tensor([[first, *ids[start : start + inner], last] for start in starts])
-
-
-def digest() -> str:
-    """Changes with all that the prepared files depend on: the text, this file, `tokenizers`."""
-    return prepared.digest(*load_text(), Path(__file__).read_text(encoding="utf-8"), tokenizers.__version__)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import gymnasium
 import numpy as np
 import torch
 from torch import nn
@@ -382,9 +383,85 @@ def accelerated(flor: Flor) -> None:
     flor.end(net)
 
 
+def arrays(flor: Flor) -> None:
+    """Variables and attributes of numpy, which go from one iteration to the next; `seen` and `first` are one memory."""
+    net, optimizer = built()
+    rest, best, last = np.zeros((4, 6), np.float32), np.float32(0.5), deque(maxlen=3)
+    seen = np.zeros(3)
+    first = seen[:1]
+    flor.checkpoints(net, optimizer)
+    for epoch in flor.loop("epoch", range(4)):
+        for _ in flor.loop("step", range(5)):
+            rest = rest * best + np.random.rand(4, 6).astype(np.float32)
+            loss = flor.loss(epoch, F.cross_entropy(net(torch.from_numpy(rest)), torch.arange(4) % 3))
+            step(net, optimizer, loss)
+            best, first[0] = np.float32(0.9) * best + np.float32(0.05), first[0] + 1
+            last.append(best)
+            flor.log("kept", [float(best), float(sum(last)), *seen.tolist()])
+    flor.end(net)
+
+
+class Maze(gymnasium.Env):
+    """A user's own environment: its state is in an object that it holds, and it draws from its own generator."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (6,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def __init__(self) -> None:
+        self.place = Place()
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.place.move(-self.place.at)
+        return self.place.at, {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.place.move(self.np_random.normal(size=6).astype(np.float32) * (1 + action))
+        return self.place.at, float(self.place.at.sum()), self.place.moves % 9 == 0, False, {}
+
+
+class Place:
+    def __init__(self) -> None:
+        self.at, self.moves = np.zeros(6, np.float32), 0
+
+    def move(self, by: np.ndarray) -> None:
+        self.at, self.moves = self.at + by, self.moves + 1
+
+
+def acted(flor: Flor, environments: Any) -> None:
+    """Learn from what environments give; their observation goes from epoch to epoch."""
+    net, optimizer = built()
+    environments.action_space.seed(4)
+    seen, _ = environments.reset(seed=3)
+    flor.checkpoints(net, optimizer, environments=environments)
+    for epoch in flor.loop("epoch", range(4)):
+        for _ in flor.loop("step", range(5)):
+            for _ in range(7):
+                seen, reward, *_ = environments.step(environments.action_space.sample())
+            data = torch.from_numpy(seen).float().nan_to_num().clamp(-9, 9)
+            data = F.pad(data, (0, 6 - data.shape[1]))
+            flor.log("reward", [float(one) for one in reward])
+            step(net, optimizer, flor.loss(epoch, F.cross_entropy(net(data), torch.arange(len(data)) % 3)))
+    flor.end(net)
+
+
+def vector_environment(flor: Flor) -> None:
+    acted(flor, gymnasium.make_vec("CartPole-v1", num_envs=4, max_episode_steps=20))
+
+
+def wrapped_environments(flor: Flor) -> None:
+    made = gymnasium.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync", max_episode_steps=20)
+    acted(flor, gymnasium.wrappers.vector.RecordEpisodeStatistics(gymnasium.wrappers.vector.NormalizeReward(made)))
+
+
+def own_environment(flor: Flor) -> None:
+    acted(flor, gymnasium.vector.SyncVectorEnv([lambda: gymnasium.wrappers.TimeLimit(Maze(), 12)] * 3))
+
+
 _ALL: tuple[Cell, ...] = (
     plain, workers, persistent_workers, own_generator, stream, accumulate, break_and_continue, generators, own_trainer,
     counters, two_networks, average_and_scaler, only_batches, three_levels, no_optimizer, lbfgs, accelerated,
+    arrays, vector_environment, wrapped_environments, own_environment,
 )  # fmt: skip
 CELLS: dict[str, Cell] = {one.__name__: one for one in _ALL}
 

@@ -142,13 +142,14 @@ def test_a_callback_that_reads_a_file_is_named_and_one_that_writes_is_not(
 
 def test_data_that_a_callback_updates_and_no_checkpoint_holds_is_named(toys: Toys) -> None:
     class Summing(Callback):
-        def __init__(self) -> None:
-            self.sums = np.zeros(2)
+        def __init__(self, kind: type) -> None:
+            self.sums = np.zeros(2, dtype=kind)
 
         def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
             self.sums[0] += 1
 
-    assert said(in_lightning(toys["lit_toy"], Summing()), "Summing", "`sums`", "ndarray") == "partial"
+    assert said(in_lightning(toys["lit_toy"], Summing(object)), "Summing", "`sums`", "ndarray") == "partial"
+    assert in_lightning(toys["lit_toy"], Summing(float)) == []
 
 
 def test_callbacks_that_bring_their_state_or_keep_settings_are_no_obstacle(

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 # The others are marked slow.
-FEW = ("break_and_continue", "generators", "own_trainer", "counters", "accelerated")
+FEW = ("break_and_continue", "generators", "own_trainer", "counters", "accelerated", "arrays", "own_environment")
 CELLS = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in cells_loop.CELLS]
 
 

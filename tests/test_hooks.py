@@ -86,6 +86,15 @@ def test_a_hook_draws_the_same_numbers_at_the_same_position() -> None:
     assert seen[0] == seen[1] != seen[2]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there, seeds of an unused GPU are kept otherwise")
+def test_seed_of_a_hook_does_not_take_the_place_of_the_one_that_torch_keeps_for_a_gpu():
+    torch.manual_seed(5)
+    kept = torch.cuda._lazy_seed_tracker.get_calls()
+    with undisturbed(nn.Linear(1, 1), plain, HERE):
+        torch.rand(1)
+    assert torch.cuda._lazy_seed_tracker.get_calls() == kept and any(kept)
+
+
 def test_a_changed_weight_is_told_with_the_place_of_the_hook() -> None:
     model = net()
     with pytest.raises(HookError, match=r"test_hooks\.py:\d+: metric 'plain' changed weights"):  # noqa: SIM117

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flor_plugins.state import objects
+from flor_plugins.state import module, objects
 from flor_plugins.store import codec
 
 
@@ -22,7 +22,8 @@ class Keeper:
         self.model, self.part = model, model[0]  # type: ignore[index]
         self.views = {name: p.data for name, p in model.named_parameters()}
         self.path, self.function = str(path / "log"), print
-        self._count, self.best = 0, None
+        self._count, self.best, self.sums = 0, None, np.zeros(2)
+        self.array = model[0].weight.detach().numpy()  # type: ignore[index]
         self.last: deque[float] = deque(maxlen=2)
         self.average = {name: p.detach().clone() for name, p in model.named_parameters()}
         self.copy = copy.deepcopy(model)
@@ -32,12 +33,14 @@ class Keeper:
         self._count += 1
         self.best = self._count / 2
         self.last.append(self.best)
+        self.sums[0] += self.best
         with torch.no_grad():
             for name, p in self.model.named_parameters():
                 self.average[name].lerp_(p, 0.5)
             for p in self.copy.parameters():
                 p.add_(torch.rand((), generator=self.random) + float(self.numbers.random()))
-        return self._count, self.best, list(self.last), [p.sum().item() for p in self.copy.parameters()]
+        sums = [p.sum().item() for p in self.copy.parameters()]
+        return self._count, self.best, self.sums.tolist(), list(self.last), sums
 
 
 def made(path: Path) -> Keeper:
@@ -64,7 +67,7 @@ def test_what_belongs_to_the_model_is_not_captured_and_stays_a_view_of_it(tmp_pa
     first = made(tmp_path)
     state = objects.capture(first, objects.parts(first.model))
     assert set(state["modules"]) == {"copy"}
-    assert set(state["attributes"]) == {"_count", "best", "last", "average"}
+    assert set(state["attributes"]) == {"_count", "best", "sums", "last", "average"}
     assert set(state["generators"]) == {"random", "numbers"}
 
 
@@ -75,3 +78,10 @@ def test_classes_of_frameworks_are_not_the_users() -> None:
 
     assert not objects.is_users(EarlyStoppingCallback()) and not objects.is_users(FlorCallback())
     assert objects.is_users(Keeper(nn.Sequential(nn.Linear(1, 1)), Path()))
+
+
+def test_array_of_the_size_of_a_data_set_is_not_kept_unasked() -> None:
+    size = module.LARGEST_ARRAY
+    assert module.is_plain(np.empty(size, np.uint8)) and not module.is_plain([np.empty(size + 1, np.uint8)])
+    assert not module.is_plain(np.zeros(2, object)) and not module.is_plain(np.zeros(2, [("a", int)]))
+    assert module.is_plain([np.float32(1), np.bool_(True), np.str_("a")])

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 
@@ -142,3 +144,12 @@ def test_how_the_epochs_without_a_checkpoint_are_reached(found: Places, said: st
 )  # fmt: skip
 def test_a_duration_is_printed_for_people(seconds: float, text: str) -> None:
     assert printing.duration(seconds) == text
+
+
+def test_frame_with_dicts_as_values_is_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
+    frame = pandas.DataFrame({"by_class": [{"a": 0.5, "b": math.nan}, None]})
+    printing.frame(frame, as_json=True)
+    assert json.loads(capsys.readouterr().out) == [{"by_class": {"a": 0.5, "b": None}}, {"by_class": None}]
+    printing.frame(frame, as_csv=True)
+    header, first, *_ = csv.reader(capsys.readouterr().out.splitlines())
+    assert header == ["by_class"] and json.loads(first[0]) == {"a": 0.5, "b": None}

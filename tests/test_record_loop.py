@@ -5,14 +5,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator
 from contextvars import Context
+from multiprocessing import Process
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import pytest
 import torch
+from gymnasium.wrappers import TimeLimit
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
+from xxhash import xxh3_64
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError
@@ -368,6 +372,53 @@ def test_large_containers_that_grow_are_an_obstacle_until_they_are_registered(re
     assert len(reasons) == 1 and "`memory`" in reasons[0]
     _, run = recorded(lambda toy: train(toy, lambda memory: (memory,)))
     assert not [one for one in run.obstacles if one.grade == "partial"]
+
+
+class Emulator(gymnasium.Env):
+    """Of its state one part is made in C and one in another process; `dreams` is an object that changes."""
+
+    def __init__(self) -> None:
+        self.core, self.helper, self.dreams = xxh3_64(), Process(), [object()]
+
+    def step(self, action: Any) -> Any:
+        self.dreams.append(object())
+
+
+class Player:
+    def __init__(self, poles: Any) -> None:
+        self.poles = poles
+
+    def reset(self, seed: int) -> None:
+        self.poles.reset(seed=seed)
+
+
+def test_environments_are_obstacles_until_they_are_registered_and_then_what_in_them_is_out_of_reach(recorded):
+    def train(toy, environment, **registered):
+        flor.checkpoints(**registered)
+        for _ in flor.loop("epoch", range(1)):
+            environment.reset(seed=0)
+            toy.update()
+
+    def reasons(run):
+        return sorted(one.reason for one in run.obstacles if one.grade == "partial")
+
+    poles = gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
+    (run,) = recorded(lambda toy: train(toy, poles))
+    (reason,) = reasons(run)
+    assert "keeps an environment (SyncVectorEnv) in `environment`, which flor.checkpoints was not given" in reason
+    run = recorded(lambda toy: train(toy, poles, poles=poles))[-1]
+    assert reasons(run) == []
+    player = Player(poles)
+    run = recorded(lambda toy: train(toy, player))[-1]
+    (reason,) = reasons(run)
+    assert "keeps an environment (SyncVectorEnv) in `environment.poles`" in reason
+    run = recorded(lambda toy: train(toy, player, player=player))[-1]
+    assert reasons(run) == []
+    emulator = TimeLimit(Emulator(), 9)
+    run = recorded(lambda toy: train(toy, emulator, emulator=emulator))[-1]
+    assert [reason.split(" keeps in ")[1][:22] for reason in reasons(run)] == [
+        "`core` what is not mad", "`helper` a process of ", "`dreams` state (list),",
+    ]  # fmt: skip
 
 
 def test_objects_of_which_no_state_can_be_taken_are_refused_by_name():

@@ -235,6 +235,7 @@ def test_recipe_whose_function_trains_by_itself_is_recorded_and_replayed(tmp_pat
     assert [(run.name, run.project, run.framework, run.launch.kind) for run in runs] == [
         (name, "balance", "loop", "recipe") for name in ("slow", "fast")
     ]
+    assert [run.params for run in runs] == [{"rate": 0.1}, {"rate": 0.3}]
     frame = flor.dataframe("reward", "weight_norm", store=project.store.root)
     for run in runs:
         assert len(rows_of(frame, run.name, "weight_norm")) == len(rows_of(frame, run.name, "reward")) == 4

@@ -33,9 +33,7 @@ def frame(data: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) ->
     if as_json:
         print(json.dumps(records(data), indent=1))
     elif as_csv:
-        plain = data.map(
-            lambda cell: json.dumps(cell.tolist()) if hasattr(cell, "shape") and cell.shape else cell
-        )
+        plain = data.map(_csv_cell)
         plain.to_csv(sys.stdout, index=False)
     else:
         print(data.to_string(index=False, max_rows=_MAX_ROWS, max_colwidth=40) if len(data) else _empty(data))
@@ -70,11 +68,20 @@ def _plain_cell(cell: Any) -> Any:
         cell = cell.tolist()
     if isinstance(cell, list):
         return [_plain_cell(item) for item in cell]
+    if isinstance(cell, dict):
+        return _jsonable(cell)
     if isinstance(cell, float) and (cell != cell or cell in (float("inf"), float("-inf"))):
         return None if cell != cell else str(cell)
     if cell is None or isinstance(cell, (bool, int, float, str)):
         return cell
     return None if str(cell) in ("<NA>", "NaT", "nan") else str(cell)
+
+
+def _csv_cell(cell: Any) -> Any:
+    """Arrays and dicts as JSON."""
+    if isinstance(cell, dict):
+        return json.dumps(_plain_cell(cell))
+    return json.dumps(cell.tolist()) if hasattr(cell, "shape") and cell.shape else cell
 
 
 def _rich(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:

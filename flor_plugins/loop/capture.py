@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.loop import loading
+from flor_plugins.loop import loading, nested
 from flor_plugins.loop.registered import Registered, set_content
 from flor_plugins.loop.trail import Trail
 from flor_plugins.state import module as module_state
@@ -42,7 +42,7 @@ def capture(
             "modules": {name: one.state_dict() for name, one in others.items()},
             "states": {name: one.state_dict() for name, one in registered.stateful().items()},
             "contents": registered.contents(),
-            "owners": {name: objects.capture(one, known) for name, one in registered.owners().items()},
+            "owners": {name: objects.capture(one, known) for name, one in owners_of(registered).items()},
             "gradient_order": [reducer.capture(one) for one in registered.distributed()],
             "variables": variables,
             "values": values,
@@ -69,8 +69,9 @@ def restore(registered: Registered, found: loading.Sources, sections: Mapping[st
         one.load_state_dict(copy.deepcopy(held["states"][name]))
     for name, one in registered.contents().items():
         set_content(one, copy.deepcopy(held["contents"][name]))
-    for name, one in registered.owners().items():
-        objects.restore(one, held["owners"][name])
+    for name, one in owners_of(registered).items():
+        if name in held["owners"]:  # else the training has made it since, or it is a State of before they were followed
+            objects.restore(one, held["owners"][name])
     loading.restore(found, sections[RNG])
 
 
@@ -85,6 +86,18 @@ def restore_weights(registered: Registered, sections: Mapping[str, Any]) -> None
 def known_parts(registered: Registered) -> set[int]:
     """What tells that something belongs to a registered module."""
     return {part for one in registered.modules().values() for part in objects.parts(one)}
+
+
+def owners_of(registered: Registered) -> nested.Owners:
+    """Registered objects of the user's own, and the environments and objects inside them."""
+    return nested.inside(registered.owners(), known_ids(registered))
+
+
+def known_ids(registered: Registered) -> frozenset[int]:
+    """The ids of all that is saved by itself: registered objects, and the modules and optimizers below them."""
+    modules = [part for one in registered.modules().values() for part in one.modules()]
+    raw = registered.optimizers().values()
+    return frozenset(map(id, [*registered.objects.values(), *raw, *modules]))
 
 
 def _load(module: nn.Module, state: Mapping[str, Any]) -> None:

@@ -77,10 +77,11 @@ class checkpoints:  # see `loop`
     """Says of what a State consists: `flor.checkpoints(net, optimizer, scheduler=schedule)`.
 
     Modules, optimizers, schedulers and whatever else has state_dict and load_state_dict; random generators and data
-    loaders; lists, dicts, sets, arrays and tensors, whose content is kept; objects of your own, whose plain attributes
-    are. Objects without a name are called by class and number; `model` or `net` is what hooks see as the model, else
-    the first module. val_dataloader: what hooks see under that name. The options are those of a FlorCallback: name,
-    project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, overhead, disk, resume, store.
+    loaders; lists, dicts, sets, arrays and tensors, whose content is kept; environments (gymnasium's) and objects of
+    your own, whose plain attributes are, and those of such objects inside them. Objects without a name are called by
+    class and number; `model` or `net` is what hooks see as the model, else the first module. val_dataloader: what hooks
+    see under that name. The options are those of a FlorCallback: name, project, tags, metrics, every_n_epochs,
+    every_n_steps, every_minutes, overhead, disk, resume, store.
 
     Can be used as `with flor.checkpoints(...):`; the run ends with the block at the latest.
     Raises FlorError for an object of which no State can be taken, ValueError and HookError for options.

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from flor_plugins.loop.registered import Registered
-from flor_plugins.loop.variables import Frames, is_users, scopes
+from flor_plugins.loop.variables import Frames, is_of_users, scopes
 from flor_plugins.state import loaders, rng
 
 _DRAWING = (DataLoader, Sampler, rng.Generator)
@@ -32,7 +32,7 @@ def sources(registered: Registered, frames: Frames) -> Sources:
         for name, one in list(held.items()):
             if isinstance(one, _DRAWING):
                 found[f"{scope}.{name}"] = one
-            elif _is_of_users(one):
+            elif is_of_users(one):
                 inner = {key: part for key, part in vars(one).items() if isinstance(part, _DRAWING)}
                 found |= {f"{scope}.{name}.{key}": part for key, part in inner.items()}
     seen: set[int] = set()
@@ -90,11 +90,3 @@ def _persistent(found: Sources) -> Iterator[tuple[str, Any]]:
 def _base(loader: Any) -> Any:
     """torch's loader below accelerate's."""
     return getattr(loader, "base_dataloader", loader)
-
-
-def _is_of_users(one: Any) -> bool:
-    """An instance of a class that stands in the user's own code."""
-    if isinstance(one, type | nn.Module) or not hasattr(one, "__dict__"):
-        return False
-    code = next((f.__code__ for f in vars(type(one)).values() if hasattr(f, "__code__")), None)
-    return code is not None and is_users(code.co_filename)

@@ -11,13 +11,16 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
+from flor_plugins.loop.capture import known_ids, owners_of
+from flor_plugins.loop.nested import foreign_state, is_environment
 from flor_plugins.loop.registered import Registered, unwrapped
-from flor_plugins.loop.variables import Frames, Variables, scopes
+from flor_plugins.loop.variables import Frames, Variables, is_of_users, scopes
 from flor_plugins.record import attributes, obstacles
 from flor_plugins.records import Obstacle
 from flor_plugins.state import loaders
 
 OF_MODULE = "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
+OF_OWNER = "give its class state_dict and load_state_dict that hold it, and flor.checkpoints an object of it"
 _SHARDED = ("FullyShardedDataParallel", "DeepSpeedEngine")
 
 
@@ -32,7 +35,7 @@ def of_nothing() -> Obstacle:
 
 def of_outgrown(registered: Registered, variables: Variables, frames: Frames) -> Iterator[Obstacle]:
     """Variables that have grown since the loop began, and of which no State keeps what is in them."""
-    known, held = _known(registered), dict(scopes(frames))
+    known, held = known_ids(registered), dict(scopes(frames))
     for scope, name in variables.outgrown(frames):
         if id(held[scope][name]) not in known:
             yield Obstacle(
@@ -51,6 +54,7 @@ def obstacles_of(registered: Registered, frames: Frames) -> list[Obstacle]:
         *_of_strategy(registered),
         *(found for name, one in _loaders(registered, frames).items() for found in _of_loader(name, one)),
         *_of_modules(registered),
+        *_of_owners(registered),
         *_of_variables(registered, frames),
     ]
 
@@ -84,29 +88,40 @@ def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
 
 
 def _of_modules(registered: Registered) -> Iterator[Obstacle]:
-    known = _known(registered)
+    known = known_ids(registered)
     for one in registered.modules().values():
         yield from attributes.of_modules(one, known, OF_MODULE)
 
 
-def _known(registered: Registered) -> frozenset[int]:
-    parts = [part for one in registered.modules().values() for part in one.modules()]
-    raw = registered.optimizers().values()
-    return frozenset(map(id, [*registered.objects.values(), *raw, *parts]))
+def _of_owners(registered: Registered) -> Iterator[Obstacle]:
+    """State inside registered objects that a State does not hold."""
+    owners = owners_of(registered)
+    known = known_ids(registered) | {id(one) for one in owners.values()}
+    for name, one in owners.items():
+        yield from attributes.of_owner("the object", one, known, OF_OWNER)
+        for key, kind in foreign_state(one):
+            yield Obstacle("partial", f"{name} keeps in `{key}` {kind}, which no checkpoint holds", OF_OWNER)
 
 
 def _of_variables(registered: Registered, frames: Frames) -> Iterator[Obstacle]:
     """Variables of the loop's functions that hold state which nobody registered."""
-    known = _known(registered)
+    known = known_ids(registered) | {id(one) for one in owners_of(registered).values()}
     for scope, held in scopes(frames):
-        for name, one in list(held.items()):
+        for name, one in [found for variable in held.items() for found in _looked_at(*variable)]:
             kind = "" if id(one) in known else _kind(one, known)
             if kind:
                 yield Obstacle(
                     "partial",
                     f"{_place(scope)} keeps {kind} in `{name}`, which flor.checkpoints was not given",
-                    f"flor.checkpoints(..., {name}={name})",
+                    f"flor.checkpoints(..., {name.rpartition('.')[2]}={name})",
                 )
+
+
+def _looked_at(name: str, one: Any) -> Iterator[tuple[str, Any]]:
+    """A variable; of an object of the user's own the environments, too, in which it acts."""
+    yield name, one
+    if is_of_users(one):
+        yield from ((f"{name}.{key}", part) for key, part in vars(one).items() if is_environment(part))
 
 
 def _place(scope: str) -> str:
@@ -122,6 +137,8 @@ def _kind(one: Any, known: frozenset[int]) -> str:
         return "" if id(inner) in known else f"{type(one).__name__}"
     if isinstance(one, torch.amp.grad_scaler.GradScaler):
         return type(one).__name__ if one.is_enabled() else ""
+    if is_environment(one):
+        return f"an environment ({type(one).__name__})"
     if attributes.is_iterator(one) and not isinstance(one, type):
         return f"an iterator ({type(one).__name__})"
     return ""

@@ -17,6 +17,7 @@ from flor_plugins.loop.stage import Level, Stage, source_of
 from flor_plugins.loop.trail import Trail
 from flor_plugins.loop.variables import Variables, frames_to
 from flor_plugins.record import recorder as recording
+from flor_plugins.record.environment import flatten
 from flor_plugins.record.expected import expected
 from flor_plugins.record.options import Options, options_of
 from flor_plugins.record.rank import begin_together
@@ -31,12 +32,11 @@ def begin(on: Stage, main: Level) -> Recording | None:
     """At the first item of a main loop: a run begins. None where nothing can be recorded."""
     said = expected()
     options = _options(on.options, said.name if said else None, said.project if said else None)
-    registered = on.registered
+    registered, launch = on.registered, said.launch if said else None
     if on.recent is not None:
         on.recent.close()
-    recorder = begin_together(
-        "loop", options, dict, said.launch if said else None, lambda: parameter_names(registered.model)
-    )
+    params = {} if launch is None else flatten("", launch.params)  # of a recipe; those of flor.arg come by themselves
+    recorder = begin_together("loop", options, lambda: params, launch, lambda: parameter_names(registered.model))
     if recorder is None:
         live.connect(None)
         return None

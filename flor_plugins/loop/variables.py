@@ -18,15 +18,17 @@ from functools import cache
 from types import CodeType, FrameType
 from typing import Any
 
+import numpy as np
 import torch
 
 from flor_plugins.loop.registered import set_content
 from flor_plugins.state.objects import is_state
 
-# Of a variable, so many numbers or texts. A tensor counts as a hundred, and by its size: a data set is no counter.
+# Of a variable, so many numbers or texts. A tensor or array counts as a hundred, and by its size: a data set is no
+# counter.
 MOST_LEAVES = 20_000
 OF_A_TENSOR, ELEMENTS_OF_A_LEAF = 100, 50
-_FILLED = (list, dict, set, deque, torch.Tensor)
+_FILLED = (list, dict, set, deque, torch.Tensor, np.ndarray)
 GLOBALS = "<globals>"
 
 Frames = dict[str, FrameType]
@@ -110,6 +112,14 @@ def is_users(file: str) -> bool:
     return not is_library and not real.startswith(_OURS)
 
 
+def is_of_users(one: Any) -> bool:
+    """An instance of a class that stands in the user's own code."""
+    if isinstance(one, type | torch.nn.Module) or not hasattr(one, "__dict__"):
+        return False
+    code = next((f.__code__ for f in vars(type(one)).values() if hasattr(f, "__code__")), None)
+    return code is not None and is_users(code.co_filename)
+
+
 def scopes(frames: Frames) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """All that is bound in the frames, plain or not, and the globals of the outermost."""
     for name, frame in frames.items():
@@ -140,7 +150,10 @@ def _write(frames: Frames, name: str, held: Mapping[str, Any], new: dict[str, An
 
 
 def _fits(present: Any, value: Any) -> bool:
-    return not isinstance(value, torch.Tensor) or (present.shape == value.shape and present.dtype == value.dtype)
+    if isinstance(present, np.ndarray) and not present.flags.writeable:
+        return False
+    is_shaped = isinstance(value, torch.Tensor | np.ndarray)
+    return not is_shaped or (present.shape == value.shape and present.dtype == value.dtype)
 
 
 def _plain(held: Mapping[str, Any], known: Collection[int]) -> dict[str, Any]:
@@ -163,6 +176,8 @@ def _leaves(value: Any) -> int:
     """How much there is of a value."""
     if isinstance(value, torch.Tensor):
         return OF_A_TENSOR + value.numel() // ELEMENTS_OF_A_LEAF
+    if isinstance(value, np.ndarray):
+        return OF_A_TENSOR + value.size // ELEMENTS_OF_A_LEAF
     if isinstance(value, dict):
         return sum(map(_leaves, value.values())) if len(value) <= MOST_LEAVES else MOST_LEAVES + 1
     if isinstance(value, (list, tuple, set)) or type(value).__name__ == "deque":
@@ -175,6 +190,8 @@ def _same(one: Any, other: Any) -> bool:
         return False
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, np.ndarray | np.generic):
+        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     if isinstance(one, dict):
         return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) or type(one).__name__ == "deque":

@@ -40,16 +40,21 @@ def of_callback(callback: Any, known: Container[int], remedy: str) -> Iterator[O
     known: ids of objects that are recorded elsewhere or built by the script (trainer, model and its
     parts, optimizers ...). remedy: how a callback of this framework brings its own state.
     """
-    changing = changing_attributes(type(callback))
-    for name, value in getattr(callback, "__dict__", {}).items():
+    return of_owner("the callback", callback, known, remedy)
+
+
+def of_owner(what: str, owner: Any, known: Container[int], remedy: str) -> Iterator[Obstacle]:
+    """The same for any other object of which `state.objects` records what it can. what: it is called."""
+    changing = changing_attributes(type(owner))
+    for name, value in getattr(owner, "__dict__", {}).items():
         # Modules that are attributes are recorded; those in a list are not.
         inside = [] if isinstance(value, nn.Module) else [one for one in _parts(value) if id(one) not in known]
         kind = next((kind for kind in map(_kind, inside) if kind), "")
         hidden = next((one for one in inside if _has_state(one)), None)
         if kind or hidden is not None:
-            yield _lost(f"the callback {where(type(callback))}", name, kind or _state(hidden), remedy)
+            yield _lost(f"{what} {where(type(owner))}", name, kind or _state(hidden), remedy)
         elif name in changing and inside and not (is_plain(value) or _is_generator(value)):
-            yield _lost(f"the callback {where(type(callback))}", name, _state(value), remedy)
+            yield _lost(f"{what} {where(type(owner))}", name, _state(value), remedy)
 
 
 def of_modules(root: nn.Module, known: Container[int], remedy: str) -> Iterator[Obstacle]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+LARGEST_ARRAY = 2**26  # bytes: what is larger is a data set, or has to be given to whoever saves it by name
 _OWN = frozenset(vars(nn.Module())) | {"training"}
 
 
@@ -98,6 +100,8 @@ def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
 
 def is_plain(value: Any, depth: int = 0) -> bool:
     """Data that the state codec stores without loss; anything else belongs to the script."""
+    if isinstance(value, np.ndarray | np.generic):  # before float and str, which numpy's scalars may also be
+        return _is_plain_numpy(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value) in (type(None), bool, int, float, str)
     if isinstance(value, torch.Tensor):
@@ -109,6 +113,15 @@ def is_plain(value: Any, depth: int = 0) -> bool:
     if type(value) is dict:
         return all(is_plain(k, depth + 1) and is_plain(v, depth + 1) for k, v in value.items())
     return False
+
+
+def _is_plain_numpy(value: np.ndarray | np.generic) -> bool:
+    """Numbers, bools, texts and dates, in an array that is no subclass and no data set."""
+    if value.nbytes > LARGEST_ARRAY:
+        return False
+    kind = value.dtype
+    is_plain_kind = not kind.hasobject and kind.names is None and np.dtype(kind.str) == kind
+    return is_plain_kind and (type(value) is np.ndarray or isinstance(value, np.generic))
 
 
 def _metrics(module: nn.Module) -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,8 +56,7 @@ def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
 
 def restore(owner: Any, state: dict[str, Any]) -> None:
     """Put `capture`'s result back; modules in place."""
-    for name, value in copy.deepcopy(state["attributes"]).items():
-        setattr(owner, name, value)
+    vars(owner).update(copy.deepcopy(state["attributes"]))  # not setattr, which frozen classes refuse
     rng.restore_generators(_generators(owner), state["generators"])
     for name, part in _modules(owner):
         if name in state["modules"]:
@@ -72,15 +72,18 @@ def is_state(value: Any, known: Collection[int] = ()) -> bool:
     return module_state.is_plain(value) and not any(_address(one) in known for one in _tensors(value))
 
 
-def _address(tensor: torch.Tensor) -> int:
+def _address(tensor: torch.Tensor | np.ndarray) -> int:
+    """Of the memory; of an array where its elements begin."""
     try:
+        if isinstance(tensor, np.ndarray):
+            return tensor.ctypes.data
         return tensor.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):  # sparse tensors and subclasses without memory of their own
         return 0
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
+def _tensors(value: Any) -> Iterator[torch.Tensor | np.ndarray]:
+    if isinstance(value, torch.Tensor | np.ndarray):
         yield value
     elif isinstance(value, dict):
         yield from (one for inner in value.values() for one in _tensors(inner))
