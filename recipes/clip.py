@@ -35,7 +35,7 @@ class Scale:
     """A size of the model and of its input. vocabulary: None for as many rows as there are words.
 
     passes: how often an epoch shows each emoji, each time elsewhere on another photograph.
-    groups: of emoji; None for all.
+    block: of Unicode, whose emoji are taken; None for all.
     """
 
     pixels: int
@@ -46,12 +46,11 @@ class Scale:
     length: int
     vocabulary: int | None
     passes: int
-    groups: tuple[str, ...] | None
+    block: str | None
 
 
-THINGS = ("Animals & Nature", "Food & Drink", "Activities", "Objects")
 SCALES = {
-    "tiny": Scale(32, 8, Tower(96, 2, 4), Tower(96, 2, 4), 96, 10, None, 8, THINGS),
+    "tiny": Scale(32, 8, Tower(96, 2, 4), Tower(96, 2, 4), 96, 10, None, 8, emoji_pictures.THINGS),
     "full": Scale(224, 14, Tower(1024, 24, 16), Tower(768, 12, 12), 768, 77, 49_408, 16, None),  # ViT-L/14
 }
 
@@ -72,7 +71,7 @@ def build_trainer(
     if is_tiny:
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
-    emoji = [one for one in emoji_pictures.load_emoji() if size.groups is None or one.group in size.groups]
+    emoji = [one for one in emoji_pictures.load_emoji() if size.block in (None, one.block)]
     words = list_words(emoji)
     lightning.seed_everything(seed, verbose=False)
     module = Matcher(build_config(size, len(words), layers), learning_rate=learning_rate)

