@@ -6,6 +6,7 @@ import importlib.util
 import shutil
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -307,6 +308,18 @@ def test_two_versions_share_one_repository(versions: Repo, tmp_path: Path) -> No
     with Repo(bare) as there:
         assert [there.git.show(f"{vid}:train.py") for vid in vids] == ["print(19)", "print(18)"]
         assert there.git.fsck("--strict") == ""
+    versions.close()
+
+
+def test_many_unpack_into_one_new_repository_at_once(versions: Repo, tmp_path: Path) -> None:
+    vid, file = versions.head.commit.hexsha, tmp_path / "v.pack"
+    pack(versions, vid, file)
+    for turn in range(6):
+        bare = tmp_path / str(turn) / "code.git"
+        with ThreadPoolExecutor(8) as together:
+            list(together.map(lambda _, bare=bare: unpack(file, vid, bare), range(8)))
+        with Repo(bare) as there:
+            assert there.git.fsck("--strict") == ""
     versions.close()
 
 
