@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import SnapshotError
+from flor_plugins.store.files import alone_in
 
 if TYPE_CHECKING:
     from git import Repo
@@ -71,20 +71,13 @@ def _git(repo: Repo, *args: str) -> str:
     return str(out)
 
 
-@contextmanager
-def _one_at_a_time(repo: Repo) -> Iterator[None]:
+def _one_at_a_time(repo: Repo) -> AbstractContextManager[None]:
     """Work trees of one repository are made and removed one after the other.
 
     Each git command reads the notes about all of them and refuses ("failed to read .../commondir") where another
-    has them half written. The lock is on the folder itself, so that nothing is left in the user's repository.
+    has them half written.
     """
-    handle = os.open(repo.common_dir, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks: as safe as git is by itself
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
+    return alone_in(repo.common_dir)
 
 
 def _add(repo: Repo, code: Code, folder: Path) -> None:

@@ -6,17 +6,14 @@ commit as the first of a shallow history, as after `git fetch --depth 1`.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import SnapshotError
 from flor_plugins.store.commits import QUIET, told
-from flor_plugins.store.files import whole_file
+from flor_plugins.store.files import alone_in, whole_file
 
 if TYPE_CHECKING:
     from git import Repo
@@ -39,24 +36,12 @@ def unpack(file: Path, vid: str, git_dir: Path) -> None:
     """
     with told(f"commit {vid} was to be put into {git_dir} from {file}"):
         git_dir.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(git_dir.parent):  # two `git init` of one folder at once fail each other
+        with alone_in(git_dir.parent):  # two `git init` of one folder at once fail each other
             _git(None, "init", "-q", "--bare", "--template=", str(git_dir))
         _git(str(git_dir), "index-pack", "--stdin", "--fix-thin", given=file.read_bytes())
         with open(git_dir / "shallow", "a") as shallow:  # one short line: two that append at once do not mix
             shallow.write(f"{vid}\n")
         _git(str(git_dir), "update-ref", f"refs/flor/{vid}", vid)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other process of this machine is in such a block of the same folder."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _git(git_dir: str | None, *args: str, given: bytes = b"") -> bytes:

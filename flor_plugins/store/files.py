@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -14,6 +15,22 @@ from typing import Any
 from flor_plugins.errors import StoreError
 
 PARTIAL = ".partial-"  # what begins so was never finished: readers pass over it, gc removes it
+
+
+@contextmanager
+def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process or thread is in such a block of the same folder, and keep others waiting.
+
+    The lock is on the folder itself: nothing is left in it, and a process that is killed gives it up. Raises OSError
+    if the folder can't be opened.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems have no locks; there one must not do two things at once
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

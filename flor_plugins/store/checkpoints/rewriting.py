@@ -6,32 +6,26 @@ Killed in between, a checkpoint has the one or the other state.json with all its
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.store.checkpoints.files import FILE, SHELL, STATE, own_hash, read_holder
-from flor_plugins.store.files import PARTIAL, write_json
+from flor_plugins.store.files import PARTIAL, alone_in, write_json
 
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Wait until no other process rewrites checkpoints of this run, and keep others waiting."""
-    try:
-        handle = os.open(folder.parent, os.O_RDONLY)
-    except OSError as error:
-        raise StoreError(f"the checkpoint {folder} can't be rewritten: {error}. Is it one of this run?") from error
-    try:
-        with suppress(OSError):  # some network file systems have no locks; there one must not do two things at once
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(alone_in(folder.parent))
+        except OSError as error:
+            raise StoreError(f"the checkpoint {folder} can't be rewritten: {error}. Is it one of this run?") from error
         yield
-    finally:
-        os.close(handle)
 
 
 @contextmanager
