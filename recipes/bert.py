@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import help_topics
-import prepared
+import hf_training
 import torch
 from help_topics import PIECES
 from torch import Tensor
@@ -15,7 +15,6 @@ from transformers import (
     BertForMaskedLM,
     PreTrainedTokenizerFast,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -52,8 +51,7 @@ def build_trainer(
     seed: int = 1,
 ) -> Trainer:
     """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
-    is_tiny = scale == "tiny"
-    if is_tiny:
+    if scale == "tiny":
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     tokenizer = load_tokenizer()
@@ -61,21 +59,15 @@ def build_trainer(
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
     return Trainer(
         model=build_model(size, hidden_size or size.hidden_size),
-        args=TrainingArguments(
-            output_dir=str(prepared.folder("bert") / "output"),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
+        args=hf_training.arguments(
+            "bert",
+            scale=scale,
+            epochs=epochs,
+            batch_size=batch_size,
             per_device_eval_batch_size=64,
             learning_rate=learning_rate,
             warmup_steps=40,
-            eval_strategy="epoch",
-            logging_strategy="epoch",
-            save_strategy="no",
             prediction_loss_only=True,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=is_tiny,
-            dataloader_pin_memory=not is_tiny,
             seed=seed,
         ),
         data_collator=Masker(tokenizer),

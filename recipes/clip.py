@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import emoji_pictures
 import lightning
+import lightning_training
 import torch
 from emoji_pictures import Emoji
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -67,25 +68,14 @@ def build_trainer(
     seed: int = 1,
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
     """Trainer, module and the loaders (training, validation). layers: of each tower; None for those of the scale."""
-    is_tiny = scale == "tiny"
-    if is_tiny:
+    if scale == "tiny":
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     emoji = [one for one in emoji_pictures.load_emoji() if size.block in (None, one.block)]
     words = list_words(emoji)
     lightning.seed_everything(seed, verbose=False)
     module = Matcher(build_config(size, len(words), layers), learning_rate=learning_rate)
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu" if is_tiny else "auto",
-        devices=1,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = lightning_training.make_trainer(scale=scale, epochs=epochs)
     return trainer, module, load_data(size, emoji, words, batch_size)
 
 

@@ -7,7 +7,7 @@ from itertools import chain
 from typing import Any
 
 import help_topics
-import prepared
+import hf_training
 import torch
 from help_topics import PIECES
 from torch import Tensor
@@ -17,7 +17,6 @@ from transformers import (
     GPT2LMHeadModel,
     PreTrainedTokenizerFast,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.trainer_utils import EvalLoopOutput
@@ -58,29 +57,22 @@ def build_trainer(
     seed: int = 1,
 ) -> Trainer:
     """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
-    is_tiny = scale == "tiny"
-    if is_tiny:
+    if scale == "tiny":
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     train, validation = load_chunks(load_tokenizer(), size.length)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
     return Writer(
         model=build_model(size, hidden_size or size.hidden_size),
-        args=TrainingArguments(
-            output_dir=str(prepared.folder("gpt2") / "output"),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
+        args=hf_training.arguments(
+            "gpt2",
+            scale=scale,
+            epochs=epochs,
+            batch_size=batch_size,
             per_device_eval_batch_size=size.eval_batch_size,
             learning_rate=learning_rate,
             warmup_steps=20,
-            eval_strategy="epoch",
-            logging_strategy="epoch",
-            save_strategy="no",
             prediction_loss_only=True,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=is_tiny,
-            dataloader_pin_memory=not is_tiny,
             seed=seed,
         ),
         train_dataset=Chunks(train),

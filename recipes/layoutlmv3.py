@@ -10,6 +10,7 @@ from pathlib import Path
 import court_forms
 import form_tags
 import form_windows
+import hf_training
 import made_up
 import numpy
 import prepared
@@ -24,7 +25,6 @@ from transformers import (
     LayoutLMv3Config,
     LayoutLMv3ForTokenClassification,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 
@@ -67,28 +67,21 @@ def build_trainer(
     seed: int = 1,
 ) -> Trainer:
     """A Trainer that is ready to train. layers: None for those of the scale."""
-    is_tiny = scale == "tiny"
-    if is_tiny:
+    if scale == "tiny":
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     train, validation = load_windows(size)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
     return Trainer(
         model=build_model(size, layers or size.layers),
-        args=TrainingArguments(
-            output_dir=str(prepared.folder("layoutlmv3") / "output"),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
+        args=hf_training.arguments(
+            "layoutlmv3",
+            scale=scale,
+            epochs=epochs,
+            batch_size=batch_size,
             per_device_eval_batch_size=16,
             learning_rate=learning_rate,
             warmup_steps=20,
-            eval_strategy="epoch",
-            logging_strategy="epoch",
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=is_tiny,
-            dataloader_pin_memory=not is_tiny,
             seed=seed,
         ),
         train_dataset=train,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import lightning
+import lightning_training
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -44,22 +45,11 @@ def build_trainer(
     seed: int = 1,
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
     """Trainer, module and the loaders (training, validation). width: a factor on all widths."""
-    is_tiny = scale == "tiny"
-    if is_tiny:
+    if scale == "tiny":
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     lightning.seed_everything(seed, verbose=False)
     module = DigitReader(SCALES[scale], width=width, learning_rate=learning_rate)
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu" if is_tiny else "auto",
-        devices=1,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = lightning_training.make_trainer(scale=scale, epochs=epochs)
     return trainer, module, load_data(SCALES[scale].pixels, batch_size)
 
 

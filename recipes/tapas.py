@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hf_training
 import numpy as np
 import pandas as pd
 import prepared
@@ -23,7 +24,6 @@ from transformers import (
     TapasForQuestionAnswering,
     TapasTokenizer,
     Trainer,
-    TrainingArguments,
     set_seed,
 )
 from transformers.models.tapas.tokenization_tapas import BasicTokenizer
@@ -96,30 +96,23 @@ def build_trainer(
     seed: int = 1,
 ) -> Trainer:
     """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
-    is_tiny = scale == "tiny"
-    if is_tiny:
+    if scale == "tiny":
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     training, validation = load_questions(size)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
     return Trainer(
         model=build_model(size, hidden_size or size.hidden_size),
-        args=TrainingArguments(
-            output_dir=str(prepared.folder("tapas") / "output"),
-            num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
+        args=hf_training.arguments(
+            "tapas",
+            scale=scale,
+            epochs=epochs,
+            batch_size=batch_size,
             per_device_eval_batch_size=64,
             learning_rate=learning_rate,
             warmup_steps=40,
-            eval_strategy="epoch",
-            logging_strategy="epoch",
-            save_strategy="no",
             label_names=ANSWER,
             remove_unused_columns=False,  # the kind of a question is for metrics; the model passes it over
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=is_tiny,
-            dataloader_pin_memory=not is_tiny,
             seed=seed,
         ),
         train_dataset=Questions(training),

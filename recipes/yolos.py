@@ -10,6 +10,7 @@ from typing import Any
 import average_precision
 import emoji_pictures
 import lightning
+import lightning_training
 import torch
 from average_precision import Evaluation, Seen
 from emoji_pictures import Emoji
@@ -60,23 +61,12 @@ def build_trainer(
     seed: int = 1,
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
     """Trainer, module and the loaders (training, validation). hidden_size: None for the one of the scale."""
-    is_tiny = scale == "tiny"
-    if is_tiny:
+    if scale == "tiny":
         torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     lightning.seed_everything(seed, verbose=False)
     module = Detector(size, hidden_size or size.hidden_size, learning_rate=learning_rate)
-    trainer = lightning.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu" if is_tiny else "auto",
-        devices=1,
-        num_sanity_val_steps=0,
-        log_every_n_steps=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+    trainer = lightning_training.make_trainer(scale=scale, epochs=epochs)
     return trainer, module, load_data(size, batch_size)
 
 
