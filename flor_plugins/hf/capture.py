@@ -46,10 +46,12 @@ def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
     model: Any = trainer.model
     optimizer: Any = trainer.optimizer
     scheduler: Any = trainer.lr_scheduler
-    moment, known = loading.capture(trainer), objects.parts(model)
+    moment, users = loading.capture(trainer), list(_users_callbacks(trainer))
+    known = objects.parts(model) if users else ()
     scaler = getattr(trainer.accelerator, "scaler", None)
+    saved = model.state_dict()
     return {
-        MODEL: model.state_dict(),
+        MODEL: saved,
         OPTIMIZER: [optimizer.state_dict()],
         TRAINER: {
             "scheduler": scheduler.state_dict(),
@@ -64,7 +66,7 @@ def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
             "callbacks": {
                 name: callback.state().get("attributes") for name, callback in _stateful_callbacks(trainer)
             },
-            "own": {name: objects.capture(one, known) for name, one in _users_callbacks(trainer)},
+            "own": {name: objects.capture(one, known) for name, one in users},
             "loader": moment.pop("loader"),
             "gradient_order": reducer.capture(trainer.model_wrapped),
             "evaluated": loading.evaluated(trainer),
@@ -73,7 +75,7 @@ def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
         },
         # At a step's end gradients are None (`model.zero_grad()` in `_run_epoch`), but for those of an
         # accumulation that the end of a stream cut short.
-        MODULE: module_state.capture(model, gradients=True),
+        MODULE: module_state.capture(model, saved=saved, gradients=True),
         RNG: {**moment, **trail.section()},
     }
 

@@ -34,20 +34,22 @@ def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) ->
     """
     module = trainer.lightning_module
     dumped = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    saved = dumped.pop("state_dict")
     return {
-        MODEL: dumped.pop("state_dict"),
+        MODEL: saved,
         OPTIMIZER: dumped.pop("optimizer_states"),
         TRAINER: {**_trainer(trainer), "checkpoint": dumped, "batch": batch},
         # With manual optimization gradients may live across updates and epochs;
         # otherwise zero_grad precedes the next backward.
-        MODULE: module_state.capture(module, gradients=not module.automatic_optimization),
+        MODULE: module_state.capture(module, saved=saved, gradients=not module.automatic_optimization),
         RNG: {**trail, **moment(trainer)},
     }
 
 
 def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
     connector, loop = trainer._logger_connector, trainer.fit_loop
-    known = objects.parts(trainer.lightning_module)
+    users = list(_users_callbacks(trainer))
+    known = objects.parts(trainer.lightning_module) if users else ()
     return {
         "callback_metrics": dict(connector._callback_metrics),
         "logged_metrics": dict(connector._logged_metrics),
@@ -55,7 +57,7 @@ def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
         "callback_buffers": {
             name: dict(module_state.unsaved_buffers(held)) for name, held in _callback_modules(trainer)
         },
-        "callbacks": {name: objects.capture(one, known) for name, one in _users_callbacks(trainer)},
+        "callbacks": {name: objects.capture(one, known) for name, one in users},
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "should_stop": trainer.should_stop,
         # StochasticWeightAveraging changes both for the epoch in which it updates batch norm.

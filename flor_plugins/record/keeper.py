@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from flor_plugins.record.options import Options
@@ -51,7 +53,8 @@ class Keeper:
         started = time.perf_counter()
         must = last or position.step == 0
         try:
-            lost = self._save(position, state, must) if must or self._saver.has_room() else None
+            with _no_collection():
+                lost = self._save(position, state, must) if must or self._saver.has_room() else None
             if lost is None:
                 self.policy.skipped(position, BUSY)
             return lost or ()
@@ -118,6 +121,18 @@ class Keeper:
         except Exception as error:
             self._failed(error)
         self.policy.spent(time.perf_counter() - started)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Python looks for cycles whenever some hundreds of objects were made: ten times in a State, which has none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _policy(run: Run, options: Options) -> Policy:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,24 +11,28 @@ from torch import nn
 
 LARGEST_ARRAY = 2**26  # bytes: what is larger is a data set, or has to be given to whoever saves it by name
 _OWN = frozenset(vars(nn.Module())) | {"training"}
+_Modules = list[tuple[str, nn.Module]]
 
 
-def capture(module: nn.Module, *, gradients: bool = False) -> dict[str, Any]:
+def capture(
+    module: nn.Module, *, saved: Collection[str] | None = None, gradients: bool = False
+) -> dict[str, Any]:
     """Non-persistent buffers, requires_grad and training flags, torchmetrics, plain attributes.
 
-    gradients: also `p.grad` of every parameter (needed where they outlive the moment:
-    manual optimization, or in the middle of an accumulation).
+    saved: the names in the module's state_dict, if it was made already. gradients: also `p.grad` of every parameter
+    (needed where they outlive the moment: manual optimization, or in the middle of an accumulation).
     """
+    modules = list(module.named_modules())  # once: the training waits for each walk through a model
+    metrics = _metrics(modules)
+    parameters = list(_named(modules, "_parameters"))
     return {
-        "buffers": unsaved_buffers(module),
-        "frozen": [name for name, p in module.named_parameters() if not p.requires_grad],
-        "evaluating": [name for name, m in module.named_modules() if not m.training],
-        "metrics": {name: _metric_state(m) for name, m in _metrics(module)},
+        "buffers": _unsaved(module, modules, saved),
+        "frozen": [name for name, p in parameters if not p.requires_grad],
+        "evaluating": [name for name, m in modules if not m.training],
+        "metrics": {name: _metric_state(m) for name, m in metrics},
         "attributes": _attributes(module),
-        "parts": {name: found for name, part in _parts(module) if (found := _attributes(part))},
-        "gradients": {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
-        if gradients
-        else {},
+        "parts": {name: found for name, part in _parts(modules, metrics) if (found := _attributes(part))},
+        "gradients": {name: p.grad for name, p in parameters if p.grad is not None} if gradients else {},
     }
 
 
@@ -41,11 +46,13 @@ def restore(module: nn.Module, state: dict[str, Any]) -> None:
         parameter.grad = None if gradient is None else gradient.to(parameter.device).clone()
     for name, part in module.named_modules():
         part.training = name not in evaluating
-    for name, metric in _metrics(module):
+    modules = list(module.named_modules())
+    metrics = _metrics(modules)
+    for name, metric in metrics:
         if name in state["metrics"]:
             _set_metric_state(metric, state["metrics"][name])
     _set_attributes(module, state["attributes"])
-    for name, part in _parts(module):
+    for name, part in _parts(modules, metrics):
         _set_attributes(part, state.get("parts", {}).get(name, {}))
 
 
@@ -56,8 +63,23 @@ def parameter_names(module: nn.Module) -> set[str]:
 
 def unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     """The buffers that a state_dict leaves out."""
-    saved = module.state_dict().keys()
-    return {name: buffer for name, buffer in module.named_buffers() if name not in saved}
+    return _unsaved(module, list(module.named_modules()), None)
+
+
+def _unsaved(module: nn.Module, modules: _Modules, saved: Collection[str] | None) -> dict[str, torch.Tensor]:
+    names = module.state_dict().keys() if saved is None else saved
+    return {name: buffer for name, buffer in _named(modules, "_buffers") if name not in names}
+
+
+def _named(modules: _Modules, kind: str) -> Iterator[tuple[str, Any]]:
+    """Parameters or buffers as `named_parameters` gives them, of modules that were walked through already."""
+    seen: set[Any] = set()
+    for prefix, part in modules:
+        held: Mapping[str, Any] = getattr(part, kind)
+        for name, tensor in held.items():
+            if tensor is not None and tensor not in seen:
+                seen.add(tensor)
+                yield f"{prefix}.{name}" if prefix else name, tensor
 
 
 def restore_buffers(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
@@ -74,7 +96,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(module).items()
-        if name not in _OWN and not name.startswith("_") and is_plain(value)
+        if name[:1] != "_" and name not in _OWN and is_plain(value)
     }
 
 
@@ -92,10 +114,10 @@ def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, torch.Tensor) else value
 
 
-def _parts(module: nn.Module) -> list[tuple[str, nn.Module]]:
+def _parts(modules: _Modules, metrics: _Modules) -> list[tuple[str, nn.Module]]:
     """The modules inside a module that are no metrics."""
-    metrics = {id(part) for _, part in _metrics(module)}
-    return [(name, part) for name, part in module.named_modules() if name and id(part) not in metrics]
+    known = {id(part) for _, part in metrics}
+    return [(name, part) for name, part in modules if name and id(part) not in known]
 
 
 def is_plain(value: Any, depth: int = 0) -> bool:
@@ -124,12 +146,13 @@ def _is_plain_numpy(value: np.ndarray | np.generic) -> bool:
     return is_plain_kind and (type(value) is np.ndarray or isinstance(value, np.generic))
 
 
-def _metrics(module: nn.Module) -> list[tuple[str, Any]]:
-    """The torchmetrics inside a module, recognised by what they carry (torchmetrics/metric.py)."""
+def _metrics(modules: _Modules) -> list[tuple[str, Any]]:
+    """The torchmetrics among modules, recognised by what they carry (torchmetrics/metric.py)."""
+    # vars, and not getattr: a module looks for what it has not in all its parts, and says so with an exception
     return [
         (name, part)
-        for name, part in module.named_modules()
-        if isinstance(getattr(part, "_defaults", None), dict) and hasattr(part, "_update_count")
+        for name, part in modules
+        if isinstance(vars(part).get("_defaults"), dict) and hasattr(part, "_update_count")
     ]
 
 

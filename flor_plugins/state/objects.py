@@ -34,8 +34,9 @@ def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 def parts(model: nn.Module) -> set[int]:
     """What tells that something belongs to a model: ids of its modules, addresses of its tensors' memory."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return {id(module) for module in model.modules()} | {_address(one) for one in tensors} - {0}
+    modules = list(model.modules())
+    tensors = [one for part in modules for kind in (part._parameters, part._buffers) for one in kind.values()]
+    return {id(part) for part in modules} | {_address(one) for one in tensors if one is not None} - {0}
 
 
 def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import torch
 
 Generator = torch.Generator | np.random.Generator | random.Random
+_KINDS = (torch.Generator, np.random.Generator, random.Random)  # of a tuple isinstance is faster than of a union
+_NO_GENERATORS = frozenset((bool, int, float, str, dict, OrderedDict, set, type(None)))  # most that a module has
 
 
 def capture() -> dict[str, Any]:
@@ -82,7 +85,7 @@ def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) ->
         return
     attributes = getattr(owner, "__dict__", {})
     for key, value in attributes.items():
-        if isinstance(value, Generator) and id(value) not in seen:
+        if type(value) not in _NO_GENERATORS and isinstance(value, _KINDS) and id(value) not in seen:
             seen.add(id(value))
             found[f"{name}.{key}"] = value
     # a model has hundreds of modules, and this is asked three times an epoch: no names are made for nothing
@@ -91,7 +94,7 @@ def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) ->
         if inner is not None and (hasattr(inner, "__dict__") or isinstance(inner, (list, tuple))):
             _find(f"{name}.{part}", inner, found, seen)
     if isinstance(owner, torch.nn.Module):
-        for key, inner in owner.named_children():
+        for key, inner in owner._modules.items():
             _find(f"{name}.{key}", inner, found, seen)
 
 

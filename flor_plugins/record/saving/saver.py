@@ -200,6 +200,8 @@ class Saver:
             how, item = self._habits.treatment(key, tensor, constants), Item.of(key, tensor)
             if tensor.device.type not in ("cpu", "cuda"):
                 how = "now"
+            elif how == "later" and item.nbytes <= copying.SMALL and tensor.is_cpu:
+                how = "now"
             layout.items.append(item)
             if how == "same":
                 item.hash = self._habits.known_hash(key)

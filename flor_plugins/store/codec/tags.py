@@ -121,7 +121,10 @@ def _pack_dict(value: dict[Any, Any], to: Packer, path: str) -> Any:
         node["factory"] = None if factory is None else factory.__name__
     # pairs, and not an object: keys may be of any type
     node["items"] = [
-        [to.value(key, join(path, f"key{i}")), to.value(one, join(path, key))]
+        [
+            key if is_plain(key) else to.value(key, join(path, f"key{i}")),
+            one if is_plain(one) else to.value(one, join(path, key)),
+        ]
         for i, (key, one) in enumerate(value.items())
     ]
     if getattr(value, "__dict__", None):  # torch keeps the versions of modules on its state dicts

@@ -10,11 +10,13 @@ import torch
 from flor_plugins.errors import EncodingError
 
 # what safetensors stores as it is; all else goes as its real parts or as its bytes
-_NAMES = """bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64
+_NATIVE = """bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64
 complex64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"""
-NATIVE = frozenset(getattr(torch, name) for name in _NAMES.split() if hasattr(torch, name))
+NATIVE = frozenset(getattr(torch, name) for name in _NATIVE.split() if hasattr(torch, name))
 _ALL = [one for one in vars(torch).values() if isinstance(one, torch.dtype)]
 DTYPES = {str(one).removeprefix("torch."): one for one in _ALL}
+DTYPE_NAMES = {one: name for name, one in DTYPES.items() if str(one) == f"torch.{name}"}
+_KINDS = frozenset((torch.Tensor, torch.nn.Parameter))
 RESERVED = "__metadata__"  # safetensors keeps this name for itself
 
 
@@ -30,35 +32,36 @@ class TensorTable:
 
     def pack(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
         """The JSON that stands for a tensor. Raises EncodingError for those that have no plain memory."""
+        # A training waits while its hundreds of tensors pass here: each is asked as little as possible.
         _refuse(tensor)
-        node: dict[str, Any] = {
-            "$": "tensor",
-            "key": "",
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "shape": list(tensor.shape),
-        }
-        if tensor.device.type != "cpu":
+        dtype, shape, strides = tensor.dtype, tensor.shape, tensor.stride()
+        node: dict[str, Any] = {"$": "tensor", "key": "", "dtype": DTYPE_NAMES[dtype], "shape": [*shape]}
+        if not tensor.is_cpu:
             node["device"] = str(tensor.device)
-        if isinstance(tensor, torch.nn.Parameter):
+        if type(tensor) is torch.nn.Parameter:
             node["parameter"] = True
         if tensor.requires_grad:
             node["requires_grad"] = True
-        strides = list(tensor.stride())
-        if strides != _row_major(tensor.shape) and _is_dense(tensor.shape, strides):
-            node["strides"] = strides
-        memory = _memory(tensor)
-        key = self._keys.get(memory) if memory else None
-        node["key"] = key or self.add(_storable(tensor.detach()), path)
-        if memory and key is None:
-            self._keys[memory] = node["key"]
+        if strides != (1,) and [*strides] != _row_major(shape) and _is_dense(shape, strides):
+            node["strides"] = [*strides]
+        if not tensor.numel():  # no memory, which two names could have in common
+            node["key"] = self.add(_storable(tensor.detach()), path)
+            return node
+        lazy = (tensor.is_conj(), tensor.is_neg())  # same memory, other values
+        memory = (tensor.data_ptr(), tensor.device, dtype, shape, strides, lazy)
+        key = self._keys.get(memory)
+        if key is None:
+            key = self._keys[memory] = self.add(_storable(tensor.detach()), path)
             self._met.append(tensor)
+        node["key"] = key
         return node
 
     def add(self, tensor: torch.Tensor, path: str) -> str:
         """Keep a tensor of a native dtype under a key like `path`; returns the key."""
         section, _, name = path.partition("/")
-        # surrogates are legal in a str and not in the header of a safetensors file
-        name = name.encode("utf-8", "replace").decode().replace("\0", "?") or "value"
+        if not name.isprintable():  # surrogates are legal in a str and not in the header of a safetensors file
+            name = name.encode("utf-8", "replace").decode().replace("\0", "?")
+        name = name or "value"
         key, number = f"{section}/{name}", 1
         while key in self.stored or name == RESERVED:
             number += 1
@@ -109,7 +112,7 @@ def unpack(
 
 def _refuse(tensor: torch.Tensor) -> None:
     kind = type(tensor)
-    if kind not in (torch.Tensor, torch.nn.Parameter):
+    if kind not in _KINDS:
         name = f"{kind.__module__}.{kind.__qualname__}"
         raise EncodingError(f"a tensor of the subclass {name} can't be stored; store its plain parts")
     if tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type == "meta":
@@ -118,17 +121,9 @@ def _refuse(tensor: torch.Tensor) -> None:
         raise EncodingError(f"a {what} tensor can't be stored; store a dense one")
 
 
-def _memory(tensor: torch.Tensor) -> Any:
-    """What two names for one tensor have in common; None for a tensor without elements."""
-    if not tensor.numel():
-        return None
-    lazy = (tensor.is_conj(), tensor.is_neg())  # same memory, other values
-    return (tensor.data_ptr(), tensor.device, tensor.dtype, tuple(tensor.shape), tensor.stride(), lazy)
-
-
 def _storable(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype in NATIVE:
-        return tensor.resolve_conj().resolve_neg()
+        return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
     if tensor.is_complex():
         return torch.view_as_real(tensor.resolve_conj().resolve_neg())
     return tensor.contiguous().reshape(-1).view(torch.uint8)
