@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from importlib import import_module
-from itertools import pairwise
+from functools import partial
+from itertools import groupby, pairwise
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.benchmarks import memory, overhead, stall
+from tests.benchmarks import memory, stall
 from tests.benchmarks.interference import Segment
 from tests.benchmarks.ratios import (
     Aim,
@@ -26,6 +29,7 @@ from tests.benchmarks.ratios import (
     slope,
 )
 from tests.benchmarks.report import Figure, table
+from tests.benchmarks.turns import Turn, Turns, interleave
 
 FIGURE = {"name", "aim", "ratio", "ci", "control", "verdict", "n"}
 MACHINE = {"cores", "torch_threads"}
@@ -146,10 +150,41 @@ def test_a_fit_that_saves_nothing_loses_nothing():
     assert [one.total for one in stall.losses([0.25] * 46, 12)] == [0.0, 0.0, 0.0]
 
 
-def test_a_segment_is_cut_at_its_epochs_and_what_comes_once_is_apart():
-    one = overhead.segment(started=0.0, moments=[2.0, 3.0, 4.0, 6.0, 7.0, 8.0], ended=9.5, now=10.0, steps=3)
-    assert (one.begin, one.epochs, one.finish) == (2.0, (4.0, 3.5), 0.5)
-    assert (one.steady, one.whole) == (3.5, 10.0)
+class Steps:
+    """A training of some steps, each of which says who makes it."""
+
+    def __init__(self, epochs: int, steps: int, said: list[str], fails_at: int | None = None) -> None:
+        self.epochs, self.steps, self.said, self.fails_at = epochs, steps, said, fails_at
+
+    def __call__(self, turns: Turns, name: str) -> None:
+        model = torch.nn.Identity()
+
+        def train() -> None:
+            for step in range(self.epochs * self.steps):
+                if step == self.fails_at:
+                    raise ValueError(f"{name} failed")
+                model(0)
+                self.said.append(name)
+
+        Turn(turns, name, self.steps).run(model, train)
+
+
+def test_trainings_take_turns_in_the_middle_of_their_epochs_and_stand_still_meanwhile():
+    said: list[str] = []
+    rounds, steps = 4, 6
+    found = interleave({name: partial(Steps(rounds + 1, steps, said), name=name) for name in "ab"}, rounds)
+    turns = [(name, len(list(group))) for name, group in groupby(said)]
+    # who ends a round begins the next one; the first turns and the last ones are halves
+    assert turns == [("a", 3), ("b", 9), ("a", 12), ("b", 12), ("a", 12), ("b", 6 + 3), ("a", 3)]
+    assert {name: len(one.epochs) for name, one in found.items()} == {"a": rounds, "b": rounds}
+
+
+def test_a_training_that_fails_ends_those_that_wait_for_it_and_is_what_is_raised():
+    said: list[str] = []
+    trainings = {"a": Steps(3, 4, said), "b": Steps(3, 4, said, fails_at=5), "c": Steps(3, 4, said)}
+    with pytest.raises(ValueError, match="b failed"):
+        interleave({name: partial(one, name=name) for name, one in trainings.items()}, 2)
+    assert not [one for one in threading.enumerate() if one.name in trainings]
 
 
 def test_steps_that_are_written_in_are_told_from_those_that_are_copied_in():

@@ -21,7 +21,7 @@ SMALL = 256 << 20  # bytes of small states that may wait to be written
 
 
 class Buffer:
-    """Shared memory of at least `nbytes`. handle: its file descriptor, for the other process."""
+    """Shared memory of at least `nbytes`, at `address`. handle: its file descriptor, for the other process."""
 
     def __init__(self, nbytes: int) -> None:
         """Raises StoreError if the system has no such memory."""
@@ -40,6 +40,7 @@ class Buffer:
                 f"Look at the limits of memory and of file sizes (ulimit -v, ulimit -f)"
             ) from error
         self.array = np.frombuffer(self._map, np.uint8)
+        self.address = self.array.ctypes.data
         self.is_pinned = False
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ What that thread has not come to by then, the training's own thread copies: it w
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
 from collections import deque
@@ -169,20 +170,21 @@ class Copier:
 def copy(item: Item, buffer: Buffer) -> None:
     """Copy a tensor to its place, row-major, on the thread that calls and on no other.
 
-    numpy and not torch: `Tensor.copy_` on a second thread would start a second team of threads beside the training's.
+    Not by torch: `Tensor.copy_` on a second thread would start a second team of threads beside the training's.
     """
     assert item.place is not None
-    tensor, memory = item.live(), buffer.array[item.place.offset : item.place.offset + item.place.nbytes]
-    if not item.nbytes:
+    tensor, place = item.live(), item.place
+    if not place.nbytes:
         return
-    if tensor.device.type == "cpu":
-        source = array_of(tensor)
-        if source.flags.c_contiguous:  # in one row, of the widest elements: a fifth faster
-            source = source.reshape(-1)
-            source = source.view(np.int64) if item.nbytes % 8 == 0 else source
-        np.copyto(memory.view(source.dtype).reshape(source.shape), source)
-    else:
+    if not tensor.is_cpu:
+        memory = buffer.array[place.offset : place.offset + place.nbytes]
         torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+    elif tensor.is_contiguous():  # several times faster than the next one where tensors are small
+        ctypes.memmove(buffer.address + place.offset, tensor.data_ptr(), place.nbytes)
+    else:
+        source = array_of(tensor)
+        memory = buffer.array[place.offset : place.offset + place.nbytes]
+        np.copyto(memory.view(source.dtype).reshape(source.shape), source)
 
 
 def array_of(tensor: torch.Tensor) -> np.ndarray:

@@ -141,7 +141,9 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                start_new_session=True,
+                # Not a session of its own: Linux gives each session an equal share of the processors
+                # (sched(7), "The autogroup feature"), and the lowest priority would mean nothing outside it.
+                process_group=0,
             )
         except BaseException:
             ours.close()

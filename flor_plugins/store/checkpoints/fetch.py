@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,9 @@ from flor_plugins.store.checkpoints.links import Chain, Link
 from flor_plugins.store.checkpoints.write import DTYPES
 
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors package
+PER_THREAD = 8 << 20  # bytes of work that starting a thread is worth
+MOST_THREADS = 8  # by then it is the memory that is waited for
+PACKED_COST = 8  # of a packed byte in each link of a chain, where one that is read costs 1
 PART = 1 << 20  # bytes that are read and then hashed while they are in the cache of the processor
 _DTYPES = {code: name for name, (code, _) in DTYPES.items()}
 
@@ -64,10 +68,24 @@ class Reader:
                 self._files[link.path] = _opened(link)
 
     def fetch_all(self, wanted: Collection[tuple[Chain, memoryview]]) -> None:
-        """Fill the memory of many tensors; as `fetch`. One after the other: two threads were no faster on two cores."""
-        self.open(chain for chain, _ in wanted)
-        for one in wanted:
-            self.fetch(*one)
+        """Fill the memory of many tensors; as `fetch`. On as many threads as it pays for, at most MOST_THREADS."""
+        self.open(chain for chain, _ in wanted)  # from here on the threads only look things up
+        work = sum(len(memory) * _cost(chain) for chain, memory in wanted)
+        threads = min(processors(), MOST_THREADS, len(wanted), work // PER_THREAD)
+        if threads < 2:
+            for one in wanted:
+                self.fetch(*one)
+            return
+        # the large ones first: else the last thread is alone with one of them in the end
+        order = sorted(wanted, key=lambda one: len(one[1]) * _cost(one[0]), reverse=True)
+        with ThreadPoolExecutor(threads, "flor reads") as pool:
+            jobs = [pool.submit(self.fetch, *one) for one in order]
+            try:
+                for job in jobs:
+                    job.result()
+            finally:
+                for job in jobs:
+                    job.cancel()
 
     def fetch(self, chain: Chain, memory: memoryview) -> None:
         """Fill `memory` with a tensor. Raises DamagedCheckpoint, naming the file; then it may be filled in part."""
@@ -146,6 +164,15 @@ class Reader:
             return Entry(handle, begin + start, begin + end, found["dtype"], tuple(found["shape"]))
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(link.path, error) from error
+
+
+def processors() -> int:
+    """How many of them this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cost(chain: Chain) -> int:
+    return PACKED_COST * len(chain) if _is_packed(chain) else 1
 
 
 def _is_packed(chain: Chain) -> bool:
