@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -29,6 +30,23 @@ def test_a_batch_has_one_fingerprint_wherever_it_lies(dtype: torch.dtype, shape:
     wider = torch.stack([x, x])[1]  # the same values at another place of another storage
     assert int(batch.checksum(x)) == int(batch.checksum(wider)) == int(batch.checksum({"a": wider}))
     assert batch.sha256([x]) == batch.sha256([wider.clone()])
+
+
+@given(st.sampled_from(DTYPES), st.lists(st.integers(0, 4), max_size=3), st.booleans(), st.integers(0, 2**31))
+def test_a_checksum_is_the_sum_of_the_words_in_memory(dtype: torch.dtype, shape: list[int], turned: bool, seed: int):
+    """What recorded runs hold must be what is computed from now on."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.rand(shape, generator=generator) * 100).to(dtype)
+    x = x.transpose(0, -1) if turned and shape else x
+    memory = x.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    size = x.element_size() // (1 + dtype.is_complex)
+    narrow = {1: "<u1", 2: "<i2", 4: "<i4", 8: "<i8"}[size]
+    words = np.frombuffer(memory, "<i8" if len(memory) % 8 == 0 else narrow)
+    expected = int(words.sum(dtype=np.int64))
+    assert int(batch.checksum(x)) == expected
+    with np.errstate(over="ignore"):
+        twice = np.int64(expected) + np.int64(2) * np.int64(expected)
+    assert int(batch.checksum([x, x.clone()])) == int(twice)
 
 
 @given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=9), st.data())

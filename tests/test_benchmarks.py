@@ -6,8 +6,8 @@ import json
 import math
 import threading
 from collections.abc import Iterator
-from importlib import import_module
 from functools import partial
+from importlib import import_module
 from itertools import groupby, pairwise
 
 import pytest

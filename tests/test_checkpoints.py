@@ -6,6 +6,7 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import torch
 from checkpoint_cases import AT, LATER, folder, sections
 from safetensors.torch import load_file
 
-from flor_plugins.errors import NoCheckpoint, StoreError
+from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
 from flor_plugins.records import Position
+from flor_plugins.store.checkpoints import fetch as fetching
 from flor_plugins.store.checkpoints import (
     files,
     known_tensors,
@@ -64,6 +66,46 @@ def test_a_checkpoint_that_was_listed_is_read_again_only_if_it_was_written_since
         assert list_checkpoints(run) == []
     state.write_bytes(was)
     assert [one.is_full for one in list_checkpoints(run)] == [True] and len(read) == 3
+
+
+def test_large_states_are_read_by_several_threads_and_small_ones_by_none(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"w{number}": torch.full((64, number + 1), float(number)) for number in range(24)}
+    save_checkpoint(run, AT, encode({"model": tensors}))
+    threads: set[int] = set()
+    all_at_work = threading.Barrier(3, timeout=60)
+
+    def fetch(reader: fetching.Reader, *one: Any) -> None:
+        if threading.get_ident() not in threads and threading.current_thread() is not threading.main_thread():
+            all_at_work.wait()
+        threads.add(threading.get_ident())
+        original(reader, *one)
+
+    original = fetching.Reader.fetch
+    monkeypatch.setattr(fetching.Reader, "fetch", fetch)
+    monkeypatch.setattr(fetching, "processors", lambda: 3)
+    loaded = load_checkpoint(run, AT)["model"]
+    assert all(torch.equal(loaded[key], one) for key, one in tensors.items()) and threads == {threading.get_ident()}
+    monkeypatch.setattr(fetching, "PER_THREAD", 1)
+    threads.clear()
+    loaded = load_checkpoint(run, AT)["model"]
+    assert all(torch.equal(loaded[key], one) for key, one in tensors.items()) and len(threads) == 3
+
+
+def test_damage_that_another_thread_finds_is_raised_and_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetching, "processors", lambda: 3)
+    monkeypatch.setattr(fetching, "PER_THREAD", 1)
+    tensors = {f"w{number}": torch.full((64, number + 1), float(number)) for number in range(24)}
+    save_checkpoint(run, AT, encode({"model": tensors}))
+    path = folder(run) / "model.safetensors"
+    path.chmod(0o644)
+    with path.open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"?")
+    with pytest.raises(DamagedCheckpoint, match=r"model\.safetensors was altered"):
+        load_checkpoint(run, AT)
+    assert not [one for one in threading.enumerate() if one.name.startswith("flor reads")]
 
 
 def test_other_programs_read_the_tensors_under_their_own_names(run: Path) -> None:

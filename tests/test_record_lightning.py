@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import random
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +123,26 @@ def position(step: int, per_epoch: int = BATCHES) -> tuple[int, int]:
 def test_training_with_the_callback_ends_in_the_same_bits(plain: Recorded, alone: Trained) -> None:
     assert same(plain[0].weights, alone.weights)
     assert plain[0].losses == alone.losses
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_garbage_is_collected_in_the_training_as_before(
+    toy: ModuleType, shared_project: Path, tmp_path: Path, is_on: bool
+) -> None:
+    seen: list[bool] = []
+
+    class Looking(Callback):
+        def on_train_batch_start(self, *_: Any) -> None:
+            seen.append(gc.isenabled())
+
+    recording = launched(FlorCallback("toy", store=tmp_path, every_n_steps=1), shared_project, "lit_toy")
+    if not is_on:
+        gc.disable()
+    try:
+        train(toy, [recording, Looking()])
+    finally:
+        gc.enable()
+    assert seen == [is_on] * EPOCHS * BATCHES
 
 
 def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(nosy: Recorded, alone: Trained) -> None:

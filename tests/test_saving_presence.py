@@ -7,12 +7,13 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from posting import wait_until
+from posting import Post, wait_until, writer_of
 
 from flor_plugins.errors import StoreError
 from flor_plugins.record.saving import presence
@@ -101,6 +102,44 @@ def test_a_signal_to_all_processes_of_a_training_does_not_end_its_writer(number:
     first, last = output.split()
     assert first == last  # it was not started again
     assert [one.position.step for one in list_checkpoints(tmp_path / "run")] == [*range(7)]
+
+
+def test_a_writer_has_the_lowest_priority_among_processes_and_among_sessions(tmp_path: Path) -> None:
+    post = Post(tmp_path)
+    post.send(0)
+    post.courier.flush()
+    pid = writer_of(tmp_path)
+    assert pid is not None
+    assert os.getpriority(os.PRIO_PROCESS, pid) == 19
+    assert os.getsid(pid) == pid  # a terminal's Ctrl-C and hangup go to the training alone
+    if Path("/proc/self/autogroup").exists():
+        # Linux shares the processors between sessions before it looks at anybody's niceness
+        assert Path(f"/proc/{pid}/autogroup").read_text().split()[-1] == "19"
+    post.close()
+
+
+@pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="only Linux has autogroups")
+def test_a_writer_that_is_waited_for_in_the_end_has_its_share_of_the_processors(tmp_path: Path) -> None:
+    post = Post(tmp_path)
+    post.send(0)
+    post.courier.flush()
+    pid, seen = writer_of(tmp_path), set()
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # else it may be done before anybody looks
+    post.send(1)
+    closing = threading.Thread(target=post.close)
+    closing.start()
+
+    def is_raised() -> bool:
+        seen.add(Path(f"/proc/{pid}/autogroup").read_text().split()[-1])
+        return "0" in seen
+
+    try:
+        wait_until(is_raised, "nobody raised it")
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        closing.join()
+    assert post.arrived() == [0, 1] and is_dead(pid)
 
 
 def test_the_package_is_found_where_the_training_found_it(tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from pathlib import Path
 
 from flor_plugins.record.saving.buffers import Buffer
 from flor_plugins.record.saving.presence import announce, leave
+from flor_plugins.record.saving.priority import USUAL, share
 from flor_plugins.record.saving.scribe import Message, Scribe, messages, packed
 
+HURRY_S = 0.2  # how often a writer that is waited for is given its share of the processors: it may not be up yet
 RESTARTS = 3  # of a writer that dies; then a thread writes
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
@@ -80,8 +82,11 @@ class Courier:
 
     def close(self) -> None:
         """Wait until all is answered, and end the writer."""
-        self.flush()
-        with self._lock:
+        with self._idle:
+            while self._waiting:
+                if self._writer is not None:
+                    self._writer.hurry()
+                self._idle.wait(HURRY_S)
             self._closed, writer = True, self._writer
         if writer is not None:
             writer.close()
@@ -141,9 +146,7 @@ class _Process:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                # Not a session of its own: Linux gives each session an equal share of the processors
-                # (sched(7), "The autogroup feature"), and the lowest priority would mean nothing outside it.
-                process_group=0,
+                start_new_session=True,
             )
         except BaseException:
             ours.close()
@@ -175,6 +178,10 @@ class _Process:
         if buffer.handle in self._known:
             self._known.discard(buffer.handle)
             self._outbox.put((packed({"old_buffers": [buffer.handle]}), []))
+
+    def hurry(self) -> None:
+        """The training has ended, and waits for it."""
+        share(self.pid, USUAL)
 
     def close(self) -> None:
         self._outbox.put(None)
@@ -214,6 +221,9 @@ class _Thread:
 
     def forget(self, buffer: Buffer) -> None:
         """Nothing is kept here."""
+
+    def hurry(self) -> None:
+        """A thread has no priority of its own."""
 
     def close(self) -> None:
         self._letters.put(None)

@@ -198,9 +198,8 @@ class Saver:
         layout = _Layout()
         for key, tensor in tensors.items():
             how, item = self._habits.treatment(key, tensor, constants), Item.of(key, tensor)
-            if tensor.device.type not in ("cpu", "cuda"):
-                how = "now"
-            elif how == "later" and item.nbytes <= copying.SMALL and tensor.is_cpu:
+            is_small = how == "later" and tensor.is_cpu and item.nbytes <= copying.SMALL
+            if is_small or tensor.device.type not in ("cpu", "cuda"):
                 how = "now"
             layout.items.append(item)
             if how == "same":

@@ -8,7 +8,6 @@ A message is 8 bytes with its length and JSON. File descriptors of new buffers c
 
 from __future__ import annotations
 
-import ctypes
 import json
 import mmap
 import os
@@ -17,7 +16,6 @@ import select
 import shutil
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,6 +24,7 @@ from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.record.saving.presence import leave
+from flor_plugins.record.saving.priority import USUAL, share, step_back
 from flor_plugins.record.saving.upkeep import QUIET_S, Upkeep
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, known_tensors
@@ -34,8 +33,6 @@ from flor_plugins.store.checkpoints.links import Holders
 from flor_plugins.store.checkpoints.write import Draft, Known, Piece, write_folder
 
 Message = dict[str, Any]
-IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # system call numbers (linux/asm-generic/unistd.h and x86's own)
-IDLE = 3 << 13  # linux/ioprio.h: class idle
 LOOK_MS = 500  # how often the writer looks whether the training is still there
 
 
@@ -87,7 +84,9 @@ class Scribe:
 
 def main(handle: int, run_path: str, training: int) -> None:
     """Serve the training at the other end of a socket until it hangs up. training: its process id."""
-    _step_back()
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal's Ctrl-C is not meant for us
+        signal.signal(one, signal.SIG_IGN)
+    step_back()
     channel = socket.socket(fileno=handle)
     inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
     handles: list[int] = []
@@ -97,6 +96,7 @@ def main(handle: int, run_path: str, training: int) -> None:
         with suppress(OSError):
             for message in messages(channel, handles, lambda: _hears(channel, training)):
                 inbox.put(message)
+        share(os.getpid(), USUAL)  # the training is over, one way or another
         inbox.put(None)
 
     threading.Thread(target=listen, daemon=True).start()
@@ -193,17 +193,3 @@ def _piece(one: list[Any], memory: memoryview) -> Piece:
     if offset is None:
         return piece
     return Piece(key, dtype, tuple(shape), memory[offset : offset + piece.nbytes], hash)
-
-
-def _step_back() -> None:
-    """The training comes first: for the processors and for the disk. Its terminal's Ctrl-C is not meant for us."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(one, signal.SIG_IGN)
-    with suppress(OSError):
-        os.nice(19)
-    if hasattr(os, "SCHED_IDLE"):  # Linux: what has this policy never keeps another waiting, whatever its niceness
-        with suppress(OSError):
-            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    number = IOPRIO_SET.get(os.uname().machine)
-    if sys.platform == "linux" and number is not None:
-        ctypes.CDLL(None).syscall(number, 1, 0, IDLE)
