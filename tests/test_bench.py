@@ -14,7 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim import SGD
@@ -221,6 +221,7 @@ def test_a_failure_stands_in_the_table_and_in_the_chart():
 
 
 @given(st.lists(st.floats(-1e7, 1e9), max_size=6))
+@example([5e-324])
 def test_an_axis_holds_nothing_and_all_values_in_round_steps(values):
     shown = chart.axis(values)
     tolerance = 1e-6 * max(map(abs, shown.ticks))

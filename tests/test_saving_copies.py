@@ -310,4 +310,4 @@ def test_a_system_without_memory_is_an_error_that_says_what_was_needed(monkeypat
     handles = len(os.listdir("/proc/self/fd"))
     with pytest.raises(StoreError, match=f"needs {ROUND} bytes of shared memory.*File too large"):
         Buffer(5)
-    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(os.listdir("/proc/self/fd")) <= handles  # garbage of others may be closed meanwhile

@@ -101,7 +101,7 @@ def test_where_no_process_can_be_started_a_thread_writes(
     monkeypatch.setattr(subprocess, "Popen", refused)
     handles = len(os.listdir("/proc/self/fd"))
     post = make()
-    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(os.listdir("/proc/self/fd")) <= handles  # garbage of others may be closed meanwhile
     post.send(3)
     post.close()
     assert post.arrived() == [3] and writer_of(post.folder) is None
@@ -226,7 +226,7 @@ def test_after_close_no_process_no_handle_and_no_thread_is_left(tmp_path: Path) 
             del post
             gc.collect()
     wait_until(lambda: set(threading.enumerate()) == threads, "a thread is left")
-    assert len(os.listdir("/proc/self/fd")) == handles
+    assert len(os.listdir("/proc/self/fd")) <= handles  # garbage of others may be closed meanwhile
 
 
 def test_sending_never_waits_for_a_writer_that_does_not_read(make: Callable[..., Post]) -> None:

@@ -15,6 +15,7 @@ LINE, BAR = 20.0, 13.0
 AGAIN, ANSWER, WRONG, TEXT, FAINT = "#a9b1bd", "#2468b4", "#b3261e", "#1f2328", "#d5d9df"
 FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
 TICKS = 6  # about so many on an axis
+SMALLEST = 1e-300  # a spread that ticks divide; of the smallest numbers there is no logarithm of a sixth
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Axis:
 def axis(values: Sequence[float]) -> Axis:
     """An axis that holds 0 and all values, with round numbers."""
     low, high = min(0.0, *values, 0.0), max(0.0, *values, 0.0)
-    if low == high:
+    if high - low < SMALLEST:
         high = 1.0
     rough = (high - low) / TICKS
     size = 10.0 ** math.floor(math.log10(rough))
