@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -68,6 +69,16 @@ def writer_of(folder: Path) -> int | None:
     with suppress(StoreError):
         return read_json(folder / presence.FILE)["pid"]
     return None
+
+
+def open_files() -> set[tuple[str, str]]:
+    """The handles of this process, each with what it is of."""
+    gc.collect()  # what earlier tests left is closed before it is looked at
+    found = set()
+    for handle in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            found.add((handle, os.readlink(f"/proc/self/fd/{handle}")))
+    return found
 
 
 def wait_until(claim: Callable[[], Any], what: str) -> None:

@@ -72,13 +72,13 @@ def write(tensor: torch.Tensor, how: str) -> None:
         tensor.data.sub_(1)
 
 
-@given(EVENTS, st.sampled_from([0, copying.SMALL]))
+@given(EVENTS, st.sampled_from([0, copying.AT_ONCE]))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_checkpoint_is_the_state_as_it_was_taken_or_is_said_not_to_be_there(
     monkeypatch: pytest.MonkeyPatch, events: list[tuple[Any, ...]], small: int
 ) -> None:
     monkeypatch.setattr(files, "sync", lambda path: None)  # no power is lost here
-    monkeypatch.setattr(copying, "SMALL", small)  # else most tensors here are copied at once
+    monkeypatch.setattr(copying, "AT_ONCE", small)  # else most tensors here are copied at once
     with tempfile.TemporaryDirectory() as folder:
         with training(Path(folder)) as made:
             for event in events:

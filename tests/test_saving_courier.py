@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from posting import SIZE, Post, job, kill_writer, wait_until, writer_of
+from posting import SIZE, Post, job, kill_writer, open_files, wait_until, writer_of
 
 from flor_plugins.record.saving import presence
 from flor_plugins.record.saving.buffers import Buffer
@@ -99,9 +99,9 @@ def test_where_no_process_can_be_started_a_thread_writes(
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", refused)
-    handles = len(os.listdir("/proc/self/fd"))
+    handles = open_files()
     post = make()
-    assert len(os.listdir("/proc/self/fd")) <= handles  # garbage of others may be closed meanwhile
+    assert open_files() <= handles
     post.send(3)
     post.close()
     assert post.arrived() == [3] and writer_of(post.folder) is None
@@ -211,7 +211,7 @@ def test_a_damaged_checkpoint_keeps_no_writer_from_starting(tmp_path: Path, warn
 def test_after_close_no_process_no_handle_and_no_thread_is_left(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     gc.collect()  # of what other tests left
-    threads, handles = set(threading.enumerate()), len(os.listdir("/proc/self/fd"))
+    threads, handles = set(threading.enumerate()), open_files()
     with warnings.catch_warnings():
         warnings.simplefilter("error", ResourceWarning)
         for is_killed in (False, True, False):
@@ -226,7 +226,7 @@ def test_after_close_no_process_no_handle_and_no_thread_is_left(tmp_path: Path) 
             del post
             gc.collect()
     wait_until(lambda: set(threading.enumerate()) == threads, "a thread is left")
-    assert len(os.listdir("/proc/self/fd")) <= handles  # garbage of others may be closed meanwhile
+    assert open_files() <= handles
 
 
 def test_sending_never_waits_for_a_writer_that_does_not_read(make: Callable[..., Post]) -> None:

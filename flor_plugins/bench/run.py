@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from flor_plugins.bench.results import Bench, Result
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import load_recipe
 from flor_plugins.store.layout import store_in
+from flor_plugins.store.machine import processors
 
 _PACKAGES = ("torch", "transformers", "lightning", "flor-plugins")
 
@@ -104,8 +104,7 @@ def recipes_of(targets: Sequence[Path]) -> list[Path]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {"cores": cores, "machine": f"{platform.system()} {platform.machine()}",
+    return {"cores": processors(), "machine": f"{platform.system()} {platform.machine()}",
             "python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}  # fmt: skip
 
 

@@ -58,7 +58,7 @@ def _sum(tensor: torch.Tensor) -> torch.Tensor:
     is_row = tensor.dtype == torch.float32 and tensor.numel() > 1 and tensor.is_contiguous()
     if is_row and tensor.size(-1) % 2 == 0 and tensor.storage_offset() % 2 == 0:
         return tensor.view(torch.int64).sum()
-    return _long_words(tensor.detach()).sum(dtype=torch.int64)
+    return _long_words(tensor).sum(dtype=torch.int64)
 
 
 def _long_words(tensor: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
+from flor_plugins.store.machine import processors
 from tests.benchmarks.ratios import Aim, Interval, Verdict, judge
 
 SCALES = ("tiny", "small", "full")
@@ -109,7 +110,7 @@ def answer(benchmark: str, options: argparse.Namespace, figures: Sequence[Figure
 def machine(device: str) -> dict[str, Any]:
     """What the figures depend on."""
     return {
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": processors(),
         "torch_threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load": os.getloadavg()[0],  # of the last minute: 1 is this benchmark's own

@@ -21,7 +21,7 @@ from flor_plugins.store.checkpoints.hashes import hash_of
 from flor_plugins.store.codec.tensors import DTYPE_NAMES
 
 ALIGNMENT = 64  # bytes; a cache line
-SMALL = 4096  # bytes of a tensor that is copied as fast as it is looked at to be copied later
+AT_ONCE = 4096  # bytes of a tensor that is copied as fast as it is looked at to be copied later
 SAMPLES = 4  # elements of a tensor that is copied later, by which a write that no version counts is found
 _INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

@@ -22,16 +22,12 @@ def step_back() -> None:
         ctypes.CDLL(None).syscall(number, 1, 0, IDLE)
 
 
-def share(pid: int, niceness: int) -> bool:
-    """Give the session of a process that share of the processors; False where nothing came of it.
+def share(pid: int, niceness: int) -> None:
+    """Give the session of a process that share of the processors, if the system can.
 
     Where Linux has autogroups (sched(7)) it divides the processors among sessions before it looks at anybody's
     niceness: a process that is alone in its session takes as much as a whole training. That share may be raised
     again, which a niceness may not. Linux refuses more than ten changes a second.
     """
-    try:
-        with open(f"/proc/{pid}/autogroup", "w") as file:
-            file.write(str(niceness))
-    except OSError:  # no autogroups, no Linux, or too soon
-        return False
-    return True
+    with suppress(OSError), open(f"/proc/{pid}/autogroup", "w") as file:  # no autogroups, no Linux, or too soon
+        file.write(str(niceness))

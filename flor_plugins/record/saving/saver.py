@@ -198,7 +198,7 @@ class Saver:
         layout = _Layout()
         for key, tensor in tensors.items():
             how, item = self._habits.treatment(key, tensor, constants), Item.of(key, tensor)
-            is_small = how == "later" and tensor.is_cpu and item.nbytes <= copying.SMALL
+            is_small = how == "later" and tensor.is_cpu and item.nbytes <= copying.AT_ONCE
             if is_small or tensor.device.type not in ("cpu", "cuda"):
                 how = "now"
             layout.items.append(item)

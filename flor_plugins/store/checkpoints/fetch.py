@@ -20,6 +20,7 @@ from flor_plugins.store.checkpoints.files import WHAT_TO_DO, TensorRecord
 from flor_plugins.store.checkpoints.hashes import ALGORITHMS, Hash
 from flor_plugins.store.checkpoints.links import Chain, Link
 from flor_plugins.store.checkpoints.write import DTYPES
+from flor_plugins.store.machine import processors
 
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors package
 PER_THREAD = 8 << 20  # bytes of work that starting a thread is worth
@@ -164,11 +165,6 @@ class Reader:
             return Entry(handle, begin + start, begin + end, found["dtype"], tuple(found["shape"]))
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(link.path, error) from error
-
-
-def processors() -> int:
-    """How many of them this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cost(chain: Chain) -> int:

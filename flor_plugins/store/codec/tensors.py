@@ -15,7 +15,7 @@ complex64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"""
 NATIVE = frozenset(getattr(torch, name) for name in _NATIVE.split() if hasattr(torch, name))
 _ALL = [one for one in vars(torch).values() if isinstance(one, torch.dtype)]
 DTYPES = {str(one).removeprefix("torch."): one for one in _ALL}
-DTYPE_NAMES = {one: name for name, one in DTYPES.items() if str(one) == f"torch.{name}"}
+DTYPE_NAMES = {one: name for name, one in DTYPES.items()}
 _KINDS = frozenset((torch.Tensor, torch.nn.Parameter))
 RESERVED = "__metadata__"  # safetensors keeps this name for itself
 
