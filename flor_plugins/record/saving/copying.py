@@ -20,9 +20,9 @@ from flor_plugins.record.saving.buffers import Buffer
 from flor_plugins.store.checkpoints.hashes import hash_of
 from flor_plugins.store.codec.tensors import DTYPE_NAMES
 
-ALIGNMENT = 64  # bytes; a cache line
+ALIGNMENT = LINE = 64  # bytes of a cache line
 AT_ONCE = 4096  # bytes of a tensor that is copied as fast as it is looked at to be copied later
-SAMPLES = 4  # elements of a tensor that is copied later, by which a write that no version counts is found
+LINES, ELEMENTS = 4, 16  # that are sampled of a tensor that is copied later: lines where it is row-major
 _INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -88,7 +88,7 @@ class Copies:
         self.still: dict[str, bool] = {}  # key of each watched tensor: did it stay as it was?
         self._later, self._watched = later, watched
         self._left = deque(later)
-        self._samples = {item.key: _sample(array_of(item.live())) for item in later if item.place is not None}
+        self._samples = {item.key: _sample(item, array_of(item.live())) for item in later if item.place is not None}
         self._begun = threading.Lock()  # held by the one that sees to the devices
         self._worked = threading.Event()
         self._error: BaseException | None = None
@@ -133,7 +133,7 @@ class Copies:
             return False
         if item.place is not None:
             copy(item, self.buffer)
-            if _sample(_copied(item, self.buffer)) != self._samples[item.key]:
+            if _sample(item, _copied(item, self.buffer)) != self._samples[item.key]:
                 self.torn.append(item.key)
         elif hash_of(memory_of(item.live())) != item.hash:
             self.torn.append(item.key)
@@ -194,9 +194,18 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().view(_INTS[tensor.element_size()]).numpy()
 
 
-def _sample(array: np.ndarray) -> bytes:
-    """Some elements, spread over all, row-major."""
-    return array.flat[:: max(1, array.size // SAMPLES)].tobytes()
+def _sample(item: Item, array: np.ndarray) -> bytes:
+    """Some elements of the tensor or of its copy, spread over all, by which a write that no version counts is found.
+
+    Such a write changes most elements and seldom all: `data.add_(1)` and `data.sub_(1)` leave half of them as they
+    were. What costs time is a cache line that has to be fetched; all that it holds is looked at, if it can be.
+    """
+    if array.nbytes <= LINES * LINE:
+        return array.tobytes()
+    if not item.live().is_contiguous():
+        return array.flat[:: array.size // ELEMENTS].tobytes()
+    lines = array.reshape(-1).view(np.uint8)[: array.nbytes // LINE * LINE].reshape(-1, LINE)
+    return lines[:: len(lines) // LINES].tobytes()
 
 
 def _copied(item: Item, buffer: Buffer) -> np.ndarray:
