@@ -35,7 +35,10 @@ def made(
 
 @dataclass
 class Training:
-    """Epochs of `epoch_s`, each checkpoint costs `costs` seconds and takes its bytes on disk at once."""
+    """Epochs of `epoch_s`, each checkpoint costs `costs` seconds and takes its bytes on disk at once.
+
+    light: the share of those seconds that one without the optimizer's state costs.
+    """
 
     asked: Policy
     clock: Clock
@@ -44,6 +47,7 @@ class Training:
     taken: list[Position] = field(default_factory=list)
     full: list[Position] = field(default_factory=list)
     used: int = 0
+    light: float = 1.0
 
     def boundary(self, position: Position, cost: float = 0.0, *, last: bool = False) -> bool:
         if not self.asked.wants(position, last=last):
@@ -55,6 +59,7 @@ class Training:
         is_full = self.asked.takes_optimizer(position)
         optimizer = self.optimizer if is_full and position.step else 0
         self.asked.saved(position)
+        cost *= 1.0 if is_full else self.light
         self.clock.now += cost
         self.asked.spent(cost)
         self.asked.wrote(position, self.weights, optimizer)

@@ -31,6 +31,9 @@ class Told:
         self.written_: list[Position] = []
         self.errors: dict[Position, str] = {}
 
+    def copied(self, seconds: float) -> None:
+        pass
+
     def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:
         self.written_.append(position)
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
+import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from itertools import groupby, pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -179,6 +184,51 @@ def test_trainings_take_turns_in_the_middle_of_their_epochs_and_stand_still_mean
     assert {name: len(one.epochs) for name, one in found.items()} == {"a": rounds, "b": rounds}
 
 
+def test_turns_of_a_part_of_an_epoch_change_away_from_its_beginning_and_add_up_to_epochs():
+    said: list[str] = []
+    rounds, steps, parts = 3, 10, 5
+    found = interleave({name: partial(Steps(rounds + 1, steps, said), name=name) for name in "ab"}, rounds, parts)
+    turns = [(name, len(list(group))) for name, group in groupby(said)]
+    # changes before steps 1, 3, 5, 7 and 9 of each epoch; who ends a round begins the next one
+    assert turns[:3] == [("a", 1), ("b", 1 + 2), ("a", 2 + 2)] and said.count("a") == said.count("b") == 40
+    assert {name: len(one.epochs) for name, one in found.items()} == {"a": rounds, "b": rounds}
+
+
+def state_of(pid: int, not_yet: str) -> str:
+    """One letter (proc(5)); a signal takes a moment to be heard."""
+    end = time.monotonic() + 10
+    while (letter := Path(f"/proc/{pid}/stat").read_text().split()[2]) in not_yet and time.monotonic() < end:
+        time.sleep(0.001)
+    return letter
+
+
+def test_who_works_for_a_training_is_stopped_while_others_have_their_turn_and_is_never_left_so():
+    helper = subprocess.Popen(["sleep", "60"])
+    states: list[str] = []
+
+    def other(turns: Turns, name: str) -> None:
+        for turn in range(8):
+            turns.wait(name)
+            if turn:
+                states.append(state_of(helper.pid, not_yet="RS"))
+            turns.pass_on()
+        raise ValueError("failed")
+
+    def helped(turns: Turns, name: str) -> None:
+        model = torch.nn.Identity()
+        tell = partial(os.kill, helper.pid)
+        turn = Turn(turns, name, 4, rest=lambda: tell(signal.SIGSTOP), go_on=lambda: tell(signal.SIGCONT))
+        turn.run(model, lambda: [model(0) for _ in range(40)])
+
+    try:
+        with pytest.raises(ValueError, match="failed"):
+            interleave({"other": partial(other, name="other"), "helped": partial(helped, name="helped")}, 9)
+        assert states == 7 * ["T"] and state_of(helper.pid, not_yet="RT") == "S"
+    finally:
+        helper.kill()
+        helper.wait()
+
+
 def test_a_training_that_fails_ends_those_that_wait_for_it_and_is_what_is_raised():
     said: list[str] = []
     trainings = {"a": Steps(3, 4, said), "b": Steps(3, 4, said, fails_at=5), "c": Steps(3, 4, said)}
@@ -229,6 +279,16 @@ def test_a_benchmark_ends_in_one_line_of_json_with_its_figures_and_the_machine(n
     assert any(text.startswith("figure") for text in head)
     assert "flor:" not in said.err  # nothing went wrong while recording
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.timeout(240)
+def test_with_a_budget_the_first_epochs_do_not_count(tmp_path, capfd):
+    import_module("tests.benchmarks.overhead").main(
+        ["--scale", "tiny", "--folder", str(tmp_path), "--pairs", "2", "--budget", "1"]
+    )
+    line = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
+    assert line["figures"][0]["n"] == 2 and {len(one) for one in line["details"]["epochs_s"].values()} == {2}
+    assert line["details"]["checkpoints"] == [7, 7]  # the first, three epochs, two that count, the last
 
 
 def test_a_saver_that_does_not_exist_is_named(capsys):

@@ -106,6 +106,34 @@ def test_what_is_skipped_is_stated(
         assert 10.0 * (one.position.epoch - since.epoch) <= one.cost_s + 1e-3
 
 
+def test_where_time_is_short_the_optimizers_state_is_left_out_before_a_checkpoint_is() -> None:
+    made_up = training(overhead=0.02)
+    made_up.light = 0.3
+    made_up.asked.trains(10**6, 2 * 10**6)
+    made_up.run(100, 20.0, same(1.0))  # 0.4 s an epoch are granted
+    assert len(made_up.taken) == 101 and made_up.asked.skips == ()
+    spaces = [two.epoch - one.epoch for one, two in pairwise(made_up.full)]
+    assert 10 < len(made_up.full) < 25 and set(spaces[5:-1]) == {6, 7}  # at first the two free seconds
+    # the last one is taken whatever it costs
+    assert made_up.asked.spent_s <= 0.02 * (made_up.clock.now - 1000.0) + ALLOWANCE_S + 1.0
+
+
+@given(
+    st.floats(0.001, 0.2), st.floats(0.1, 50.0), st.floats(0.01, 20.0), st.floats(0.05, 1.0), st.integers(1, 400)
+)
+def test_of_a_hundred_checkpoints_one_is_full_and_the_budget_holds(
+    overhead: float, epoch_s: float, cost: float, light: float, epochs: int
+) -> None:
+    made_up = training(overhead=overhead)
+    made_up.light = light
+    made_up.asked.trains(10**6, 2 * 10**6)
+    made_up.run(epochs, epoch_s, same(cost))
+    places = [made_up.taken.index(one) for one in made_up.full]
+    assert all(two - one <= 100 for one, two in pairwise(places))
+    # the first and the last are always taken; without the optimizer's state one may cost more than its bytes said
+    assert made_up.asked.spent_s <= overhead * (made_up.clock.now - 1000.0) + ALLOWANCE_S + 3 * cost + 1e-9
+
+
 def test_steps_that_cost_much_leave_no_time_for_checkpoints() -> None:
     made_up = training()
     for epoch in range(50):

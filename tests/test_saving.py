@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,25 @@ def test_rows_that_cannot_be_made_safe_cost_the_checkpoint_that_needs_them(tmp_p
         made.save()
     assert made.told.errors == {Position(0, 0): "no space left"}
     assert [one.position.step for one in list_checkpoints(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_what_is_copied_beside_the_training_is_told_in_seconds_and_what_it_copies_itself_is_not(
+    is_beside: bool, tmp_path: Path
+) -> None:
+    told: list[float] = []
+    saver = Saver(tmp_path, Told(), put=lambda job: job(), sync=lambda: None)
+    saver._told.copied = told.append  # type: ignore[method-assign]
+    tensor = torch.ones(16 << 20)
+    for step in range(2):  # when it was seen to stay it is copied later
+        saver.save(Position(0, step), {"model": {"w": tensor}}, {tensor.data_ptr()} if is_beside else set())
+        end = time.monotonic() + 10
+        while (state := saver._open) and not state.copies._worked.is_set() and time.monotonic() < end:
+            time.sleep(0.001)
+        saver.close_window()
+        tensor.add_(1)
+    saver.close()
+    assert len(told) == 2 and (told[1] > 0) == is_beside
 
 
 def test_the_tensors_of_a_state_are_let_go_when_its_window_closes(tmp_path: Path) -> None:

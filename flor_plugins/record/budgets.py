@@ -29,32 +29,41 @@ class TimeBudget:
         self._began: float | None = None
         self.spent_s = 0.0
         # By checkpoint, what came after it included: what the steps cost is in all of them alike.
-        self._costs = deque([0.0], RECENT)
+        self._full, self._weights = deque([0.0], RECENT), deque[float](maxlen=RECENT)
+        self._latest = self._full
+        self._weights_share = 1.0
 
     def begin(self) -> None:
         """The training begins now, if it has not: what came before it (imports, data) is nothing to take a share of."""
         if self._began is None:
             self._began = self._clock()
 
+    def trains(self, parameters: int, states: int) -> None:
+        """So many bytes does an update change: of the model and of the optimizer."""
+        self._weights_share = parameters / (parameters + states) if parameters else 1.0
+
     def spend(self, seconds: float) -> None:
         """So much of the training's time went into recording."""
         self.begin()
         with self._lock:
             self.spent_s += seconds
-            self._costs[-1] += seconds
+            self._latest[-1] += seconds
 
-    def took(self) -> None:
+    def took(self, *, is_full: bool) -> None:
         """A checkpoint was taken: what is spent from now on is its cost."""
         with self._lock:
-            self._costs.append(0.0)
+            self._latest = self._full if is_full else self._weights
+            self._latest.append(0.0)
 
-    @property
-    def allows(self) -> bool:
-        """Is there time for one more checkpoint?"""
+    def allows(self, *, is_full: bool) -> bool:
+        """Is there time for one more checkpoint, with or without the optimizer's state?"""
         if self._share is None:
             return True
         with self._lock:
-            needed = self.spent_s + _typical(self._costs)
+            needed = _typical(self._full)
+            if not is_full:  # while none was measured: by its bytes
+                needed = _typical(self._weights) or self._weights_share * needed
+            needed += self.spent_s
         return needed <= self._share * self.elapsed_s + ALLOWANCE_S
 
     @property

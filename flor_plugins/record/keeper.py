@@ -82,6 +82,10 @@ class Keeper:
 
     # ---- what the saver tells
 
+    def copied(self, seconds: float) -> None:
+        """Beside the training."""
+        self.policy.spent(seconds)
+
     def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:
         """It is on the disk."""
         optimizer = files.get(f"{OPTIMIZER}.safetensors", 0)

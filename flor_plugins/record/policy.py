@@ -25,7 +25,8 @@ class Policy:
     """At epoch boundaries, at every n-th update, and inside long epochs by the clock; no position twice.
 
     The first state (no step made) and the last are always taken, whole. What else is wished for is taken if both
-    budgets have room for it: of the training's time the share `options.overhead`, of the disk `disk_bytes`.
+    budgets have room for it: of the training's time the share `options.overhead`, of the disk `disk_bytes`. Where
+    one is short, the optimizer's state is left out first.
     saved: positions that have a checkpoint, and used_bytes: what those hold, in a run that goes on.
 
     `wants...`, `takes_optimizer` and `saved` are for the thread that trains; the others may be called from any.
@@ -102,7 +103,7 @@ class Policy:
     def takes_optimizer(self, position: Position) -> bool:
         """Shall the checkpoint that is about to be taken be full? Else it holds the weights."""
         is_full = position.step == 0 or position == self._end
-        if not is_full and self._disk.fits(is_full=True):
+        if not is_full and self._disk.fits(is_full=True) and self._time.allows(is_full=True):
             is_full = self._since_full + 1 >= self._spacing().full
         self._chosen = (position, is_full)
         return is_full
@@ -115,7 +116,7 @@ class Policy:
         self._costs[position] = self._clock() - self._full_at
         self._saved.add(position)
         self._skips.remove(position)
-        self._time.took()
+        self._time.took(is_full=is_full)
         self._disk.took(position, is_full=is_full)
         self._handled(position)
         self._timed_at = self._clock()
@@ -137,7 +138,11 @@ class Policy:
         self._skip(position, why)
 
     def spent(self, seconds: float) -> None:
-        """So many seconds of the training went into a checkpoint, or into the recording of steps."""
+        """So many seconds of the training went into a checkpoint, or into the recording of steps.
+
+        What is copied beside the training shares the memory with it, and counts as if it were copied by it: so much
+        longer its steps are (tests/benchmarks/overhead.py).
+        """
         self._time.spend(seconds)
 
     def wrote(self, position: Position, weights: int, optimizer: int) -> None:
@@ -148,6 +153,7 @@ class Policy:
     def trains(self, parameters: int, states: int) -> None:
         """So many bytes of the model and of the optimizer's state does an update change."""
         self._disk.trains(parameters, states)
+        self._time.trains(parameters, states)
 
     def freed(self, nbytes: int) -> None:
         """So many bytes of this run's checkpoints are no more."""
@@ -195,7 +201,8 @@ class Policy:
         """Is there room for what is due here? A refusal is noted once."""
         if self._refused == position:
             return False
-        if not self._time.allows:
+        # Of a hundred checkpoints one is full, so that no place is ever further than that from one to go on from.
+        if not self._time.allows(is_full=self._since_full + 1 >= SERIES[-1]):
             self._is_late = self._is_late or by_clock
             return self._refuse(position, self._time.refusal)
         spacing = self._spacing()
@@ -242,7 +249,7 @@ class Policy:
         minutes = self._options.every_minutes
         if minutes is None or self._clock() - self._timed_at < 60 * minutes:
             return False
-        return not self._is_late or self._time.allows
+        return not self._is_late or self._time.allows(is_full=self._since_full + 1 >= SERIES[-1])
 
 
 class Skips:

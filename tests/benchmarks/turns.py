@@ -1,7 +1,7 @@
-"""Trainings that take turns in one process: each goes on for an epoch while the others stand still.
+"""Trainings that take turns in one process: each goes on for an epoch, or a part of one, while the others stand still.
 
-A shared machine changes its speed from minute to minute. Fits that follow each other meet another machine each;
-epochs that follow each other meet nearly the same one.
+A shared machine changes its speed from second to second. Fits that follow each other meet another machine each; what
+takes turns of a few seconds meets nearly the same one.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tests.benchmarks.ratios import orders
 
 @dataclass(slots=True)
 class Spent:
-    """One training in seconds. begin: to the first step. epochs: each turn but the first and the last one, which begin
-    and end in the middle of an epoch. finish: after the last step, set by the training itself.
+    """One training in seconds. begin: to the first step. epochs: from the middle of each to that of the next; what is
+    before the first and after the last middle does not count. finish: after the last step, set by the training itself.
     """
 
     begin: float = 0.0
@@ -33,11 +33,12 @@ class Stopped(Exception):
 
 
 class Turns:
-    """Whose turn it is, of the trainings called `names`, for `rounds` turns that count and two that don't."""
+    """Whose turn it is, of the trainings called `names`, for `rounds` epochs that count; each has `parts` turns."""
 
-    def __init__(self, names: list[str], rounds: int) -> None:
+    def __init__(self, names: list[str], rounds: int, parts: int = 1) -> None:
         self.spent = {name: Spent() for name in names}
-        self._order = [name for order in orders(names, rounds + 2) for name in order]
+        self.parts = parts
+        self._order = [name for order in orders(names, (rounds + 1) * parts + 1) for name in order]
         self._changed = threading.Condition()
         self._failed = False
         self._begun = 0.0
@@ -66,16 +67,30 @@ class Turns:
 
 
 class Turn:
-    """The turns of one training, `steps` to an epoch: they change before the forward pass in the middle of one.
+    """The turns of one training, `steps` to an epoch: they change before a forward pass, first in the middle of one.
 
-    What an epoch's end sets going is over by then. before: called at the end of each turn.
+    Not at its beginning, if it has an odd number of turns of two steps or more: what an epoch's end sets going in the
+    training's own process is over by then. What goes on in others must be held: rest is called at the end of each
+    turn, go_on at the beginning of the next one. middle: called in the middle of each epoch, before that.
     """
 
-    def __init__(self, turns: Turns, name: str, steps: int, before: Callable[[], Any] = lambda: None) -> None:
+    def __init__(
+        self,
+        turns: Turns,
+        name: str,
+        steps: int,
+        *,
+        middle: Callable[[], Any] = lambda: None,
+        rest: Callable[[], Any] = lambda: None,
+        go_on: Callable[[], Any] = lambda: None,
+    ) -> None:
         self.spent = turns.spent[name]
-        self._turns, self._name, self._steps, self._before = turns, name, steps, before
+        self._turns, self._name, self._steps = turns, name, steps
+        self._at_middle, self._rest, self._go_on = middle, rest, go_on
+        self._middle = steps // 2
+        self._changes = {(self._middle + part * steps // turns.parts) % steps for part in range(turns.parts)}
         self._count = 0
-        self._started = 0.0
+        self._started = self._sum = 0.0
 
     def run(self, model: torch.nn.Module, train: Callable[[], Any]) -> None:
         """Train, turn by turn."""
@@ -98,17 +113,25 @@ class Turn:
         if self._count == 0:
             self.spent.begin = time.perf_counter() - self._started
         self._count += 1
-        if step == self._steps // 2:
-            self._before()
-            took = self._turns.pass_on()
-            if epoch:
-                self.spent.epochs.append(took)
+        if step not in self._changes:
+            return
+        if step == self._middle:
+            self._at_middle()
+        self._rest()
+        try:
+            self._sum += self._turns.pass_on()
+            if step == self._middle:
+                if epoch:
+                    self.spent.epochs.append(self._sum)
+                self._sum = 0.0
             self._turns.wait(self._name)
+        finally:
+            self._go_on()
 
 
-def interleave(trainings: Mapping[str, Callable[[Turns], Any]], rounds: int) -> dict[str, Spent]:
+def interleave(trainings: Mapping[str, Callable[[Turns], Any]], rounds: int, parts: int = 1) -> dict[str, Spent]:
     """Call each with the turns, in a thread of its own; each has to make a Turn and to train rounds + 1 epochs."""
-    turns = Turns(list(trainings), rounds)
+    turns = Turns(list(trainings), rounds, parts)
     errors: list[BaseException] = []
 
     def run(training: Callable[[Turns], Any]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -91,12 +92,14 @@ class Copies:
         self._samples = {item.key: _sample(item, array_of(item.live())) for item in later if item.place is not None}
         self._begun = threading.Lock()  # held by the one that sees to the devices
         self._worked = threading.Event()
+        self.beside_s = 0.0  # seconds of a processor that copying beside the training has taken
         self._error: BaseException | None = None
 
-    def work(self) -> None:
+    def work(self, *, beside: bool = True) -> None:
         """What the background thread does: copy, first come first, until nothing is left."""
         if not self._begun.acquire(blocking=False):  # it came too late
             return
+        began = time.thread_time()
         try:
             for device in self.devices:
                 device.copy_to_host(self.buffer)
@@ -105,6 +108,8 @@ class Copies:
         except BaseException as error:
             self._error = error
         finally:
+            if beside:
+                self.beside_s = time.thread_time() - began
             self._worked.set()
 
     def close(self) -> None:
@@ -113,7 +118,7 @@ class Copies:
         Called by the training's own thread when the first update is about to be made. Raises what went wrong in
         the background.
         """
-        self.work()  # unless the other thread has begun: it may have been busy with something else
+        self.work(beside=False)  # unless the other thread has begun: it may have been busy with something else
         try:
             while self._step(from_end=True):
                 pass

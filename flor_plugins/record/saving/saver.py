@@ -23,7 +23,10 @@ from flor_plugins.store.codec import Encoded, survey
 
 
 class Told(Protocol):
-    """Who wants to know what became of a state. Both are called on other threads than the training's."""
+    """Who wants to know what became of a state. The last two are called on other threads than the training's, too."""
+
+    def copied(self, seconds: float) -> None:
+        """It was copied, for so long beside the training, by another thread."""
 
     def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:
         """It is on the disk. files: bytes of each file that was written for it. freed: bytes of older checkpoints."""
@@ -150,7 +153,7 @@ class Saver:
         if layout.later or layout.on_devices:
             self._in_background(copies.work)
         else:
-            copies.work()
+            copies.work(beside=False)
         return encoded.lost
 
     def close_window(self) -> None:
@@ -167,6 +170,7 @@ class Saver:
                 raise
             self._told.not_written(state.position, error)
             return
+        self._told.copied(copies.beside_s)
         for key, is_still in copies.still.items():
             self._habits.watched(key, is_still=is_still)
         if copies.torn:
