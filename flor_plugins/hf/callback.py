@@ -32,7 +32,7 @@ class FlorCallback(TrainerCallback):
     boundary; before the first batch and after the last always. every_n_steps: also inside an epoch, at
     every n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed
     since the last checkpoint; None for never (and never where several processes train: their clocks
-    differ). overhead: the share of the training's time that recording may cost; None for no limit.
+    differ). overhead: the share of the training's time that checkpoints may cost; None for no limit.
     disk: what the run's checkpoints may take ("50GB", or bytes); None for half of what is free when the
     run begins. resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the
     top of the git repository. One `train()` is one run. A failure

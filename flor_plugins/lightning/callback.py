@@ -33,7 +33,7 @@ class FlorCallback(Callback):
     epoch boundary; before the first batch and after the last always. every_n_steps: also after every
     n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed since the
     last checkpoint; None for never (and never where several processes train: their clocks differ).
-    overhead: the share of the training's time that recording may cost; None for no limit. disk: what the
+    overhead: the share of the training's time that checkpoints may cost; None for no limit. disk: what the
     run's checkpoints may take ("50GB", or bytes); None for half of what is free when the run begins.
     resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the top of the
     git repository. One fit is one run. A failure of ours is

@@ -43,7 +43,7 @@ class TimeBudget:
         self._weights_share = parameters / (parameters + states) if parameters else 1.0
 
     def spend(self, seconds: float) -> None:
-        """So much of the training's time went into recording."""
+        """So much of the training's time went into checkpoints."""
         self.begin()
         with self._lock:
             self.spent_s += seconds

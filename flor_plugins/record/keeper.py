@@ -83,7 +83,7 @@ class Keeper:
     # ---- what the saver tells
 
     def copied(self, seconds: float) -> None:
-        """Beside the training."""
+        """So long, beside the training: it is counted as the training's own time."""
         self.policy.spent(seconds)
 
     def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:

@@ -19,7 +19,7 @@ class Options:
     every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
     every_n_steps: also at every n-th optimizer update. every_minutes: also in the middle of an epoch,
     when so many minutes have passed since the last one; None for never.
-    overhead: share of the training's time that recording may cost; None for no limit.
+    overhead: share of the training's time that checkpoints may cost; None for no limit.
     disk: bytes that the run's checkpoints may take; None for half of what is free when the run begins.
     metrics: @flor.metric hooks to compute live. resume: "auto" or a run to go on with.
     store: folder; default: FLOR_DIR or .flor.

@@ -138,10 +138,10 @@ class Policy:
         self._skip(position, why)
 
     def spent(self, seconds: float) -> None:
-        """So many seconds of the training went into a checkpoint, or into the recording of steps.
+        """So many seconds of the training went into checkpoints; what rows of steps cost is not counted.
 
-        What is copied beside the training shares the memory with it, and counts as if it were copied by it: so much
-        longer its steps are (tests/benchmarks/overhead.py).
+        What is copied beside the training shares the memory with it, and counts as if the training copied it: by about
+        so much its steps are longer (tests/benchmarks/overhead.py).
         """
         self._time.spend(seconds)
 
@@ -201,8 +201,7 @@ class Policy:
         """Is there room for what is due here? A refusal is noted once."""
         if self._refused == position:
             return False
-        # Of a hundred checkpoints one is full, so that no place is ever further than that from one to go on from.
-        if not self._time.allows(is_full=self._since_full + 1 >= SERIES[-1]):
+        if not self._has_time():
             self._is_late = self._is_late or by_clock
             return self._refuse(position, self._time.refusal)
         spacing = self._spacing()
@@ -249,7 +248,11 @@ class Policy:
         minutes = self._options.every_minutes
         if minutes is None or self._clock() - self._timed_at < 60 * minutes:
             return False
-        return not self._is_late or self._time.allows(is_full=self._since_full + 1 >= SERIES[-1])
+        return not self._is_late or self._has_time()
+
+    def _has_time(self) -> bool:
+        """For one more checkpoint. Of a hundred one is full: no place is ever further from one to go on from."""
+        return self._time.allows(is_full=self._since_full + 1 >= SERIES[-1])
 
 
 class Skips:

@@ -114,7 +114,7 @@ class Timing:
 
     build_s: process start to the first batch. epoch_s: one training epoch, its
     validation included. validation_s: one validation pass. recording_s: of the
-    training's time so much went into recording.
+    training's time so much went into checkpoints; what was copied beside it counts.
     """
 
     build_s: float | None = None
