@@ -20,11 +20,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flor_plugins.api import checkpoint, dataframe, first, import_flordb, query, replay, runs, sql, upload, verify
-    from flor_plugins.hooks.arguments import arg
-    from flor_plugins.hooks.live import log
+    from flor_plugins.api import (
+        checkpoint,
+        dataframe,
+        first,
+        import_flordb,
+        query,
+        replay,
+        runs,
+        sql,
+        upload,
+        verify,
+    )
+    from flor_plugins.hooks.arg import arg
+    from flor_plugins.hooks.log import log
     from flor_plugins.hooks.metric import Context, Metric, metric
-    from flor_plugins.loop.iterate import checkpointing, checkpoints, commit, loop
+    from flor_plugins.loops.api import checkpointing, checkpoints, commit, loop
 
 _HOMES = {
     "runs": "flor_plugins.api",
@@ -37,12 +48,12 @@ _HOMES = {
     "checkpoint": "flor_plugins.api",
     "import_flordb": "flor_plugins.api",
     "upload": "flor_plugins.api",
-    "log": "flor_plugins.hooks.live",
-    "arg": "flor_plugins.hooks.arguments",
-    "loop": "flor_plugins.loop.iterate",
-    "checkpoints": "flor_plugins.loop.iterate",
-    "checkpointing": "flor_plugins.loop.iterate",
-    "commit": "flor_plugins.loop.iterate",
+    "log": "flor_plugins.hooks.log",
+    "arg": "flor_plugins.hooks.arg",
+    "loop": "flor_plugins.loops.api",
+    "checkpoints": "flor_plugins.loops.api",
+    "checkpointing": "flor_plugins.loops.api",
+    "commit": "flor_plugins.loops.api",
     "metric": "flor_plugins.hooks.metric",
     "Metric": "flor_plugins.hooks.metric",
     "Context": "flor_plugins.hooks.metric",
@@ -56,7 +67,9 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'flor_plugins' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'flor_plugins' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     return getattr(import_module(_HOMES[name]), name)
 
 

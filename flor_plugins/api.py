@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flor_plugins.records import Level, Run, Task
 from flor_plugins.store.layout import Store, find_store, store_in
-from flor_plugins.store.mirror import open_any
+from flor_plugins.store.remote.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 
 if TYPE_CHECKING:
@@ -36,9 +36,9 @@ def dataframe(
     source: adds `<name>.source` and `<name>.verdict`. level: "epoch" or "step". A name that nobody
     logged is a column of missing values.
     """
-    from flor_plugins.store import frame
+    from flor_plugins.store.query import dataframe
 
-    return frame.dataframe(_store(store), *names, where=where, source=source, level=level)
+    return dataframe.dataframe(_store(store), *names, where=where, source=source, level=level)
 
 
 def query(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def query(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
 
 def sql(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
     """DuckDB over the tables runs, metrics, checkpoints and replays. StoreError if it refuses."""
-    from flor_plugins.store import sql as tables
+    from flor_plugins.store.query import sql as tables
 
     return tables.sql(_store(store), query)
 
@@ -83,25 +83,28 @@ def replay(
     from the recording: the values are stored, marked as diverged.
     """
     from flor_plugins.errors import Diverged, HookError, ReplayError
-    from flor_plugins.replay import ask, plan
-    from flor_plugins.store import frame
+    from flor_plugins.replayer import requests
+    from flor_plugins.replayer.planning import planner
+    from flor_plugins.store.query import dataframe
 
     home = _store(store)
     names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
     asked = [run] if isinstance(run, str) else run
-    at = ask.places_asked(home, asked or ())
+    at = requests.places_asked(home, asked or ())
     found = list_runs(home) if asked is None else [find_run(home, run_id) for run_id in at]
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    files = ask.hooks_for(found, hooks, main)
-    request = ask.request(home, found, names, where, epochs, hooks=files, at=at, patch=patch)
-    answer = ask.execute(home, found, plan.make(found, request), workers=workers, engine=engine, progress=progress)
+    files = requests.hooks_for(found, hooks, main)
+    request = requests.request(home, found, names, where, epochs, hooks=files, at=at, patch=patch)
+    answer = requests.execute(
+        home, found, planner.make(found, request), workers=workers, engine=engine, progress=progress
+    )
     if answer.failures:
         kind = HookError if any(o.hook_failures for o in answer.outcomes) else ReplayError
         raise kind("\n".join(answer.failures))
     if answer.has_diverged:
         rows = [row for row in answer.rows if row["verdict"] == "diverged"]
         raise Diverged("\n".join(f"run {row['name']} diverged: {row['detail']}" for row in rows))
-    return frame.dataframe(home, *answer.plan.metrics, runs=found)
+    return dataframe.dataframe(home, *answer.plan.metrics, runs=found)
 
 
 def first(
@@ -129,18 +132,21 @@ def first(
     an epoch's end. Raises WhereError for a wrong expression; HookError, ReplayError and Diverged as `replay`.
     """
     from flor_plugins.errors import Diverged, HookError, ReplayError
-    from flor_plugins.replay import ask, search
+    from flor_plugins.replayer import requests
+    from flor_plugins.replayer.searching import search
 
     home = _store(store)
     found = _named(home, run)
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    query = search.Query(when, monotone, epochs, ask.hooks_for(found, hooks, main))
+    query = search.Query(when, monotone, epochs, requests.hooks_for(found, hooks, main))
     begun = search.begin(home, found, query)
     begun.run(workers=workers, engine=engine, progress=progress)
     if begun.failures:
         raise (HookError if begun.has_hook_failures else ReplayError)("\n".join(begun.failures))
     if begun.diverged:
-        raise Diverged("\n".join(f"run {row['name']} diverged: {row['detail']}" for row in begun.diverged))
+        raise Diverged(
+            "\n".join(f"run {row['name']} diverged: {row['detail']}" for row in begun.diverged)
+        )
     return begun.frame()
 
 
@@ -161,27 +167,30 @@ def verify(
     Raises UnknownRun, and ReplayError when the run can't be trained again.
     """
     from flor_plugins.errors import ReplayError
-    from flor_plugins.replay import ask, plan
+    from flor_plugins.replayer import requests
+    from flor_plugins.replayer.planning import planner
 
     home = _store(store)
-    at = ask.places_asked(home, [run])
+    at = requests.places_asked(home, [run])
     found = [find_run(home, run_id) for run_id in at]
-    made = plan.verification(found, epochs, at)
-    answer = ask.execute(home, found, made, workers=workers, engine=engine, progress=progress)
+    made = planner.verification(found, epochs, at)
+    answer = requests.execute(home, found, made, workers=workers, engine=engine, progress=progress)
     if answer.failures:
         raise ReplayError("\n".join(answer.failures))
     return answer.stretches
 
 
-def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None = None) -> dict[str, Any]:
+def checkpoint(
+    run: str, epoch: int | None = None, *, store: str | Path | None = None
+) -> dict[str, Any]:
     """The model's weights of a run: {name: tensor}, on the CPU, verified.
 
     run: a name or id, or a place: "bert@epoch=3", "bert@step=1200". epoch: the same in a number;
     default the last checkpoint. Raises UnknownRun, NoCheckpoint (says which exist) or DamagedCheckpoint.
     """
-    from flor_plugins.replay.engines.travel import fetch_weights
+    from flor_plugins.replayer.execution.remote_sync import fetch_weights
     from flor_plugins.store import checkpoints
-    from flor_plugins.store.references import Reference, checkpoint_at, parse_reference
+    from flor_plugins.store.query.references import Reference, checkpoint_at, parse_reference
 
     asked = parse_reference(run) if epoch is None else Reference(run, epoch=epoch)
     home = _store(store)
@@ -193,7 +202,11 @@ def checkpoint(run: str, epoch: int | None = None, *, store: str | Path | None =
 
 
 def import_flordb(
-    path: str | Path, *, epoch: str | None = None, step: str | None = None, store: str | Path | None = None
+    path: str | Path,
+    *,
+    epoch: str | None = None,
+    step: str | None = None,
+    store: str | Path | None = None,
 ) -> list[Run]:
     """Make runs of what FlorDB (3.4 or 4) has logged at `path`: its project, a `.flor` folder or a `.db` file.
 
@@ -201,7 +214,7 @@ def import_flordb(
     clear); arguments as params; the commit, where FlorDB's repository is found. FlorDB's files are only read, and
     imported once: again, only what is new is taken. Returns the runs, the oldest first. StoreError if there is nothing.
     """
-    from flor_plugins.record.imports import flordb
+    from flor_plugins.recorder.importers import flordb
 
     home = find_store() if store is None else store_in(store)
     return [one.run for one in flordb.import_flordb(Path(path), epoch=epoch, step=step, store=home)]
@@ -212,18 +225,22 @@ def _named(home: Store, run: str | Sequence[str] | None) -> list[Run]:
     return list_runs(home) if names is None else [find_run(home, name) for name in names]
 
 
-def upload(url: str, run: str | Sequence[str] | None = None, *, store: str | Path | None = None) -> list[str]:
+def upload(
+    url: str, run: str | Sequence[str] | None = None, *, store: str | Path | None = None
+) -> list[str]:
     """Put recorded runs, their checkpoints and their code into an object store; returns the paths in it that are new.
 
     url: as s3://bucket/flor; from then on it can be the `store` of all that reads and replays. run: names or ids;
     default all. Again, it adds what is missing. Raises UnknownRun, SnapshotError where the code of a run can't be
     found, StoreError where the object store refuses, MissingDependency without the package for that kind of url.
     """
-    from flor_plugins.replay.engines.travel import upload as put
+    from flor_plugins.replayer.execution.remote_sync import upload as put
 
     home = find_store() if store is None else store_in(store)
     asked = [run] if isinstance(run, str) else run
-    return put(home, url, list_runs(home) if asked is None else [find_run(home, name) for name in asked])
+    return put(
+        home, url, list_runs(home) if asked is None else [find_run(home, name) for name in asked]
+    )
 
 
 def _store(store: str | Path | None) -> Store:

@@ -12,7 +12,10 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
-SMALL, LARGE = 1 / 5, 3 / 5  # of the picture's height: the sides of COCO's 32x32 and 96x96 in one of 160 pixels
+SMALL, LARGE = (
+    1 / 5,
+    3 / 5,
+)  # of the picture's height: the sides of COCO's 32x32 and 96x96 in one of 160 pixels
 SIZES = ("all", "small", "medium", "large")
 MOST = 100  # found objects of a picture that count, as in COCO
 
@@ -67,7 +70,9 @@ def evaluate(truth: Sequence[Seen], found: Sequence[Seen], classes: int, height:
         known.dataset = {
             "images": [{"id": one} for one in range(len(truth))],
             "categories": [{"id": one} for one in range(classes)],
-            "annotations": [{"id": one + 1, "iscrowd": 0, **row} for one, row in enumerate(rows(truth))],
+            "annotations": [
+                {"id": one + 1, "iscrowd": 0, **row} for one, row in enumerate(rows(truth))
+            ],
         }
         known.createIndex()
         evaluation = COCOeval(known, load(known, rows(found)), "bbox")
@@ -86,7 +91,15 @@ def rows(pictures: Sequence[Seen]) -> list[dict[str, object]]:
         boxes, classes = one.boxes.double().tolist(), one.classes.tolist()
         scores = [1.0] * len(boxes) if one.scores is None else one.scores.double().tolist()
         for box, label, score in zip(boxes, classes, scores, strict=True):
-            made.append({"image_id": index, "category_id": label, "bbox": box, "area": box[2] * box[3], "score": score})
+            made.append(
+                {
+                    "image_id": index,
+                    "category_id": label,
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "score": score,
+                }
+            )
     return made
 
 

@@ -36,7 +36,9 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(96, 2, 2, 32, PIECES, 0.06),  # .06: at .02 so small a model learns nothing in three epochs
+    "tiny": Scale(
+        96, 2, 2, 32, PIECES, 0.06
+    ),  # .06: at .02 so small a model learns nothing in three epochs
     "full": Scale(768, 12, 12, 128, 30_522, 0.02),  # BERT-base
 }
 
@@ -52,7 +54,9 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(
+            1
+        )  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     tokenizer = load_tokenizer()
     train, validation = load_chunks(tokenizer, size.length)
@@ -72,7 +76,9 @@ def build_trainer(
         ),
         data_collator=Masker(tokenizer),
         train_dataset=Chunks(train),
-        eval_dataset=Chunks(validation, *mask(validation, tokenizer, torch.Generator().manual_seed(0))),
+        eval_dataset=Chunks(
+            validation, *mask(validation, tokenizer, torch.Generator().manual_seed(0))
+        ),
     )
 
 
@@ -98,7 +104,9 @@ class Chunks(Dataset[dict[str, Tensor]]):
     plain, masked, labels: (chunks, length) int64.
     """
 
-    def __init__(self, plain: Tensor, masked: Tensor | None = None, labels: Tensor | None = None) -> None:
+    def __init__(
+        self, plain: Tensor, masked: Tensor | None = None, labels: Tensor | None = None
+    ) -> None:
         self.ids = plain if masked is None else masked
         self.labels = labels
 

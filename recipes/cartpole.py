@@ -103,7 +103,11 @@ class Agent(nn.Module):
 
 def layers(hidden_size: int, out: int, gain: float) -> nn.Sequential:
     """gain: of the last layer's orthogonal weights; those of the others are sqrt 2."""
-    linear = [nn.Linear(OBSERVED, hidden_size), nn.Linear(hidden_size, hidden_size), nn.Linear(hidden_size, out)]
+    linear = [
+        nn.Linear(OBSERVED, hidden_size),
+        nn.Linear(hidden_size, hidden_size),
+        nn.Linear(hidden_size, out),
+    ]
     for one, its in zip(linear, (math.sqrt(2), math.sqrt(2), gain), strict=True):
         nn.init.orthogonal_(one.weight, its)
         nn.init.zeros_(one.bias)
@@ -130,12 +134,16 @@ class Players:
             actions = policy.sample()
             # An environment is reset by the step after the end of its episode, which takes no action: no transition.
             is_valid = ~self.is_over
-            self.observed, rewards, terminated, truncated, _ = self.environments.step(actions.numpy())
+            self.observed, rewards, terminated, truncated, _ = self.environments.step(
+                actions.numpy()
+            )
             self.is_over = terminated | truncated
             self.rewards += rewards
             ended += self.rewards[self.is_over].tolist()
             self.rewards[self.is_over] = 0.0
-            told = map(torch.from_numpy, (rewards.astype(np.float32), terminated, self.is_over, is_valid))
+            told = map(
+                torch.from_numpy, (rewards.astype(np.float32), terminated, self.is_over, is_valid)
+            )
             rows.append((observed, actions, policy.log_prob(actions), values, *told))
         columns = map(torch.stack, zip(*rows, strict=True))
         observed, actions, log_probs, values, rewards, terminated, is_over, is_valid = columns
@@ -145,7 +153,9 @@ class Players:
         return Rollout(*(one[is_valid] for one in kept))
 
 
-def advantages_of(rewards: Tensor, values: Tensor, following: Tensor, terminated: Tensor, is_over: Tensor) -> Tensor:
+def advantages_of(
+    rewards: Tensor, values: Tensor, following: Tensor, terminated: Tensor, is_over: Tensor
+) -> Tensor:
     """Generalized advantages (Schulman et al. 2016, arXiv:1506.02438). All (steps, environments).
 
     following: values of the observations after each step. terminated: the pole fell, so that nothing follows. is_over:

@@ -52,7 +52,9 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(32, 8, Tower(96, 2, 4), Tower(96, 2, 4), 96, 10, None, 8, emoji_pictures.THINGS),
-    "full": Scale(224, 14, Tower(1024, 24, 16), Tower(768, 12, 12), 768, 77, 49_408, 16, None),  # ViT-L/14
+    "full": Scale(
+        224, 14, Tower(1024, 24, 16), Tower(768, 12, 12), 768, 77, 49_408, 16, None
+    ),  # ViT-L/14
 }
 
 Loaders = tuple[DataLoader[tuple[Tensor, Tensor]], DataLoader[tuple[Tensor, Tensor]]]
@@ -69,7 +71,9 @@ def build_trainer(
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
     """Trainer, module and the loaders (training, validation). layers: of each tower; None for those of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(
+            1
+        )  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     emoji = [one for one in emoji_pictures.load_emoji() if size.block in (None, one.block)]
     words = list_words(emoji)
@@ -118,7 +122,9 @@ class Matcher(lightning.LightningModule):
         pictures, captions = (torch.cat(one) for one in zip(*self.seen, strict=True))
         self.seen = []
         nearest = (pictures @ captions.T).argmax(dim=1)
-        self.log("val_acc", (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean())
+        self.log(
+            "val_acc", (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean()
+        )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The rate rises for a tenth of the training, else so small a model starts badly, and falls to nothing."""
@@ -169,7 +175,13 @@ class Captioned(Dataset[tuple[Tensor, Tensor]]):
     """Each emoji somewhere on a piece of a photograph, with its caption. is_fixed: the same picture each time."""
 
     def __init__(
-        self, emoji: list[Emoji], captions: Tensor, photographs: list[Image.Image], pixels: int, *, is_fixed: bool
+        self,
+        emoji: list[Emoji],
+        captions: Tensor,
+        photographs: list[Image.Image],
+        pixels: int,
+        *,
+        is_fixed: bool,
     ) -> None:
         self.emoji, self.captions, self.photographs = emoji, captions, photographs
         self.pixels, self.is_fixed = pixels, is_fixed

@@ -21,7 +21,10 @@ from torch import Tensor
 
 from flor_plugins.errors import MissingDependency
 
-SOURCES = ("docassemble.LAWVFamilyLaw", "docassemble.LAWVRelease")  # both MIT; West Virginia's courts and legal aid
+SOURCES = (
+    "docassemble.LAWVFamilyLaw",
+    "docassemble.LAWVRelease",
+)  # both MIT; West Virginia's courts and legal aid
 FEWEST_FIELDS = 3  # a page with fewer is running text
 BLANK = 0.15  # of the fields stay empty
 BOLD = 600  # a font's weight from which it is bold, as in CSS
@@ -79,8 +82,14 @@ def fill(path: Path, *, filling: int, pixels: int) -> Iterator[Page]:
             fields = find_fields(document, number)
             if len(fields) >= FEWEST_FIELDS:
                 printed = read(document, number)
-                type_in(document, number, [(one, person.answer(one.name, one.box.width)) for one in fields])
-                words = tag(spell(printed), spell(added(printed, read(document, number)), fields), fields)
+                type_in(
+                    document,
+                    number,
+                    [(one, person.answer(one.name, one.box.width)) for one in fields],
+                )
+                words = tag(
+                    spell(printed), spell(added(printed, read(document, number)), fields), fields
+                )
                 size, picture = draw(document, number, pixels)
                 yield Page(path.stem, number, size, words, picture)
     finally:
@@ -117,7 +126,9 @@ def type_in(document: pdfium.PdfDocument, number: int, answers: list[tuple[Field
     """Type the answers, then make them part of the page, where they can be read like what is printed."""
     page = document[number]
     for field, answer in answers:
-        enter(document, page, field, "")  # a field that already has this answer, from another page, would not be drawn
+        enter(
+            document, page, field, ""
+        )  # a field that already has this answer, from another page, would not be drawn
         enter(document, page, field, answer)
     raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)
     page.close()  # an open page does not show what was flattened
@@ -149,7 +160,9 @@ def read(document: pdfium.PdfDocument, number: int) -> list[Letter]:
 
 def read_letter(text: pdfium.PdfTextPage, index: int) -> Letter:
     letter = chr(raw.FPDFText_GetUnicode(text, index))
-    box = Box(*text.get_charbox(index, loose=True))  # loose: from the font's ascent to its descent, whatever the letter
+    box = Box(
+        *text.get_charbox(index, loose=True)
+    )  # loose: from the font's ascent to its descent, whatever the letter
     if letter in BREAKS or not letter.isprintable() or letter.isspace() or box.width <= 0:
         return Letter(letter, None)
     return Letter(letter, box, raw.FPDFText_GetFontSize(text, index), is_bold(text, index))
@@ -208,7 +221,9 @@ def join(letters: list[Letter], place: Field | None) -> Word:
     return Word(text, box, letters[0].size, all(one.is_bold for one in letters), place)
 
 
-def draw(document: pdfium.PdfDocument, number: int, pixels: int) -> tuple[tuple[float, float], Tensor]:
+def draw(
+    document: pdfium.PdfDocument, number: int, pixels: int
+) -> tuple[tuple[float, float], Tensor]:
     """The page's size in points and its picture: (3, pixels, pixels) uint8."""
     page = document[number]
     bitmap = pdfium.PdfBitmap.new_native(pixels, pixels, raw.FPDFBitmap_BGR, rev_byteorder=True)

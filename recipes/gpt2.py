@@ -42,8 +42,12 @@ class Scale:
 
 
 SCALES = {
-    "tiny": Scale(128, 2, 2, 64, PIECES, 0.04, 32),  # .04: at .02 so small a model learns little in three epochs
-    "full": Scale(768, 12, 12, 1024, 50_257, 0.02, 8),  # GPT-2, the smallest of the four that were released
+    "tiny": Scale(
+        128, 2, 2, 64, PIECES, 0.04, 32
+    ),  # .04: at .02 so small a model learns little in three epochs
+    "full": Scale(
+        768, 12, 12, 1024, 50_257, 0.02, 8
+    ),  # GPT-2, the smallest of the four that were released
 }
 
 
@@ -58,7 +62,9 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(
+            1
+        )  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     train, validation = load_chunks(load_tokenizer(), size.length)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
@@ -83,7 +89,9 @@ def build_trainer(
 class Writer(Trainer):
     """Logs the perplexity of the validation text beside its loss."""
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+    def evaluation_loop(
+        self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any
+    ) -> EvalLoopOutput:
         # Not in `evaluate`: that has logged its metrics when it returns.
         output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
         loss = torch.tensor(output.metrics[f"{metric_key_prefix}_loss"], dtype=torch.float64)
@@ -125,7 +133,9 @@ class Chunks(Dataset[dict[str, Tensor]]):
 
 def load_tokenizer() -> PreTrainedTokenizerFast:
     """The vocabulary of the text."""
-    return help_topics.load_tokenizer(__file__, help_topics.load_passages(), SPECIAL, lowercase=False)
+    return help_topics.load_tokenizer(
+        __file__, help_topics.load_passages(), SPECIAL, lowercase=False
+    )
 
 
 def load_chunks(tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[Tensor, Tensor]:
@@ -136,5 +146,9 @@ def load_chunks(tokenizer: PreTrainedTokenizerFast, length: int) -> tuple[Tensor
 
 def cut(texts: list[str], tokenizer: PreTrainedTokenizerFast, length: int) -> Tensor:
     first = tokenizer.bos_token_id
-    ids = list(chain.from_iterable([first, *tokenizer.encode(one, add_special_tokens=False)] for one in texts))
+    ids = list(
+        chain.from_iterable(
+            [first, *tokenizer.encode(one, add_special_tokens=False)] for one in texts
+        )
+    )
     return torch.tensor(ids[: len(ids) // length * length]).view(-1, length)

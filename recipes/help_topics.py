@@ -49,20 +49,29 @@ def load_tokenizer(
     and a run must find the same vocabulary again when its cache is gone.
     """
     path = prepared.folder(Path(file).stem) / f"byte-pairs-{PIECES}-{digest(file, texts)}.json"
-    held = prepared.text(path, lambda: train_byte_pairs(texts, list(dict.fromkeys(special.values())), lowercase))
+    held = prepared.text(
+        path, lambda: train_byte_pairs(texts, list(dict.fromkeys(special.values())), lowercase)
+    )
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(held), **special)
 
 
 def train_byte_pairs(texts: Sequence[str], special: list[str], lowercase: bool) -> str:
     """The vocabulary as the JSON text of `tokenizers`."""
     trained = ByteLevelBPETokenizer(lowercase=lowercase, add_prefix_space=True)
-    trained.train_from_iterator(texts, vocab_size=PIECES, special_tokens=special, show_progress=False)
+    trained.train_from_iterator(
+        texts, vocab_size=PIECES, special_tokens=special, show_progress=False
+    )
     return trained.to_str()
 
 
-def load_chunks(file: str, texts: Sequence[str], length: int, cut: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+def load_chunks(
+    file: str, texts: Sequence[str], length: int, cut: Callable[[], Tensor]
+) -> tuple[Tensor, Tensor]:
     """What `cut` makes of the texts, (chunks, length) int64, made on first use and cached: training, validation."""
-    path = prepared.folder(Path(file).stem) / f"chunks-{PIECES}-{length}-{digest(file, texts)}.safetensors"
+    path = (
+        prepared.folder(Path(file).stem)
+        / f"chunks-{PIECES}-{length}-{digest(file, texts)}.safetensors"
+    )
     chunks = prepared.tensors(path, lambda: {"chunks": cut()})["chunks"]
     held_out = torch.arange(len(chunks)) % HELD_OUT == HELD_OUT - 1
     return chunks[~held_out], chunks[held_out]

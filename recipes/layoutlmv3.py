@@ -68,7 +68,9 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that is ready to train. layers: None for those of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(
+            1
+        )  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     train, validation = load_windows(size)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
@@ -133,8 +135,16 @@ class Windows(Dataset[dict[str, Tensor]]):
 def entity_scores(found: EvalPrediction) -> dict[str, float]:
     """Precision, recall and F1 of entities: right are those of the right kind from the first word to the last."""
     pairs = list(zip(found.label_ids, found.predictions, strict=True))
-    true = {(index, *one) for index, (labels, _) in enumerate(pairs) for one in spans(labels[labels != IGNORED])}
-    guessed = {(index, *one) for index, (labels, guess) in enumerate(pairs) for one in spans(guess[labels != IGNORED])}
+    true = {
+        (index, *one)
+        for index, (labels, _) in enumerate(pairs)
+        for one in spans(labels[labels != IGNORED])
+    }
+    guessed = {
+        (index, *one)
+        for index, (labels, guess) in enumerate(pairs)
+        for one in spans(guess[labels != IGNORED])
+    }
     right = len(true & guessed)
     return {
         "precision": right / max(len(guessed), 1),
@@ -160,9 +170,15 @@ def spans(tags: numpy.ndarray) -> Iterator[tuple[str, int, int]]:
 
 def load_windows(size: Scale) -> tuple[Windows, Windows]:
     """The filled forms: training, validation. Prepared on first use and cached."""
-    path = prepared.folder("layoutlmv3") / f"windows-{size.length}-{size.pixels}-{size.fillings}-{digest()}.safetensors"
+    path = (
+        prepared.folder("layoutlmv3")
+        / f"windows-{size.length}-{size.pixels}-{size.fillings}-{digest()}.safetensors"
+    )
     held = prepared.tensors(path, lambda: prepare(size))
-    parts = [{key.removeprefix(part): one for key, one in held.items() if key.startswith(part)} for part in PARTS]
+    parts = [
+        {key.removeprefix(part): one for key, one in held.items() if key.startswith(part)}
+        for part in PARTS
+    ]
     return Windows(parts[0]), Windows(parts[1])
 
 
@@ -191,6 +207,11 @@ def fill_all(filling: int, pixels: int) -> Iterator[Page]:
 def digest() -> str:
     """Changes with all that the prepared windows depend on: the forms, the code, the packages that fill and draw."""
     modules = [court_forms, form_tags, form_windows, made_up]
-    code = [Path(str(path)).read_text(encoding="utf-8") for path in (__file__, *(one.__file__ for one in modules))]
-    versions = [version(name) for name in (*court_forms.SOURCES, "faker", "pypdfium2", "tokenizers")]
+    code = [
+        Path(str(path)).read_text(encoding="utf-8")
+        for path in (__file__, *(one.__file__ for one in modules))
+    ]
+    versions = [
+        version(name) for name in (*court_forms.SOURCES, "faker", "pypdfium2", "tokenizers")
+    ]
     return prepared.digest(*code, *versions)

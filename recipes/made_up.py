@@ -14,7 +14,9 @@ LETTER = 5.0  # points, about a letter's width in a filled form
 # What a field of that name is filled with; the first that fits. The names are those of the forms' authors.
 # Faker's own dates depend on today.
 KINDS: dict[str, Callable[[Faker], str]] = {
-    r"dob|date": lambda fake: f"{fake.random_int(1, 12):02}/{fake.random_int(1, 28):02}/{fake.random_int(1960, 2024)}",
+    r"dob|date": lambda fake: (
+        f"{fake.random_int(1, 12):02}/{fake.random_int(1, 28):02}/{fake.random_int(1960, 2024)}"
+    ),
     r"ssn|snn": lambda fake: fake.ssn(),
     r"phone|fax|contact": lambda fake: fake.numerify("(###) ###-####"),
     r"case_num": lambda fake: fake.numerify("%#-D-###"),
@@ -23,7 +25,9 @@ KINDS: dict[str, Callable[[Faker], str]] = {
     r"month$": lambda fake: month_name[fake.random_int(1, 12)],
     r"year$": lambda fake: str(fake.random_int(1965, 2024)),
     r"day$": lambda fake: str(fake.random_int(1, 28)),
-    r"age$|copies|days_to|duration|no_more_than|sheets|percent": lambda fake: str(fake.random_int(1, 60)),
+    r"age$|copies|days_to|duration|no_more_than|sheets|percent": lambda fake: str(
+        fake.random_int(1, 60)
+    ),
     r"policy|group|_id$|license": lambda fake: fake.bothify("??######").upper(),
     r"sex$": lambda fake: fake.random_element(("F", "M")),
     r"zip": lambda fake: fake.postcode(),
@@ -33,10 +37,14 @@ KINDS: dict[str, Callable[[Faker], str]] = {
     r"address|location": lambda fake: fake.address().replace("\n", ", "),
     r"initials": lambda fake: fake.lexify("??").upper(),
     r"value|owed|amount|pay|income|tax|bill|premium|deductible|pension|salary|wages|bonuses|commissions|tips|severance"
-    r"|ssi|comp$|expenses$|repair$|gas$|food$|clothing$|_debt_|_support$": lambda fake: fake.numerify("%,###.##"),
+    r"|ssi|comp$|expenses$|repair$|gas$|food$|clothing$|_debt_|_support$": lambda fake: (
+        fake.numerify("%,###.##")
+    ),
     r"employer|agency|school$|firm|insurance_name": lambda fake: fake.company(),
     r"position|degree|training|employment": lambda fake: fake.job(),
-    r"name|individual|judge|party|supervisor|counselor|mediator|signature|recipien|minor": lambda fake: fake.name(),
+    r"name|individual|judge|party|supervisor|counselor|mediator|signature|recipien|minor": lambda fake: (
+        fake.name()
+    ),
 }
 
 
@@ -63,7 +71,11 @@ class Person:
         for pattern, make in KINDS.items():
             if re.search(pattern, name.lower()):
                 return make(self.fake)
-        return str(self.fake.random_int(1, 99)) if width < NARROW else self.fake.sentence(nb_words=8).rstrip(".")
+        return (
+            str(self.fake.random_int(1, 99))
+            if width < NARROW
+            else self.fake.sentence(nb_words=8).rstrip(".")
+        )
 
 
 def shorten(text: str, width: float) -> str:

@@ -58,11 +58,23 @@ def unpacked(requirement: str, sha256: str) -> Path:
         return there
     there.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=there.parent) as scratch:
-        options = ("--quiet", "--no-deps", "--only-binary=:all:", "--disable-pip-version-check", "--dest", scratch)
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "download", *options, requirement], capture_output=True, text=True
+        options = (
+            "--quiet",
+            "--no-deps",
+            "--only-binary=:all:",
+            "--disable-pip-version-check",
+            "--dest",
+            scratch,
         )
-        wheels = [(path, hashlib.sha256(path.read_bytes()).hexdigest()) for path in Path(scratch).glob("*.whl")]
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "download", *options, requirement],
+            capture_output=True,
+            text=True,
+        )
+        wheels = [
+            (path, hashlib.sha256(path.read_bytes()).hexdigest())
+            for path in Path(scratch).glob("*.whl")
+        ]
         if [found for _, found in wheels] != [sha256]:
             other = ", ".join(found for _, found in wheels)
             why = f"it is another file, of sha256 {other}" if other else done.stderr.strip()

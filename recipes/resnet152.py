@@ -13,7 +13,12 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ResNetConfig, ResNetForImageClassification
 
-DEPTHS = [3, 8, 36, 3]  # bottleneck blocks of three convolutions: with stem and classifier, 152 layers
+DEPTHS = [
+    3,
+    8,
+    36,
+    3,
+]  # bottleneck blocks of three convolutions: with stem and classifier, 152 layers
 DIGITS = 10
 
 
@@ -46,7 +51,9 @@ def build_trainer(
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
     """Trainer, module and the loaders (training, validation). width: a factor on all widths."""
     if scale == "tiny":
-        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(
+            1
+        )  # a second thread makes so small a model slower beside another process
     lightning.seed_everything(seed, verbose=False)
     module = DigitReader(SCALES[scale], width=width, learning_rate=learning_rate)
     trainer = lightning_training.make_trainer(scale=scale, epochs=epochs)
@@ -106,11 +113,15 @@ def load_data(pixels: int, batch_size: int) -> Loaders:
     """Real digits, (1, pixels, pixels) float32 about 0, in a shuffled and a fixed order."""
     digits = load_digits()
     images = torch.tensor(digits.images, dtype=torch.float32).unsqueeze(1) / 8 - 1
-    images = functional.interpolate(images, size=(pixels, pixels), mode="bilinear", align_corners=False)
+    images = functional.interpolate(
+        images, size=(pixels, pixels), mode="bilinear", align_corners=False
+    )
     labels = torch.tensor(digits.target, dtype=torch.int64)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     held_out, rest = order[: len(order) // 5], order[len(order) // 5 :]
     return (
-        DataLoader(TensorDataset(images[rest], labels[rest]), batch_size, shuffle=True, drop_last=True),
+        DataLoader(
+            TensorDataset(images[rest], labels[rest]), batch_size, shuffle=True, drop_last=True
+        ),
         DataLoader(TensorDataset(images[held_out], labels[held_out]), 128),
     )

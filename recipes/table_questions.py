@@ -14,7 +14,12 @@ from typing import Any
 
 from vega_datasets import local_data
 
-OPERATORS = ("NONE", "SUM", "AVERAGE", "COUNT")  # numbered as in the models that were fine-tuned on WikiTableQuestions
+OPERATORS = (
+    "NONE",
+    "SUM",
+    "AVERAGE",
+    "COUNT",
+)  # numbered as in the models that were fine-tuned on WikiTableQuestions
 HELD_OUT = 4  # every fourth row of a source appears in validation tables only
 FEWEST_ROWS = 4
 
@@ -129,11 +134,16 @@ def load(source: Source) -> list[Row]:
     """All rows of a source as the texts that a table shows, in the order of the file; those with a gap are left out."""
     raw = local_data(source.name, return_raw=True).decode("utf-8")
     is_json = raw.lstrip().startswith("[")
-    rows: list[dict[str, Any]] = json.loads(raw) if is_json else list(csv.DictReader(io.StringIO(raw)))
+    rows: list[dict[str, Any]] = (
+        json.loads(raw) if is_json else list(csv.DictReader(io.StringIO(raw)))
+    )
     names = [source.key, *source.measures, *source.texts]
     whole = [row for row in rows if all(row.get(name) not in (None, "") for name in names)]
     return [
-        {name: number(row[name]) if name in source.measures else str(row[name]).lower() for name in names}
+        {
+            name: number(row[name]) if name in source.measures else str(row[name]).lower()
+            for name in names
+        }
         | {source.key: moment(str(row[source.key]), source.moment)}
         for row in whole
     ]
@@ -161,7 +171,9 @@ def split(rows: list[Row], held_out: bool) -> list[Row]:
     return [row for index, row in enumerate(rows) if (index % HELD_OUT == HELD_OUT - 1) == held_out]
 
 
-def draw(source: Source, rows: list[Row], most_rows: int, most_columns: int, rng: random.Random) -> Table:
+def draw(
+    source: Source, rows: list[Row], most_rows: int, most_columns: int, rng: random.Random
+) -> Table:
     """A table with some of the rows, no key twice, and some of the columns, in any order; the key comes first."""
     by_key = {row[source.key]: row for row in rng.sample(rows, len(rows))}
     drawn = list(by_key.values())[: rng.randint(FEWEST_ROWS, most_rows)]
@@ -179,7 +191,9 @@ def draw(source: Source, rows: list[Row], most_rows: int, most_columns: int, rng
 def look_up(table: Table, rng: random.Random) -> Question:
     row, column = rng.randrange(len(table.rows)), rng.randrange(1, len(table.columns))
     form = rng.choice(["what is the {0} of {1}?", "what {0} does {1} have?", "{1}: which {0}?"])
-    return Question(table, "look_up", form.format(table.columns[column], table.rows[row][0]), ((row, column),))
+    return Question(
+        table, "look_up", form.format(table.columns[column], table.rows[row][0]), ((row, column),)
+    )
 
 
 def reverse_look_up(table: Table, rng: random.Random) -> Question | None:
@@ -187,7 +201,9 @@ def reverse_look_up(table: Table, rng: random.Random) -> Question | None:
     values = table.column(column)
     if values.count(values[row]) > 1:
         return None
-    form = rng.choice(["which {0} has {1} {2}?", "{1} is {2} for which {0}?", "name the {0} with a {1} of {2}"])
+    form = rng.choice(
+        ["which {0} has {1} {2}?", "{1} is {2} for which {0}?", "name the {0} with a {1} of {2}"]
+    )
     text = form.format(table.source.noun, table.columns[column], values[row])
     return Question(table, "reverse_look_up", text, ((row, 0),))
 
@@ -197,12 +213,16 @@ def extreme(table: Table, rng: random.Random) -> Question | None:
     if column is None:
         return None
     values = [to_number(one) for one in table.column(column)]
-    word, wanted = rng.choice([("highest", max), ("largest", max), ("lowest", min), ("smallest", min)])
+    word, wanted = rng.choice(
+        [("highest", max), ("largest", max), ("lowest", min), ("smallest", min)]
+    )
     best = wanted(values)
     if values.count(best) > 1:
         return None
     form = rng.choice(["what is the {0} {1}?", "name the {0} {1}", "{0} {1} of all rows?"])
-    return Question(table, "extreme", form.format(word, table.columns[column]), ((values.index(best), column),))
+    return Question(
+        table, "extreme", form.format(word, table.columns[column]), ((values.index(best), column),)
+    )
 
 
 def count(table: Table, rng: random.Random) -> Question | None:
@@ -220,7 +240,9 @@ def count(table: Table, rng: random.Random) -> Question | None:
         return None
     form = rng.choice(["how many have {0} {1}?", "what is the number of rows with {0} {1}?"])
     text = form.format(table.columns[column], told)
-    return Question(table, "count", text, tuple((row, column) for row in rows), "COUNT", float(len(rows)))
+    return Question(
+        table, "count", text, tuple((row, column) for row in rows), "COUNT", float(len(rows))
+    )
 
 
 def sum_or_average(table: Table, rng: random.Random) -> Question | None:
@@ -228,11 +250,15 @@ def sum_or_average(table: Table, rng: random.Random) -> Question | None:
     if column is None:
         return None
     values = [to_number(one) for one in table.column(column)]
-    word, operator = rng.choice([("total", "SUM"), ("sum of", "SUM"), ("average", "AVERAGE"), ("mean", "AVERAGE")])
+    word, operator = rng.choice(
+        [("total", "SUM"), ("sum of", "SUM"), ("average", "AVERAGE"), ("mean", "AVERAGE")]
+    )
     form = rng.choice(["what is the {0} {1}?", "{0} {1} of all rows?"])
     result = sum(values) / (len(values) if operator == "AVERAGE" else 1)
     cells = tuple((row, column) for row in range(len(values)))
-    return Question(table, "sum_or_average", form.format(word, table.columns[column]), cells, operator, result)
+    return Question(
+        table, "sum_or_average", form.format(word, table.columns[column]), cells, operator, result
+    )
 
 
 ASK: dict[str, Callable[[Table, random.Random], Question | None]] = {

@@ -97,7 +97,9 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(
+            1
+        )  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     training, validation = load_questions(size)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
@@ -149,7 +151,10 @@ class Questions(Dataset[dict[str, Tensor]]):
     """Questions with their tables and answers, encoded; one row of each tensor is a question."""
 
     def __init__(self, encoded: dict[str, Tensor]) -> None:
-        self.encoded = {key: value if value.is_floating_point() else value.long() for key, value in encoded.items()}
+        self.encoded = {
+            key: value if value.is_floating_point() else value.long()
+            for key, value in encoded.items()
+        }
 
     def __len__(self) -> int:
         return len(self.encoded["kind"])
@@ -179,7 +184,11 @@ def load_questions(size: Scale) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Encoded questions for training and for validation, made on first use and cached."""
     name = f"questions-{size.length}-{size.rows}-{size.columns}-{digest()}.safetensors"
     held = prepared.tensors(prepared.folder("tapas") / name, lambda: make_questions(size))
-    parts = {key.removeprefix("training."): value for key, value in held.items() if key.startswith("training.")}
+    parts = {
+        key.removeprefix("training."): value
+        for key, value in held.items()
+        if key.startswith("training.")
+    }
     return parts, {key.removeprefix("validation."): held[f"validation.{key}"] for key in parts}
 
 
@@ -192,7 +201,9 @@ def make_questions(size: Scale) -> dict[str, Tensor]:
     }
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = Path(folder) / "vocab.txt"  # TapasTokenizer reads none but a file
-        vocabulary.write_text("\n".join(make_vocabulary(asked["training"])) + "\n", encoding="utf-8")
+        vocabulary.write_text(
+            "\n".join(make_vocabulary(asked["training"])) + "\n", encoding="utf-8"
+        )
         tokenizer = TapasTokenizer(str(vocabulary))
         return {
             f"{part}.{key}": value
@@ -207,22 +218,34 @@ def make_vocabulary(questions: Iterable[Question]) -> list[str]:
     Counted, not trained: the trainer of WordPieces breaks ties differently in each process.
     """
     basic = BasicTokenizer()
-    counts = Counter(word for text in table_questions.words(questions) for word in basic.tokenize(text))
+    counts = Counter(
+        word for text in table_questions.words(questions) for word in basic.tokenize(text)
+    )
     characters = sorted(set("".join(counts)) | set("0123456789"))
     pieces = [*SPECIAL, *characters, *(f"##{one}" for one in characters)]
     common = sorted(counts.keys() - set(pieces), key=lambda word: (-counts[word], word))
     return [*pieces, *common][:VOCABULARY]
 
 
-def encode(questions: Iterable[Question], tokenizer: TapasTokenizer, length: int) -> dict[str, Tensor]:
+def encode(
+    questions: Iterable[Question], tokenizer: TapasTokenizer, length: int
+) -> dict[str, Tensor]:
     """Those that fit into the length, as the model takes them. Whole numbers are kept as int16, others as float32."""
-    found = [encode_one(one, tokenizer, length) for one in questions if fits(one, tokenizer, length)]
+    found = [
+        encode_one(one, tokenizer, length) for one in questions if fits(one, tokenizer, length)
+    ]
     columns = {key: torch.stack([one[key] for one in found]) for key in found[0]}
-    return {key: value.float() if value.is_floating_point() else value.short() for key, value in columns.items()}
+    return {
+        key: value.float() if value.is_floating_point() else value.short()
+        for key, value in columns.items()
+    }
 
 
 def fits(question: Question, tokenizer: TapasTokenizer, length: int) -> bool:
-    return 2 + sum(len(tokenizer.tokenize(text)) for text in table_questions.words([question])) <= length  # CLS, SEP
+    return (
+        2 + sum(len(tokenizer.tokenize(text)) for text in table_questions.words([question]))
+        <= length
+    )  # CLS, SEP
 
 
 def encode_one(question: Question, tokenizer: TapasTokenizer, length: int) -> dict[str, Tensor]:

@@ -47,7 +47,9 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(64, 64, 16, 128, 3, 4, queries=4, objects=2, training=4_480, validation=256),
-    "full": Scale(800, 1_328, 16, 192, 12, 3, queries=100, objects=20, training=20_000, validation=1_000),
+    "full": Scale(
+        800, 1_328, 16, 192, 12, 3, queries=100, objects=20, training=20_000, validation=1_000
+    ),
 }
 
 
@@ -62,7 +64,9 @@ def build_trainer(
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
     """Trainer, module and the loaders (training, validation). hidden_size: None for the one of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(1)  # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(
+            1
+        )  # a second thread makes so small a model slower beside another process
     size = SCALES[scale]
     lightning.seed_everything(seed, verbose=False)
     module = Detector(size, hidden_size or size.hidden_size, learning_rate=learning_rate)
@@ -85,14 +89,18 @@ class Detector(lightning.LightningModule):
     def forward(self, pictures: Tensor) -> list[Seen]:
         """pictures: (batch, 3, height, width) float32. Returns what each query found, picture by picture."""
         output = self.net(pixel_values=pictures)
-        scores, classes = output.logits.softmax(dim=-1)[..., :-1].max(dim=-1)  # the last class: no object
+        scores, classes = output.logits.softmax(dim=-1)[..., :-1].max(
+            dim=-1
+        )  # the last class: no object
         boxes = self.to_pixels(output.pred_boxes)
         return [Seen(*one) for one in zip(boxes.cpu(), classes.cpu(), scores.cpu(), strict=True)]
 
     def to_pixels(self, boxes: Tensor) -> Tensor:
         """From shares (middle x, middle y, width, height) to pixels (left, top, width, height)."""
         middle, sides = boxes[..., :2], boxes[..., 2:]
-        return torch.cat([middle - sides / 2, sides], dim=-1) * boxes.new_tensor([self.width, self.height] * 2)
+        return torch.cat([middle - sides / 2, sides], dim=-1) * boxes.new_tensor(
+            [self.width, self.height] * 2
+        )
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         pictures, objects = batch
@@ -109,7 +117,9 @@ class Detector(lightning.LightningModule):
         self.found += self(pictures)
 
     def read(self, objects: list[dict[str, Tensor]]) -> list[Seen]:
-        return [Seen(self.to_pixels(one["boxes"]).cpu(), one["class_labels"].cpu()) for one in objects]
+        return [
+            Seen(self.to_pixels(one["boxes"]).cpu(), one["class_labels"].cpu()) for one in objects
+        ]
 
     def on_validation_epoch_end(self) -> None:
         evaluation = self.evaluate(self.truth, self.found)
@@ -149,7 +159,9 @@ def build_net(scale: Scale, hidden_size: int) -> YolosForObjectDetection:
     )
     # transformers leaves them at zero: all queries would be the same one, and all patches of one place.
     torch.nn.init.normal_(net.vit.embeddings.detection_tokens, std=0.5)
-    torch.nn.init.normal_(net.vit.embeddings.position_embeddings, std=0.3)  # as strong as the patches
+    torch.nn.init.normal_(
+        net.vit.embeddings.position_embeddings, std=0.3
+    )  # as strong as the patches
     return net
 
 
@@ -157,7 +169,13 @@ class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
     """Pieces of photographs with emoji on them. is_fixed: the same pictures each time."""
 
     def __init__(
-        self, emoji: list[Emoji], photographs: list[Image.Image], scale: Scale, length: int, *, is_fixed: bool
+        self,
+        emoji: list[Emoji],
+        photographs: list[Image.Image],
+        scale: Scale,
+        length: int,
+        *,
+        is_fixed: bool,
     ) -> None:
         self.emoji, self.photographs, self.scale = emoji, photographs, scale
         self.length, self.is_fixed = length, is_fixed
@@ -175,9 +193,14 @@ class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
             for place in draw_places(random, width, height, random.randint(1, self.scale.objects))
         ]
         left, top, right, bottom = torch.tensor(boxes).T
-        shares = torch.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], dim=1)
+        shares = torch.stack(
+            [(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], dim=1
+        )
         shares /= torch.tensor([width, height] * 2)
-        return emoji_pictures.to_tensor(canvas), {"boxes": shares, "class_labels": torch.zeros(len(boxes)).long()}
+        return emoji_pictures.to_tensor(canvas), {
+            "boxes": shares,
+            "class_labels": torch.zeros(len(boxes)).long(),
+        }
 
 
 def draw_places(random: Random, width: int, height: int, count: int) -> list[tuple[int, int, int]]:

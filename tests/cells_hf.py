@@ -55,14 +55,22 @@ CELLS: dict[str, dict[str, Any]] = {
     "global_sampler": {"accelerator_config": {"use_seedable_sampler": False}},
     "own_sampler": {"accelerator_config": {"use_seedable_sampler": False}},
     "data_seed": {"data_seed": 11},
-    "grouped_by_length": {"train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 3},
+    "grouped_by_length": {
+        "train_sampling_strategy": "group_by_length",
+        "gradient_accumulation_steps": 3,
+    },
     "stream": {},
     "stream_workers": {"dataloader_num_workers": 2},
     "endless_name": {"max_steps": 36},
     "endless_accumulate": {"max_steps": 14, "gradient_accumulation_steps": 3},
     "max_steps_short": {"max_steps": 7},
     "max_steps_long": {"max_steps": 29},
-    "best_model": {"load_best_model_at_end": True, "save_strategy": "epoch", "save_total_limit": 1, **BEST},
+    "best_model": {
+        "load_best_model_at_end": True,
+        "save_strategy": "epoch",
+        "save_total_limit": 1,
+        **BEST,
+    },
     "early_stopping": BEST,
     "frozen": {},
     "lora": {},
@@ -145,8 +153,12 @@ class Noise(TrainerCallback):
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.epochs.append(len(self.epochs))
 
-    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self.last.append(float(torch.rand((), generator=self.generator)) + float(self.numbers.random()))
+    def on_step_end(
+        self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any
+    ) -> None:
+        self.last.append(
+            float(torch.rand((), generator=self.generator)) + float(self.numbers.random())
+        )
         with torch.no_grad():
             self.net.weight.mul_(0.9).add_(sum(self.last) + sum(self.epochs))
             next(model.parameters()).add_(1e-3 * float(self.net.weight))
@@ -170,13 +182,23 @@ def train(name: str, folder: Path, callback: Any) -> tuple[Trainer, Callable[[],
     """A trainer and the call that trains it."""
     torch.manual_seed(3)
     config = GPT2Config(
-        vocab_size=54, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        vocab_size=54,
+        n_positions=16,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
     )
-    model: Any = GPT2LMHeadModel(config)  # its input and output embeddings are one tensor; it has dropout
+    model: Any = GPT2LMHeadModel(
+        config
+    )  # its input and output embeddings are one tensor; it has dropout
     if name == "lora":
         from peft import LoraConfig, get_peft_model
 
-        model = get_peft_model(model, LoraConfig(r=2, target_modules=["c_attn"], lora_dropout=0.1, fan_in_fan_out=True))
+        model = get_peft_model(
+            model, LoraConfig(r=2, target_modules=["c_attn"], lora_dropout=0.1, fan_in_fan_out=True)
+        )
     if name == "frozen":
         model.transformer.h[0].attn.requires_grad_(False)
     settings = {

@@ -81,7 +81,9 @@ class Drawing(Net):
             self.generator = torch.Generator().manual_seed(3)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if not self.training:  # a validation that changes the module can't be repeated from the State after it
+            if (
+                not self.training
+            ):  # a validation that changes the module can't be repeated from the State after it
                 return x
             self.calls += 1
             return x + torch.randn(x.shape, generator=self.generator) / self.calls
@@ -106,7 +108,9 @@ class Tokens(pl.LightningModule):
         if lora:
             from peft import LoraConfig, get_peft_model
 
-            self.model = get_peft_model(self.model, LoraConfig(r=2, target_modules=["c_attn"], lora_dropout=0.2))
+            self.model = get_peft_model(
+                self.model, LoraConfig(r=2, target_modules=["c_attn"], lora_dropout=0.2)
+            )
 
     def _loss(self, batch: Any) -> torch.Tensor:
         tokens = (batch[0].abs() * 8).long() % 32
@@ -139,14 +143,21 @@ class Reloading(Net):
     """Makes new loaders every other epoch; which ones depends on the epoch and on chance."""
 
     def train_dataloader(self) -> Any:
-        points = torch.utils.data.Subset(Points(), range(60 - 4 * self.current_epoch - int(torch.randint(9, ()))))
+        points = torch.utils.data.Subset(
+            Points(), range(60 - 4 * self.current_epoch - int(torch.randint(9, ())))
+        )
         return DataLoader(points, 4, shuffle=True, drop_last=True)
 
 
-def with_schedule(schedule: Callable[[Any], Any], **config: Any) -> Callable[[], pl.LightningModule]:
+def with_schedule(
+    schedule: Callable[[Any], Any], **config: Any
+) -> Callable[[], pl.LightningModule]:
     def optimize(module: nn.Module) -> Any:
         optimizer = torch.optim.SGD(module.parameters(), 0.05, momentum=0.9)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule(optimizer), **config}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule(optimizer), **config},
+        }
 
     return lambda: Net(optimize)
 
@@ -168,7 +179,9 @@ def two_loaders() -> Any:
 
 class Joint(Net):
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
-        return super().training_step([torch.cat(both) for both in zip(batch["a"], batch["b"], strict=True)], index)
+        return super().training_step(
+            [torch.cat(both) for both in zip(batch["a"], batch["b"], strict=True)], index
+        )
 
 
 def persistent_validation() -> Any:
@@ -188,7 +201,10 @@ def one_cycle(optimizer: Any) -> Any:
 
 
 def in_turn(optimizer: Any) -> Any:
-    parts = [schedules.LinearLR(optimizer, total_iters=20), schedules.CosineAnnealingLR(optimizer, 40)]
+    parts = [
+        schedules.LinearLR(optimizer, total_iters=20),
+        schedules.CosineAnnealingLR(optimizer, 40),
+    ]
     return schedules.SequentialLR(optimizer, parts, [20])
 
 
@@ -282,5 +298,7 @@ def train(
     module, loader = cell.module(), cell.loader()
     on = [callback] if callback is not None else []
     given = {"max_epochs": 4, "default_root_dir": folder, **cell.settings}
-    trainer = pl.Trainer(**{**variants.SETTINGS, **given, "callbacks": [*on, *cell.callbacks(folder)]})
+    trainer = pl.Trainer(
+        **{**variants.SETTINGS, **given, "callbacks": [*on, *cell.callbacks(folder)]}
+    )
     return module, trainer, lambda: trainer.fit(module, loader, cell.validation())

@@ -53,7 +53,10 @@ class Points(Dataset):
 
     def __init__(self, n: int = 44, augment: bool = True) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.x, self.y = torch.randn(n, 6, generator=generator), torch.randint(0, 3, (n,), generator=generator)
+        self.x, self.y = (
+            torch.randn(n, 6, generator=generator),
+            torch.randint(0, 3, (n,), generator=generator),
+        )
         self.augment = augment
 
     def __len__(self) -> int:
@@ -130,7 +133,9 @@ def workers(flor: Flor) -> None:
 
 def persistent_workers(flor: Flor) -> None:
     net, optimizer = built()
-    loader = DataLoader(Points(augment=False), 8, shuffle=True, num_workers=1, persistent_workers=True)
+    loader = DataLoader(
+        Points(augment=False), 8, shuffle=True, num_workers=1, persistent_workers=True
+    )
     flor.checkpoints(net, optimizer)
     for epoch in flor.loop("epoch", range(4)):
         for x, y in flor.loop("step", loader):
@@ -157,7 +162,9 @@ def stream(flor: Flor) -> None:
 
 def accumulate(flor: Flor) -> None:
     net, optimizer = built()
-    loader = DataLoader(Points(), batch_size=4, shuffle=True)  # 11 batches: two gradients stay at the epoch's end
+    loader = DataLoader(
+        Points(), batch_size=4, shuffle=True
+    )  # 11 batches: two gradients stay at the epoch's end
     flor.checkpoints(net, optimizer)
     for epoch in flor.loop("epoch", range(4)):
         for i, (x, y) in enumerate(flor.loop("step", loader)):
@@ -216,7 +223,9 @@ class Session:
 
     def __init__(self, flor: Flor) -> None:
         self.flor, (self.net, self.optimizer), self.seen = flor, built(), 0
-        self.loader = DataLoader(Points(), 8, shuffle=True, generator=torch.Generator().manual_seed(4))
+        self.loader = DataLoader(
+            Points(), 8, shuffle=True, generator=torch.Generator().manual_seed(4)
+        )
         self.recent: deque[float] = deque(maxlen=3)
 
     def train_epoch(self, epoch: int) -> float:
@@ -275,8 +284,14 @@ def counters(flor: Flor) -> None:
 
 
 def two_networks(flor: Flor) -> None:
-    maker, judge = nn.Linear(4, 6), nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
-    first, second = torch.optim.Adam(maker.parameters(), lr=0.02), torch.optim.SGD(judge.parameters(), lr=0.05)
+    maker, judge = (
+        nn.Linear(4, 6),
+        nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1)),
+    )
+    first, second = (
+        torch.optim.Adam(maker.parameters(), lr=0.02),
+        torch.optim.SGD(judge.parameters(), lr=0.05),
+    )
     loader = DataLoader(Points(), batch_size=8, shuffle=True)
     flor.checkpoints(maker=maker, judge=judge, first=first, second=second)
     for epoch in flor.loop("epoch", range(3)):
@@ -294,7 +309,9 @@ def average_and_scaler(flor: Flor) -> None:
     scaler = torch.amp.grad_scaler.GradScaler("cpu", init_scale=64.0, growth_interval=5)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda count: 0.95**count)
     loader = DataLoader(Points(), batch_size=8, shuffle=True)
-    flor.checkpoints(net=net, average=average, optimizer=optimizer, scaler=scaler, schedule=schedule)
+    flor.checkpoints(
+        net=net, average=average, optimizer=optimizer, scaler=scaler, schedule=schedule
+    )
     for epoch in flor.loop("epoch", range(3)):
         for x, y in flor.loop("step", loader):
             loss = flor.loss(epoch, F.cross_entropy(net(x), y) + 0.1 * average(x).pow(2).mean())
@@ -353,7 +370,9 @@ def lbfgs(flor: Flor) -> None:
     for epoch in flor.loop("epoch", range(3)):
         for x, y in flor.loop("step", loader):
 
-            def closure(x: torch.Tensor = x, y: torch.Tensor = y, epoch: int = epoch) -> torch.Tensor:
+            def closure(
+                x: torch.Tensor = x, y: torch.Tensor = y, epoch: int = epoch
+            ) -> torch.Tensor:
                 optimizer.zero_grad()
                 loss = flor.loss(epoch, F.cross_entropy(net(x), y))
                 loss.backward()
@@ -393,7 +412,9 @@ def arrays(flor: Flor) -> None:
     for epoch in flor.loop("epoch", range(4)):
         for _ in flor.loop("step", range(5)):
             rest = rest * best + np.random.rand(4, 6).astype(np.float32)
-            loss = flor.loss(epoch, F.cross_entropy(net(torch.from_numpy(rest)), torch.arange(4) % 3))
+            loss = flor.loss(
+                epoch, F.cross_entropy(net(torch.from_numpy(rest)), torch.arange(4) % 3)
+            )
             step(net, optimizer, loss)
             best, first[0] = np.float32(0.9) * best + np.float32(0.05), first[0] + 1
             last.append(best)
@@ -441,7 +462,11 @@ def acted(flor: Flor, environments: Any) -> None:
             data = torch.from_numpy(seen).float().nan_to_num().clamp(-9, 9)
             data = F.pad(data, (0, 6 - data.shape[1]))
             flor.log("reward", [float(one) for one in reward])
-            step(net, optimizer, flor.loss(epoch, F.cross_entropy(net(data), torch.arange(len(data)) % 3)))
+            step(
+                net,
+                optimizer,
+                flor.loss(epoch, F.cross_entropy(net(data), torch.arange(len(data)) % 3)),
+            )
     flor.end(net)
 
 
@@ -450,12 +475,21 @@ def vector_environment(flor: Flor) -> None:
 
 
 def wrapped_environments(flor: Flor) -> None:
-    made = gymnasium.make_vec("CartPole-v1", num_envs=3, vectorization_mode="sync", max_episode_steps=20)
-    acted(flor, gymnasium.wrappers.vector.RecordEpisodeStatistics(gymnasium.wrappers.vector.NormalizeReward(made)))
+    made = gymnasium.make_vec(
+        "CartPole-v1", num_envs=3, vectorization_mode="sync", max_episode_steps=20
+    )
+    acted(
+        flor,
+        gymnasium.wrappers.vector.RecordEpisodeStatistics(
+            gymnasium.wrappers.vector.NormalizeReward(made)
+        ),
+    )
 
 
 def own_environment(flor: Flor) -> None:
-    acted(flor, gymnasium.vector.SyncVectorEnv([lambda: gymnasium.wrappers.TimeLimit(Maze(), 12)] * 3))
+    acted(
+        flor, gymnasium.vector.SyncVectorEnv([lambda: gymnasium.wrappers.TimeLimit(Maze(), 12)] * 3)
+    )
 
 
 _ALL: tuple[Cell, ...] = (

@@ -22,7 +22,9 @@ def sections(scale: float = 1.0) -> dict[str, Any]:
             "layer.weight": torch.arange(6.0) * scale,
             "empty": torch.empty(0, 2),
         },
-        "optimizer": [{"state": {0: {"step": torch.tensor(3.0 * scale), "exp_avg": torch.ones(6) * scale}}}],
+        "optimizer": [
+            {"state": {0: {"step": torch.tensor(3.0 * scale), "exp_avg": torch.ones(6) * scale}}}
+        ],
         "loops": {"epoch": 1, "seen": {1, 2}, "best": float("nan"), "lr": 0.1},
     }
 

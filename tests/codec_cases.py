@@ -114,7 +114,12 @@ TIMES = st.one_of(
     st.timedeltas(), st.datetimes(), st.datetimes(timezones=st.just(dt.UTC)), st.dates(), st.times()
 )
 KEYS = st.one_of(
-    st.text(), st.integers(), st.booleans(), st.none(), st.binary(), st.tuples(st.integers(), st.text())
+    st.text(),
+    st.integers(),
+    st.booleans(),
+    st.none(),
+    st.binary(),
+    st.tuples(st.integers(), st.text()),
 )
 DTYPES = [
     torch.bool,
@@ -164,9 +169,17 @@ LEAVES = st.one_of(
     st.text(),
     st.binary(),
     st.binary().map(bytearray),
-    st.sampled_from([*Color, *Mode, *Outer.Inner, Access.R, Access.R | Access.W, Access(0), re.I | re.M]),
     st.sampled_from(
-        [torch.float16, torch.channels_last, torch.strided, torch.device("cuda", 1), torch.Size([1, 2])]
+        [*Color, *Mode, *Outer.Inner, Access.R, Access.R | Access.W, Access(0), re.I | re.M]
+    ),
+    st.sampled_from(
+        [
+            torch.float16,
+            torch.channels_last,
+            torch.strided,
+            torch.device("cuda", 1),
+            torch.Size([1, 2]),
+        ]
     ),
     st.sampled_from([torch.nn.Linear, gc.collect, Outer, Outer.helper, same, int]),
     st.builds(range, st.integers(0, 9), st.integers(-9, 9)),
@@ -199,7 +212,19 @@ JSON = st.recursive(
         st.lists(inner, max_size=3)
         | st.dictionaries(
             st.sampled_from(
-                ["$", "items", "kind", "key", "hex", "bits", "name", "class", "fields", "shape", "state"]
+                [
+                    "$",
+                    "items",
+                    "kind",
+                    "key",
+                    "hex",
+                    "bits",
+                    "name",
+                    "class",
+                    "fields",
+                    "shape",
+                    "state",
+                ]
             ),
             inner,
         )

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flor_plugins.records import Launch, Level, Phase, Position, Run
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 
 PROJECTS = Path(__file__).parent / "projects"
 IDENTITY = {
@@ -35,7 +35,9 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.update(QUIET)
     # Machines are shared and noisy: how long an example took says nothing. (On CI hypothesis has a profile of its own.)
     if not os.environ.get("CI"):
-        settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+        settings.register_profile(
+            "shared", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+        )
         settings.load_profile("shared")
 
 
@@ -80,7 +82,9 @@ def run_script(
 ) -> subprocess.CompletedProcess[str]:
     """`python ARGS...` in the project; its output is text, its exit status is the caller's to look at."""
     command = [sys.executable, *map(str, args)]
-    return subprocess.run(command, cwd=project, env=environment(env), timeout=timeout, capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=project, env=environment(env), timeout=timeout, capture_output=True, text=True
+    )
 
 
 def load_script(project: Path, name: str) -> ModuleType:
@@ -110,6 +114,8 @@ def table_of(run: Run) -> Table:
     return table
 
 
-def at(table: Table, epoch: int, step: int, phase: Phase = "train", level: Level = "step") -> dict[str, Any]:
+def at(
+    table: Table, epoch: int, step: int, phase: Phase = "train", level: Level = "step"
+) -> dict[str, Any]:
     """The values at one place; {} if there are none."""
     return table.get((Position(epoch, step), phase, level), {})

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flor_plugins.replay.propagate import edit
-from flor_plugins.replay.propagate.edit import Edit
+from flor_plugins.replayer.backport import edit
+from flor_plugins.replayer.backport.edit import Edit
 
-NET = '''import lightning.pytorch as pl
+NET = """import lightning.pytorch as pl
 import torch
 import flor_plugins as flor
 
@@ -34,7 +34,7 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), 0.1)
-'''
+"""
 LOGGED = '        self.log("loss", loss)\n'
 
 

@@ -25,7 +25,7 @@ def smooth_targets(y, amount=0.1):
 
 '''
 
-STEPS = '''    def compute(self, batch, phase):
+STEPS = """    def compute(self, batch, phase):
         x, y = batch
         out = self(x)
         loss = F.cross_entropy(out, smooth_targets(y))
@@ -37,9 +37,9 @@ STEPS = '''    def compute(self, batch, phase):
 
     def validation_step(self, batch, index):
         return self.compute(batch, "val")
-'''
+"""
 
-NET = '''class Net(pl.LightningModule):
+NET = """class Net(pl.LightningModule):
     def __init__(self, lr=0.05):
         super().__init__()
         self.save_hyperparameters()
@@ -52,7 +52,7 @@ NET = '''class Net(pl.LightningModule):
 {steps}
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.hparams.lr, momentum=0.9)
-'''
+"""
 
 TRAIN = '''"""Trains the classifier: python train.py NAME."""
 
@@ -112,11 +112,15 @@ def _changed(files: Files, path: str, *changes: tuple[str, str]) -> Files:
 def versions() -> dict[str, Files]:
     """v1 ... v7: name to {path: text}."""
     v1 = {"model.py": HEAD + NET.format(steps=STEPS), "train.py": TRAIN}
-    v2 = _changed(v1, "model.py", ("def compute(", "def shared_step("), ("self.compute(", "self.shared_step("))
+    v2 = _changed(
+        v1, "model.py", ("def compute(", "def shared_step("), ("self.compute(", "self.shared_step(")
+    )
     v3 = _changed(v2, "train.py", ("from model import", "from toys.model import"))
     v3 = {"toys/__init__.py": "", "toys/model.py": v3.pop("model.py"), **v3}
     v4 = {**v3, **_split(STEPS.replace("compute(", "shared_step("))}
-    v5 = _changed(v4, "toys/steps.py", ("out = self(x)", "logits = self(x)"), ("(out, ", "(logits, "))
+    v5 = _changed(
+        v4, "toys/steps.py", ("out = self(x)", "logits = self(x)"), ("(out, ", "(logits, ")
+    )
     v6 = _changed(
         v5, "train.py",
         ("def __init__(self, n):", "def __init__(self, n, noise=0.0):"),
@@ -124,7 +128,15 @@ def versions() -> dict[str, Files]:
         ("return self.x[i], ", "return self.x[i] + self.noise * torch.randn(4), "),
         ("Points(32)", "Points(32, noise=0.1)"),
     )  # fmt: skip
-    return {"v1": v1, "v2": v2, "v3": v3, "v4": v4, "v5": v5, "v6": v6, "v7": {**v6, **_helper_moved(v6)}}
+    return {
+        "v1": v1,
+        "v2": v2,
+        "v3": v3,
+        "v4": v4,
+        "v5": v5,
+        "v6": v6,
+        "v7": {**v6, **_helper_moved(v6)},
+    }
 
 
 def _split(steps: str) -> Files:
@@ -144,10 +156,12 @@ def _helper_moved(files: Files) -> Files:
     start, end = text.index("CLASSES = 3"), text.index("class Steps")
     helper = text[start:end].rstrip() + "\n"
     return {
-        "toys/losses.py": '"""Targets and losses."""\n\nfrom torch.nn import functional as F\n\n' + helper,
+        "toys/losses.py": '"""Targets and losses."""\n\nfrom torch.nn import functional as F\n\n'
+        + helper,
         "toys/steps.py": text[:start] + "from toys.losses import smooth_targets\n\n\n" + text[end:],
         "toys/model.py": files["toys/model.py"].replace(
-            "from toys.steps import CLASSES, Steps", "from toys.losses import CLASSES\nfrom toys.steps import Steps"
+            "from toys.steps import CLASSES, Steps",
+            "from toys.losses import CLASSES\nfrom toys.steps import Steps",
         ),
     }
 
@@ -161,9 +175,9 @@ HELPER = '''def logit_margin(logits, targets):
 
 
 '''
-LOG = '''        if phase == "train":
+LOG = """        if phase == "train":
             flor.log("margin", logit_margin(logits.detach(), smooth_targets(y)))  # after the loss
-'''
+"""
 
 
 def edited() -> Files:

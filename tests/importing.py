@@ -56,7 +56,9 @@ def by_hand(project: Project, framework: str) -> dict[tuple[int, int], float]:
             model.load_state_dict(torch.load(file, weights_only=True)["state_dict"])
             loader, function = toy.data()[1], hooks.val_accuracy
         else:
-            model = type(toy.build([]).model).from_pretrained(project.root / f"out/ends/checkpoint-{position.step}")
+            model = type(toy.build([]).model).from_pretrained(
+                project.root / f"out/ends/checkpoint-{position.step}"
+            )
             loader, function = toy.build([]).get_eval_dataloader(), hooks.token_accuracy
         found[position.epoch, position.step] = _called(function, model.eval(), loader)
     return found

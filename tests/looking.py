@@ -42,10 +42,14 @@ class HfLook(TrainerCallback):
         self.found = hf.obstacles_of(self.trainer)
 
 
-def in_lightning(toy: ModuleType, *callbacks: Any, net: Any = None, data: Any = None, **settings: Any) -> Found:
+def in_lightning(
+    toy: ModuleType, *callbacks: Any, net: Any = None, data: Any = None, **settings: Any
+) -> Found:
     """What is found in a short fit."""
     look = LitLook()
-    trainer = toy.trainer([*callbacks, look], 1, limit_train_batches=2, limit_val_batches=1, **settings)
+    trainer = toy.trainer(
+        [*callbacks, look], 1, limit_train_batches=2, limit_val_batches=1, **settings
+    )
     given = data or toy.data()
     if isinstance(given, pl.LightningDataModule):
         trainer.fit(net or toy.Net(), datamodule=given)
@@ -55,7 +59,10 @@ def in_lightning(toy: ModuleType, *callbacks: Any, net: Any = None, data: Any = 
 
 
 def in_hf(
-    toy: ModuleType, *callbacks: Any, change: Callable[[Any], Any] = lambda trainer: None, **settings: Any
+    toy: ModuleType,
+    *callbacks: Any,
+    change: Callable[[Any], Any] = lambda trainer: None,
+    **settings: Any,
 ) -> Found:
     look = HfLook()
     look.trainer = toy.build([*callbacks, look], max_steps=2, eval_strategy="no", **settings)

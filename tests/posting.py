@@ -15,10 +15,10 @@ import numpy as np
 import torch
 
 from flor_plugins.errors import StoreError
-from flor_plugins.record.saving import presence
-from flor_plugins.record.saving.buffers import Buffer
-from flor_plugins.record.saving.courier import Courier, Letter
-from flor_plugins.record.saving.scribe import Message
+from flor_plugins.recorder.checkpointing import writer_lock
+from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
+from flor_plugins.recorder.checkpointing.writer_client import Courier, Letter
+from flor_plugins.recorder.checkpointing.writer_process import Message
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.files import read_json
 
@@ -67,7 +67,7 @@ def job(step: int, handle: int, size: int = SIZE) -> Message:
 def writer_of(folder: Path) -> int | None:
     """The id of the process that writes a run's checkpoints."""
     with suppress(StoreError):
-        return read_json(folder / presence.FILE)["pid"]
+        return read_json(folder / writer_lock.FILE)["pid"]
     return None
 
 
@@ -92,4 +92,7 @@ def kill_writer(folder: Path) -> None:
     pid = writer_of(folder)
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{pid}").exists() or writer_of(folder) != pid, "the writer was not buried")
+    wait_until(
+        lambda: not Path(f"/proc/{pid}").exists() or writer_of(folder) != pid,
+        "the writer was not buried",
+    )

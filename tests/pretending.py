@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flor_plugins.record.options import options_of
-from flor_plugins.record.policy import Policy
+from flor_plugins.recorder.checkpointing.policy import Policy
+from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Position
 
 START = Position(0, 0)
@@ -29,7 +29,18 @@ def made(
     clock: Callable[[], float] | None = None,
     **budget: Any,
 ) -> Policy:
-    asked = options_of(None, None, (), (), every_n_epochs, every_n_steps, every_minutes, None, None, overhead=overhead)
+    asked = options_of(
+        None,
+        None,
+        (),
+        (),
+        every_n_epochs,
+        every_n_steps,
+        every_minutes,
+        None,
+        None,
+        overhead=overhead,
+    )
     return Policy(asked, clock=clock or Clock(), **budget)
 
 
@@ -67,15 +78,21 @@ class Training:
         self.taken.append(position)
         self.full += [position] if is_full else []
 
-    def run(self, epochs: int, epoch_s: float = 0.0, costs: Iterator[float] | None = None) -> Training:
+    def run(
+        self, epochs: int, epoch_s: float = 0.0, costs: Iterator[float] | None = None
+    ) -> Training:
         self.boundary(START, next(costs) if costs else 0.0)
         for epoch in range(1, epochs + 1):
             self.clock.now += epoch_s
-            self.boundary(Position(epoch, 10 * epoch), next(costs) if costs else 0.0, last=epoch == epochs)
+            self.boundary(
+                Position(epoch, 10 * epoch), next(costs) if costs else 0.0, last=epoch == epochs
+            )
         return self
 
 
-def training(weights: int = 0, optimizer: int = 0, expects: int | None = None, **given: Any) -> Training:
+def training(
+    weights: int = 0, optimizer: int = 0, expects: int | None = None, **given: Any
+) -> Training:
     clock = Clock()
     asked = made(clock=clock, **given)
     asked.expects(expects)

@@ -68,7 +68,9 @@ class Project:
     def git(self, *args: str) -> str:
         who = ("-c", "user.name=T", "-c", "user.email=t@t", "-c", "commit.gpgSign=false")
         command = ["git", *who, *args]
-        return subprocess.run(command, cwd=self.root, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(
+            command, cwd=self.root, check=True, capture_output=True, text=True
+        ).stdout
 
     def run(
         self, *command: str, ok: bool = True, timeout_s: float = TIMEOUT_S, **env: str

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from flor_plugins.record.saving.presence import wait_for_writer
+from flor_plugins.recorder.checkpointing.writer_lock import wait_for_writer
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, tensor_hashes
 from flor_plugins.store.layout import Store
-from flor_plugins.store.names import is_measured
+from flor_plugins.store.metrics.reserved_names import is_measured
 from flor_plugins.store.runs import list_runs
 from tests.conftest import PROJECTS, QUIET, environment, table_of
 
@@ -41,7 +41,12 @@ class Starter:
     def run(self, folder: Path, *argv: str, **env: str) -> tuple[int, str]:
         """`python ARGV...` in a folder; returns exit status (-9 after SIGKILL) and output."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        order = {"folder": str(folder), "argv": argv, "env": env, "output": str(folder / "output.txt")}
+        order = {
+            "folder": str(folder),
+            "argv": argv,
+            "env": env,
+            "output": str(folder / "output.txt"),
+        }
         self._process.stdin.write(json.dumps(order) + "\n")
         self._process.stdin.flush()
         status = int(self._process.stdout.readline())
@@ -52,7 +57,9 @@ class Starter:
 def starter() -> Iterator[Starter]:
     env = {**environment(), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tests.resuming"]
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
     with process:
         try:
             yield Starter(process)
@@ -109,20 +116,28 @@ def differences(run: Run, whole: Run) -> list[str]:
     found += [f"{place}: {mine.get(place)} and {other.get(place)}" for place in mine.keys() | other.keys()
               if mine.get(place) != other.get(place)]  # fmt: skip
     tensors, others = _tensors(run), _tensors(whole)
-    found += [f"tensors at {one}" for one in tensors.keys() | others.keys() if tensors.get(one) != others.get(one)]
+    found += [
+        f"tensors at {one}"
+        for one in tensors.keys() | others.keys()
+        if tensors.get(one) != others.get(one)
+    ]
     return found
 
 
 def _rows(run: Run) -> dict[Any, str]:
     return {
-        place: repr({name: value for name, value in sorted(values.items()) if not is_measured(name)})
+        place: repr(
+            {name: value for name, value in sorted(values.items()) if not is_measured(name)}
+        )
         for place, values in table_of(run).items()
     }
 
 
 def _tensors(run: Run) -> dict[Position, Any]:
     return {
-        one.position: [tensor_hashes(run.path, one.position, section) for section in ("model", "optimizer")]
+        one.position: [
+            tensor_hashes(run.path, one.position, section) for section in ("model", "optimizer")
+        ]
         for one in list_checkpoints(run.path)
     }
 
@@ -134,7 +149,13 @@ def serve() -> None:
     """One order a line; answers with the exit status."""
     for name in ("lightning.pytorch", "tests.cells_lightning", "tests.cells_hf", "flor_plugins.hf"):
         __import__(name)
-    for name in ("flor_plugins.lightning", "flor_plugins.record.begin", "pandas", "pyarrow.parquet", "git"):
+    for name in (
+        "flor_plugins.lightning",
+        "flor_plugins.recorder.start_run",
+        "pandas",
+        "pyarrow.parquet",
+        "git",
+    ):
         __import__(name)
     for line in sys.stdin:
         child = os.fork()

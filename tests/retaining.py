@@ -16,8 +16,8 @@ import torch
 from flor_plugins.records import Code, Launch, Position, Process, Row, Run, Timing
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from flor_plugins.store.codec import encode
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.runs import save_run
 
 STEPS = 10  # in an epoch
@@ -79,14 +79,18 @@ def train(store: Store, epochs: int, run_id: str = IDS[0], size: int = 4000, **c
     return run
 
 
-def save_all(path: Path, epochs: Iterable[int], size: int = 4000, known: dict[Any, Any] | None = None) -> None:
+def save_all(
+    path: Path, epochs: Iterable[int], size: int = 4000, known: dict[Any, Any] | None = None
+) -> None:
     known = {} if known is None else known
     for epoch in epochs:
         save_checkpoint(path, at(epoch), encode(sections(epoch, size)), known)
 
 
 def forms(path: Path) -> dict[int, str]:
-    return {one.position.epoch: "full" if one.can_train else "weights" for one in list_checkpoints(path)}
+    return {
+        one.position.epoch: "full" if one.can_train else "weights" for one in list_checkpoints(path)
+    }
 
 
 def check_all(path: Path, size: int = 4000) -> dict[int, str]:
@@ -103,7 +107,9 @@ def check_all(path: Path, size: int = 4000) -> dict[int, str]:
     return forms(path)
 
 
-def begin_replay(store: Store, run: Run, epochs: Iterable[int], process: Process | None = None) -> Path:
+def begin_replay(
+    store: Store, run: Run, epochs: Iterable[int], process: Process | None = None
+) -> Path:
     """The folder of a replay that starts from checkpoints of a run and has not ended."""
     folder = store.replay("20260102-000000-000-abcdef")
     folder.mkdir(parents=True)

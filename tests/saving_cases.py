@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from flor_plugins.record.saving.saver import Saver
-from flor_plugins.record.saving.window import Window
+from flor_plugins.recorder.checkpointing.staging import Saver
+from flor_plugins.recorder.checkpointing.update_window import Window
 from flor_plugins.records import Position
 
 Optimizers = dict[str, Callable[[Any], torch.optim.Optimizer]]
@@ -47,10 +47,14 @@ class Training:
     def __init__(self, folder: Path, *, in_process: bool = False) -> None:
         torch.manual_seed(1)
         self.run, self.told, self.synced = folder, Told(), 0
-        self.saver = Saver(folder, self.told, put=lambda job: job(), sync=self._sync, in_process=in_process)
+        self.saver = Saver(
+            folder, self.told, put=lambda job: job(), sync=self._sync, in_process=in_process
+        )
         self.window = Window(self.saver.close_window)
         self.models = {name: self._model() for name in OPTIMIZERS}
-        self.optimizers = {name: make(self.models[name].values()) for name, make in OPTIMIZERS.items()}
+        self.optimizers = {
+            name: make(self.models[name].values()) for name, make in OPTIMIZERS.items()
+        }
         self.window.attach(self.optimizers.values())
         self.buffers = {"running": torch.zeros(3, 4), "counted": torch.tensor(0)}
         self.rows = torch.zeros(6).numpy()
@@ -66,7 +70,9 @@ class Training:
     def tensors(self) -> list[torch.Tensor]:
         held = [one for model in self.models.values() for one in model.values()]
         states = [state for one in self.optimizers.values() for state in one.state.values()]
-        moments = [one for state in states for one in state.values() if isinstance(one, torch.Tensor)]
+        moments = [
+            one for state in states for one in state.values() if isinstance(one, torch.Tensor)
+        ]
         return [*held, *moments, *self.buffers.values(), torch.from_numpy(self.rows)]
 
     def save(self) -> None:
@@ -96,7 +102,10 @@ class Training:
         self.saver.close()
 
     def _model(self) -> dict[str, torch.nn.Parameter]:
-        made = {f"w{number}": torch.nn.Parameter(torch.randn(shape)) for number, shape in enumerate(SHAPES)}
+        made = {
+            f"w{number}": torch.nn.Parameter(torch.randn(shape))
+            for number, shape in enumerate(SHAPES)
+        }
         made["w4"].data = made["w4"].data.contiguous(memory_format=torch.channels_last)
         return made
 
@@ -116,7 +125,10 @@ def training(folder: Path, **options: Any) -> Iterator[Training]:
 def equal(one: Any, other: Any) -> bool:
     """The same to the last bit."""
     if isinstance(one, torch.Tensor):
-        bits = [tensor.detach().clone(memory_format=torch.contiguous_format).view(-1) for tensor in (one, other)]
+        bits = [
+            tensor.detach().clone(memory_format=torch.contiguous_format).view(-1)
+            for tensor in (one, other)
+        ]
         return one.shape == other.shape and bits[0].numpy().tobytes() == bits[1].numpy().tobytes()
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)

@@ -9,14 +9,26 @@ from typing import Any
 
 import torch
 
-from flor_plugins.hooks.load import scan
-from flor_plugins.records import Code, Launch, Obstacle, Pass, Plan, Position, Process, Row, Run, Task, Timing
-from flor_plugins.replay import ask
-from flor_plugins.replay.tasks import Outcome
+from flor_plugins.hooks.hook_files import scan
+from flor_plugins.records import (
+    Code,
+    Launch,
+    Obstacle,
+    Pass,
+    Plan,
+    Position,
+    Process,
+    Row,
+    Run,
+    Task,
+    Timing,
+)
+from flor_plugins.replayer import requests
+from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.runs import save_run
 
 HOOKS = """
@@ -79,13 +91,13 @@ class Workers:
     called: list[tuple[str, str, Position]] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
 
-    def execute(self, store: Store, runs: Sequence[Run], plan: Plan, **_: Any) -> ask.Answer:
+    def execute(self, store: Store, runs: Sequence[Run], plan: Plan, **_: Any) -> requests.Answer:
         self.plans.append(plan)
         hooks = [found for path in plan.hooks for found in scan(Path(path))]
         by_id = {run.run_id: run for run in runs}
         outcomes = [self._do(by_id[task.run_id], plan, task, {one.name: one.digest for one in hooks})
                     for task in plan.tasks]  # fmt: skip
-        return ask.Answer(plan, tuple(outcomes))
+        return requests.Answer(plan, tuple(outcomes))
 
     def _do(self, run: Run, plan: Plan, task: Task, digests: dict[str, str]) -> Outcome:
         grade = "diverged" if run.name in self.diverges else "exact"
@@ -99,14 +111,26 @@ class Workers:
                 self.called.append((run.run_id, name, place))
                 level = "step" if name == "norm" else "epoch"
                 phase = "train" if name == "norm" else "validation"
-                rows.append(Row(place, phase, level, {name: self.truth(name, place)}, 0.0, grade, digests[name]))
+                rows.append(
+                    Row(
+                        place,
+                        phase,
+                        level,
+                        {name: self.truth(name, place)},
+                        0.0,
+                        grade,
+                        digests[name],
+                    )
+                )
         _write(run, f"replay-{plan.replay_id}-w0", rows)
         return Outcome(task, passed)
 
     def _places(self, run: Run, one: Pass) -> list[tuple[str, Position]]:
         found = [(name, place) for name in one.metrics if name != "norm" for place in one.positions]
         if "norm" in one.metrics:
-            steps = [step for it in one.stretches for step in range(it.start.step + 1, it.end.step + 1)]
+            steps = [
+                step for it in one.stretches for step in range(it.start.step + 1, it.end.step + 1)
+            ]
             last = max((it.end for it in one.stretches), default=Position(0, 0))
             each = last.step // last.epoch if last.epoch else 1
             wanted = [step for step in steps if one.steps is None or step in one.steps]

@@ -35,7 +35,9 @@ def recorded(framework: str, tmp_path_factory: pytest.TempPathFactory) -> Projec
 def asked(project: Project, framework: str, kind: str, run: str) -> dict[tuple[int, int], object]:
     """The metric of the weights ("state") or of the updates ("step"), at one place of a run."""
     metric = METRICS[framework][("state", "step").index(kind)]
-    frame = flor.replay(metric, hooks=[project.root / HOOKS[framework]], run=run, store=project.store.root)
+    frame = flor.replay(
+        metric, hooks=[project.root / HOOKS[framework]], run=run, store=project.store.root
+    )
     return rows_of(frame, run.partition("@")[0], metric)
 
 
@@ -60,7 +62,9 @@ def test_a_metric_of_the_weights_is_the_same_from_a_checkpoint_and_by_training_o
     assert restored == trained
 
 
-def test_a_step_metric_starts_at_the_checkpoint_nearest_before(recorded: Project, framework: str) -> None:
+def test_a_step_metric_starts_at_the_checkpoint_nearest_before(
+    recorded: Project, framework: str
+) -> None:
     near = asked(recorded, framework, "step", "steps@step=5")
     plan = recorded.flor("replay", "--run", "steps@step=8", "--hook", HOOKS[framework], "--dry-run", "--json",
                          "--metrics", METRICS[framework][1]).stdout  # fmt: skip
@@ -71,7 +75,10 @@ def test_a_step_metric_starts_at_the_checkpoint_nearest_before(recorded: Project
 
 def test_weights_are_read_at_a_step(recorded: Project) -> None:
     store = recorded.store.root
-    early, late = flor.checkpoint("steps@step=3", store=store), flor.checkpoint("steps@epoch=1", store=store)
+    early, late = (
+        flor.checkpoint("steps@step=3", store=store),
+        flor.checkpoint("steps@epoch=1", store=store),
+    )
     assert early.keys() == late.keys()
     assert any(not torch.equal(early[name], late[name]) for name in early)
     with pytest.raises(NoCheckpoint, match="at step=4; it has epoch=0,step=0; epoch=0,step=3"):

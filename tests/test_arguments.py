@@ -10,7 +10,7 @@ import pytest
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError
-from flor_plugins.hooks import arguments
+from flor_plugins.hooks import arg
 
 
 def given(monkeypatch: pytest.MonkeyPatch, words: str, *asked: Any) -> Any:
@@ -47,7 +47,9 @@ def test_command_line_gives_a_value_like_the_default(monkeypatch, words, default
     assert found == value and type(found) is type(value)
 
 
-@pytest.mark.parametrize(("words", "default"), [("--x much", 1), ("--x 0.5", 1), ("--x=maybe", True), ("--x 3", [1])])
+@pytest.mark.parametrize(
+    ("words", "default"), [("--x much", 1), ("--x 0.5", 1), ("--x=maybe", True), ("--x 3", [1])]
+)
 def test_text_that_does_not_fit_is_refused_with_both(monkeypatch, words, default):
     text = words.replace("=", " ").split()[1]
     with pytest.raises(FlorError, match=rf"flor.arg\('x', .*was given '{text}'"):
@@ -67,8 +69,13 @@ def test_arguments_of_the_script_stay_its_own(monkeypatch):
 
 def test_recorded_value_counts_more_than_the_command_line(monkeypatch):
     def replayed() -> list[Any]:
-        arguments.recorded({"seed": 4, "sizes": [1, 2], "rate": 1})
-        return [flor.arg("seed", 9), flor.arg("sizes", (3,)), flor.arg("rate", 0.5), flor.arg("new", "here")]
+        arg.recorded({"seed": 4, "sizes": [1, 2], "rate": 1})
+        return [
+            flor.arg("seed", 9),
+            flor.arg("sizes", (3,)),
+            flor.arg("rate", 0.5),
+            flor.arg("new", "here"),
+        ]
 
     monkeypatch.setattr(sys, "argv", ["train.py", "--seed", "5"])
     found = Context().run(replayed)
@@ -76,5 +83,5 @@ def test_recorded_value_counts_more_than_the_command_line(monkeypatch):
 
 
 def test_process_that_goes_on_with_a_run_has_its_values(monkeypatch):
-    monkeypatch.setenv(arguments.VARIABLE, '{"seed": 12}')
+    monkeypatch.setenv(arg.VARIABLE, '{"seed": 12}')
     assert given(monkeypatch, "", "seed", 1) == 12

@@ -17,7 +17,9 @@ from transformers.trainer_callback import ExportableState
 
 from tests.looking import Toys, holding, in_hf, in_lightning, load_toys, said
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers, of few batches ...
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # Lightning warns of few workers, of few batches ...
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,9 @@ class Busy(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.module, self.layers, self.optimizer = pl_module, [pl_module.net], trainer.optimizers[0]
 
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self.seen += 1
         self.losses.append(float(outputs["loss"]))
 
@@ -125,7 +129,10 @@ def test_a_callback_that_keeps_what_no_checkpoint_holds_is_named(
     what: str, toys: Toys, tmp_path: Path
 ) -> None:
     make, words = HELD[what]
-    assert said(in_lightning(toys["lit_toy"], holding(Callback, make())), "Holding", "`held`", *words) == "partial"
+    assert (
+        said(in_lightning(toys["lit_toy"], holding(Callback, make())), "Holding", "`held`", *words)
+        == "partial"
+    )
     found = in_hf(toys["hf_toy"], holding(TrainerCallback, make()), output_dir=str(tmp_path))
     assert said(found, "Holding", "`held`", *words) == "partial"
     assert "ExportableState" in found[0].remedy
@@ -136,7 +143,9 @@ def test_a_callback_that_reads_a_file_is_named_and_one_that_writes_is_not(
 ) -> None:
     (tmp_path / "in.txt").write_text("text")
     with (tmp_path / "in.txt").open() as read, (tmp_path / "out.txt").open("w") as written:
-        assert said(in_lightning(toys["lit_toy"], holding(Callback, read)), "open file") == "partial"
+        assert (
+            said(in_lightning(toys["lit_toy"], holding(Callback, read)), "open file") == "partial"
+        )
         assert in_lightning(toys["lit_toy"], holding(Callback, written)) == []
 
 
@@ -145,10 +154,15 @@ def test_data_that_a_callback_updates_and_no_checkpoint_holds_is_named(toys: Toy
         def __init__(self, kind: type) -> None:
             self.sums = np.zeros(2, dtype=kind)
 
-        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        def on_train_batch_end(
+            self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+        ) -> None:
             self.sums[0] += 1
 
-    assert said(in_lightning(toys["lit_toy"], Summing(object)), "Summing", "`sums`", "ndarray") == "partial"
+    assert (
+        said(in_lightning(toys["lit_toy"], Summing(object)), "Summing", "`sums`", "ndarray")
+        == "partial"
+    )
     assert in_lightning(toys["lit_toy"], Summing(float)) == []
 
 
@@ -184,7 +198,9 @@ def test_state_of_a_module_that_no_checkpoint_holds_is_named(toys: Toys) -> None
     assert {one.grade for one in found} == {"partial"}
     reasons = "\n".join(one.reason for one in found)
     assert len(found) == 4, reasons
-    assert all(name in reasons for name in ("`history`", "`_calls`", "`average`", "`hidden`")), reasons
+    assert all(name in reasons for name in ("`history`", "`_calls`", "`average`", "`hidden`")), (
+        reasons
+    )
 
 
 def test_a_module_that_writes_its_own_checkpoint_hooks_is_no_obstacle(toys: Toys) -> None:
@@ -211,7 +227,9 @@ def test_a_data_module_that_counts_is_named(toys: Toys) -> None:
             self.rounds += 1
             return toy.data()[0]
 
-    assert said(in_lightning(toy, data=Growing()), "data module", "Growing", "`rounds`") == "partial"
+    assert (
+        said(in_lightning(toy, data=Growing()), "data module", "Growing", "`rounds`") == "partial"
+    )
 
 
 def test_a_user_defined_hf_trainer_that_counts_is_named(toys: Toys, tmp_path: Path) -> None:

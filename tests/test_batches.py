@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from torch.utils.data import DataLoader, Dataset
 from transformers import BatchEncoding
 
-from flor_plugins.replay import batches as module
-from flor_plugins.replay.batches import Batches
+from flor_plugins.replayer.worker_session import batch_cache as module
+from flor_plugins.replayer.worker_session.batch_cache import Batches
 from flor_plugins.state import rng
-from flor_plugins.state.copies import Uncopied, copied, is_same
+from flor_plugins.state.tensor_trees import Uncopied, copied, is_same
 
 SIZE, BATCH = 10, 4  # 3 batches, the last one smaller
 
@@ -39,12 +39,16 @@ class Points(Dataset):
 
 Action = tuple[str, int]
 actions = st.lists(
-    st.tuples(st.sampled_from(["iterate", "draw", "peek", "zip"]), st.integers(0, 4)), min_size=1, max_size=4
+    st.tuples(st.sampled_from(["iterate", "draw", "peek", "zip"]), st.integers(0, 4)),
+    min_size=1,
+    max_size=4,
 )
 LOADERS: dict[str, Callable[..., Any]] = {
     "torch": lambda data, **also: DataLoader(data, BATCH, **also),
     "accelerate": lambda data, **also: prepare_data_loader(DataLoader(data, BATCH, **also)),
-    "generator": lambda data, **also: DataLoader(data, BATCH, generator=torch.Generator().manual_seed(3), **also),
+    "generator": lambda data, **also: DataLoader(
+        data, BATCH, generator=torch.Generator().manual_seed(3), **also
+    ),
 }
 
 
@@ -56,19 +60,29 @@ def hook(loader: Any, program: list[Action], seed: int) -> list[Any]:
         if kind == "draw":
             seen.append(torch.rand(1).item() + random.random() + float(np.random.rand()))
         elif kind == "zip":
-            seen += [[one["x"].sum().item(), other["name"]] for one, other in zip(loader, loader, strict=True)]
+            seen += [
+                [one["x"].sum().item(), other["name"]]
+                for one, other in zip(loader, loader, strict=True)
+            ]
         else:
             passing = iter(loader)
             seen.append(torch.rand(1).item())
             for batch, _ in zip(passing, range(number), strict=False):
-                seen += [batch["x"].tolist(), batch["name"], torch.rand(1).item() if kind == "iterate" else 0.0]
+                seen += [
+                    batch["x"].tolist(),
+                    batch["name"],
+                    torch.rand(1).item() if kind == "iterate" else 0.0,
+                ]
                 batch["x"].zero_()
                 batch["name"].clear()
     return [*seen, torch.rand(1).item()]
 
 
 def both(
-    make: Callable[..., Any], data: Callable[[], Points], programs: list[list[Action]], positions: int | None = None
+    make: Callable[..., Any],
+    data: Callable[[], Points],
+    programs: list[list[Action]],
+    positions: int | None = None,
 ) -> tuple[list[Any], list[Any], list[str]]:
     """What hooks see one after the other: with a pass of their own each, and with what was loaded once."""
     own, shared, said = make(data()), make(data()), []
@@ -87,7 +101,9 @@ WHOLE: list[Action] = [("iterate", 9)]
 @pytest.mark.parametrize("name", LOADERS)
 @settings(max_examples=25)
 @given(programs=st.lists(actions, min_size=2, max_size=5))
-def test_a_hook_sees_what_its_own_pass_would_show_it(name: str, programs: list[list[Action]]) -> None:
+def test_a_hook_sees_what_its_own_pass_would_show_it(
+    name: str, programs: list[list[Action]]
+) -> None:
     alone, together, said = both(LOADERS[name], Points, programs)
     assert together == alone
     assert said == []
@@ -130,7 +146,8 @@ def test_random_data_is_loaded_for_each_hook(noise: Callable[[], float]) -> None
 
 
 @pytest.mark.parametrize(
-    "also", [{"shuffle": True}, {"num_workers": 1, "persistent_workers": True}, {"sampler": [3, 1, 2]}]
+    "also",
+    [{"shuffle": True}, {"num_workers": 1, "persistent_workers": True}, {"sampler": [3, 1, 2]}],
 )
 def test_loaders_in_another_order_or_with_a_memory_take_no_part(also: dict[str, Any]) -> None:
     loader = DataLoader(Points(), BATCH, **also)
@@ -139,8 +156,12 @@ def test_loaders_in_another_order_or_with_a_memory_take_no_part(also: dict[str, 
     assert kept.of(rows := [torch.ones(2)])[0] is rows[0]
 
 
-@pytest.mark.parametrize("noise", [lambda: 0.0, lambda: torch.rand(1).item()], ids=["same", "random"])
-def test_what_workers_load_is_kept_when_a_second_pass_brought_the_same(noise: Callable[[], float]) -> None:
+@pytest.mark.parametrize(
+    "noise", [lambda: 0.0, lambda: torch.rand(1).item()], ids=["same", "random"]
+)
+def test_what_workers_load_is_kept_when_a_second_pass_brought_the_same(
+    noise: Callable[[], float],
+) -> None:
     def make(data: Points) -> Any:
         return DataLoader(data, BATCH, num_workers=1)
 
@@ -161,7 +182,9 @@ def test_what_is_set_on_the_data_between_two_passes_is_seen() -> None:
     assert seen == [0.0, 0.0, 5.0]
 
 
-def test_data_that_takes_too_much_memory_is_loaded_for_each_hook(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_that_takes_too_much_memory_is_loaded_for_each_hook(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda: 100)
     alone, together, [said] = both(LOADERS["torch"], Points, [WHOLE] * 3)
     assert together == alone

@@ -27,10 +27,10 @@ from flor_plugins.bench.ratios import LEAST_PAIRS
 from flor_plugins.bench.results import Bench, Kept, Question, Result, Training, worst
 from flor_plugins.bench.train import count_parameters
 from flor_plugins.bench.values import by_epoch, plain
-from flor_plugins.cli import benching
+from flor_plugins.cli import bench
 from flor_plugins.errors import FlorError, RecipeError
-from flor_plugins.loop.intercept import listen
-from flor_plugins.loop.registered import Registered
+from flor_plugins.loops.intercept import listen
+from flor_plugins.loops.registry import Registered
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 from tests.conftest import IDENTITY, environment
@@ -41,7 +41,9 @@ texts = st.text(max_size=20)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 
-def training(version: str, pair: int, is_recorded: bool, train_s: float, cpu_s: float = 1.0) -> Training:
+def training(
+    version: str, pair: int, is_recorded: bool, train_s: float, cpu_s: float = 1.0
+) -> Training:
     return Training(
         version=version, pair=pair, is_recorded=is_recorded, train_s=train_s, cpu_s=cpu_s, process_s=train_s + 5,
         load=1.0, parameters=430_000, run_ids=(f"{version}{pair}",) if is_recorded else (),
@@ -50,7 +52,11 @@ def training(version: str, pair: int, is_recorded: bool, train_s: float, cpu_s: 
 
 def made_up(*pairs: tuple[float, float], verdict: str = "exact", **more: Any) -> Result:
     """A recipe of one version; pairs: seconds with, seconds without."""
-    trainings = [training("a", i, how, pair[not how]) for i, pair in enumerate(pairs) for how in (True, False)]
+    trainings = [
+        training("a", i, how, pair[not how])
+        for i, pair in enumerate(pairs)
+        for how in (True, False)
+    ]
     question = Question(
         metric="acc", process_s=4.0, asked_s=3.0, ways=("state",), verdict=verdict, count=2,
         values={"a": ((1, 0.25), (2, 0.5))},
@@ -121,7 +127,11 @@ def test_few_pairs_and_pairs_on_both_sides_of_nothing_are_inconclusive(pairs, ex
 
 
 def test_training_again_is_all_versions_without_the_callback_and_unknown_while_one_lacks():
-    trainings = (training("a", 1, False, 10), training("a", 1, True, 99), training("b", 1, False, 20))
+    trainings = (
+        training("a", 1, False, 10),
+        training("a", 1, True, 99),
+        training("b", 1, False, 20),
+    )
     result = made_up(trainings=trainings, versions=("a", "b"))
     assert result.again_s == 10 + 5 + 20 + 5
     assert result.speedup(result.questions[0]) == 40 / 4
@@ -152,7 +162,9 @@ def test_only_exact_verdicts_and_no_failure_are_good(result, expected):
 
 
 @given(st.integers(1, 4), st.integers(1, 5), st.data())
-def test_values_of_updates_become_the_mean_of_the_epoch_in_which_they_were_made(epochs, steps, data):
+def test_values_of_updates_become_the_mean_of_the_epoch_in_which_they_were_made(
+    epochs, steps, data
+):
     made = [[data.draw(st.floats(-1e6, 1e6)) for _ in range(steps)] for _ in range(epochs)]
     # The update that completes an epoch counts it as completed.
     rows = [
@@ -168,7 +180,11 @@ def test_values_of_updates_become_the_mean_of_the_epoch_in_which_they_were_made(
 
 def test_values_of_epochs_stay_where_they_are():
     matrix = [[1, 0], [0, 1]]
-    assert by_epoch([(0, 0, 0.1), (1, 7, 0.2), (2, 14, matrix)]) == ((0, 0.1), (1, 0.2), (2, matrix))
+    assert by_epoch([(0, 0, 0.1), (1, 7, 0.2), (2, 14, matrix)]) == (
+        (0, 0.1),
+        (1, 0.2),
+        (2, matrix),
+    )
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | texts | st.binary(max_size=3)
@@ -192,7 +208,14 @@ def test_parameters_that_are_shared_count_once():
 
 
 @given(
-    st.builds(made_up, st.tuples(seconds, seconds), model=texts, data=texts, objective=texts, error=texts | st.none())
+    st.builds(
+        made_up,
+        st.tuples(seconds, seconds),
+        model=texts,
+        data=texts,
+        objective=texts,
+        error=texts | st.none(),
+    )
 )
 def test_the_table_is_whole_whatever_the_texts_hold(result):
     heads = lines_of(table.markdown(bench_of(result, made_up((2.0, 1.0)))))
@@ -225,16 +248,23 @@ def test_a_failure_stands_in_the_table_and_in_the_chart():
 def test_an_axis_holds_nothing_and_all_values_in_round_steps(values):
     shown = chart.axis(values)
     tolerance = 1e-6 * max(map(abs, shown.ticks))
-    assert shown.ticks[0] <= min([0.0, *values]) + tolerance and max([0.0, *values]) - tolerance <= shown.ticks[-1]
+    assert (
+        shown.ticks[0] <= min([0.0, *values]) + tolerance
+        and max([0.0, *values]) - tolerance <= shown.ticks[-1]
+    )
     assert min(map(abs, shown.ticks)) == 0 and 2 <= len(shown.ticks) <= 2 * chart.TICKS
-    assert math.isclose(shown.at(shown.ticks[0]), chart.LEFT) and math.isclose(shown.at(shown.ticks[-1]), chart.RIGHT)
+    assert math.isclose(shown.at(shown.ticks[0]), chart.LEFT) and math.isclose(
+        shown.at(shown.ticks[-1]), chart.RIGHT
+    )
 
 
 @given(st.lists(st.tuples(seconds, seconds), min_size=1, max_size=3), texts)
 def test_bars_are_as_long_as_their_seconds(pairs, name):
     result = made_up(*pairs, recipe=re.sub(r"[^ -~]", "", name))
     root = ElementTree.fromstring(chart.svg(bench_of(result)))
-    bars = [float(one.get("width", "")) for one in root.iter(f"{SVG}rect") if one.get("width") != "100%"]
+    bars = [
+        float(one.get("width", "")) for one in root.iter(f"{SVG}rect") if one.get("width") != "100%"
+    ]
     assert result.again_s is not None and len(bars) == 2
     assert math.isclose(bars[0] / result.again_s, bars[1] / 4.0, rel_tol=0.02, abs_tol=0.01)
 
@@ -243,25 +273,41 @@ def test_a_chart_of_nothing_is_a_picture():
     assert ElementTree.fromstring(chart.svg(bench_of())).tag == f"{SVG}svg"
 
 
-@given(st.lists(st.builds(made_up, st.tuples(seconds, seconds), model=texts, error=texts | st.none()), max_size=3))
+@given(
+    st.lists(
+        st.builds(made_up, st.tuples(seconds, seconds), model=texts, error=texts | st.none()),
+        max_size=3,
+    )
+)
 def test_the_data_is_read_back_as_it_was_written(results):
     bench = bench_of(*results)
     assert Bench.model_validate_json(bench.model_dump_json()) == bench
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.0123, "+1.2 %"), (-0.004, "-0.4 %"), (66.589, "+6659 %")])
+@pytest.mark.parametrize(
+    ("share", "told"), [(0.0123, "+1.2 %"), (-0.004, "-0.4 %"), (66.589, "+6659 %")]
+)
 def test_shares_are_told_with_the_digits_that_mean_something(share, told):
     assert table.percent(share) == told
 
 
-@pytest.mark.parametrize(("number", "told"), [(0, "0"), (812, "812"), (430_000, "430 k"), (109_500_000, "110 M")])
+@pytest.mark.parametrize(
+    ("number", "told"), [(0, "0"), (812, "812"), (430_000, "430 k"), (109_500_000, "110 M")]
+)
 def test_counts_are_told_in_three_digits(number, told):
     assert table.count(number) == told
 
 
 @pytest.mark.parametrize(
     ("value", "told"),
-    [(0.123456, "0.1235"), (3, "3"), (True, "True"), ([[1, 2, 3], [4, 5, 6]], "[2x3]"), ([], "[0]"), ("a\nb", "a b")],
+    [
+        (0.123456, "0.1235"),
+        (3, "3"),
+        (True, "True"),
+        ([[1, 2, 3], [4, 5, 6]], "[2x3]"),
+        ([], "[0]"),
+        ("a\nb", "a b"),
+    ],
 )
 def test_values_find_room_in_a_cell(value, told):
     assert table.value(value) == told
@@ -325,11 +371,14 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException]:
 
 
 def rows_in(folder: Path) -> dict[str, Result]:
-    return {one.recipe: one for one in Bench.model_validate_json((folder / "bench.json").read_text()).results}
+    return {
+        one.recipe: one
+        for one in Bench.model_validate_json((folder / "bench.json").read_text()).results
+    }
 
 
 def ask(recipes: list[Path], out: Path, *, is_added: bool = False) -> int:
-    return benching.bench(recipes, 1, out, None, is_added, False)
+    return bench.bench(recipes, 1, out, None, is_added, False)
 
 
 def test_a_recipe_that_fails_does_not_stop_the_others(recipes, measured, tmp_path, capsys):
@@ -348,7 +397,11 @@ def test_an_interrupt_leaves_what_is_known(recipes, measured, tmp_path):
         ask(recipes, tmp_path / "out")
     rows = rows_in(tmp_path / "out")
     assert list(rows) == ["one", "three"]
-    assert rows["one"].error is None and rows["three"].error == "interrupted" and rows["three"].trainings
+    assert (
+        rows["one"].error is None
+        and rows["three"].error == "interrupted"
+        and rows["three"].trainings
+    )
     assert "interrupted" in (tmp_path / "out" / "bench.md").read_text()
 
 
@@ -360,7 +413,9 @@ def test_rows_of_other_recipes_stay_only_if_it_is_asked_for(recipes, measured, t
     assert list(rows_in(tmp_path / "out")) == ["one"]
 
 
-def test_rows_of_another_machine_are_not_mixed_with_new_ones(recipes, measured, tmp_path, monkeypatch):
+def test_rows_of_another_machine_are_not_mixed_with_new_ones(
+    recipes, measured, tmp_path, monkeypatch
+):
     assert ask(recipes[:1], tmp_path / "out") == 0
     monkeypatch.setattr(run, "machine", lambda: {"cores": 10_000})
     with pytest.raises(FlorError, match=r"cores was .*, now 10000"):
@@ -461,7 +516,9 @@ replay: {{metrics: [norm], hooks: [hook.py]}}
 
 
 @pytest.fixture(scope="module")
-def benched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+def benched(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     """A bench of four small recipes: a loop, one that never trains, one that is wrong, a trainer."""
     root = tmp_path_factory.mktemp("benched")
     for name, text in (("looped.py", LOOP), ("trained.py", TRAINER), ("hook.py", HOOK)):
@@ -475,8 +532,18 @@ def benched(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Comple
         (root / f"{name}.yaml").write_text(RECIPE.format(name=name, trainer=trainer, params=params))
     for words in ("init -q -b main", "add .", "commit -q -m first"):
         subprocess.run(["git", *words.split()], cwd=root, env=environment(IDENTITY), check=True)
-    command = [sys.executable, "-c", "from flor_plugins.cli import main; main()", "bench", ".", "--out", "out"]
-    done = subprocess.run(command, cwd=root, env=environment(), capture_output=True, text=True, timeout=240)
+    command = [
+        sys.executable,
+        "-c",
+        "from flor_plugins.cli import main; main()",
+        "bench",
+        ".",
+        "--out",
+        "out",
+    ]
+    done = subprocess.run(
+        command, cwd=root, env=environment(), capture_output=True, text=True, timeout=240
+    )
     return done, root
 
 
@@ -486,12 +553,16 @@ def test_a_bench_trains_asks_and_tells(benched):
     assert list(rows) == ["a_loop", "idle", "missing", "trainer"]
     for name in ("a_loop", "trainer"):
         one = rows[name]
-        assert one.error is None and one.verdict == "exact", done.stderr + (root / "out/bench.log").read_text()
+        assert one.error is None and one.verdict == "exact", (
+            done.stderr + (root / "out/bench.log").read_text()
+        )
         assert [each.is_recorded for each in one.trainings] == [False, True]
         assert [bool(each.run_ids) for each in one.trainings] == [False, True]
         assert one.parameters == 5 and one.kept[0].checkpoint_bytes > 0
         [question] = one.questions
-        assert question.count == 2 and question.ways == ("state",) and len(question.values[name]) == 2
+        assert (
+            question.count == 2 and question.ways == ("state",) and len(question.values[name]) == 2
+        )
         assert all(0 < each.train_s < each.process_s for each in one.trainings)
         assert [epoch for epoch, _ in one.kept[0].objective] == [1, 2]
 
@@ -512,7 +583,9 @@ def test_a_bench_writes_only_into_its_folder_and_keeps_its_store(benched):
     names = {"bench.json", "bench.md", "bench.svg", "bench.log", "store", ".gitignore"}
     assert {one.name for one in (root / "out").iterdir()} == names
     assert str(root / "out" / "bench.md") in done.stdout
-    status = subprocess.run(["git", "status", "--short"], cwd=root, capture_output=True, text=True, check=True)
+    status = subprocess.run(
+        ["git", "status", "--short"], cwd=root, capture_output=True, text=True, check=True
+    )
     assert [line for line in status.stdout.splitlines() if "__pycache__" not in line] == []
     store = Store(root / "out" / "store")
     assert {run.name for run in list_runs(store)} == {"a_loop", "trainer"}
@@ -523,7 +596,11 @@ def test_an_earlier_bench_is_given_up_with_the_code_that_it_kept_alive(benched):
 
     def kept() -> set[str]:
         refs = ["git", "for-each-ref", "refs/flor", "--format=%(refname:lstrip=2)"]
-        return set(subprocess.run(refs, cwd=root, capture_output=True, text=True, check=True).stdout.split())
+        return set(
+            subprocess.run(
+                refs, cwd=root, capture_output=True, text=True, check=True
+            ).stdout.split()
+        )
 
     store = Store(root / "out" / "store")
     ids = {run.name: run.run_id for run in list_runs(store)}

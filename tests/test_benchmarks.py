@@ -63,7 +63,9 @@ def test_a_median_lies_in_its_interval_and_the_interval_in_the_values(found):
     assert one.n == len(found)
 
 
-@pytest.mark.parametrize(("n", "outside"), [(1, 0), (5, 0), (6, 0), (9, 1), (11, 1), (12, 2), (20, 5), (40, 13)])
+@pytest.mark.parametrize(
+    ("n", "outside"), [(1, 0), (5, 0), (6, 0), (9, 1), (11, 1), (12, 2), (20, 5), (40, 13)]
+)
 def test_an_interval_leaves_out_as_many_values_as_the_sign_test_allows(n, outside):
     one = interval(list(map(float, range(n))))
     assert (one.low, one.high) == (outside, n - 1 - outside)
@@ -114,14 +116,21 @@ def test_variants_are_called_in_alternating_order_and_their_answers_kept_by_roun
         (Interval(1.001, 1.0, 1.004, 11), Aim(1.005), still, "met"),
         (Interval(1.02, 1.01, 1.03, 11), Aim(1.005), still, "missed"),
         (Interval(1.004, 1.001, 1.009, 11), Aim(1.005), still, "inconclusive"),  # the aim is inside
-        (Interval(1.001, 1.0, 1.004, 11), Aim(1.005), Interval(1.0, 0.99, 1.01, 11), "inconclusive"),
+        (
+            Interval(1.001, 1.0, 1.004, 11),
+            Aim(1.005),
+            Interval(1.0, 0.99, 1.01, 11),
+            "inconclusive",
+        ),
         (Interval(1.02, 1.01, 1.03, 11), Aim(1.005), Interval(1.0, 0.98, 1.02, 11), "inconclusive"),
         (Interval(1.001, 1.0, 1.004, 10), Aim(1.005), still, "inconclusive"),  # too few pairs
         (Interval(0.8, 0.7, 1.1, 11), Aim(1.2, 0.0), Interval(0.0, -0.1, 0.2, 11), "met"),
         (Interval(0.8, 0.7, 1.1, 11), Aim(1.2, 0.0), Interval(1.0, -0.1, 2.0, 11), "inconclusive"),
     ],
 )
-def test_an_aim_is_met_or_missed_only_where_the_control_is_narrower_than_the_effect(figure, aim, control, verdict):
+def test_an_aim_is_met_or_missed_only_where_the_control_is_narrower_than_the_effect(
+    figure, aim, control, verdict
+):
     assert judge(figure, aim, control) == verdict
 
 
@@ -158,7 +167,9 @@ def test_a_fit_that_saves_nothing_loses_nothing():
 class Steps:
     """A training of some steps, each of which says who makes it."""
 
-    def __init__(self, epochs: int, steps: int, said: list[str], fails_at: int | None = None) -> None:
+    def __init__(
+        self, epochs: int, steps: int, said: list[str], fails_at: int | None = None
+    ) -> None:
         self.epochs, self.steps, self.said, self.fails_at = epochs, steps, said, fails_at
 
     def __call__(self, turns: Turns, name: str) -> None:
@@ -177,7 +188,9 @@ class Steps:
 def test_trainings_take_turns_in_the_middle_of_their_epochs_and_stand_still_meanwhile():
     said: list[str] = []
     rounds, steps = 4, 6
-    found = interleave({name: partial(Steps(rounds + 1, steps, said), name=name) for name in "ab"}, rounds)
+    found = interleave(
+        {name: partial(Steps(rounds + 1, steps, said), name=name) for name in "ab"}, rounds
+    )
     turns = [(name, len(list(group))) for name, group in groupby(said)]
     # who ends a round begins the next one; the first turns and the last ones are halves
     assert turns == [("a", 3), ("b", 9), ("a", 12), ("b", 12), ("a", 12), ("b", 6 + 3), ("a", 3)]
@@ -187,17 +200,24 @@ def test_trainings_take_turns_in_the_middle_of_their_epochs_and_stand_still_mean
 def test_turns_of_a_part_of_an_epoch_change_away_from_its_beginning_and_add_up_to_epochs():
     said: list[str] = []
     rounds, steps, parts = 3, 10, 5
-    found = interleave({name: partial(Steps(rounds + 1, steps, said), name=name) for name in "ab"}, rounds, parts)
+    found = interleave(
+        {name: partial(Steps(rounds + 1, steps, said), name=name) for name in "ab"}, rounds, parts
+    )
     turns = [(name, len(list(group))) for name, group in groupby(said)]
     # changes before steps 1, 3, 5, 7 and 9 of each epoch; who ends a round begins the next one
-    assert turns[:3] == [("a", 1), ("b", 1 + 2), ("a", 2 + 2)] and said.count("a") == said.count("b") == 40
+    assert (
+        turns[:3] == [("a", 1), ("b", 1 + 2), ("a", 2 + 2)]
+        and said.count("a") == said.count("b") == 40
+    )
     assert {name: len(one.epochs) for name, one in found.items()} == {"a": rounds, "b": rounds}
 
 
 def state_of(pid: int, not_yet: str) -> str:
     """One letter (proc(5)); a signal takes a moment to be heard."""
     end = time.monotonic() + 10
-    while (letter := Path(f"/proc/{pid}/stat").read_text().split()[2]) in not_yet and time.monotonic() < end:
+    while (
+        letter := Path(f"/proc/{pid}/stat").read_text().split()[2]
+    ) in not_yet and time.monotonic() < end:
         time.sleep(0.001)
     return letter
 
@@ -217,12 +237,16 @@ def test_who_works_for_a_training_is_stopped_while_others_have_their_turn_and_is
     def helped(turns: Turns, name: str) -> None:
         model = torch.nn.Identity()
         tell = partial(os.kill, helper.pid)
-        turn = Turn(turns, name, 4, rest=lambda: tell(signal.SIGSTOP), go_on=lambda: tell(signal.SIGCONT))
+        turn = Turn(
+            turns, name, 4, rest=lambda: tell(signal.SIGSTOP), go_on=lambda: tell(signal.SIGCONT)
+        )
         turn.run(model, lambda: [model(0) for _ in range(40)])
 
     try:
         with pytest.raises(ValueError, match="failed"):
-            interleave({"other": partial(other, name="other"), "helped": partial(helped, name="helped")}, 9)
+            interleave(
+                {"other": partial(other, name="other"), "helped": partial(helped, name="helped")}, 9
+            )
         assert states == 7 * ["T"] and state_of(helper.pid, not_yet="RT") == "S"
     finally:
         helper.kill()
@@ -265,7 +289,9 @@ def test_a_table_has_columns_of_one_width():
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in QUICK]
 )
-def test_a_benchmark_ends_in_one_line_of_json_with_its_figures_and_the_machine(name, tmp_path, capfd):
+def test_a_benchmark_ends_in_one_line_of_json_with_its_figures_and_the_machine(
+    name, tmp_path, capfd
+):
     arguments = ["--scale", "tiny", "--folder", str(tmp_path), *QUICK[name]]
     import_module(f"tests.benchmarks.{name}").main(arguments)
     said = capfd.readouterr()
@@ -287,8 +313,13 @@ def test_with_a_budget_the_first_epochs_do_not_count(tmp_path, capfd):
         ["--scale", "tiny", "--folder", str(tmp_path), "--pairs", "2", "--budget", "1"]
     )
     line = json.loads(capfd.readouterr().out.strip().splitlines()[-1])
-    assert line["figures"][0]["n"] == 2 and {len(one) for one in line["details"]["epochs_s"].values()} == {2}
-    assert line["details"]["checkpoints"] == [7, 7]  # the first, three epochs, two that count, the last
+    assert line["figures"][0]["n"] == 2 and {
+        len(one) for one in line["details"]["epochs_s"].values()
+    } == {2}
+    assert line["details"]["checkpoints"] == [
+        7,
+        7,
+    ]  # the first, three epochs, two that count, the last
 
 
 def test_a_saver_that_does_not_exist_is_named(capsys):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.record.budgets import ALLOWANCE_S, SPACINGS, DiskBudget, Spacing
+from flor_plugins.recorder.checkpointing.budgets import ALLOWANCE_S, SPACINGS, DiskBudget, Spacing
 from flor_plugins.records import Position
 from tests.pretending import START, Clock, Training, made, same, training
 
@@ -53,11 +53,15 @@ def test_no_more_is_ever_spent_than_the_budget_and_one_checkpoint(
         if made_up.boundary(Position(number, number), cost):
             assert before <= overhead * elapsed + ALLOWANCE_S + 1e-9
             dearest = max(dearest, cost)
-        assert asked.spent_s <= overhead * (made_up.clock.now - began) + ALLOWANCE_S + dearest + 1e-9
+        assert (
+            asked.spent_s <= overhead * (made_up.clock.now - began) + ALLOWANCE_S + dearest + 1e-9
+        )
 
 
 @given(st.floats(0.5, 30.0), st.floats(0.1, 100.0), st.integers(1, 60))
-def test_where_all_cost_the_same_the_budget_holds_to_the_last_bit_of_it(cost: float, epoch_s: float, n: int) -> None:
+def test_where_all_cost_the_same_the_budget_holds_to_the_last_bit_of_it(
+    cost: float, epoch_s: float, n: int
+) -> None:
     made_up = training()
     asked, began = made_up.asked, made_up.clock.now
     made_up.boundary(START, cost)
@@ -95,7 +99,9 @@ def test_what_is_skipped_is_stated(
 ) -> None:
     made_up = training(10**6, 2 * 10**6, overhead=overhead, disk_bytes=disk, every_n_epochs=every)
     made_up.run(epochs, 10.0, iter(costs))
-    wished = {Position(one, 10 * one) for one in range(0, epochs + 1, every)} | {Position(epochs, 10 * epochs)}
+    wished = {Position(one, 10 * one) for one in range(0, epochs + 1, every)} | {
+        Position(epochs, 10 * epochs)
+    }
     skips = made_up.asked.skips
     assert {one.position for one in skips} == wished - set(made_up.taken)
     assert len(skips) == made_up.asked.skipped_count
@@ -113,13 +119,20 @@ def test_where_time_is_short_the_optimizers_state_is_left_out_before_a_checkpoin
     made_up.run(100, 20.0, same(1.0))  # 0.4 s an epoch are granted
     assert len(made_up.taken) == 101 and made_up.asked.skips == ()
     spaces = [two.epoch - one.epoch for one, two in pairwise(made_up.full)]
-    assert 10 < len(made_up.full) < 25 and set(spaces[5:-1]) == {6, 7}  # at first the two free seconds
+    assert 10 < len(made_up.full) < 25 and set(spaces[5:-1]) == {
+        6,
+        7,
+    }  # at first the two free seconds
     # the last one is taken whatever it costs
     assert made_up.asked.spent_s <= 0.02 * (made_up.clock.now - 1000.0) + ALLOWANCE_S + 1.0
 
 
 @given(
-    st.floats(0.001, 0.2), st.floats(0.1, 50.0), st.floats(0.01, 20.0), st.floats(0.05, 1.0), st.integers(1, 400)
+    st.floats(0.001, 0.2),
+    st.floats(0.1, 50.0),
+    st.floats(0.01, 20.0),
+    st.floats(0.05, 1.0),
+    st.integers(1, 400),
 )
 def test_of_a_hundred_checkpoints_one_is_full_and_the_budget_holds(
     overhead: float, epoch_s: float, cost: float, light: float, epochs: int
@@ -131,7 +144,10 @@ def test_of_a_hundred_checkpoints_one_is_full_and_the_budget_holds(
     places = [made_up.taken.index(one) for one in made_up.full]
     assert all(two - one <= 100 for one, two in pairwise(places))
     # the first and the last are always taken; without the optimizer's state one may cost more than its bytes said
-    assert made_up.asked.spent_s <= overhead * (made_up.clock.now - 1000.0) + ALLOWANCE_S + 3 * cost + 1e-9
+    assert (
+        made_up.asked.spent_s
+        <= overhead * (made_up.clock.now - 1000.0) + ALLOWANCE_S + 3 * cost + 1e-9
+    )
 
 
 def test_steps_that_cost_much_leave_no_time_for_checkpoints() -> None:
@@ -170,7 +186,10 @@ def test_a_wish_of_the_clock_is_refused_once_and_granted_when_there_is_time() ->
             made_up.take(Position(0, step), 10.0)
     # 10 + 10 s are 2 s, and 2 % of 900 s; 10 s of those the first checkpoint took.
     assert granted == [890]
-    assert [(one.position, one.cost_s) for one in asked.skips] == [(Position(0, 50), 60.0), (Position(0, 940), 60.0)]
+    assert [(one.position, one.cost_s) for one in asked.skips] == [
+        (Position(0, 50), 60.0),
+        (Position(0, 940), 60.0),
+    ]
     assert nears <= 4, "asked for the RNG state of boundaries at which there is no time"
 
 
@@ -195,7 +214,9 @@ def test_a_wish_of_the_clock_is_refused_once_and_granted_when_there_is_time() ->
         (6, 1, Spacing(1, 1)),
     ],
 )
-def test_no_checkpoint_is_left_out_that_fits(disk: int | None, wishes: int, expected: Spacing) -> None:
+def test_no_checkpoint_is_left_out_that_fits(
+    disk: int | None, wishes: int, expected: Spacing
+) -> None:
     """Weights take 1 byte, the optimizer 2. What is measured first is deleted again."""
     budget = DiskBudget(disk, 0)
     budget.wrote(Position(1, 1), 1, 2)
@@ -203,7 +224,13 @@ def test_no_checkpoint_is_left_out_that_fits(disk: int | None, wishes: int, expe
     assert budget.spacing(wishes) == expected
 
 
-@given(st.integers(1, 10**9), st.integers(0, 10**6), st.integers(0, 10**6), st.integers(1, 1000), st.integers(0, 10**8))
+@given(
+    st.integers(1, 10**9),
+    st.integers(0, 10**6),
+    st.integers(0, 10**6),
+    st.integers(1, 1000),
+    st.integers(0, 10**8),
+)
 def test_what_is_planned_fits_or_is_thinned_and_is_no_thinner_than_needed(
     disk: int, weights: int, optimizer: int, wishes: int, used: int
 ) -> None:
@@ -233,7 +260,10 @@ def test_the_budget_is_kept_wherever_first_last_and_one_to_measure_fit(
     disk: int, optimizer: int, expects: int | None, epochs: int, used: int
 ) -> None:
     """Weights take 100 bytes, the optimizer up to what Adam takes; the training may be longer than was told."""
-    optimizer, made_up = min(optimizer, 200), training(100, 0, expects, overhead=None, disk_bytes=10 * disk)
+    optimizer, made_up = (
+        min(optimizer, 200),
+        training(100, 0, expects, overhead=None, disk_bytes=10 * disk),
+    )
     made_up.optimizer = optimizer
     made_up.asked.freed(-used)
     made_up.run(epochs)
@@ -290,7 +320,13 @@ def test_a_run_that_goes_on_keeps_what_it_has() -> None:
     assert asked.wants(Position(6, 60)) and asked.takes_optimizer(Position(6, 60))
 
 
-@given(st.integers(1, 9), st.integers(0, 20), st.integers(1, 60), st.integers(0, 200), st.integers(3, 90))
+@given(
+    st.integers(1, 9),
+    st.integers(0, 20),
+    st.integers(1, 60),
+    st.integers(0, 200),
+    st.integers(3, 90),
+)
 def test_a_plan_that_is_followed_keeps_the_budget(
     weights: int, optimizer: int, wishes: int, since_full: int, room: int
 ) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint
-from flor_plugins.record.saving.presence import wait_for_writer
+from flor_plugins.recorder.checkpointing.writer_lock import wait_for_writer
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint, tensor_hashes
 from flor_plugins.store.layout import Store
@@ -162,7 +162,9 @@ def test_a_writer_that_is_killed_again_and_again_costs_no_checkpoint(
     assert whole_ones(run.path) == whole_ones(sound(framework).run.path)
 
 
-def killed_and_gone_on(start: Starter, folder: Path, framework: str, stop: str, sound: Run) -> tuple[int, int, str]:
+def killed_and_gone_on(
+    start: Starter, folder: Path, framework: str, stop: str, sound: Run
+) -> tuple[int, int, str]:
     """How many checkpoints there were after SIGKILL, how many torn folders, and what differs in the end."""
     cell = CELLS[framework]
     variable = "FAULT" if stop.startswith("both:") else "STOP"
@@ -194,7 +196,9 @@ def test_two_trainings_that_are_killed_while_checkpoints_are_written_come_to_the
     for number in range(2):
         folder = prepared(tmp_path / str(number))
         stop = next(stops)
-        assert killed_and_gone_on(start, folder, framework, stop, sound(framework).run)[2] == "equal", stop
+        assert (
+            killed_and_gone_on(start, folder, framework, stop, sound(framework).run)[2] == "equal"
+        ), stop
 
 
 @pytest.mark.slow

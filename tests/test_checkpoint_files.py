@@ -125,7 +125,9 @@ def test_pretty_printing_does_no_harm_and_a_newer_format_is_said(run: Path) -> N
 
 
 def test_checkpoints_of_format_1_are_read(tmp_path: Path) -> None:
-    run = Path(shutil.copytree(GOLDEN / "format-1", tmp_path / "old")) / "20260101-000000-000-abcdef"
+    run = (
+        Path(shutil.copytree(GOLDEN / "format-1", tmp_path / "old")) / "20260101-000000-000-abcdef"
+    )
     assert same(load_checkpoint(run, AT), decoded(sections()))
     assert same(load_checkpoint(run, LATER), decoded(sections(2.0)))
     flip_a_bit(folder(run, LATER) / "optimizer.safetensors")

@@ -14,12 +14,16 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from codec_cases import same
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from safetensors import safe_open
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
 from flor_plugins.lightning import FlorCheckpointIO, load_checkpoint
-from flor_plugins.record.recorder import FlorWarning
+from flor_plugins.recorder.recorder import FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.store import checkpoints, codec
 from tests.conftest import load_script
@@ -29,7 +33,9 @@ LAST = f"epoch={EPOCHS - 1}-step={EPOCHS * STEPS}.ckpt"
 
 # Lightning's own remarks about tiny trainings, and about folders that hold checkpoints already
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty:UserWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:Checkpoint directory .* exists and is not empty:UserWarning"
+    ),
     pytest.mark.filterwarnings("ignore:The dirpath has changed:UserWarning"),
     pytest.mark.filterwarnings("ignore:Swapping scheduler:UserWarning"),
     pytest.mark.filterwarnings("ignore:SWA is currently only supported every epoch:UserWarning"),
@@ -43,7 +49,9 @@ class Spy(FlorCheckpointIO):
         super().__init__()
         self.given: dict[str, dict[str, Any]] = {}
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
         super().save_checkpoint(checkpoint, path, storage_options)
         self.given[Path(path).name] = dict(checkpoint)
 
@@ -54,7 +62,9 @@ def toy(shared_project: Path) -> ModuleType:
 
 
 def saver(folder: Path, **settings: Any) -> ModelCheckpoint:
-    return ModelCheckpoint(dirpath=folder, filename="{epoch}-{step}", **{"save_top_k": -1, **settings})
+    return ModelCheckpoint(
+        dirpath=folder, filename="{epoch}-{step}", **{"save_top_k": -1, **settings}
+    )
 
 
 def fit(
@@ -93,9 +103,14 @@ def copied(saved: tuple[Path, Spy], to: Path) -> Path:
 
 def test_all_that_lightning_dumps_comes_back(saved: tuple[Path, Spy]) -> None:
     folder, spy = saved
-    assert {"state_dict", "optimizer_states", "lr_schedulers", "loops", "callbacks", "hyper_parameters"} <= set(
-        spy.given[LAST]
-    )
+    assert {
+        "state_dict",
+        "optimizer_states",
+        "lr_schedulers",
+        "loops",
+        "callbacks",
+        "hyper_parameters",
+    } <= set(spy.given[LAST])
     loaded = load_checkpoint(folder / LAST)
     # Tensors that Lightning handed over were trained on since (or were not, at the end).
     assert same(loaded, spy.given[LAST])
@@ -104,14 +119,21 @@ def test_all_that_lightning_dumps_comes_back(saved: tuple[Path, Spy]) -> None:
 
 def test_a_checkpoint_is_json_and_safetensors_and_nothing_else(saved: tuple[Path, Spy]) -> None:
     found = sorted(one.name for one in (saved[0] / LAST).iterdir())
-    assert found == ["model.safetensors", "optimizer.safetensors", "state.json", "trainer.safetensors"]
+    assert found == [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.json",
+        "trainer.safetensors",
+    ]
     assert json.loads((saved[0] / LAST / "state.json").read_text())["full"] is True
     for name in found[:2]:
         with safe_open(saved[0] / LAST / name, framework="pt") as file:
             assert list(file.keys())
 
 
-@pytest.mark.parametrize("averaging", [None, EMAWeightAveraging, lambda: StochasticWeightAveraging(1e-2, 2)])
+@pytest.mark.parametrize(
+    "averaging", [None, EMAWeightAveraging, lambda: StochasticWeightAveraging(1e-2, 2)]
+)
 def test_resuming_from_ours_equals_resuming_from_lightnings_own(
     toy: ModuleType, tmp_path: Path, averaging: Any
 ) -> None:
@@ -131,7 +153,9 @@ def test_resuming_from_ours_equals_resuming_from_lightnings_own(
 
 
 @pytest.mark.parametrize("save_last", [True, "link"])
-def test_best_and_last_are_found_and_others_removed(toy: ModuleType, tmp_path: Path, save_last: Any) -> None:
+def test_best_and_last_are_found_and_others_removed(
+    toy: ModuleType, tmp_path: Path, save_last: Any
+) -> None:
     def best_and_last() -> ModelCheckpoint:
         return saver(tmp_path, monitor="val_loss", save_top_k=1, save_last=save_last)
 
@@ -179,21 +203,25 @@ def test_a_removed_link_leaves_its_target(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
-def test_a_failed_save_leaves_the_old_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_save_leaves_the_old_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     io, path = FlorCheckpointIO(), tmp_path / "one.ckpt"
     io.save_checkpoint({"state_dict": {"w": torch.zeros(2)}}, path)
 
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flor_plugins.store.checkpoints.write._write_file", full)
+    monkeypatch.setattr("flor_plugins.store.checkpoints.writer._write_file", full)
     with pytest.raises(StoreError, match="No space left"):
         io.save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
     assert load_checkpoint(path)["state_dict"]["w"].tolist() == [0.0, 0.0]
     assert names(tmp_path) == {"one.ckpt"}
 
 
-def test_a_failed_swap_puts_the_old_checkpoint_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_swap_puts_the_old_checkpoint_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     io, path, rename = FlorCheckpointIO(), tmp_path / "one.ckpt", Path.rename
     io.save_checkpoint({"state_dict": {"w": torch.zeros(2)}}, path)
     tried: list[Path] = []
@@ -220,7 +248,9 @@ def test_a_torn_file_is_refused_by_name(saved: tuple[Path, Spy], tmp_path: Path,
         FlorCheckpointIO().load_checkpoint(path)
 
 
-def test_an_altered_byte_is_refused(saved: tuple[Path, Spy], tmp_path: Path, toy: ModuleType) -> None:
+def test_an_altered_byte_is_refused(
+    saved: tuple[Path, Spy], tmp_path: Path, toy: ModuleType
+) -> None:
     path = copied(saved, tmp_path / "altered.ckpt")
     content = bytearray((path / "model.safetensors").read_bytes())
     content[-1] ^= 1
@@ -229,7 +259,9 @@ def test_an_altered_byte_is_refused(saved: tuple[Path, Spy], tmp_path: Path, toy
         fit(toy, [saver(tmp_path / "more")], 3, io=FlorCheckpointIO(), ckpt_path=path)
 
 
-def test_what_cannot_be_stored_is_warned_about_once_and_the_training_goes_on(toy: ModuleType, tmp_path: Path) -> None:
+def test_what_cannot_be_stored_is_warned_about_once_and_the_training_goes_on(
+    toy: ModuleType, tmp_path: Path
+) -> None:
     class Odd(toy.Net):
         def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
             checkpoint["odd"] = {"fine": 1, "function": lambda: None}
@@ -251,15 +283,28 @@ def test_python_w_error_does_not_end_the_training(
 ) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        FlorCheckpointIO().save_checkpoint({"state_dict": {}, "odd": lambda: None}, tmp_path / "one.ckpt")
+        FlorCheckpointIO().save_checkpoint(
+            {"state_dict": {}, "odd": lambda: None}, tmp_path / "one.ckpt"
+        )
     assert "odd" in capsys.readouterr().err
 
 
 def test_tied_tensors_stay_tied_wherever_they_are_put(tmp_path: Path) -> None:
     tied = torch.ones(3)
-    FlorCheckpointIO().save_checkpoint({"state_dict": {"a": tied, "b": tied}}, tmp_path / "one.ckpt")
-    for where in (None, "cpu", "meta", torch.device("meta"), {"cpu": "meta"}, lambda storage, place: storage):
-        found = FlorCheckpointIO().load_checkpoint(tmp_path / "one.ckpt", map_location=where)["state_dict"]
+    FlorCheckpointIO().save_checkpoint(
+        {"state_dict": {"a": tied, "b": tied}}, tmp_path / "one.ckpt"
+    )
+    for where in (
+        None,
+        "cpu",
+        "meta",
+        torch.device("meta"),
+        {"cpu": "meta"},
+        lambda storage, place: storage,
+    ):
+        found = FlorCheckpointIO().load_checkpoint(tmp_path / "one.ckpt", map_location=where)[
+            "state_dict"
+        ]
         assert found["a"] is found["b"]
         expected = "cpu" if where in (None, "cpu") or callable(where) else "meta"
         assert found["a"].device.type == expected
@@ -268,7 +313,9 @@ def test_tied_tensors_stay_tied_wherever_they_are_put(tmp_path: Path) -> None:
 def test_lightnings_own_files_can_be_read_on(toy: ModuleType, tmp_path: Path) -> None:
     fit(toy, [saver(tmp_path)])
     assert (tmp_path / LAST).is_file()
-    resumed = fit(toy, [saver(tmp_path / "ours")], 3, io=FlorCheckpointIO(), ckpt_path=tmp_path / LAST)
+    resumed = fit(
+        toy, [saver(tmp_path / "ours")], 3, io=FlorCheckpointIO(), ckpt_path=tmp_path / LAST
+    )
     assert resumed.global_step == 3 * STEPS
     assert (tmp_path / "ours" / f"epoch=2-step={3 * STEPS}.ckpt").is_dir()
 

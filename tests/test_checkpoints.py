@@ -17,16 +17,16 @@ from safetensors.torch import load_file
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints import fetch as fetching
 from flor_plugins.store.checkpoints import (
-    files,
     known_tensors,
     list_checkpoints,
     load_checkpoint,
+    manifest,
     references,
     save_checkpoint,
     tensor_hashes,
 )
+from flor_plugins.store.checkpoints import tensor_reader as fetching
 from flor_plugins.store.codec import Encoded, LostLeaf, encode
 from flor_plugins.store.files import PARTIAL, read_json
 
@@ -53,10 +53,12 @@ def test_a_checkpoint_that_was_listed_is_read_again_only_if_it_was_written_since
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(run, AT, encode(sections()))
-    assert files.stamp_of(folder(run)) is None  # it may still be written within the same tick of the clock
-    monkeypatch.setattr(files, "SETTLED_S", 0.0)
+    assert (
+        manifest.stamp_of(folder(run)) is None
+    )  # it may still be written within the same tick of the clock
+    monkeypatch.setattr(manifest, "SETTLED_S", 0.0)
     read: list[Path] = []
-    monkeypatch.setattr(files, "read_json", lambda path: read.append(path) or read_json(path))
+    monkeypatch.setattr(manifest, "read_json", lambda path: read.append(path) or read_json(path))
     assert list_checkpoints(run) == list_checkpoints(run) and len(read) == 1
     state = folder(run) / "state.json"
     was = state.read_bytes()
@@ -77,7 +79,10 @@ def test_large_states_are_read_by_several_threads_and_small_ones_by_none(
     all_at_work = threading.Barrier(3, timeout=60)
 
     def fetch(reader: fetching.Reader, *one: Any) -> None:
-        if threading.get_ident() not in threads and threading.current_thread() is not threading.main_thread():
+        if (
+            threading.get_ident() not in threads
+            and threading.current_thread() is not threading.main_thread()
+        ):
             all_at_work.wait()
         threads.add(threading.get_ident())
         original(reader, *one)
@@ -86,14 +91,18 @@ def test_large_states_are_read_by_several_threads_and_small_ones_by_none(
     monkeypatch.setattr(fetching.Reader, "fetch", fetch)
     monkeypatch.setattr(fetching, "processors", lambda: 3)
     loaded = load_checkpoint(run, AT)["model"]
-    assert all(torch.equal(loaded[key], one) for key, one in tensors.items()) and threads == {threading.get_ident()}
+    assert all(torch.equal(loaded[key], one) for key, one in tensors.items()) and threads == {
+        threading.get_ident()
+    }
     monkeypatch.setattr(fetching, "PER_THREAD", 1)
     threads.clear()
     loaded = load_checkpoint(run, AT)["model"]
     assert all(torch.equal(loaded[key], one) for key, one in tensors.items()) and len(threads) == 3
 
 
-def test_damage_that_another_thread_finds_is_raised_and_named(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damage_that_another_thread_finds_is_raised_and_named(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fetching, "processors", lambda: 3)
     monkeypatch.setattr(fetching, "PER_THREAD", 1)
     tensors = {f"w{number}": torch.full((64, number + 1), float(number)) for number in range(24)}
@@ -158,7 +167,9 @@ def test_unchanged_tensors_are_references_to_the_earlier_checkpoint(run: Path) -
     assert tensors["model/wte"]["file"] == f"../{AT}/model.safetensors"
     assert tensors["model/layer.weight"]["file"] == f"../{LATER}/model.safetensors"
     for one, scale in ((AT, 1.0), (LATER, 2.0), (Position(3, 30), 2.0)):
-        assert torch.equal(load_checkpoint(run, one)["model"]["layer.weight"], torch.arange(6.0) * scale)
+        assert torch.equal(
+            load_checkpoint(run, one)["model"]["layer.weight"], torch.arange(6.0) * scale
+        )
     assert references(run) == {AT: set(), LATER: {AT}, Position(3, 30): {AT, LATER}}
 
 
@@ -167,7 +178,9 @@ def test_a_second_process_finds_what_is_on_disk(run: Path) -> None:
     save_checkpoint(run, AT, encode(sections()), known)
     save_checkpoint(run, LATER, encode(sections(2.0)), known)
     assert known_tensors(run) == known
-    assert save_checkpoint(run, Position(3, 30), encode(sections(2.0)), known_tensors(run)).nbytes == 0
+    assert (
+        save_checkpoint(run, Position(3, 30), encode(sections(2.0)), known_tensors(run)).nbytes == 0
+    )
 
 
 def test_a_reference_to_a_deleted_checkpoint_is_never_made(run: Path) -> None:
@@ -200,7 +213,9 @@ def test_a_position_without_a_checkpoint_names_those_that_exist(run: Path) -> No
         load_checkpoint(run, AT)
     save_checkpoint(run, LATER, encode({}))
     save_checkpoint(run, AT, encode({}))
-    with pytest.raises(NoCheckpoint, match=r"no checkpoint at epoch=3,step=30; it has epoch=1.*; epoch=2"):
+    with pytest.raises(
+        NoCheckpoint, match=r"no checkpoint at epoch=3,step=30; it has epoch=1.*; epoch=2"
+    ):
         load_checkpoint(run, Position(3, 30))
     assert [one.position for one in list_checkpoints(run)] == [AT, LATER]
 
@@ -259,7 +274,9 @@ checkpoints.save_checkpoint(Path(sys.argv[1]), Position(2, 20), encode({"model":
 
 @pytest.mark.parametrize("when", ["before state.json", "before the rename"])
 def test_a_killed_save_leaves_no_checkpoint_and_the_next_one_succeeds(run: Path, when: str) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, str(run), when], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(run), when], capture_output=True, text=True
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     left = [one for one in (run / "checkpoints").iterdir() if one.name.startswith(PARTIAL)]
     assert len(left) == 1 and (left[0] / "model.safetensors").is_file()
@@ -270,7 +287,9 @@ def test_a_killed_save_leaves_no_checkpoint_and_the_next_one_succeeds(run: Path,
     assert [one.position for one in list_checkpoints(run)] == [AT, LATER]
 
 
-def test_what_a_writer_remembers_does_not_grow_with_the_run_and_what_never_changes_stays(run: Path) -> None:
+def test_what_a_writer_remembers_does_not_grow_with_the_run_and_what_never_changes_stays(
+    run: Path,
+) -> None:
     known: dict[Any, Any] = {}
     sizes = []
     for epoch in range(1, 30):
@@ -290,4 +309,13 @@ def test_a_tensor_that_stops_changing_is_stored_once_more_and_then_referred_to(r
         assert load_checkpoint(run, Position(epoch, epoch))["model"]["w"].tolist() == [value] * 3
     # Of one that changed each time it is seen only while it is written that it did not.
     third, sixth = [Position(3, 3)], [Position(6, 6)]
-    assert [sorted(one) for one in references(run).values()] == [[], [], [], [], third, [], [], sixth]
+    assert [sorted(one) for one in references(run).values()] == [
+        [],
+        [],
+        [],
+        [],
+        third,
+        [],
+        [],
+        sixth,
+    ]

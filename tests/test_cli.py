@@ -83,7 +83,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def flor_hf(project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Flor:
+def flor_hf(
+    project: Project, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Flor:
     """`flor-hf ARGS` in this process."""
     monkeypatch.chdir(project.root)
     monkeypatch.delenv("FLOR_DIR", raising=False)
@@ -138,7 +140,10 @@ def test_the_dataframe_is_printed_as_json_and_csv(flor_hf: Flor) -> None:
 
 def test_sql_answers_as_json_and_csv(flor_hf: Flor) -> None:
     query = "select name, status from runs order by name"
-    assert json.loads(flor_hf("sql", query, "--json").out)[0] == {"name": "good", "status": "finished"}
+    assert json.loads(flor_hf("sql", query, "--json").out)[0] == {
+        "name": "good",
+        "status": "finished",
+    }
     assert flor_hf("sql", query, "--csv").out.splitlines()[0] == "name,status"
     wrong = flor_hf("sql", "select nothing from nowhere")
     assert wrong.code == 1 and "nowhere" in wrong.err
@@ -182,7 +187,15 @@ def snapshot(project: Project) -> dict[str, int]:
 def test_a_dry_run_shows_the_plan_and_writes_nothing(flor_hf: Flor, project: Project) -> None:
     before = snapshot(project)
     plan = json.loads(
-        flor_hf("replay", "--metrics", "token_accuracy,update_norm", "--hook", HOOK, "--dry-run", "--json").out
+        flor_hf(
+            "replay",
+            "--metrics",
+            "token_accuracy,update_norm",
+            "--hook",
+            HOOK,
+            "--dry-run",
+            "--json",
+        ).out
     )
     assert [task["name"] for task in plan["tasks"]] == ["good", "other", "killed"]
     assert [one["way"] for one in plan["tasks"][0]["passes"]] == ["state", "train"]
@@ -217,7 +230,9 @@ def test_a_wrong_request_is_told_in_a_line_and_exits_with_1(
     assert not project.store.replays.exists() or not list(project.store.replays.iterdir())
 
 
-def test_an_empty_store_says_how_to_begin(flor_hf: Flor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_empty_store_says_how_to_begin(
+    flor_hf: Flor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("FLOR_DIR", str(tmp_path))
     done = flor_hf("replay", "--metrics", "tokens")
     assert done.code == 1 and "FlorCallback" in done.err
@@ -229,19 +244,35 @@ def test_an_empty_store_says_how_to_begin(flor_hf: Flor, monkeypatch: pytest.Mon
 
 def test_a_replay_prints_schedule_verdicts_and_values(flor_hf: Flor) -> None:
     done = flor_hf(
-        "replay", "--metrics", "tokens", "--hook", HOOK, "--run", "good", "--run", "killed", "--yes", "--workers", "2"
+        "replay",
+        "--metrics",
+        "tokens",
+        "--hook",
+        HOOK,
+        "--run",
+        "good",
+        "--run",
+        "killed",
+        "--yes",
+        "--workers",
+        "2",
     )
     assert done.code == 0, done.err
     assert done.out.count("exact") == 2 and "validate" in done.out
     rows = json.loads(flor_hf("dataframe", "tokens", "--json").out)
     assert [(r["epoch"], r["tokens"]) for r in rows if r["name"] == "good"] == [(1, 240), (2, 240)]
     # The killed run had two whole epochs, and only those are replayed.
-    assert [(r["epoch"], r["tokens"]) for r in rows if r["name"] == "killed"] == [(1, 240), (2, 240)]
+    assert [(r["epoch"], r["tokens"]) for r in rows if r["name"] == "killed"] == [
+        (1, 240),
+        (2, 240),
+    ]
     again = flor_hf("replay", "--metrics", "tokens", "--hook", HOOK, "--run", "good")
     assert again.code == 0 and "nothing is missing" in again.out
 
 
-def test_an_altered_checkpoint_is_named_and_other_runs_go_on(flor_hf: Flor, project: Project) -> None:
+def test_an_altered_checkpoint_is_named_and_other_runs_go_on(
+    flor_hf: Flor, project: Project
+) -> None:
     run = next(run for run in flor.runs(store=project.store.root) if run.name == "other")
     [weights, *_] = sorted(list_checkpoints(run.path)[-1].path.glob("*.safetensors"))
     whole, mode = weights.read_bytes(), weights.stat().st_mode
@@ -249,7 +280,16 @@ def test_an_altered_checkpoint_is_named_and_other_runs_go_on(flor_hf: Flor, proj
     try:
         weights.write_bytes(whole[:-8])
         torn = flor_hf(
-            "replay", "--metrics", "token_accuracy", "--hook", HOOK, "--run", "other", "--run", "good", "--json"
+            "replay",
+            "--metrics",
+            "token_accuracy",
+            "--hook",
+            HOOK,
+            "--run",
+            "other",
+            "--run",
+            "good",
+            "--json",
         )
         weights.write_bytes(whole[:-8] + bytes(8 * [255]))
         altered = flor_hf("replay", "--metrics", "token_accuracy", "--hook", HOOK, "--run", "other")
@@ -261,7 +301,9 @@ def test_an_altered_checkpoint_is_named_and_other_runs_go_on(flor_hf: Flor, proj
         assert str(weights) in done.err or weights.name in done.err
         assert "Traceback" not in done.err
     rows = json.loads(torn.out)
-    assert [row["epoch"] for row in rows if row["name"] == "good" and row["token_accuracy"] is not None] == [1, 2]
+    assert [
+        row["epoch"] for row in rows if row["name"] == "good" and row["token_accuracy"] is not None
+    ] == [1, 2]
 
 
 def test_a_missing_framework_is_named_with_what_to_install(
@@ -276,11 +318,15 @@ def test_a_missing_framework_is_named_with_what_to_install(
 
 def test_changed_ignored_data_is_found_as_divergence(flor_hf: Flor, project: Project) -> None:
     project.write("words.txt", "tracked: its version is used, so that this changes nothing")
-    same = flor_hf("replay", "--metrics", "update_norm", "--hook", HOOK, "--run", "good", "--epochs", "2")
+    same = flor_hf(
+        "replay", "--metrics", "update_norm", "--hook", HOOK, "--run", "good", "--epochs", "2"
+    )
     assert same.code == 0, same.out + same.err
     assert "exact" in same.out
     project.write("ignored/seed.txt", "6")
-    done = flor_hf("replay", "--metrics", "update_norm", "--hook", HOOK, "--run", "good", "--epochs", "1")
+    done = flor_hf(
+        "replay", "--metrics", "update_norm", "--hook", HOOK, "--run", "good", "--epochs", "1"
+    )
     assert done.code == 3
     assert "diverged" in done.out
     assert "first differs at epoch 0, step 1: " in done.out

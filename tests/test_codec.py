@@ -110,7 +110,9 @@ def test_hard_values_come_back(value: Any) -> None:
 def test_complex32_comes_back() -> None:
     value = torch.view_as_complex(torch.ones(3, 2, dtype=torch.float16))
     back = there_and_back(value)
-    assert back.dtype is torch.complex32 and torch.equal(torch.view_as_real(back), torch.view_as_real(value))
+    assert back.dtype is torch.complex32 and torch.equal(
+        torch.view_as_real(back), torch.view_as_real(value)
+    )
 
 
 def test_generators_go_on_with_the_same_numbers() -> None:
@@ -166,11 +168,15 @@ def test_tensors_made_and_freed_while_encoding_are_not_taken_for_one() -> None:
     class Fresh(dict):
         pass
 
-    generators = [torch.Generator().manual_seed(i) for i in range(20)]  # get_state makes a new tensor each
+    generators = [
+        torch.Generator().manual_seed(i) for i in range(20)
+    ]  # get_state makes a new tensor each
     assert same(generators, there_and_back(generators))
 
 
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Adagrad])
+@pytest.mark.parametrize(
+    "kind", [torch.optim.SGD, torch.optim.AdamW, torch.optim.LBFGS, torch.optim.Adagrad]
+)
 def test_an_optimizer_goes_on_bit_for_bit(kind: Any) -> None:
     def steps(model: torch.nn.Module, optimizer: Any) -> torch.Tensor:
         def closure() -> torch.Tensor:

@@ -70,7 +70,10 @@ class Sub(torch.Tensor):
         ((one for one in ()), "generator"),
         (
             dt.datetime(
-                2026, 1, 1, tzinfo=type("Zone", (dt.tzinfo,), {"utcoffset": lambda *_: dt.timedelta(0)})()
+                2026,
+                1,
+                1,
+                tzinfo=type("Zone", (dt.tzinfo,), {"utcoffset": lambda *_: dt.timedelta(0)})(),
             ),
             "zone",
         ),
@@ -78,7 +81,9 @@ class Sub(torch.Tensor):
 )
 @pytest.mark.filterwarnings("ignore:Sparse")
 def test_what_cannot_be_stored_is_lost_alone_and_named_by_its_path(value: Any, why: str) -> None:
-    encoded = encode({"loops": {"before": 1, "callbacks": [0, {"it": value}], "after": torch.ones(1)}})
+    encoded = encode(
+        {"loops": {"before": 1, "callbacks": [0, {"it": value}], "after": torch.ones(1)}}
+    )
     assert len(encoded.lost) == 1
     assert encoded.lost[0].startswith("loops/callbacks.1.it") and why in encoded.lost[0]
     back = decode(json.loads(json.dumps(encoded.tree)), encoded.tensors)["loops"]

@@ -30,12 +30,12 @@ from flor_plugins.store.checkpoints import (
     save_checkpoint,
     tensor_hashes,
 )
-from flor_plugins.store.checkpoints.cold import MOST_DELTAS, cool, cool_run
-from flor_plugins.store.checkpoints.files import read_state
-from flor_plugins.store.checkpoints.links import Holders
-from flor_plugins.store.checkpoints.read import read_tensors
-from flor_plugins.store.checkpoints.shells import hollow, needed_tensors
-from flor_plugins.store.checkpoints.write import DTYPES
+from flor_plugins.store.checkpoints.compression import MOST_DELTAS, cool, cool_run
+from flor_plugins.store.checkpoints.loader import read_tensors
+from flor_plugins.store.checkpoints.manifest import read_state
+from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.tombstones import hollow, needed_tensors
+from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.codec import encode
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -74,7 +74,10 @@ def record(run: Path, count: int, side: int = 48) -> dict[Position, dict[str, An
             "loops": {"epoch": number, "noise": torch.randint(0, 256, (999,)).byte()},
         }
         if number % 3 == 0:
-            state["optimizer"] = {"m": torch.full((side, side), float("nan")), "step": torch.tensor(float(number))}
+            state["optimizer"] = {
+                "m": torch.full((side, side), float("nan")),
+                "step": torch.tensor(float(number)),
+            }
         save_checkpoint(run, at(number), encode(state), known)
         saved[at(number)] = state
     return saved
@@ -85,7 +88,9 @@ def load_all(run: Path) -> dict[Position, dict[str, Any]]:
 
 
 def agree(found: dict[Position, Any], saved: dict[Position, Any]) -> bool:
-    return found.keys() == saved.keys() and all(same(found[position], saved[position]) for position in saved)
+    return found.keys() == saved.keys() and all(
+        same(found[position], saved[position]) for position in saved
+    )
 
 
 def bytes_in(run: Path) -> int:
@@ -130,7 +135,9 @@ def test_tensors_are_read_into_memory_that_is_given(run: Path) -> None:
     state = read_state(folder_of(run, at(4)))
     into = {"model/w": torch.zeros(48, 48), "model/half": torch.zeros(3)}
     loaded = read_tensors(folder_of(run, at(4)), state, ["model/w", "model/half"], into)
-    assert loaded["model/w"] is into["model/w"] and torch.equal(into["model/w"], saved[at(4)]["model"]["w"])
+    assert loaded["model/w"] is into["model/w"] and torch.equal(
+        into["model/w"], saved[at(4)]["model"]["w"]
+    )
     assert torch.equal(loaded["model/half"], saved[at(4)]["model"]["half"])
 
 
@@ -142,9 +149,15 @@ def test_a_compressed_file_is_safetensors_and_says_how_it_is_packed(run: Path) -
     assert there["w"].dtype == torch.uint8 and len(there["w"]) < 0.8 * 48 * 48 * 4
     state = json.loads((folder / "state.json").read_text())
     said = state["tensors"]["model/w"]
-    assert (said["packing"], said["base"]) == ("delta,sort,shuffle,zstd", "../epoch=1,step=10/model/w")
+    assert (said["packing"], said["base"]) == (
+        "delta,sort,shuffle,zstd",
+        "../epoch=1,step=10/model/w",
+    )
     assert (said["dtype"], said["shape"], said["nbytes"]) == ("float32", [48, 48], 48 * 48 * 4)
-    assert state["files"]["model.cold.safetensors"] == (folder / "model.cold.safetensors").stat().st_size
+    assert (
+        state["files"]["model.cold.safetensors"]
+        == (folder / "model.cold.safetensors").stat().st_size
+    )
 
 
 def test_no_tensor_is_more_than_a_few_deltas_away_from_its_keyframe(run: Path) -> None:
@@ -167,9 +180,15 @@ def test_checkpoints_that_are_deltas_to_each_other_make_no_circle(run: Path) -> 
 
 def test_a_base_that_does_not_fit_is_not_used(run: Path) -> None:
     save_checkpoint(run, at(1), encode({"model": {"w": torch.zeros(64, 64)}}))
-    save_checkpoint(run, at(2), encode({"model": {"w": torch.ones(64, 32), "v": torch.ones(64, 64)}}))
+    save_checkpoint(
+        run, at(2), encode({"model": {"w": torch.ones(64, 32), "v": torch.ones(64, 64)}})
+    )
     cool(run, at(2), at(1))
-    assert {one["base"] for one in read_state(folder_of(run, at(2)))["tensors"].values() if "base" in one} == set()
+    assert {
+        one["base"]
+        for one in read_state(folder_of(run, at(2)))["tensors"].values()
+        if "base" in one
+    } == set()
     assert torch.equal(load_checkpoint(run, at(2))["model"]["w"], torch.ones(64, 32))
 
 
@@ -189,7 +208,11 @@ SHAPES = st.lists(st.integers(0, 40), max_size=3)
 
 @given(dtype=st.sampled_from(sorted(DTYPES)), shape=SHAPES, other=SHAPES, data=st.data())
 def test_any_tensor_reads_as_before(
-    tmp_path_factory: pytest.TempPathFactory, dtype: str, shape: list[int], other: list[int], data: st.DataObject
+    tmp_path_factory: pytest.TempPathFactory,
+    dtype: str,
+    shape: list[int],
+    other: list[int],
+    data: st.DataObject,
 ) -> None:
     run = tmp_path_factory.mktemp("run")
     kind, nbytes = getattr(torch, dtype), DTYPES[dtype][1]
@@ -197,11 +220,22 @@ def test_any_tensor_reads_as_before(
     highest = 2 if dtype == "bool" else data.draw(st.sampled_from([2, 256]))
 
     def tensor(size: list[int]) -> torch.Tensor:
-        return torch.randint(0, highest, (*size, nbytes), generator=generator).byte().view(kind).reshape(size)
+        return (
+            torch.randint(0, highest, (*size, nbytes), generator=generator)
+            .byte()
+            .view(kind)
+            .reshape(size)
+        )
 
     known: Any = {}
-    kept, changed = tensor(shape), [tensor(shape if data.draw(st.booleans()) else other) for _ in range(3)]
-    states = [{"model": {"kept": kept, "tied": kept, "w": one, "more": torch.arange(99.0)}} for one in changed]
+    kept, changed = (
+        tensor(shape),
+        [tensor(shape if data.draw(st.booleans()) else other) for _ in range(3)],
+    )
+    states = [
+        {"model": {"kept": kept, "tied": kept, "w": one, "more": torch.arange(99.0)}}
+        for one in changed
+    ]
     for number, state in enumerate(states):
         save_checkpoint(run, at(number), encode(state), known)
     before = [exact(load_checkpoint(run, at(number))["model"]) for number in range(3)]
@@ -236,7 +270,9 @@ def data_of(path: Path) -> range:
 
 
 @pytest.mark.parametrize("number", [1, 2])
-def test_damage_in_a_compressed_file_or_in_its_base_is_found_and_named(run: Path, number: int) -> None:
+def test_damage_in_a_compressed_file_or_in_its_base_is_found_and_named(
+    run: Path, number: int
+) -> None:
     saved = record(run, 2, side=24)
     cool_run(run, keep=0)
     path = folder_of(run, at(number)) / "model.cold.safetensors"
@@ -245,7 +281,9 @@ def test_damage_in_a_compressed_file_or_in_its_base_is_found_and_named(run: Path
     for i in data_of(path)[:: 1 + len(whole) // 150]:
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
         try:
-            assert same(load_checkpoint(run, at(2)), saved[at(2)])  # it lay between two tensors, or was not needed
+            assert same(
+                load_checkpoint(run, at(2)), saved[at(2)]
+            )  # it lay between two tensors, or was not needed
         except DamagedCheckpoint as error:
             assert str(path) in str(error)
             found += 1
@@ -254,7 +292,9 @@ def test_damage_in_a_compressed_file_or_in_its_base_is_found_and_named(run: Path
     with pytest.raises(DamagedCheckpoint, match=rf"{path.parent.name}.*has {len(whole) - 1} bytes"):
         load_checkpoint(run, at(2))
     path.unlink()
-    with pytest.raises(DamagedCheckpoint, match=rf"{path.parent.name}/model.cold.safetensors is missing"):
+    with pytest.raises(
+        DamagedCheckpoint, match=rf"{path.parent.name}/model.cold.safetensors is missing"
+    ):
         load_checkpoint(run, at(2))
 
 
@@ -262,15 +302,21 @@ def test_damage_in_a_compressed_file_or_in_its_base_is_found_and_named(run: Path
     ("old", "new", "says"),
     [
         ("../epoch=1,step=10/model/w", "../epoch=2,step=20/model/w", "needs 'model/w' to make"),
-        ("../epoch=1,step=10/model/w", "../epoch=1,step=10/model/gone", "does not have the tensor 'model/gone'"),
+        (
+            "../epoch=1,step=10/model/w",
+            "../epoch=1,step=10/model/gone",
+            "does not have the tensor 'model/gone'",
+        ),
         ("../epoch=1,step=10/model/w", "../epoch=1,step=10/model/half", "which has another shape"),
         ("../epoch=1,step=10/model/w", "../../secret/model/w", "not a checkpoint"),
         ("../epoch=1,step=10/model/w", "model/w", "not a tensor of a checkpoint"),
         ("delta,sort,shuffle,zstd", "exec", "packed with 'exec'"),
     ],
 )
-def test_a_base_or_packing_that_makes_no_sense_is_refused(run: Path, old: str, new: str, says: str) -> None:
-    from flor_plugins.store.checkpoints.files import own_hash
+def test_a_base_or_packing_that_makes_no_sense_is_refused(
+    run: Path, old: str, new: str, says: str
+) -> None:
+    from flor_plugins.store.checkpoints.manifest import own_hash
 
     record(run, 2)
     cool_run(run, keep=0)
@@ -305,7 +351,9 @@ def test_who_read_the_old_state_finds_the_new_files(run: Path) -> None:
 
 def test_readers_meet_no_gap_while_checkpoints_are_compressed_and_given_up(run: Path) -> None:
     saved = record(run, 24, side=24)
-    readable = {position: state for position, state in saved.items() if position.epoch not in (2, 5, 8)}
+    readable = {
+        position: state for position, state in saved.items() if position.epoch not in (2, 5, 8)
+    }
     wrong: list[object] = []
     done = threading.Event()
 
@@ -330,7 +378,9 @@ def test_readers_meet_no_gap_while_checkpoints_are_compressed_and_given_up(run: 
     for one in readers:
         one.join()
     assert wrong == []
-    assert agree(load_all(run), {one.position: saved[one.position] for one in list_checkpoints(run)})
+    assert agree(
+        load_all(run), {one.position: saved[one.position] for one in list_checkpoints(run)}
+    )
 
 
 KILLED = """
@@ -371,7 +421,10 @@ else:
 
 def killed(run: Path, what: str, stage: str, *keys: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(run), what, stage, *keys], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", KILLED, str(run), what, stage, *keys],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
 
@@ -433,24 +486,28 @@ def test_one_who_is_told_to_stop_leaves_nothing_half_done_and_goes_on_later(run:
     assert agree(load_all(run), saved)
 
 
-def test_a_full_disk_leaves_the_checkpoint_as_it_was(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_checkpoint_as_it_was(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     saved = record(run, 2)
     before = names(run, at(2))
 
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flor_plugins.store.checkpoints.growing._write_all", full)
+    monkeypatch.setattr("flor_plugins.store.checkpoints.streaming_safetensors._write_all", full)
     with pytest.raises(StoreError, match="No space left on device"):
         cool_run(run, keep=0)
     assert names(run, at(2)) == before and agree(load_all(run), saved)
 
 
-def test_what_can_not_be_read_back_does_not_replace_what_was_there(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flor_plugins.store.checkpoints import cold
+def test_what_can_not_be_read_back_does_not_replace_what_was_there(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flor_plugins.store.checkpoints import compression
 
     saved = record(run, 2)
-    monkeypatch.setattr(cold, "pack", lambda memory, width, method, base: [bytes(64)])
+    monkeypatch.setattr(compression, "pack", lambda memory, width, method, base: [bytes(64)])
     with pytest.warns(UserWarning, match="not compressed"):
         assert cool_run(run, keep=0) == 0
     assert names(run, at(1)) == {"state.json", "model.safetensors", "loops.safetensors"}
@@ -475,7 +532,10 @@ def test_a_shell_is_no_checkpoint_and_what_refers_to_it_is_read(run: Path) -> No
     with pytest.raises(NoCheckpoint, match=r"has no checkpoint at epoch=1,step=10"):
         load_checkpoint(run, at(1))
     assert at(1) in references(run)[at(12)]
-    assert agree({position: load_checkpoint(run, position) for position in left}, {one: saved[one] for one in left})
+    assert agree(
+        {position: load_checkpoint(run, position) for position in left},
+        {one: saved[one] for one in left},
+    )
 
 
 def test_a_shell_keeps_what_it_is_asked_for_and_refuses_what_it_does_not_have(run: Path) -> None:
@@ -499,7 +559,9 @@ def test_a_shell_keeps_what_it_is_asked_for_and_refuses_what_it_does_not_have(ru
 
 
 def test_checkpoints_of_format_1_are_compressed_and_given_up(tmp_path: Path) -> None:
-    run = Path(shutil.copytree(GOLDEN / "format-1", tmp_path / "old")) / "20260101-000000-000-abcdef"
+    run = (
+        Path(shutil.copytree(GOLDEN / "format-1", tmp_path / "old")) / "20260101-000000-000-abcdef"
+    )
     saved = load_all(run)
     first, second = saved
     cool_run(run, keep=0)
@@ -511,7 +573,7 @@ def test_checkpoints_of_format_1_are_compressed_and_given_up(tmp_path: Path) -> 
 
 def test_two_who_compress_the_same_run_wait_for_each_other(run: Path) -> None:
     saved = record(run, 8)
-    code = "import sys; from pathlib import Path; from flor_plugins.store.checkpoints.cold import cool_run\n"
+    code = "import sys; from pathlib import Path; from flor_plugins.store.checkpoints.compression import cool_run\n"
     command = [sys.executable, "-c", code + "cool_run(Path(sys.argv[1]), keep=0)", str(run)]
     both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
@@ -529,6 +591,9 @@ def test_compressing_needs_no_torch(run: Path) -> None:
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, env=dict(os.environ)
+        [sys.executable, "-I", "-S", "-c", code],
+        capture_output=True,
+        text=True,
+        env=dict(os.environ),
     )
     assert done.returncode == 0, done.stderr

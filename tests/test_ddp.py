@@ -67,7 +67,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_two_processes_train_the_same_with_and_without_the_callback(pair: Pair) -> None:
     assert train(pair.project, pair.framework, "without") == pair.told
     for rank in (0, 1):
-        without, recorded = (torch.load(pair.project.root / f"out/{name}-{rank}.pt") for name in ("without", "pair"))
+        without, recorded = (
+            torch.load(pair.project.root / f"out/{name}-{rank}.pt") for name in ("without", "pair")
+        )
         assert all(torch.equal(without[name], recorded[name]) for name in without)
 
 
@@ -85,7 +87,9 @@ def test_each_process_keeps_what_is_its_own_and_values_stand_once(pair: Pair) ->
     assert all("running" in name or "num_batches" in name for name in second["model"])
     whole = ranks.load_checkpoint(run.path, 1, position)
     assert whole["optimizer"] and set(whole["model"]) == set(first["model"])
-    assert not torch.equal(whole["model"]["net.1.running_mean"], first["model"]["net.1.running_mean"])
+    assert not torch.equal(
+        whole["model"]["net.1.running_mean"], first["model"]["net.1.running_mean"]
+    )
     assert not torch.equal(whole["rng"]["now"]["torch"], first["rng"]["now"]["torch"])
 
 
@@ -93,7 +97,9 @@ def test_each_process_keeps_what_is_its_own_and_values_stand_once(pair: Pair) ->
 def test_two_processes_replay_every_micro_batch_bit_for_bit(pair: Pair) -> None:
     found = json.loads(pair.project.flor("verify", "pair", "--json").stdout)
     assert {one["verdict"] for one in found} == {"exact"}
-    assert {"epoch=1,step=6", "epoch=2,step=10", "epoch=2,step=12"} <= {one["from"] for one in found}
+    assert {"epoch=1,step=6", "epoch=2,step=10", "epoch=2,step=12"} <= {
+        one["from"] for one in found
+    }
     assert replayed(pair.project) == pair.told and len(pair.told) == 54
     # Beginning inside an epoch, in processes that have trained nothing before:
     (found,) = json.loads(pair.project.flor("verify", "pair@step=14", "--json").stdout)
@@ -135,7 +141,9 @@ def test_killed_run_of_two_processes_goes_on_as_if_it_had_not_been(pair: Pair) -
     assert run.status == "finished" and not run.gaps and len(run.resumed) == 1
     assert set(before) | set(after) == set(pair.told) and len(after) < len(pair.told)
     for rank in (0, 1):
-        once, twice = (torch.load(project.root / f"out/{name}-{rank}.pt") for name in ("pair", "resumed"))
+        once, twice = (
+            torch.load(project.root / f"out/{name}-{rank}.pt") for name in ("pair", "resumed")
+        )
         assert all(torch.equal(once[name], twice[name]) for name in once)
     found = json.loads(project.flor("verify", "resumed", "--json").stdout)
     assert {one["verdict"] for one in found} == {"exact"}
@@ -143,7 +151,9 @@ def test_killed_run_of_two_processes_goes_on_as_if_it_had_not_been(pair: Pair) -
 
 @pytest.mark.exactness
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_three_processes_add_up_gradients_in_the_order_in_which_they_did(framework: str, tmp_path: Path) -> None:
+def test_three_processes_add_up_gradients_in_the_order_in_which_they_did(
+    framework: str, tmp_path: Path
+) -> None:
     project = replaying.make(tmp_path / "project")
     (project.root / "out").mkdir()
     told = train(project, framework, "three", 3)
@@ -159,6 +169,16 @@ def test_run_whose_other_processes_have_no_callback_keeps_its_weights(tmp_path: 
     train(project, "lightning", "first")
     refused = project.flor("verify", "first", ok=False)
     assert refused.returncode == 1 and "can't be verified" in refused.stderr
-    project.flor("replay", "--run", "first", "--yes", "--hook", "pair_hooks.py", "--metrics", "norm")
-    assert flor.dataframe("norm", store=project.store.root)["step"].tolist() == [3, 5, 6, 9, 10, 12, 15]
+    project.flor(
+        "replay", "--run", "first", "--yes", "--hook", "pair_hooks.py", "--metrics", "norm"
+    )
+    assert flor.dataframe("norm", store=project.store.root)["step"].tolist() == [
+        3,
+        5,
+        6,
+        9,
+        10,
+        12,
+        15,
+    ]
     assert not any(one.can_train for one in ranks.list_checkpoints(run_of(project, "first")))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.replay.engines.devices import VARIABLE, Devices, visible
+from flor_plugins.replayer.execution.gpu_assignment import VARIABLE, Devices, visible
 
 
 def driver(folder: Path, count: int) -> Path:

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.hooks.digests import digest_of, digests, joined
-from flor_plugins.hooks.load import load, scan
+from flor_plugins.hooks.hook_files import load, scan
+from flor_plugins.hooks.source_digest import digest_of, digests, joined
 from flor_plugins.records import Grade, Position, Row, Run
-from flor_plugins.replay import plan
-from flor_plugins.replay.epochs import epochs_of, sample, spread
-from flor_plugins.replay.history import of_today
-from flor_plugins.store.frame import dataframe
-from flor_plugins.store.journal import Journal
+from flor_plugins.replayer.planning import planner
+from flor_plugins.replayer.planning.epoch_selection import epochs_of, sample, spread
+from flor_plugins.replayer.planning.recorded_values import of_today
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.query.dataframe import dataframe
 from tests.test_plan import ask, boundary, record, ways
 
 SOURCE = '''
@@ -61,7 +61,11 @@ def changed(old: str, new: str, source: str = SOURCE) -> set[str]:
         ("outer(1)", "outer(2)", {"first"}),
         ("@flor.metric\n", "@flor.metric(reduce='sum')\n", {"first"}),
         ("fmean([x])", "fmean([x, x])", {"inner", "outer", "first"}),
-        ("from statistics import fmean", "from numpy import mean as fmean", {"inner", "outer", "first"}),
+        (
+            "from statistics import fmean",
+            "from numpy import mean as fmean",
+            {"inner", "outer", "first"},
+        ),
         ("math.pi", "math.e", {"second"}),
         ("import os\n", "", set()),
         ('"""Hooks."""', '"""All hooks."""', set()),
@@ -72,7 +76,9 @@ def changed(old: str, new: str, source: str = SOURCE) -> set[str]:
         ("TABLE = {}", "TABLE = {}\nfrom os.path import *", {"inner", "outer", "first", "second"}),
     ],
 )
-def test_an_edit_changes_the_hooks_that_use_what_it_touches(old: str, new: str, expected: set[str]) -> None:
+def test_an_edit_changes_the_hooks_that_use_what_it_touches(
+    old: str, new: str, expected: set[str]
+) -> None:
     assert changed(old, new) == expected
 
 
@@ -84,7 +90,9 @@ def test_a_hook_that_looks_names_up_by_text_goes_by_the_whole_file(dynamic: str)
 
 
 def test_lines_that_move_and_line_ends_are_not_an_edit() -> None:
-    assert digests(SOURCE.encode()) == digests(("\n\n# moved\n" + SOURCE).replace("\n", "\r\n").encode())
+    assert digests(SOURCE.encode()) == digests(
+        ("\n\n# moved\n" + SOURCE).replace("\n", "\r\n").encode()
+    )
 
 
 def test_scanned_and_loaded_hooks_go_by_the_same_digest(tmp_path: Path) -> None:
@@ -97,9 +105,14 @@ def test_scanned_and_loaded_hooks_go_by_the_same_digest(tmp_path: Path) -> None:
     assert found["compute_metrics"].digest == loaded.digest == found["first"].file_digest
 
 
-def compute(run: Run, number: int, hook: str | None, epochs: tuple[int, ...], grade: Grade = "exact") -> None:
+def compute(
+    run: Run, number: int, hook: str | None, epochs: tuple[int, ...], grade: Grade = "exact"
+) -> None:
     """A replay that gave `accuracy`, its number as the value."""
-    journal = Journal(run.path / "metrics" / f"replay-2026112{number}-000000-000-000000-w0.jsonl", run.path / "media")
+    journal = Journal(
+        run.path / "metrics" / f"replay-2026112{number}-000000-000-000000-w0.jsonl",
+        run.path / "media",
+    )
     for epoch in epochs:
         values = {"accuracy": float(number)}
         journal.append(Row(boundary(epoch), "validation", "epoch", values, 0.0, grade, hook))
@@ -118,7 +131,9 @@ def hooks(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_value_of_another_hook_is_computed_anew_and_the_newest_is_shown(store: Store, hooks: Path) -> None:
+def test_a_value_of_another_hook_is_computed_anew_and_the_newest_is_shown(
+    store: Store, hooks: Path
+) -> None:
     run = record(store)
     compute(run, 1, "0" * 64, (1, 2, 3))
     assert ways(ask([run], hooks, "accuracy")) == {"state": (1, 2, 3)}
@@ -129,13 +144,17 @@ def test_a_value_of_another_hook_is_computed_anew_and_the_newest_is_shown(store:
 
 
 @pytest.mark.parametrize("grade", ["exact", "diverged", "unverified"])
-def test_a_value_of_the_same_hook_is_there_whatever_its_verdict(store: Store, hooks: Path, grade: Grade) -> None:
+def test_a_value_of_the_same_hook_is_there_whatever_its_verdict(
+    store: Store, hooks: Path, grade: Grade
+) -> None:
     run = record(store)
     compute(run, 1, scan(hooks)[0].digest, (1, 2, 3), grade)
     assert ask([run], hooks, "accuracy").tasks == ()
 
 
-def test_a_value_that_goes_by_the_whole_file_is_there_until_the_file_changes(store: Store, hooks: Path) -> None:
+def test_a_value_that_goes_by_the_whole_file_is_there_until_the_file_changes(
+    store: Store, hooks: Path
+) -> None:
     run = record(store)
     compute(run, 1, digest_of(hooks.read_bytes()), (1, 2, 3))
     assert ask([run], hooks, "accuracy").tasks == ()
@@ -143,7 +162,9 @@ def test_a_value_that_goes_by_the_whole_file_is_there_until_the_file_changes(sto
     assert ways(ask([run], hooks, "accuracy")) == {"state": (1, 2, 3)}
 
 
-def test_editing_one_hook_of_a_file_leaves_the_values_of_the_others(store: Store, hooks: Path) -> None:
+def test_editing_one_hook_of_a_file_leaves_the_values_of_the_others(
+    store: Store, hooks: Path
+) -> None:
     run = record(store)
     compute(run, 1, scan(hooks)[0].digest, (1, 2, 3))
     hooks.write_text(hooks.read_text() + "\n@flor.metric\ndef other(ctx): ...\n")
@@ -165,7 +186,9 @@ def test_a_predicate_sees_the_values_of_the_hook_of_today(store: Store, hooks: P
 
 def test_values_of_callbacks_go_by_their_file(store: Store, tmp_path: Path) -> None:
     run, path = record(store), tmp_path / "callbacks.py"
-    path.write_text("class Hook(TrainerCallback):\n    def on_evaluate(self, *args, **kwargs): ...\n")
+    path.write_text(
+        "class Hook(TrainerCallback):\n    def on_evaluate(self, *args, **kwargs): ...\n"
+    )
     compute(run, 1, joined([digest_of(path.read_bytes())]), (1, 2))
     compute(run, 2, None, (3,))
     assert ask([run], path, "accuracy").tasks == ()
@@ -190,7 +213,9 @@ def test_rows_stay_where_their_values_do_not_count() -> None:
         ("sample:3", [], []),
     ],
 )
-def test_a_sample_of_epochs_is_spread_and_has_both_ends(text: str, known: range, expected: list[int]) -> None:
+def test_a_sample_of_epochs_is_spread_and_has_both_ends(
+    text: str, known: range, expected: list[int]
+) -> None:
     assert epochs_of(text, known) == expected
 
 
@@ -221,7 +246,9 @@ def test_each_beginning_of_the_order_is_spread_over_all(size: int) -> None:
         assert max(b - a for a, b in pairwise(seen)) <= -(-(size - 1) // 2**halvings)
 
 
-def test_positions_come_in_an_order_of_which_a_tenth_shows_the_curve(store: Store, hooks: Path) -> None:
-    made = plan.make([record(store)], plan.Request(("accuracy",), None, "all", (hooks,)))
+def test_positions_come_in_an_order_of_which_a_tenth_shows_the_curve(
+    store: Store, hooks: Path
+) -> None:
+    made = planner.make([record(store)], planner.Request(("accuracy",), None, "all", (hooks,)))
     assert [one.epoch for one in made.tasks[0].passes[0].positions] == [1, 3, 2]
     assert made.tasks[0].passes[0].epochs == (1, 2, 3)

@@ -12,9 +12,9 @@ import pytest
 import flor_plugins as flor
 from flor_plugins.errors import Diverged
 from flor_plugins.records import Position
-from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
-from flor_plugins.store.names import ASKED
+from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.metrics.reserved_names import ASKED
 from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.editing import changed
@@ -37,7 +37,7 @@ def main(name):
 if __name__ == "__main__":
     main(sys.argv[1])
 '''
-OWN = '''
+OWN = """
 class Own(hf_toy.Trainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         outputs = model(**inputs)
@@ -47,18 +47,18 @@ class Own(hf_toy.Trainer):
 
 hf_toy.Trainer = Own
 
-'''
+"""
 SECOND = changed(BARE, ("\n\ndef main", OWN + "\ndef main"))
 FIRST = changed(SECOND, ("outputs = ", "answer = "), ("outputs.loss", "answer.loss"),
                 ("(loss, outputs)", "(loss, answer)"))  # fmt: skip
 LOGGED = """        flor.log("sharpness", peak(outputs.logits.detach()))
         self.log({"size": float(outputs.logits.detach().abs().mean())})
 """
-PEAK = '''def peak(logits):
+PEAK = """def peak(logits):
     return logits.softmax(-1).amax(-1).mean()
 
 
-'''
+"""
 EDITED = changed(
     SECOND,
     ("import torch\n", "import torch\nimport flor_plugins as flor\n"),
@@ -132,18 +132,30 @@ def test_what_an_edit_logs_is_what_a_training_logs(
         assert found == values(really.store, name, METRICS)
         steps = {place[2] for place in found if place[0] == "sharpness" and place[3] == "train"}
         assert steps == set(range(1, 17))
-        assert {place[:3] for place in found if place[3] == "validation"} >= {("sharpness", 1, 8), ("sharpness", 2, 16)}
+        assert {place[:3] for place in found if place[3] == "validation"} >= {
+            ("sharpness", 1, 8),
+            ("sharpness", 2, 16),
+        }
         assert {place[2] for place in found if place[0] == "size" and place[3] == "train"} >= steps
 
 
-def test_a_version_without_a_place_for_it_is_skipped_and_the_others_are_filled(project: Project, printed: str) -> None:
-    assert {row["name"]: row["verdict"] for row in project.verdicts()} == dict.fromkeys(NAMES, "exact")
-    assert "can't be carried to run bare: train.py:" in printed and "no place in this version" in printed
+def test_a_version_without_a_place_for_it_is_skipped_and_the_others_are_filled(
+    project: Project, printed: str
+) -> None:
+    assert {row["name"]: row["verdict"] for row in project.verdicts()} == dict.fromkeys(
+        NAMES, "exact"
+    )
+    assert (
+        "can't be carried to run bare: train.py:" in printed
+        and "no place in this version" in printed
+    )
 
 
 def test_a_replay_says_where_it_has_looked(project: Project, printed: str) -> None:
     (run,) = [one for one in list_runs(project.store) if one.name == "second"]
-    looked = {row.position: row.values[ASKED] for _, row in read_run(run.path) if ASKED in row.values}
+    looked = {
+        row.position: row.values[ASKED] for _, row in read_run(run.path) if ASKED in row.values
+    }
     assert looked[Position(0, 1)] == METRICS
 
 
@@ -152,9 +164,13 @@ def test_a_method_that_is_replaced_logs_in_each_version(project: Project, printe
     target = "train:Own.compute_loss"
     patch = {target: project.root / "patches/loss.py:compute_loss"}
     flor.replay(["summit"], patch=patch, workers=2, store=project.store.root)
-    assert {(row["name"], row["verdict"]) for row in project.verdicts()} == {(name, "exact") for name in NAMES}
+    assert {(row["name"], row["verdict"]) for row in project.verdicts()} == {
+        (name, "exact") for name in NAMES
+    }
     for name in NAMES:
-        steps = [place[2] for place in values(project.store, name, ["summit"]) if place[3] == "train"]
+        steps = [
+            place[2] for place in values(project.store, name, ["summit"]) if place[3] == "train"
+        ]
         assert sorted(steps) == list(range(1, 17))
     flor.replay(["summit"], patch=patch, store=project.store.root)  # nothing is missing
     assert len(list(project.store.replays.iterdir())) == before + 1

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 
 from flor_plugins.errors import EditRefused, HookError, NoCheckpoint
-from flor_plugins.record.snapshot import take
+from flor_plugins.recorder.code_snapshot.snapshot import take
 from flor_plugins.records import Launch, Plan, Position, Row, Run, Task
-from flor_plugins.replay import ask, laying, plan
-from flor_plugins.replay.edits import find
-from flor_plugins.store.journal import Journal
-from flor_plugins.store.names import ASKED
+from flor_plugins.replayer import requests
+from flor_plugins.replayer.backport.request import find
+from flor_plugins.replayer.planning import planner
+from flor_plugins.replayer.sandbox import laying
+from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.metrics.reserved_names import ASKED
 from tests.editing import changed
 from tests.replaying import Project
 from tests.test_plan import HOOKS, STEPS, boundary, record
@@ -46,9 +48,13 @@ def runs_of(project: Project, *versions: str) -> list[Run]:
     return found
 
 
-def ask_for(project: Project, runs: list[Run], *metrics: str, where: str | None = None, epochs: str = "all") -> Plan:
+def ask_for(
+    project: Project, runs: list[Run], *metrics: str, where: str | None = None, epochs: str = "all"
+) -> Plan:
     hooks = [project.write("hooks/mine.py", HOOKS)]
-    return plan.make(runs, ask.request(project.store, runs, metrics, where, epochs, hooks=hooks))
+    return planner.make(
+        runs, requests.request(project.store, runs, metrics, where, epochs, hooks=hooks)
+    )
 
 
 def test_the_edit_comes_from_the_newest_version_that_does_not_log_it(project: Project):
@@ -58,7 +64,9 @@ def test_the_edit_comes_from_the_newest_version_that_does_not_log_it(project: Pr
     assert edit is not None and edit.edit.base["net.py"] == NET and edit.ways == {"n": "train"}
     assert [edit.own(run) for run in runs] == [[], [], ["n"]]
     made = ask_for(project, runs, "n")
-    assert [task.run_id for task in made.tasks] == [run.run_id for run in runs[:2]] and made.skipped == {}
+    assert [task.run_id for task in made.tasks] == [
+        run.run_id for run in runs[:2]
+    ] and made.skipped == {}
     first = made.tasks[0].edit
     assert first is not None and first.sources["net.py"].count('flor.log("n", answer.norm())') == 1
 
@@ -67,8 +75,12 @@ def test_what_every_version_logs_is_no_edit(project: Project):
     runs = runs_of(project, NET)
     assert find(project.store, runs, ["loss", "nothing"]) is None
     project.write("net.py", changed(NET, ("lr=0.1", "lr=0.2")))
-    assert find(project.store, runs, ["loss", "nothing"]) is None  # so that it is not looked at any further
-    with pytest.raises(HookError, match=r"no hook computes 'nothing'.*the working tree does not log it"):
+    assert (
+        find(project.store, runs, ["loss", "nothing"]) is None
+    )  # so that it is not looked at any further
+    with pytest.raises(
+        HookError, match=r"no hook computes 'nothing'.*the working tree does not log it"
+    ):
         ask_for(project, runs, "nothing")
 
 
@@ -108,7 +120,10 @@ def test_a_version_without_a_place_keeps_its_hooks(project: Project):
     runs = runs_of(project, ELSEWHERE, NET)
     project.write("net.py", put('flor.log("n", out.norm())'))
     made = ask_for(project, runs, "norm", "n")
-    assert {task.name: ways(task)["train"] for task in made.tasks} == {"run1": ("norm",), "run2": ("norm", "n")}
+    assert {task.name: ways(task)["train"] for task in made.tasks} == {
+        "run1": ("norm",),
+        "run2": ("norm", "n"),
+    }
     assert made.tasks[0].edit is None and made.tasks[1].edit is not None
     assert list(made.skipped) == [runs[0].run_id]
     assert "can't be carried to run run1: net.py:" in made.skipped[runs[0].run_id]
@@ -129,16 +144,22 @@ def test_what_is_logged_while_validating_needs_no_training(project: Project):
     ("train", 'self._n = index\nflor.log("n", self._n)'),
     ("module", '\n\nclass Tally:\n    def __init__(self):\n        self.n = 0\n\n\nTALLY = Tally()'),
 ])  # fmt: skip
-def test_an_edit_that_keeps_something_is_run_from_the_beginning(project: Project, place: str, text: str):
+def test_an_edit_that_keeps_something_is_run_from_the_beginning(
+    project: Project, place: str, text: str
+):
     runs = runs_of(project, NET)
     edited = put(text, place)
-    project.write("net.py", edited if place == "train" else put('flor.log("n", TALLY.n)', base=edited))
+    project.write(
+        "net.py", edited if place == "train" else put('flor.log("n", TALLY.n)', base=edited)
+    )
     (task,) = ask_for(project, runs, "n", "wrong", epochs="2:3").tasks
     (one,) = task.passes
-    assert [(str(s.start), str(s.end)) for s in one.stretches] == [("epoch=0,step=0", str(boundary(3)))]
+    assert [(str(s.start), str(s.end)) for s in one.stretches] == [
+        ("epoch=0,step=0", str(boundary(3)))
+    ]
     assert one.positions == (boundary(2), boundary(3)) and "begins with the run" in one.reason
     late = replace(runs[0], name="late")
-    places = plan.places_of(late)
+    places = planner.places_of(late)
     with pytest.raises(NoCheckpoint, match="from its beginning"):
         replace(places, starts=places.starts[1:]).from_the_beginning([boundary(3)])
 
@@ -166,7 +187,14 @@ def test_files_of_an_edit_never_go_through_a_link(tmp_path: Path):
     sandbox.mkdir()
     (sandbox / "lib").symlink_to(user / "lib")
     (sandbox / "net.py").symlink_to(user / "net.py")
-    laying.lay({"lib/a.py": "# coding: latin-1\nx = 'é'\n", "net.py": "x = 2\r\n", "new/deep.py": "x = 3\n"}, sandbox)
+    laying.lay(
+        {
+            "lib/a.py": "# coding: latin-1\nx = 'é'\n",
+            "net.py": "x = 2\r\n",
+            "new/deep.py": "x = 3\n",
+        },
+        sandbox,
+    )
     assert (sandbox / "lib/a.py").read_bytes() == "# coding: latin-1\nx = 'é'\n".encode("latin-1")
     assert (sandbox / "net.py").read_bytes() == b"x = 2\r\n" and (sandbox / "new/deep.py").exists()
     assert (sandbox / "lib/b.py").read_text() == "x = 1\n" and not (sandbox / "lib").is_symlink()

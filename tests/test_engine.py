@@ -13,10 +13,9 @@ import pytest
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.records import Code, Launch, Pass, Plan, Position, Process, Run, Task
-from flor_plugins.replay import engine
-from flor_plugins.replay.engines import jobs, local
-from flor_plugins.replay.engines.devices import VARIABLE
-from flor_plugins.replay.tasks import Outcome
+from flor_plugins.replayer.execution import executors, local_executor, retries
+from flor_plugins.replayer.execution.gpu_assignment import VARIABLE
+from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.store.layout import Store
 
 POSITIONS = tuple(Position(epoch, 8 * epoch) for epoch in range(1, 6))
@@ -27,10 +26,14 @@ def task(name: str, seconds: float | None = 1.0) -> Task:
 
 
 @pytest.fixture
-def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[list[Outcome], list[str]]]:
+def ask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[list[Outcome], list[str]]]:
     """Runs tasks by a worker that is given as a function; the outcomes, and the kinds of events that were told."""
 
-    def asked(tasks: list[Task], worker: Callable[..., Outcome], **also: Any) -> tuple[list[Outcome], list[str]]:
+    def asked(
+        tasks: list[Task], worker: Callable[..., Outcome], **also: Any
+    ) -> tuple[list[Outcome], list[str]]:
         runs = {
             one.run_id: Run(
                 one.run_id, one.name, "p", "hf", "finished", "", Launch("script", "train.py"),
@@ -38,10 +41,12 @@ def ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[
             )
             for one in tasks
         }  # fmt: skip
-        monkeypatch.setattr(local, "do_task", worker)
+        monkeypatch.setattr(local_executor, "do_task", worker)
         heard: list[str] = []
         plan = Plan("20270101-000000-000-abcdef", ("m",), None, (), tuple(tasks))
-        outcomes = engine.run_all(Store(tmp_path), runs, plan, lambda _, event: heard.append(event["event"]), **also)
+        outcomes = executors.run_all(
+            Store(tmp_path), runs, plan, lambda _, event: heard.append(event["event"]), **also
+        )
         return outcomes, heard
 
     return asked
@@ -99,8 +104,12 @@ def test_a_killed_worker_is_replaced_by_one_that_does_the_rest(ask: Any) -> None
 def test_a_task_whose_workers_die_without_progress_is_given_up(ask: Any) -> None:
     seen: list[Task] = []
     [outcome], _ = ask([task("a")], dies_after(0, seen))
-    assert len(seen) == jobs.DEATHS
-    assert outcome.failure is not None and "it died" in outcome.failure and f"{jobs.DEATHS} times" in outcome.failure
+    assert len(seen) == retries.DEATHS
+    assert (
+        outcome.failure is not None
+        and "it died" in outcome.failure
+        and f"{retries.DEATHS} times" in outcome.failure
+    )
 
 
 def test_a_task_whose_workers_die_after_its_last_position_is_given_up(ask: Any) -> None:
@@ -133,7 +142,9 @@ def test_an_interrupt_ends_the_workers_that_say_nothing(ask: Any) -> None:
     ended: list[bool] = []
     is_busy = threading.Event()
 
-    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, given_up: threading.Event, **_: Any) -> Outcome:
+    def worker(
+        _s: Any, _r: Any, _p: Any, one: Task, _t: Any, given_up: threading.Event, **_: Any
+    ) -> Outcome:
         if one.name == "b":
             is_busy.wait(30)
             raise KeyboardInterrupt
@@ -152,7 +163,9 @@ def test_workers_at_a_time_have_a_device_each(
 ) -> None:
     both, seen = threading.Barrier(workers), []
 
-    def worker(_s: Any, _r: Any, _p: Any, one: Task, _t: Any, *, variables: dict[str, str], **_: Any) -> Outcome:
+    def worker(
+        _s: Any, _r: Any, _p: Any, one: Task, _t: Any, *, variables: dict[str, str], **_: Any
+    ) -> Outcome:
         seen.append(variables.get(VARIABLE))
         both.wait(30)
         return Outcome(one, passed=passed(one))

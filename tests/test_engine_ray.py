@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 import flor_plugins as flor
 from flor_plugins.errors import MissingDependency, ReplayError
 from flor_plugins.records import Pass, Position, Stretch, Task
-from flor_plugins.replay.engines import cluster
-from flor_plugins.replay.engines.rest import rest_of, together
-from flor_plugins.replay.engines.travel import upload
-from flor_plugins.replay.tasks import Outcome
-from flor_plugins.store.journal import read_run
+from flor_plugins.replayer.execution.ray import cluster
+from flor_plugins.replayer.execution.remaining_work import rest_of, together
+from flor_plugins.replayer.execution.remote_sync import upload
+from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.store.layout import Store
-from flor_plugins.store.mirror import Mirror
+from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.remote.mirror import Mirror
 from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.replaying import HOOKS, METRICS, Project
@@ -45,10 +45,10 @@ if asked["nodes"]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
              runtime_env={"env_vars": asked["nodes"]}, log_to_driver=False)
 
-from flor_plugins.replay import plan as planning
-from flor_plugins.replay.engine import run_all
+from flor_plugins.replayer.planning import planner as planning
+from flor_plugins.replayer.execution.executors import run_all
 from flor_plugins.store.layout import Store
-from flor_plugins.store.mirror import open_url
+from flor_plugins.store.remote.mirror import open_url
 from flor_plugins.store.runs import list_runs
 
 def main():
@@ -137,7 +137,9 @@ def local(project: Project) -> tuple[dict[str, Any], pd.DataFrame]:
     return said, frame(project, store)
 
 
-def test_ray_gives_the_frame_of_the_local_engine(project: Project, local: tuple[dict[str, Any], pd.DataFrame]) -> None:
+def test_ray_gives_the_frame_of_the_local_engine(
+    project: Project, local: tuple[dict[str, Any], pd.DataFrame]
+) -> None:
     store = copy(project, "ray")
     said = ask(project, store, RAY)
     assert said["failures"] == []
@@ -171,7 +173,9 @@ def test_a_run_that_fails_does_not_stop_the_others(
     project: Project, local: tuple[dict[str, Any], pd.DataFrame]
 ) -> None:
     store = copy(project, "damaged")
-    *others, last = list_runs(Store(store))  # of one process: those after a damaged one could not be come to
+    *others, last = list_runs(
+        Store(store)
+    )  # of one process: those after a damaged one could not be come to
     for file in last.path.rglob("model.safetensors"):
         file.write_bytes(b"torn")
     said = ask(project, store, RAY)
@@ -187,7 +191,10 @@ def test_a_run_that_fails_does_not_stop_the_others(
 @pytest.mark.slow
 @pytest.mark.parametrize("kill_at", [None, "position"])
 def test_nodes_that_share_only_an_object_store_give_the_same_frame(
-    project: Project, local: tuple[dict[str, Any], pd.DataFrame], tmp_path: Path, kill_at: str | None
+    project: Project,
+    local: tuple[dict[str, Any], pd.DataFrame],
+    tmp_path: Path,
+    kill_at: str | None,
 ) -> None:
     """Neither the recorded store nor the repository is in reach, and driver and nodes have folders of their own."""
     url, home = f"file://{tmp_path}/bucket/flor", copy(project, f"home-{kill_at}")
@@ -198,7 +205,9 @@ def test_nodes_that_share_only_an_object_store_give_the_same_frame(
     away = project.root / "ignored" / "git"
     (project.root / ".git").rename(away)
     try:
-        said = ask(project, url, RAY, kill_at=kill_at, nodes={"XDG_CACHE_HOME": str(tmp_path / "nodes")})
+        said = ask(
+            project, url, RAY, kill_at=kill_at, nodes={"XDG_CACHE_HOME": str(tmp_path / "nodes")}
+        )
     finally:
         away.rename(project.root / ".git")
     assert said["failures"] == [] and len(said["killed"]) == (kill_at is not None)
@@ -214,7 +223,10 @@ def test_nodes_that_share_only_an_object_store_give_the_same_frame(
 
 def test_without_ray_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(MissingDependency, match=r"pip install 'flor-plugins\[ray\]'"), cluster.connected(2):
+    with (
+        pytest.raises(MissingDependency, match=r"pip install 'flor-plugins\[ray\]'"),
+        cluster.connected(2),
+    ):
         pass
 
 
@@ -226,11 +238,18 @@ def test_a_client_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 PLACES = [Position(epoch, 10 * epoch) for epoch in range(5)]
 STATE = Pass("state", ("acc",), "", positions=tuple(PLACES[1:]))
-TRAIN = Pass("train", ("norm",), "", stretches=tuple(Stretch(PLACES[e], PLACES[e + 1], (e + 1,)) for e in range(3)))
+TRAIN = Pass(
+    "train",
+    ("norm",),
+    "",
+    stretches=tuple(Stretch(PLACES[e], PLACES[e + 1], (e + 1,)) for e in range(3)),
+)
 BOTH = Task("r", "toy", "a" * 40, (STATE, TRAIN))
 
 
-def events_of(task: Task, positions: set[Position], stretches: set[Stretch], ended: set[str]) -> list[dict[str, Any]]:
+def events_of(
+    task: Task, positions: set[Position], stretches: set[Stretch], ended: set[str]
+) -> list[dict[str, Any]]:
     """What a worker tells of those parts of a task."""
     told: list[dict[str, Any]] = []
     for one in task.passes:
@@ -240,7 +259,9 @@ def events_of(task: Task, positions: set[Position], stretches: set[Stretch], end
         again = [s for s in one.stretches if s in stretches or is_ended]
         told += [{"event": "stretch", "grade": "exact", **asdict(s)} for s in again]
         if is_ended:
-            told.append({"event": "passed", "way": one.way, "epochs": list(one.epochs), "grade": "exact"})
+            told.append(
+                {"event": "passed", "way": one.way, "epochs": list(one.epochs), "grade": "exact"}
+            )
     return told
 
 
@@ -259,9 +280,13 @@ def test_what_was_told_as_done_is_not_done_again_and_all_else_is(
     left = {one.way: one for one in rest.passes}
     assert left.keys() == {"state", "train"} - ended
     if "state" in left:  # of a pass that did not end its last part is done again
-        assert set(left["state"].positions) == (set(STATE.positions) - positions or {STATE.positions[-1]})
+        assert set(left["state"].positions) == (
+            set(STATE.positions) - positions or {STATE.positions[-1]}
+        )
     if "train" in left:
-        assert set(left["train"].stretches) == (set(TRAIN.stretches) - stretches or {TRAIN.stretches[-1]})
+        assert set(left["train"].stretches) == (
+            set(TRAIN.stretches) - stretches or {TRAIN.stretches[-1]}
+        )
 
 
 @parts
@@ -276,7 +301,10 @@ def test_all_workers_together_show_every_epoch_once_with_the_worst_grade(
     last.stretches += [one for one in later if one["event"] == "stretch"]
     diverged = dict.fromkeys(positions, "diverged")
     found = together(BOTH, before, last, diverged)  # pyright: ignore[reportArgumentType]
-    assert [(one["way"], one["epochs"]) for one in found.passed] == [("state", [1, 2, 3, 4]), ("train", [1, 2, 3])]
+    assert [(one["way"], one["epochs"]) for one in found.passed] == [
+        ("state", [1, 2, 3, 4]),
+        ("train", [1, 2, 3]),
+    ]
     assert len(found.stretches) == 3
     has_two_parts = "state" not in ended and len(positions) > 0
     assert found.passed[0]["grade"] == ("diverged" if has_two_parts else "exact")

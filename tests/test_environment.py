@@ -14,14 +14,19 @@ from typing import Any
 
 import pytest
 
-from flor_plugins.record.environment import environment, flatten, launch, seconds_since_start
+from flor_plugins.recorder.launch_environment import (
+    environment,
+    flatten,
+    launch,
+    seconds_since_start,
+)
 from flor_plugins.state import packages
 from flor_plugins.state.packages import installed, normal
 
 ASK = (
     "import json, os, sys\n"
     "from dataclasses import asdict\n"
-    "from flor_plugins.record.environment import environment, launch, seconds_since_start\n"
+    "from flor_plugins.recorder.launch_environment import environment, launch, seconds_since_start\n"
     "os.chdir('/')\n"
     "environment()\n"
     "more = {'loaded': 'torch' in sys.modules, 'age': seconds_since_start()}\n"
@@ -45,7 +50,9 @@ def ask(folder: Path, *command: str, stdin: str | None = None, **env: str) -> di
 
 
 @pytest.mark.parametrize("named", ["train.py", "./train.py", "sub/../train.py", "{here}/train.py"])
-def test_script_is_an_absolute_path_from_wherever_it_was_started(tmp_path: Path, named: str) -> None:
+def test_script_is_an_absolute_path_from_wherever_it_was_started(
+    tmp_path: Path, named: str
+) -> None:
     (tmp_path / "sub").mkdir()
     (tmp_path / "train.py").write_text(ASK)
     said = ask(tmp_path, named.format(here=tmp_path), "--lr", "0.1")
@@ -80,10 +87,31 @@ def test_a_command_string_and_standard_input_are_interactive(tmp_path: Path) -> 
 
 
 def test_variables_that_matter_are_kept_and_secrets_are_not(tmp_path: Path) -> None:
-    kept = {"OMP_NUM_THREADS": "2", "CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONHASHSEED": "1", "RANK": "0"}
-    kept |= {"TOKENIZERS_PARALLELISM": "false", "HF_HOME": "h", "TORCH_HOME": "t", "PL_GLOBAL_SEED": "3"}
-    never = {"HF_TOKEN": "s", "HF_API_KEY": "s", "TORCH_SECRET": "s", "PL_PASSWORD": "s", "HOME": "s"}
-    never |= {"HF_CREDENTIALS": "s", "HF_APIKEY": "s", "HF_TOKEN_PATH": "s", "HF_PROXY": "http://u:s@h"}
+    kept = {
+        "OMP_NUM_THREADS": "2",
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+        "PYTHONHASHSEED": "1",
+        "RANK": "0",
+    }
+    kept |= {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HOME": "h",
+        "TORCH_HOME": "t",
+        "PL_GLOBAL_SEED": "3",
+    }
+    never = {
+        "HF_TOKEN": "s",
+        "HF_API_KEY": "s",
+        "TORCH_SECRET": "s",
+        "PL_PASSWORD": "s",
+        "HOME": "s",
+    }
+    never |= {
+        "HF_CREDENTIALS": "s",
+        "HF_APIKEY": "s",
+        "HF_TOKEN_PATH": "s",
+        "HF_PROXY": "http://u:s@h",
+    }
     said = ask(tmp_path, "-c", ASK, **kept, **never)["env"]
     said.pop("PYTHONPATH")
     assert said == kept
@@ -124,7 +152,14 @@ def test_newer_switches_of_torch_do_not_hide_the_others() -> None:
     )
     said = ask(Path.cwd(), "-c", code)
     assert said["flush_denormal"] is True and said["default_dtype"] == "torch.float64"
-    assert {"num_threads", "num_interop_threads", "cpu_capability", "flash_sdp", "mkldnn", "cudnn_tf32"} <= said.keys()
+    assert {
+        "num_threads",
+        "num_interop_threads",
+        "cpu_capability",
+        "flash_sdp",
+        "mkldnn",
+        "cudnn_tf32",
+    } <= said.keys()
     assert said.get("cuda_matmul_tf32") in ("tf32", False)
 
 
@@ -139,10 +174,17 @@ def test_packages_are_read_from_names_and_the_first_folder_wins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    for folder in ("Toy_Box.x-1.0.dist-info", "old-2.0-py3.11.egg-info", "worked_on.egg-info", "~oy-9.dist-info"):
+    for folder in (
+        "Toy_Box.x-1.0.dist-info",
+        "old-2.0-py3.11.egg-info",
+        "worked_on.egg-info",
+        "~oy-9.dist-info",
+    ):
         (first / folder).mkdir(parents=True)
     (first / "unread.egg-info").mkdir()
-    (first / "worked_on.egg-info" / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: worked-on\nVersion: 3.0\n")
+    (first / "worked_on.egg-info" / "PKG-INFO").write_text(
+        "Metadata-Version: 2.1\nName: worked-on\nVersion: 3.0\n"
+    )
     for folder in ("toy.box.x-0.1.dist-info", "local-1.0+cpu.dist-info", "a-b-1.0.post1.dist-info"):
         (second / folder).mkdir(parents=True)
     archive = tmp_path / "archive.zip"
@@ -156,7 +198,9 @@ def test_packages_are_read_from_names_and_the_first_folder_wins(
     }  # fmt: skip
 
 
-def test_a_folder_of_samples_is_not_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_samples_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for number in range(5):
         (tmp_path / f"toy{number}-1.0.dist-info").mkdir()
     monkeypatch.setattr(packages, "MAX_NAMES", 3)
@@ -207,9 +251,16 @@ def test_values_become_plain() -> None:
     })  # fmt: skip
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
     assert flat["enum"] == "red" and flat["other"] == "TUPLE" and flat["dtype"] == "torch.float32"
-    assert flat["np"] == 0.5 and flat["bool"] is True and flat["nan"] == "nan" and flat["inf"] == ["-inf"]
-    assert flat["set"] == [1, 2] and flat["tuple"] == [1, [2, "x"]] and flat["type"] == "builtins.dict"
-    assert flat["function"] == "flor_plugins.record.environment.flatten"
+    assert (
+        flat["np"] == 0.5
+        and flat["bool"] is True
+        and flat["nan"] == "nan"
+        and flat["inf"] == ["-inf"]
+    )
+    assert (
+        flat["set"] == [1, 2] and flat["tuple"] == [1, [2, "x"]] and flat["type"] == "builtins.dict"
+    )
+    assert flat["function"] == "flor_plugins.recorder.launch_environment.flatten"
     assert flat["tensor"] == "Tensor(shape=(2, 3), dtype=torch.float32)"
     assert len(str(flat["text"])) == 500 and len(str(flat["huge"])) == 200 == len(str(flat["many"]))
     assert flat["object"] == "<object object>" and flat["empty"] == "{}"

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flor_plugins.records import Position, Run
-from flor_plugins.replay.places import places_of
+from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -54,12 +54,14 @@ def windows(losses: Micro) -> list[tuple[Update, list[str]]]:
 
 
 def record(name: str, folder: Path, **options: Any) -> tuple[Run, Micro]:
-    from flor_plugins.hf import FlorCallback, loading
+    from flor_plugins.hf import FlorCallback, loaders
 
-    trainer, train = cells_hf.train(name, folder / "out", FlorCallback(store=folder / "store", **options))
+    trainer, train = cells_hf.train(
+        name, folder / "out", FlorCallback(store=folder / "store", **options)
+    )
     losses = watched(trainer)
     train()
-    loading.end_workers(trainer)
+    loaders.end_workers(trainer)
     (run,) = list_runs(Store(folder / "store"))
     assert not [gap for gap in run.gaps if "git" not in gap], run.gaps
     return run, losses
@@ -72,28 +74,38 @@ def replay(
     ways: dict[str, tuple[int, ...]],
     inside: Sequence[tuple[Position, Position]] = (),
 ) -> tuple[list[dict[str, Any]], Micro]:
-    from flor_plugins.hf import FlorCallback, drive
+    from flor_plugins.hf import FlorCallback, replay_driver
 
     session, events = session_of(run, ways, inside)
     trainer, train = cells_hf.train(name, folder / "out", FlorCallback())
     losses = watched(trainer)
     torch.manual_seed(99)
-    drive.drive(trainer, train, session)
+    replay_driver.drive(trainer, train, session)
     return events, losses
 
 
 def passed(events: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    return {event["way"]: (event["grade"], event["detail"]) for event in events if event["event"] == "passed"}
+    return {
+        event["way"]: (event["grade"], event["detail"])
+        for event in events
+        if event["event"] == "passed"
+    }
 
 
 @pytest.mark.exactness
 @pytest.mark.parametrize("name", list(cells_hf.CELLS))
-def test_replay_from_epochs_and_steps_is_bit_equal(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replay_from_epochs_and_steps_is_bit_equal(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run, recorded = record(name, tmp_path, every_n_steps=cells_hf.every_n_steps(name))
     places = places_of(run)
     last = max(places.ends)
-    within = [p for p in places.starts if p.epoch == min(2, last - 1) and places.ends.get(p.epoch) != p.step]
+    within = [
+        p
+        for p in places.starts
+        if p.epoch == min(2, last - 1) and places.ends.get(p.epoch) != p.step
+    ]
     assert len(within) >= 2, [str(c.position) for c in list_checkpoints(run.path)]
     first, second = within[:2]
     end = places.end_of(first.epoch + 1)
@@ -112,7 +124,9 @@ def test_replay_from_epochs_and_steps_is_bit_equal(name: str, tmp_path: Path, mo
     known = dict(windows(recorded))
     again = windows(replayed)
     assert again == [(update, known[update]) for update, _ in again]
-    assert {step for (_, step), _ in again} >= {step for s, e in stretches for step in range(s.step, e.step)}
+    assert {step for (_, step), _ in again} >= {
+        step for s, e in stretches for step in range(s.step, e.step)
+    }
     assert sorted((tmp_path / "out").rglob("*")) == before
 
 

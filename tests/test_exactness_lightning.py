@@ -14,13 +14,13 @@ import pytest
 import torch
 
 import flor_plugins as flor
-from flor_plugins.lightning import FlorCallback, drive, enter
+from flor_plugins.lightning import FlorCallback, fast_forward, replay_driver
 from flor_plugins.records import Pass, Position, Row, Run, Stretch
-from flor_plugins.replay.places import Places, places_of
-from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.replayer.planning.training_ranges import Places, places_of
+from flor_plugins.state.method_wrapper import Wrapped
 from flor_plugins.store.checkpoints import load_checkpoint
-from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_lightning, variants
 
@@ -54,13 +54,17 @@ def record(name: str, folder: Path, **options: Any) -> tuple[Run, Losses]:
 
 
 def replay(
-    name: str, folder: Path, run: Run, stretches: list[tuple[Position, Position]], validated: tuple[int, ...] = ()
+    name: str,
+    folder: Path,
+    run: Run,
+    stretches: list[tuple[Position, Position]],
+    validated: tuple[int, ...] = (),
 ) -> tuple[list[dict[str, Any]], Losses]:
     ways = {"train": (), **({"validate": validated} if validated else {})}
     session, events = variants.session_of(run, ways, stretches)
     module, trainer, fit = cells_lightning.train(name, folder / "saved", FlorCallback(), seed=77)
     losses = watched(module)
-    drive.drive(trainer, fit, session)
+    replay_driver.drive(trainer, fit, session)
     return events, losses
 
 
@@ -70,7 +74,11 @@ def inside(places: Places, epoch: int) -> list[Position]:
 
 
 def graded(events: list[dict[str, Any]], way: str) -> tuple[str, str]:
-    (found,) = [(one["grade"], one["detail"]) for one in events if one["event"] == "passed" and one["way"] == way]
+    (found,) = [
+        (one["grade"], one["detail"])
+        for one in events
+        if one["event"] == "passed" and one["way"] == way
+    ]
     return found
 
 
@@ -82,7 +90,9 @@ def times_run(recorded: Losses, replayed: Losses) -> int:
 def same_bits(recorded: Losses, replayed: Losses) -> bool:
     for place, found in replayed.items():
         expected = recorded[place] * (len(found) // len(recorded[place]))
-        if not torch.equal(torch.stack(found).view(torch.int32), torch.stack(expected).view(torch.int32)):
+        if not torch.equal(
+            torch.stack(found).view(torch.int32), torch.stack(expected).view(torch.int32)
+        ):
             return False
     return True
 
@@ -101,10 +111,15 @@ def test_replayed_epochs_and_steps_are_bit_equal(
     last = max(places.ends)
     steps = inside(places, min(2, last - 1))
     assert len(steps) >= 2
-    whole = [(places.end_of(epoch - 1), places.end_of(epoch)) for epoch in sorted({1, min(3, last), last})]
+    whole = [
+        (places.end_of(epoch - 1), places.end_of(epoch))
+        for epoch in sorted({1, min(3, last), last})
+    ]
     halves = [(step, places.end_of(step.epoch + 1)) for step in (steps[0], steps[-1])]
 
-    events, replayed = replay(name, tmp_path, run, [*whole, *halves], (last,) if cell.validates else ())
+    events, replayed = replay(
+        name, tmp_path, run, [*whole, *halves], (last,) if cell.validates else ()
+    )
 
     assert graded(events, "train") == ("exact", "")
     assert cell.validates == ("validate" in [one.get("way") for one in events])
@@ -113,7 +128,9 @@ def test_replayed_epochs_and_steps_are_bit_equal(
     compared = {(one["epoch"], one["step"]) for one in events if one["event"] == "weights"}
     assert {(end.epoch, end.step) for _, end in [*whole, *halves]} <= compared
     assert {epoch for epoch, _ in replayed} >= {epoch - 1 for epoch in (1, min(3, last), last)}
-    assert times_run(recorded, replayed) == 3  # its last batches: once from the start, twice from steps inside
+    assert (
+        times_run(recorded, replayed) == 3
+    )  # its last batches: once from the start, twice from steps inside
     assert same_bits(recorded, replayed)
     assert sorted(tmp_path.glob("saved/*")) == before
 
@@ -121,7 +138,15 @@ def test_replayed_epochs_and_steps_are_bit_equal(
 @pytest.mark.exactness
 @pytest.mark.parametrize(
     "name",
-    ["accumulate_stream", "persistent_workers", "plateau", "ema", "swa", "manual_stream", "early_stopping_min_steps"],
+    [
+        "accumulate_stream",
+        "persistent_workers",
+        "plateau",
+        "ema",
+        "swa",
+        "manual_stream",
+        "early_stopping_min_steps",
+    ],
 )
 @pytest.mark.parametrize("is_inside", [True, False])
 def test_fit_that_begins_at_a_state_ends_in_the_weights_of_the_uninterrupted_one(
@@ -142,7 +167,9 @@ def test_fit_that_begins_at_a_state_ends_in_the_weights_of_the_uninterrupted_one
     class Resuming(pl.Callback):
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
             state = load_checkpoint(run.path, start)
-            enter.resume_at(trainer, state, Wrapped(), lambda: restored.append(trainer.global_step))
+            fast_forward.resume_at(
+                trainer, state, Wrapped(), lambda: restored.append(trainer.global_step)
+            )
 
     resumed, trainer, fit = cells_lightning.train(name, tmp_path, Resuming(), seed=77)
     losses = watched(resumed)
@@ -161,29 +188,45 @@ def test_stretch_that_ends_inside_an_epoch_leaves_it_without_its_end(
     monkeypatch.chdir(tmp_path)
     run, recorded = record("dropout_shuffle", tmp_path, every_n_steps=2)
     ends: list[int] = []
-    monkeypatch.setattr(variants.Net, "on_train_epoch_end", lambda self: ends.append(self.current_epoch))
-    cuts = [(Position(0, 0), Position(0, 4)), (Position(2, 32), Position(2, 36)), (Position(2, 36), Position(2, 38))]
+    monkeypatch.setattr(
+        variants.Net, "on_train_epoch_end", lambda self: ends.append(self.current_epoch)
+    )
+    cuts = [
+        (Position(0, 0), Position(0, 4)),
+        (Position(2, 32), Position(2, 36)),
+        (Position(2, 36), Position(2, 38)),
+    ]
     over = (Position(2, 40), Position(3, 48))
     events, replayed = replay("dropout_shuffle", tmp_path, run, [*cuts, over])
     assert graded(events, "train") == ("exact", "")
     assert ends == [2]
     batches = {0: range(4), 2: [*range(2, 8), *range(10, 15)], 3: range(3)}
-    assert replayed.keys() == {(epoch, batch) for epoch, found in batches.items() for batch in found}
+    assert replayed.keys() == {
+        (epoch, batch) for epoch, found in batches.items() for batch in found
+    }
     assert times_run(recorded, replayed) == 1 and same_bits(recorded, replayed)
 
 
-@pytest.mark.parametrize("name", ["swa", "finetuning", "reloaded", "two_loaders", "own_generator_workers"])
-def test_epochs_can_be_run_again_in_any_order(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "name", ["swa", "finetuning", "reloaded", "two_loaders", "own_generator_workers"]
+)
+def test_epochs_can_be_run_again_in_any_order(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run, recorded = record(name, tmp_path, every_n_steps=4)
     places = places_of(run)
     wanted = [max(places.ends), 1, max(places.ends), 2]
-    stretches = tuple(Stretch(places.end_of(epoch - 1), places.end_of(epoch), (epoch,)) for epoch in wanted)
+    stretches = tuple(
+        Stretch(places.end_of(epoch - 1), places.end_of(epoch), (epoch,)) for epoch in wanted
+    )
     session, events = variants.session_of(run, {})
-    session.task = replace(session.task, passes=(Pass("train", ("nothing",), "", stretches=stretches),))
+    session.task = replace(
+        session.task, passes=(Pass("train", ("nothing",), "", stretches=stretches),)
+    )
     module, trainer, fit = cells_lightning.train(name, tmp_path / "saved", FlorCallback(), seed=77)
     losses = watched(module)
-    drive.drive(trainer, fit, session)
+    replay_driver.drive(trainer, fit, session)
     assert graded(events, "train") == ("exact", "")
     assert same_bits(recorded, losses) and times_run(recorded, losses) == 2
 
@@ -194,14 +237,20 @@ def test_stretch_that_diverges_is_run_again_from_the_same_state(
     monkeypatch.chdir(tmp_path)
     run, _ = record("persistent_workers", tmp_path, every_n_steps=4)
     session, events = variants.session_of(run, {"train": ()}, [(Position(2, 32), Position(3, 45))])
-    module, trainer, fit = cells_lightning.train("persistent_workers", tmp_path, FlorCallback(), seed=77)
+    module, trainer, fit = cells_lightning.train(
+        "persistent_workers", tmp_path, FlorCallback(), seed=77
+    )
     original = module.forward
-    monkeypatch.setattr(module, "forward", lambda x: original(x) * (1.01 if trainer.global_step == 37 else 1))
+    monkeypatch.setattr(
+        module, "forward", lambda x: original(x) * (1.01 if trainer.global_step == 37 else 1)
+    )
     losses = watched(module)
-    drive.drive(trainer, fit, session)
+    replay_driver.drive(trainer, fit, session)
     assert graded(events, "train")[0] == "diverged"
     assert {len(losses[2, batch]) for batch in range(2, 8)} == {2}
-    assert all(torch.equal(first, second) for first, second in (losses[2, batch] for batch in range(2, 8)))
+    assert all(
+        torch.equal(first, second) for first, second in (losses[2, batch] for batch in range(2, 8))
+    )
 
 
 def test_second_replay_of_one_stretch_is_no_evidence_for_another(
@@ -211,11 +260,15 @@ def test_second_replay_of_one_stretch_is_no_evidence_for_another(
     run, _ = record("dropout_shuffle", tmp_path, every_n_steps=4)
     both = [(Position(2, 32), Position(2, 36)), (Position(2, 36), Position(2, 40))]
     session, events = variants.session_of(run, {"train": ()}, both)
-    module, trainer, fit = cells_lightning.train("dropout_shuffle", tmp_path, FlorCallback(), seed=77)
+    module, trainer, fit = cells_lightning.train(
+        "dropout_shuffle", tmp_path, FlorCallback(), seed=77
+    )
     original, unseeded = module.forward, random.Random()
     draws: dict[int, Callable[[], float]] = {33: lambda: 1.5 + unseeded.random(), 38: lambda: 1.5}
-    monkeypatch.setattr(module, "forward", lambda x: original(x) * draws.get(trainer.global_step, lambda: 1.0)())
-    drive.drive(trainer, fit, session)
+    monkeypatch.setattr(
+        module, "forward", lambda x: original(x) * draws.get(trainer.global_step, lambda: 1.0)()
+    )
+    replay_driver.drive(trainer, fit, session)
     first, second = (one["causes"] for one in events if one["event"] == "stretch")
     assert "two replays differ from each other at step 34" in first[0]
     assert second and not any(line.startswith("two replays") for line in second)
@@ -249,12 +302,14 @@ def test_validation_inside_an_epoch_is_repeated_from_its_step(
     session, events = variants.session_of(run, {"validate": ()})
     session.task = replace(session.task, passes=(Pass("validate", ("nothing",), "", validated),))
     _, trainer, fit = cells_lightning.train("validated_at_0.4", tmp_path, FlorCallback(), seed=77)
-    drive.drive(trainer, fit, session)
+    replay_driver.drive(trainer, fit, session)
     assert graded(events, "validate") == ("exact", "")
     assert [one["compared"] for one in events if one["event"] == "passed"] == [2]
 
 
-def test_weights_are_all_that_a_hook_on_the_state_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_all_that_a_hook_on_the_state_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     @flor.metric(at="epoch")
     def size(ctx: flor.Context) -> float:
         return float(sum(p.square().sum() for p in ctx.model.parameters()))
@@ -269,7 +324,9 @@ def test_weights_are_all_that_a_hook_on_the_state_needs(tmp_path: Path, monkeypa
     session.hooks_of = lambda one: (size,)  # type: ignore[method-assign]
     rows: list[Row] = []
     session.timeline.emit = rows.append
-    drive.drive(*cells_lightning.train("dropout_shuffle", tmp_path, FlorCallback(), seed=77)[1:], session)
+    replay_driver.drive(
+        *cells_lightning.train("dropout_shuffle", tmp_path, FlorCallback(), seed=77)[1:], session
+    )
     assert graded(events, "state") == ("exact", "")
     found = [(row.position, row.level, row.values["size"]) for row in rows]
     assert [one[:2] for one in found] == [(Position(2, 36), "step"), (Position(3, 45), "epoch")]
@@ -277,7 +334,9 @@ def test_weights_are_all_that_a_hook_on_the_state_needs(tmp_path: Path, monkeypa
     assert found[1][2] == recorded[2]
 
 
-@pytest.mark.parametrize("name", ["dropout_shuffle", "accumulate_stream", "persistent_workers", "manual_stream"])
+@pytest.mark.parametrize(
+    "name", ["dropout_shuffle", "accumulate_stream", "persistent_workers", "manual_stream"]
+)
 def test_checkpoints_at_steps_change_no_bit_of_the_training(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -289,10 +348,14 @@ def test_checkpoints_at_steps_change_no_bit_of_the_training(
     assert recorded.keys() == alone.keys() and same_bits(alone, recorded)
 
 
-def test_time_alone_makes_a_checkpoint_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_alone_makes_a_checkpoint_inside_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run, _ = record("stream", tmp_path, every_minutes=1e-9)
-    assert len(inside(places_of(run), 0)) >= 13  # at some updates the RNG of the batch before is not known
+    assert (
+        len(inside(places_of(run), 0)) >= 13
+    )  # at some updates the RNG of the batch before is not known
 
 
 def test_epoch_without_a_checkpoint_before_it_is_reached_by_going_on(

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 import flor_plugins
-from flor_plugins.loop import drive
-from flor_plugins.loop.stage import stage
+from flor_plugins.loops import replay_driver
+from flor_plugins.loops.active_loops import stage
 from flor_plugins.records import Position, Run
-from flor_plugins.replay.places import places_of
+from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 from tests import cells_loop
@@ -27,8 +27,18 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 # The others are marked slow.
-FEW = ("break_and_continue", "generators", "own_trainer", "counters", "accelerated", "arrays", "own_environment")
-CELLS = [pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in cells_loop.CELLS]
+FEW = (
+    "break_and_continue",
+    "generators",
+    "own_trainer",
+    "counters",
+    "accelerated",
+    "arrays",
+    "own_environment",
+)
+CELLS = [
+    pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in cells_loop.CELLS
+]
 
 
 class Done(BaseException):
@@ -53,12 +63,15 @@ def record(name: str, folder: Path, **options: Any) -> tuple[Run, Flor]:
 
 
 def replay(
-    name: str, run: Run, ways: dict[str, tuple[int, ...]], inside: Sequence[tuple[Position, Position]] = ()
+    name: str,
+    run: Run,
+    ways: dict[str, tuple[int, ...]],
+    inside: Sequence[tuple[Position, Position]] = (),
 ) -> tuple[list[dict[str, Any]], Flor]:
     session, events = session_of(run, ways, inside)
     flor = Flor(flor_plugins)
 
-    found: list[drive.Driver] = []
+    found: list[replay_driver.Driver] = []
 
     def begin(on: Any, main: Any) -> Any:
         for seed in (torch.manual_seed, np.random.seed, random.seed):
@@ -66,7 +79,7 @@ def replay(
         if found:
             found[0].begin_again(on, main)
         else:
-            found.append(drive.drive((on, main), lambda: None, session))
+            found.append(replay_driver.drive((on, main), lambda: None, session))
             found[0].ends_with(Done, Again)
         return found[0]
 
@@ -81,7 +94,11 @@ def replay(
 
 
 def passed(events: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
-    return {event["way"]: (event["grade"], event["detail"]) for event in events if event["event"] == "passed"}
+    return {
+        event["way"]: (event["grade"], event["detail"])
+        for event in events
+        if event["event"] == "passed"
+    }
 
 
 @pytest.mark.exactness
@@ -106,13 +123,17 @@ def test_replay_from_epochs_and_steps_is_bit_equal(name: str, tmp_path: Path) ->
     inside = [(one, places.end_of(one.epoch + 1)) for one in within if one.epoch in (0, last - 1)]
     steps = [(one, next(two for two in starts if two > one)) for one in within if one.epoch == 1]
 
-    events, replayed = replay(name, run, {"state": (1, last), "train": ()}, [*whole, *inside, *steps])
+    events, replayed = replay(
+        name, run, {"state": (1, last), "train": ()}, [*whole, *inside, *steps]
+    )
 
     assert passed(events) == {"state": ("exact", ""), "train": ("exact", "")}
     compared = {(e["epoch"], e["step"]) for e in events if e["event"] == "weights"}
     assert {(end.epoch, end.step) for _, end in (*whole, *inside, *steps)} <= compared
     known = [bits for _, bits in recorded.told]
-    assert {bits for _, bits in replayed.told} <= {*known} and len(replayed.told) >= len(known) / last
+    assert {bits for _, bits in replayed.told} <= {*known} and len(replayed.told) >= len(
+        known
+    ) / last
 
 
 def test_epoch_without_a_checkpoint_before_it_is_reached_by_going_on(tmp_path: Path) -> None:

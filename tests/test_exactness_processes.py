@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flor_plugins as flor
-from flor_plugins.replay.places import places_of
+from flor_plugins.replayer.planning.training_ranges import places_of
 from tests import cells_hf, cells_lightning, replaying
 from tests.replaying import Project
 
@@ -41,7 +41,12 @@ cells_hf.train(name, Path("out") / name, callback)[1]()
 """,
 }
 # The others take half an hour: they are marked slow.
-FEW = ("lightning.persistent_workers", "lightning.accumulate_stream", "hf.persistent_workers", "hf.own_callback")
+FEW = (
+    "lightning.persistent_workers",
+    "lightning.accumulate_stream",
+    "hf.persistent_workers",
+    "hf.own_callback",
+)
 
 
 def _cell(framework: str, name: str) -> object:
@@ -70,9 +75,13 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.mark.exactness
 @pytest.mark.parametrize(("framework", "name"), CELLS)
-def test_a_run_is_verified_exact_in_a_new_process(framework: str, name: str, project: Project) -> None:
+def test_a_run_is_verified_exact_in_a_new_process(
+    framework: str, name: str, project: Project
+) -> None:
     project.python(f"train_{framework}.py", name)
-    (run,) = [run for run in flor.runs(store=project.store.root) if run.name == f"{framework}.{name}"]
+    (run,) = [
+        run for run in flor.runs(store=project.store.root) if run.name == f"{framework}.{name}"
+    ]
     found = json.loads(project.flor("verify", run.run_id, "--json").stdout)
     assert {one["verdict"]: one["detail"] for one in found} == {"exact": ""}
     places = places_of(run)

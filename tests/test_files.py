@@ -43,7 +43,9 @@ def test_a_reader_keeps_the_file_it_has_open(tmp_path: Path) -> None:
         assert reader.read() == "old"
 
 
-def test_files_get_the_mode_of_an_ordinary_file_even_if_the_writer_made_them_private(tmp_path: Path) -> None:
+def test_files_get_the_mode_of_an_ordinary_file_even_if_the_writer_made_them_private(
+    tmp_path: Path,
+) -> None:
     ordinary = tmp_path / "ordinary"
     ordinary.write_text("")
     with whole_file(tmp_path / "file") as scratch:

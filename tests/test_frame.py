@@ -9,9 +9,9 @@ import pytest
 
 from flor_plugins.errors import StoreError, UnknownRun, WhereError
 from flor_plugins.records import Code, Launch, Position, Process, Row, Run
-from flor_plugins.store.frame import dataframe, positions
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.query.dataframe import dataframe, positions
 from flor_plugins.store.runs import save_run
 
 A, B = "20261123-200501-123-9f3a2c", "20261124-200501-123-aaaaaa"
@@ -43,7 +43,14 @@ def make(store: Store, run_id: str, **changes: Any) -> Run:
     return run
 
 
-def log(run: Run, rows: list[Logged], writer: str = "record-r0", *, verdict: Any = None, seal: bool = False) -> None:
+def log(
+    run: Run,
+    rows: list[Logged],
+    writer: str = "record-r0",
+    *,
+    verdict: Any = None,
+    seal: bool = False,
+) -> None:
     journal = Journal(run.path / "metrics" / f"{writer}.jsonl", run.path / "media")
     for epoch, step, phase, level, values in rows:
         journal.append(Row(Position(epoch, step), phase, level, values, 1.0, verdict))  # type: ignore[arg-type]
@@ -80,7 +87,11 @@ def test_epoch_metrics_give_one_row_per_epoch(two: Store) -> None:
     frame = dataframe(two, "val_acc")
     assert list(frame.columns) == ["run", "name", "epoch", "step", "val_acc"]
     assert table(frame) == [(A, "bert", 1, 2, 0.5), (A, "bert", 2, 4, 0.75), (B, "gpt", 1, 2, 0.5)]
-    assert [str(frame[name].dtype) for name in ("epoch", "step", "val_acc")] == ["Int64", "Int64", "float64"]
+    assert [str(frame[name].dtype) for name in ("epoch", "step", "val_acc")] == [
+        "Int64",
+        "Int64",
+        "float64",
+    ]
 
 
 def test_epoch_values_repeat_on_the_steps_of_their_epoch_and_step_values_do_not(two: Store) -> None:
@@ -95,8 +106,14 @@ def test_epoch_values_repeat_on_the_steps_of_their_epoch_and_step_values_do_not(
 
 
 def test_an_epoch_value_without_a_step_row_has_a_row(store: Store) -> None:
-    log(make(store, A), [(0, 0, "validation", "epoch", {"acc": 0.1}), (0, 1, "train", "step", {"loss": 1.0})])
-    assert table(dataframe(store, "loss", "acc")[["step", "loss", "acc"]]) == [(0, None, 0.1), (1, 1.0, 0.1)]
+    log(
+        make(store, A),
+        [(0, 0, "validation", "epoch", {"acc": 0.1}), (0, 1, "train", "step", {"loss": 1.0})],
+    )
+    assert table(dataframe(store, "loss", "acc")[["step", "loss", "acc"]]) == [
+        (0, None, 0.1),
+        (1, 1.0, 0.1),
+    ]
 
 
 def test_a_value_is_not_shown_before_it_was_known(store: Store) -> None:
@@ -113,7 +130,14 @@ def test_level_epoch_shows_step_values_where_the_epoch_ended(two: Store) -> None
 
 
 def test_level_step_gives_every_recorded_step(two: Store) -> None:
-    assert cells(dataframe(two, "val_acc", level="step")["val_acc"]) == [None, 0.5, 0.5, 0.75, None, 0.5]
+    assert cells(dataframe(two, "val_acc", level="step")["val_acc"]) == [
+        None,
+        0.5,
+        0.5,
+        0.75,
+        None,
+        0.5,
+    ]
     with pytest.raises(StoreError, match="level 'day'"):
         dataframe(two, level="day")  # type: ignore[arg-type]
 
@@ -130,7 +154,10 @@ def test_attributes_and_params_alone_give_one_row_per_run(two: Store) -> None:
 def test_params_repeat_on_every_row_and_a_metric_wins_over_a_param(two: Store) -> None:
     assert cells(dataframe(two, "val_acc", "batch")["batch"]) == [8, 8, 16]
     save = make(two, A, params={"val_acc": 9})
-    assert cells(dataframe(two, "val_acc", "params.val_acc", runs=[save])["params.val_acc"]) == [9, 9]
+    assert cells(dataframe(two, "val_acc", "params.val_acc", runs=[save])["params.val_acc"]) == [
+        9,
+        9,
+    ]
 
 
 def test_no_names_means_all_metrics(two: Store) -> None:
@@ -144,7 +171,9 @@ def test_a_metric_that_does_not_exist_is_a_column_of_missing_values(two: Store) 
 
 
 def test_where_may_read_what_is_not_shown_and_sets_the_level(two: Store) -> None:
-    frame = dataframe(two, "val_acc", where="loss < 3 and batch == 8 and `params.opt` == 'adam' and epoch == 2")
+    frame = dataframe(
+        two, "val_acc", where="loss < 3 and batch == 8 and `params.opt` == 'adam' and epoch == 2"
+    )
     assert list(frame.columns) == ["run", "name", "epoch", "step", "val_acc"]
     assert table(frame) == [(A, "bert", 2, 4, 0.75)]
     assert list(frame.index) == [0]
@@ -152,18 +181,29 @@ def test_where_may_read_what_is_not_shown_and_sets_the_level(two: Store) -> None
 
 
 def test_an_empty_answer_has_the_types_of_a_full_one(two: Store, tmp_path: Path) -> None:
-    full, empty = (dataframe(two, "loss", "lr", "val_acc", "opt", where=w, source=True) for w in (None, "loss > 99"))
+    full, empty = (
+        dataframe(two, "loss", "lr", "val_acc", "opt", where=w, source=True)
+        for w in (None, "loss > 99")
+    )
     assert len(empty) == 0
     assert dict(full.dtypes) == dict(empty.dtypes)
     nothing = dataframe(Store(tmp_path / "none"), "loss", where="loss.isna()")
     assert list(nothing.columns) == ["run", "name", "epoch", "step", "loss"] and len(nothing) == 0
-    assert all(nothing.dtypes[name] == full.dtypes[name] for name in ("run", "name", "epoch", "step"))
+    assert all(
+        nothing.dtypes[name] == full.dtypes[name] for name in ("run", "name", "epoch", "step")
+    )
 
 
 def test_recorded_wins_over_replayed_and_the_newest_replay_over_older_ones(store: Store) -> None:
     run = make(store, A)
     log(run, [(1, 2, "train", "epoch", {"m": 1.0})])
-    log(run, [(e, 2 * e, "train", "epoch", {"m": 7.0}) for e in (1, 2)], NEW, verdict="exact", seal=True)
+    log(
+        run,
+        [(e, 2 * e, "train", "epoch", {"m": 7.0}) for e in (1, 2)],
+        NEW,
+        verdict="exact",
+        seal=True,
+    )
     log(run, [(e, 2 * e, "train", "epoch", {"m": 6.0}) for e in (1, 2, 3)], OLD, verdict="diverged")
     frame = dataframe(store, "m", source=True)
     assert table(frame[["epoch", "m", "m.source", "m.verdict"]]) == [
@@ -181,7 +221,10 @@ def test_rank_0_counts_before_other_ranks(store: Store) -> None:
 
 
 def test_a_metric_of_several_phases_is_a_column_for_each(store: Store) -> None:
-    log(make(store, A), [(1, 2, phase, "epoch", {"acc": v}) for phase, v in (("validation", 0.5), ("train", 0.9))])
+    log(
+        make(store, A),
+        [(1, 2, phase, "epoch", {"acc": v}) for phase, v in (("validation", 0.5), ("train", 0.9))],
+    )
     both = dataframe(store, "acc")
     assert table(both[["train/acc", "validation/acc"]]) == [(0.9, 0.5)]
     assert list(dataframe(store, "validation/acc").columns)[4:] == ["validation/acc"]
@@ -193,21 +236,43 @@ def test_a_metric_of_several_phases_is_a_column_for_each(store: Store) -> None:
         dataframe(store, where="acc > 0.8")
 
 
-NAMES = ["cohen's kappa", '"; drop table runs; --', "epoch", "run", "run.json", "step", "name", "a.b", "", "params.lr"]
+NAMES = [
+    "cohen's kappa",
+    '"; drop table runs; --',
+    "epoch",
+    "run",
+    "run.json",
+    "step",
+    "name",
+    "a.b",
+    "",
+    "params.lr",
+]
 
 
 @pytest.mark.parametrize("seal", [False, True])
 @pytest.mark.parametrize("name", NAMES)
 def test_any_name_of_a_metric_is_harmless(store: Store, name: str, seal: bool) -> None:
-    log(make(store, A, params={"lr": 1}), [(1, 2, "train", "epoch", {name: 0.5, "other": 1})], seal=seal)
+    log(
+        make(store, A, params={"lr": 1}),
+        [(1, 2, "train", "epoch", {name: 0.5, "other": 1})],
+        seal=seal,
+    )
     label = name + ".value" if name in ("epoch", "run", "step", "name") else name
     for frame in (dataframe(store, name), dataframe(store, label)):
         assert list(frame.columns) == ["run", "name", "epoch", "step", label]
         assert table(frame) == [(A, "bert", 1, 2, 0.5)]
     if name:
-        assert len(dataframe(store, name, where=f"`{label}` == 0.5 and epoch == 1 and run == '{A}'")) == 1
+        assert (
+            len(dataframe(store, name, where=f"`{label}` == 0.5 and epoch == 1 and run == '{A}'"))
+            == 1
+        )
     # `run` and `name` themselves are shown there when they are asked for
-    assert list(positions(make(store, A), [label], "epoch").columns)[-3:] == ["epoch", "step", label]
+    assert list(positions(make(store, A), [label], "epoch").columns)[-3:] == [
+        "epoch",
+        "step",
+        label,
+    ]
 
 
 def test_asking_for_a_column_that_is_always_there_is_fine(two: Store) -> None:
@@ -225,18 +290,31 @@ def test_values_have_the_types_that_pandas_users_expect(store: Store) -> None:
         "int": 1, "float": 1.5, "mixed": 1, "bool": True, "text": "a", "cm": [[1, 0], [0, 2]], "ragged": [[1], [1, 2]],
         "big": 2**70, "dict": {"a": 1}, "vec": [0.5, NAN], "words": ["a", "b"], "large": numpy.arange(5000),
     }  # fmt: skip
-    log(make(store, A), [(1, 2, "train", "epoch", one), (2, 4, "train", "epoch", {"mixed": 0.5, "nan": NAN})])
+    log(
+        make(store, A),
+        [(1, 2, "train", "epoch", one), (2, 4, "train", "epoch", {"mixed": 0.5, "nan": NAN})],
+    )
     for seal in (False, True):
         if seal:
             Journal(store.run(A) / "metrics" / "record-r0.jsonl", store.run(A) / "media").seal()
         frame = dataframe(store)
-        kinds = {name: str(frame[name].dtype) for name in ("int", "float", "mixed", "bool", "cm", "big", "nan")}
+        kinds = {
+            name: str(frame[name].dtype)
+            for name in ("int", "float", "mixed", "bool", "cm", "big", "nan")
+        }
         assert kinds == {
             "int": "Int64", "float": "float64", "mixed": "float64", "bool": "boolean", "cm": "object",
             "big": "object", "nan": "float64",
         }  # fmt: skip
-        assert isinstance(frame["cm"][0], numpy.ndarray) and frame["cm"][0].tolist() == [[1, 0], [0, 2]]
-        assert frame["ragged"][0] == [[1], [1, 2]] and frame["big"][0] == 2**70 and frame["dict"][0] == {"a": 1}
+        assert isinstance(frame["cm"][0], numpy.ndarray) and frame["cm"][0].tolist() == [
+            [1, 0],
+            [0, 2],
+        ]
+        assert (
+            frame["ragged"][0] == [[1], [1, 2]]
+            and frame["big"][0] == 2**70
+            and frame["dict"][0] == {"a": 1}
+        )
         assert frame["vec"][0].dtype == float and frame["words"][0].tolist() == ["a", "b"]
         assert frame["large"][0].load().shape == (5000,)
         assert list(frame["cm"].isna()) == [False, True] == list(frame["text"].isna())
@@ -259,8 +337,13 @@ def test_runs_are_chosen_by_record_id_or_name(two: Store) -> None:
 
 
 def test_rows_are_sorted_whatever_the_order_of_writing(store: Store) -> None:
-    log(make(store, B), [(2, 4, "train", "step", {"loss": 2}), (0, 1, "train", "step", {"loss": 1})])
-    log(make(store, A), [(11, 100, "train", "step", {"loss": 2}), (2, 20, "train", "step", {"loss": 1})])
+    log(
+        make(store, B), [(2, 4, "train", "step", {"loss": 2}), (0, 1, "train", "step", {"loss": 1})]
+    )
+    log(
+        make(store, A),
+        [(11, 100, "train", "step", {"loss": 2}), (2, 20, "train", "step", {"loss": 1})],
+    )
     frame = dataframe(store, "loss", runs=[B, A])
     assert table(frame[["run", "epoch"]]) == [(A, 2), (A, 11), (B, 0), (B, 2)]
 
@@ -281,11 +364,17 @@ def test_positions_holds_every_recorded_step(two: Store) -> None:
     ]  # fmt: skip
 
 
-def test_an_epoch_value_reaches_the_steps_after_it_even_where_no_step_was_recorded(store: Store) -> None:
+def test_an_epoch_value_reaches_the_steps_after_it_even_where_no_step_was_recorded(
+    store: Store,
+) -> None:
     run = make(store, A)
     log(
         run,
-        [(0, 1, "train", "step", {"n": 1}), (1, 2, "validation", "epoch", {"m": 5}), (1, 3, "train", "step", {"n": 2})],
+        [
+            (0, 1, "train", "step", {"n": 1}),
+            (1, 2, "validation", "epoch", {"m": 5}),
+            (1, 3, "train", "step", {"n": 2}),
+        ],
     )
     assert table(positions(run, ["m"], "step")) == [(0, 1, None), (1, 3, 5)]
 

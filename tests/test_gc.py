@@ -17,14 +17,14 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from flor_plugins.cli.app import app
-from flor_plugins.cli.collecting import spans
+from flor_plugins.cli.gc import spans
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Launch, Obstacle, Timing
 from flor_plugins.store.checkpoints import folder_of
 from flor_plugins.store.files import PARTIAL
+from flor_plugins.store.gc import Collection, collect, pin, plan_collection, unpin
+from flor_plugins.store.gc.leftovers import leftovers, size_of
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention import Collection, collect, pin, plan_collection, unpin
-from flor_plugins.store.retention.leftovers import leftovers, size_of
 from flor_plugins.store.runs import save_run, this_process
 from tests.retaining import IDS, at, begin_replay, check_all, ended, forms, save_all, train
 
@@ -70,7 +70,10 @@ def test_the_store_fits_the_budget_and_what_is_listed_loads(store: Store, part: 
     for share in done.shares:
         found = check_all(store.run(share.run_id))
         listed = list(found.values())
-        assert (listed.count("full"), listed.count("weights")) == (share.after.full, share.after.weights)
+        assert (listed.count("full"), listed.count("weights")) == (
+            share.after.full,
+            share.after.weights,
+        )
         assert share.after.answers.at_once == tuple(found)
         assert found[0] == found[max(found)] == "full"
 
@@ -81,10 +84,14 @@ def test_nothing_is_given_up_while_compression_is_enough(store: Store) -> None:
     plan = plan_collection(store, budget)
     done = collect(plan)
     assert plan.steps and not done.steps
-    assert size_of(store.root) <= budget and check_all(run.path, 30_000) == dict.fromkeys(range(9), "full")
+    assert size_of(store.root) <= budget and check_all(run.path, 30_000) == dict.fromkeys(
+        range(9), "full"
+    )
 
 
-def test_compressed_checkpoints_can_be_given_up_although_others_are_deltas_to_them(store: Store) -> None:
+def test_compressed_checkpoints_can_be_given_up_although_others_are_deltas_to_them(
+    store: Store,
+) -> None:
     run = train(store, 18, size=8000)
     raw = size_of(store.root)
     collect(plan_collection(store))
@@ -140,7 +147,9 @@ def held_run(store: Store, how: str) -> str:
     return "is going on"
 
 
-@pytest.mark.parametrize("how", ["pinned", "running", "written", "replayed", "replayed by who knows"])
+@pytest.mark.parametrize(
+    "how", ["pinned", "running", "written", "replayed", "replayed by who knows"]
+)
 def test_of_a_held_run_nothing_is_given_up(store: Store, how: str) -> None:
     said = held_run(store, how)
     train(store, 6, SECOND)
@@ -196,7 +205,9 @@ def test_a_replay_that_begins_meanwhile_stops_the_collection_of_its_run(store: S
             begin_replay(store, run, [3], this_process())
 
     done = collect(plan, tell)
-    assert "is going on" in done.problem and len([line for line in told if "giving up" in line]) == 2
+    assert (
+        "is going on" in done.problem and len([line for line in told if "giving up" in line]) == 2
+    )
     found = check_all(run.path)
     assert found[0] == found[6] == "full" and len(found) == 5
     (share,) = done.shares
@@ -208,10 +219,15 @@ def test_a_replay_that_begins_meanwhile_stops_the_collection_of_its_run(store: S
     [
         ({"code": None}, "its code was not recorded"),
         ({"launch": Launch("interactive", "")}, "a prompt or a notebook"),
-        ({"obstacles": (Obstacle("none", "the trainer was odd", "mend it"),)}, "the trainer was odd"),
+        (
+            {"obstacles": (Obstacle("none", "the trainer was odd", "mend it"),)},
+            "the trainer was odd",
+        ),
     ],
 )
-def test_weights_that_could_not_be_trained_again_stay(store: Store, changes: dict[str, Any], why: str) -> None:
+def test_weights_that_could_not_be_trained_again_stay(
+    store: Store, changes: dict[str, Any], why: str
+) -> None:
     run = train(store, 6, **changes)
     plan = plan_collection(store, 0)
     share = shares(plan)[run.run_id]
@@ -220,7 +236,9 @@ def test_weights_that_could_not_be_trained_again_stay(store: Store, changes: dic
     assert check_all(run.path) == {0: "full", **dict.fromkeys(range(1, 6), "weights"), 6: "full"}
 
 
-def test_the_last_checkpoint_of_all_processes_stays_where_a_later_one_is_not_whole(store: Store) -> None:
+def test_the_last_checkpoint_of_all_processes_stays_where_a_later_one_is_not_whole(
+    store: Store,
+) -> None:
     run = train(store, 6, processes=2)
     save_all(run.path / "ranks" / "1", range(5))
     collect(plan_collection(store, 0))
@@ -278,8 +296,8 @@ def deadly(*args, **more):
     return real(*args, **more)
 setattr(os, sys.argv[2], deadly)
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention import collect, plan_collection
-from flor_plugins.store.retention.leftovers import size_of
+from flor_plugins.store.gc import collect, plan_collection
+from flor_plugins.store.gc.leftovers import size_of
 store = Store(pathlib.Path(sys.argv[1]))
 collect(plan_collection(store, int(sys.argv[4])))
 print("not killed")

@@ -12,16 +12,16 @@ import pytest
 import torch
 from posting import SIZE, job
 
-from flor_plugins.record.saving import presence
-from flor_plugins.record.saving.buffers import Buffer
-from flor_plugins.record.saving.scribe import Scribe
+from flor_plugins.recorder.checkpointing import writer_lock
+from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
+from flor_plugins.recorder.checkpointing.writer_process import Scribe
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints import cold, folder_of, list_checkpoints, load_checkpoint
-from flor_plugins.store.checkpoints.shells import hollow
+from flor_plugins.store.checkpoints import compression, folder_of, list_checkpoints, load_checkpoint
+from flor_plugins.store.checkpoints.tombstones import hollow
 from flor_plugins.store.files import PARTIAL
+from flor_plugins.store.gc import collect, plan_collection
+from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention import collect, plan_collection
-from flor_plugins.store.retention.disk import drop_optimizer, give_up
 from tests.retaining import at, check_all, ended, train
 
 
@@ -30,12 +30,16 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / ".flor").make()
 
 
-def test_of_a_killed_run_whose_writer_is_between_two_states_nothing_is_given_up(store: Store) -> None:
+def test_of_a_killed_run_whose_writer_is_between_two_states_nothing_is_given_up(
+    store: Store,
+) -> None:
     run = train(store, 6, status="killed")
-    presence.announce(run.path, os.getpid())
+    writer_lock.announce(run.path, os.getpid())
     done = collect(plan_collection(store, 0))
-    assert "still writing" in done.problem and check_all(run.path) == dict.fromkeys(range(7), "full")
-    presence.leave(run.path)
+    assert "still writing" in done.problem and check_all(run.path) == dict.fromkeys(
+        range(7), "full"
+    )
+    writer_lock.leave(run.path)
     collect(plan_collection(store, 0))
     assert check_all(run.path) == {0: "full", 6: "full"}
 
@@ -49,7 +53,7 @@ def test_what_is_read_again_since_the_plan_is_no_leftover(store: Store) -> None:
     torn.write_bytes(b"half")
     plan = plan_collection(store)
     assert {one.path for one in plan.leftovers} == {left, torn}
-    cold.cool_run(run.path)
+    compression.cool_run(run.path)
     collect(plan)
     assert left.exists() and not torn.exists()
     assert check_all(run.path) == dict.fromkeys(range(7), "full")
@@ -58,7 +62,7 @@ def test_what_is_read_again_since_the_plan_is_no_leftover(store: Store) -> None:
 def test_files_that_another_process_has_not_named_yet_are_left_alone(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, verify, others = train(store, 6), cold._verify, list[threading.Thread]()
+    run, verify, others = train(store, 6), compression._verify, list[threading.Thread]()
 
     def collect_meanwhile(*args: Any) -> None:
         if not others:
@@ -69,8 +73,8 @@ def test_files_that_another_process_has_not_named_yet_are_left_alone(
             others[0].join(1)  # it waits for its turn
         verify(*args)
 
-    monkeypatch.setattr(cold, "_verify", collect_meanwhile)
-    cold.cool_run(run.path)
+    monkeypatch.setattr(compression, "_verify", collect_meanwhile)
+    compression.cool_run(run.path)
     others[0].join(60)
     assert check_all(run.path) == dict.fromkeys(range(7), "full")
 
@@ -99,7 +103,9 @@ def test_a_state_that_refers_to_what_was_given_up_is_not_read_and_the_next_one_i
     assert "failed" not in write(0)
     GIVEN_UP[what](tmp_path)
     answer = write(1)
-    assert ("what it needs is gone" in answer["failed"]) if what != "all" else "failed" not in answer
+    assert (
+        ("what it needs is gone" in answer["failed"]) if what != "all" else "failed" not in answer
+    )
     assert "failed" not in write(2)
     for one in list_checkpoints(tmp_path):
         state = load_checkpoint(tmp_path, one.position)

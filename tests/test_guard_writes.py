@@ -8,16 +8,16 @@ from textwrap import dedent
 
 import pytest
 
-from flor_plugins.replay import landlock
+from flor_plugins.replayer.sandbox import landlock
 
 HEAD = """
 import os, shutil, sqlite3, sys, tempfile
 from pathlib import Path
 {imports}
-from flor_plugins.replay import guard_writes
-from flor_plugins.replay.guard_writes import WriteRefused, forbid_writes, guard_extensions
+from flor_plugins.replayer.sandbox import write_guard
+from flor_plugins.replayer.sandbox.write_guard import WriteRefused, forbid_writes, guard_extensions
 if sys.argv[2] == "python":
-    guard_writes.allow_writes_only_in = lambda places: False
+    write_guard.allow_writes_only_in = lambda places: False
 outside, box, store = (Path(sys.argv[1]) / name for name in ("outside", "box", "store"))
 os.chdir(box)
 on = forbid_writes([store], box)
@@ -71,7 +71,9 @@ def run(world: Path, script: str, imports: str = "", **env: str) -> None:
         timeout=60,
     )
     assert done.returncode == 0, done.stderr
-    assert {path: path.is_dir() or path.read_bytes() for path in (world / "outside").rglob("*")} == before
+    assert {
+        path: path.is_dir() or path.read_bytes() for path in (world / "outside").rglob("*")
+    } == before
 
 
 def test_every_way_to_change_a_file_outside_is_refused(world: Path) -> None:
@@ -139,7 +141,9 @@ def test_caches_are_read_where_they_lie_and_written_in_copies(world: Path) -> No
     assert (cache / "hub" / "model").read_text() == "changed"
     """,
     )
-    assert [path.name for path in hub.iterdir()] == ["model"] and (hub / "model").read_text() == "fetched"
+    assert [path.name for path in hub.iterdir()] == ["model"] and (
+        hub / "model"
+    ).read_text() == "fetched"
 
 
 def test_what_no_event_of_python_tells_is_refused(world: Path) -> None:

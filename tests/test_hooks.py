@@ -12,13 +12,13 @@ from torch import nn
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError, HookError
-from flor_plugins.hooks import live
-from flor_plugins.hooks.calls import Hooks
-from flor_plugins.hooks.guard import undisturbed
-from flor_plugins.hooks.load import check_callback, load, scan
+from flor_plugins.hooks import log
+from flor_plugins.hooks.dispatch import Hooks
+from flor_plugins.hooks.hook_files import check_callback, load, scan
 from flor_plugins.hooks.metric import Context, Metric
+from flor_plugins.hooks.side_effects import undisturbed
 from flor_plugins.records import Position
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 from tests import replaying
 from tests.replaying import Project, rows_of
 
@@ -86,7 +86,9 @@ def test_a_hook_draws_the_same_numbers_at_the_same_position() -> None:
     assert seen[0] == seen[1] != seen[2]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there, seeds of an unused GPU are kept otherwise")
+@pytest.mark.skipif(
+    torch.cuda.is_available(), reason="there, seeds of an unused GPU are kept otherwise"
+)
 def test_seed_of_a_hook_does_not_take_the_place_of_the_one_that_torch_keeps_for_a_gpu():
     torch.manual_seed(5)
     kept = torch.cuda._lazy_seed_tracker.get_calls()
@@ -149,7 +151,9 @@ def test_a_hook_that_raises_does_not_stop_the_others() -> None:
     hooks = Hooks((broken, plain), lambda metric, position, error: told.append(error))
     assert hooks.epoch(context()) == {"plain": 1}
     [error] = told
-    assert "test_hooks.py:" in str(error) and "'broken' raised at epoch=2,step=16: ZeroDivisionError" in str(error)
+    assert "test_hooks.py:" in str(
+        error
+    ) and "'broken' raised at epoch=2,step=16: ZeroDivisionError" in str(error)
 
 
 def test_a_step_hook_sees_both_sides_of_an_update() -> None:
@@ -192,7 +196,7 @@ def test_validation_values_are_reduced_over_batches(how: object, expected: float
 def test_log_does_nothing_outside_a_training_and_feeds_the_sink_within() -> None:
     seen: list[tuple[str, object]] = []
     flor.log("x", 1)
-    with live.connected(lambda name, value: seen.append((name, value))):
+    with log.connected(lambda name, value: seen.append((name, value))):
         flor.log("x", 2)
     flor.log("x", 3)
     assert seen == [("x", 2)]
@@ -222,7 +226,10 @@ def test_scan_finds_hooks_without_importing(tmp_path: Path) -> None:
     ("source", "told"),
     [
         ("def f(:\n", r"bad\.py:1: .*not Python"),
-        ("import flor_plugins as flor\n@flor.metric(at='batch')\ndef f(ctx): ...\n", r"bad\.py:3: .*'batch'"),
+        (
+            "import flor_plugins as flor\n@flor.metric(at='batch')\ndef f(ctx): ...\n",
+            r"bad\.py:3: .*'batch'",
+        ),
     ],
 )
 def test_scan_names_file_and_line(tmp_path: Path, source: str, told: str) -> None:
@@ -236,8 +243,14 @@ def test_scan_names_file_and_line(tmp_path: Path, source: str, told: str) -> Non
     ("source", "told"),
     [
         ("x = 1\ny = 1 / 0\n", r"bad\.py:2: .*ZeroDivisionError"),
-        ("import flor_plugins as flor\n@flor.metric\ndef f(): ...\n", r"bad\.py:\d: metric 'f' must take one"),
-        ("import flor_plugins as flor\n@flor.metric\ndef f(ctx): yield\n", r"bad\.py:\d: metric 'f' yields"),
+        (
+            "import flor_plugins as flor\n@flor.metric\ndef f(): ...\n",
+            r"bad\.py:\d: metric 'f' must take one",
+        ),
+        (
+            "import flor_plugins as flor\n@flor.metric\ndef f(ctx): yield\n",
+            r"bad\.py:\d: metric 'f' yields",
+        ),
     ],
 )
 def test_load_names_file_and_line(tmp_path: Path, source: str, told: str) -> None:
@@ -257,7 +270,8 @@ def test_a_misspelt_method_is_told_with_the_likely_one() -> None:
         def on_validation_epoch_ends(self, trainer, pl_module): ...
 
     with pytest.raises(
-        HookError, match=r"test_hooks\.py:\d+: Hook\.on_validation_epoch_ends .*on_validation_epoch_end"
+        HookError,
+        match=r"test_hooks\.py:\d+: Hook\.on_validation_epoch_ends .*on_validation_epoch_end",
     ):
         check_callback(Hook, Base)
 
@@ -270,7 +284,8 @@ def test_a_wrong_signature_is_told_with_the_right_one() -> None:
         def on_evaluate(self, args, state, control): ...
 
     with pytest.raises(
-        HookError, match=r"test_hooks\.py:\d+: Short.*def on_validation_epoch_end\(self, trainer, pl_module"
+        HookError,
+        match=r"test_hooks\.py:\d+: Short.*def on_validation_epoch_end\(self, trainer, pl_module",
     ):
         check_callback(Short, Base)
     with pytest.raises(HookError, match="NoKeywords"):
@@ -340,13 +355,17 @@ def framework(request: pytest.FixtureRequest) -> str:
 def project(framework: str, tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = replaying.make(tmp_path_factory.mktemp(framework) / "project")
     # Evaluations every few steps, of which some end an epoch: those are compared.
-    often = {"lightning": "val_check_interval=0.5", "hf": "eval_strategy='steps', eval_steps=4"}[framework]
+    often = {"lightning": "val_check_interval=0.5", "hf": "eval_strategy='steps', eval_steps=4"}[
+        framework
+    ]
     project.write("train.py", replaying.TRAIN[framework] + f"train(FlorCallback('toy'), {often})\n")
     project.python("train.py")
     return project
 
 
-def test_an_ordinary_callback_delivers_values_by_validating(project: Project, framework: str) -> None:
+def test_an_ordinary_callback_delivers_values_by_validating(
+    project: Project, framework: str
+) -> None:
     hook = project.write("callbacks.py", CALLBACKS[framework])
     assert {found.way for found in scan(hook)} == {"validate"}
     frame = flor.replay(NAMES[framework], hooks=[hook], store=project.store.root)
@@ -355,11 +374,16 @@ def test_an_ordinary_callback_delivers_values_by_validating(project: Project, fr
         assert list(values) == [(0, 4), (1, 8), (1, 12), (2, 16), (2, 20), (3, 24)]
         assert len(set(values.values())) == 6
     # Where a checkpoint lies it is restored; to the others the training leads.
-    assert [(row["way"], row["verdict"]) for row in project.verdicts()] == [("validate", "exact"), ("train", "exact")]
+    assert [(row["way"], row["verdict"]) for row in project.verdicts()] == [
+        ("validate", "exact"),
+        ("train", "exact"),
+    ]
     assert all(row["compared"] >= 3 for row in project.verdicts())
 
 
-def test_what_a_callback_delivers_is_the_value_at_that_epoch(project: Project, framework: str) -> None:
+def test_what_a_callback_delivers_is_the_value_at_that_epoch(
+    project: Project, framework: str
+) -> None:
     weights = {"lightning": "net.0.weight", "hf": "transformer.wte.weight"}[framework]
     frame = flor.dataframe("spread", store=project.store.root)
     for (epoch, step), value in rows_of(frame, "toy", "spread").items():
@@ -369,18 +393,27 @@ def test_what_a_callback_delivers_is_the_value_at_that_epoch(project: Project, f
         assert value == float(model[weights].std())
 
 
-def test_a_misspelt_callback_is_told_and_nothing_is_stored(project: Project, framework: str) -> None:
+def test_a_misspelt_callback_is_told_and_nothing_is_stored(
+    project: Project, framework: str
+) -> None:
     hook = project.write("misspelt.py", MISSPELT[framework].replace('"spread"', '"spreads"'))
-    with pytest.raises(FlorError, match=r"misspelt\.py:\d+: Spread\.on_.* is no hook of .*did you mean"):
+    with pytest.raises(
+        FlorError, match=r"misspelt\.py:\d+: Spread\.on_.* is no hook of .*did you mean"
+    ):
         flor.replay("spreads", hooks=[hook], store=project.store.root)
 
 
-def test_a_hook_that_raises_is_placed_and_other_positions_are_stored(project: Project, framework: str) -> None:
+def test_a_hook_that_raises_is_placed_and_other_positions_are_stored(
+    project: Project, framework: str
+) -> None:
     hook = project.write("bad.py", BAD)
     with pytest.raises(HookError) as caught:
         flor.replay(["sometimes", "alive", "fine"], hooks=[hook], store=project.store.root)
     told = str(caught.value)
-    assert "bad.py:7: metric 'sometimes' raised at epoch=2," in told and "ValueError: not at two" in told
+    assert (
+        "bad.py:7: metric 'sometimes' raised at epoch=2," in told
+        and "ValueError: not at two" in told
+    )
     assert "'alive' at epoch=1," in told and "sometimes' raised at epoch=1" not in told
     frame = flor.dataframe("sometimes", "fine", store=project.store.root)
     assert list(rows_of(frame, "toy", "sometimes").values()) == [1, 3]

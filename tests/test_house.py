@@ -18,7 +18,17 @@ PACKAGE = ROOT / "flor_plugins"
 FILES = sorted(PACKAGE.rglob("*.py"))
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
 
-HEAVY = ("torch", "pandas", "numpy", "lightning", "transformers", "pyarrow", "duckdb", "rich", "typer")
+HEAVY = (
+    "torch",
+    "pandas",
+    "numpy",
+    "lightning",
+    "transformers",
+    "pyarrow",
+    "duckdb",
+    "rich",
+    "typer",
+)
 RUNS_CODE_WHEN_LOADED = {"pickle", "cloudpickle", "dill", "shelve", "marshal"}
 MAX_FILE_LINES, MAX_FUNCTION_LINES = 300, 50
 
@@ -28,7 +38,11 @@ files = pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relativ
 def fresh(code: str, cwd: Path) -> str:
     """What a new interpreter prints."""
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -36,7 +50,9 @@ def fresh(code: str, cwd: Path) -> str:
 
 def loaded(code: str, cwd: Path, modules: tuple[str, ...]) -> list[str]:
     """Which of `modules` are loaded after `code`."""
-    return fresh(f"{code}\nimport sys\nprint(*[m for m in {modules!r} if m in sys.modules])", cwd).split()
+    return fresh(
+        f"{code}\nimport sys\nprint(*[m for m in {modules!r} if m in sys.modules])", cwd
+    ).split()
 
 
 def imports(tree: ast.Module) -> Iterator[str]:
@@ -50,7 +66,11 @@ def imports(tree: ast.Module) -> Iterator[str]:
 def test_imports_point_downward_and_only_adapters_import_their_framework():
     command = "from importlinter.cli import lint_imports_command; lint_imports_command()"
     done = subprocess.run(
-        [sys.executable, "-c", command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", command, "--no-cache"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
@@ -72,7 +92,7 @@ def test_the_command_line_loads_no_framework_before_a_verb_needs_it(tmp_path):
 
 def test_listing_runs_loads_no_torch_no_trainer_and_no_pandas(tmp_path):
     code = (
-        "import flor_plugins.cli.reading\n"
+        "import flor_plugins.cli.read\n"
         "from flor_plugins.store.layout import Store\n"
         "from flor_plugins.store.runs import list_runs\n"
         "from pathlib import Path\n"
@@ -100,7 +120,9 @@ def test_a_file_is_short(path):
 @files
 def test_functions_are_short(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    functions = [one for one in ast.walk(tree) if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))]
+    functions = [
+        one for one in ast.walk(tree) if isinstance(one, (ast.FunctionDef, ast.AsyncFunctionDef))
+    ]
     sizes = {one.name: (one.end_lineno or one.lineno) - one.lineno + 1 for one in functions}
     assert {name: size for name, size in sizes.items() if size > MAX_FUNCTION_LINES} == {}
 
@@ -116,7 +138,10 @@ def test_nothing_is_loaded_through_pickle(path):
     """torch.load(weights_only=False) and numpy.load(allow_pickle=True) unpickle what a file holds."""
     unsafe = {"weights_only": False, "allow_pickle": True}
     for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if not isinstance(call, ast.Call) or "load" not in ast.unparse(call.func).rpartition(".")[2]:
+        if (
+            not isinstance(call, ast.Call)
+            or "load" not in ast.unparse(call.func).rpartition(".")[2]
+        ):
             continue
         for one in call.keywords:
             value = one.value.value if isinstance(one.value, ast.Constant) else None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError, RecipeError, ReplayError, StoreError
-from flor_plugins.record.imports import import_run, launches
+from flor_plugins.recorder.importers import import_run, launches
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -47,12 +47,16 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-def test_a_state_metric_of_an_imported_run_is_that_of_the_saved_weights(trained: Project, framework: str) -> None:
+def test_a_state_metric_of_an_imported_run_is_that_of_the_saved_weights(
+    trained: Project, framework: str
+) -> None:
     before = _seen(trained.root / "out")
     printed = trained.flor("import", "out/ends", "--name", "old", "--", "python", "plain.py").stdout
     assert "imported old" in printed
     metric = replaying.METRICS[framework][0]
-    trained.flor("replay", "--hook", replaying.HOOKS[framework], "--run", "old", "--metrics", metric, "--yes")
+    trained.flor(
+        "replay", "--hook", replaying.HOOKS[framework], "--run", "old", "--metrics", metric, "--yes"
+    )
     frame = flor.dataframe(metric, store=trained.store.root)
     assert rows_of(frame, "old", metric) == by_hand(trained, framework)
     assert [one["verdict"] for one in trained.verdicts()] == ["exact"]
@@ -65,7 +69,9 @@ def _seen(folder: Path) -> dict[str, tuple[int, int]]:
     return {str(one): (one.stat().st_size, one.stat().st_mtime_ns) for one in files}
 
 
-def test_an_imported_run_has_the_weights_at_their_positions(trained: Project, framework: str, store: Store) -> None:
+def test_an_imported_run_has_the_weights_at_their_positions(
+    trained: Project, framework: str, store: Store
+) -> None:
     run = import_run(trained.root / "out/ends", name="old", store=store).run
     found = list_checkpoints(run.path)
     assert [one.position for one in found] == ENDS
@@ -76,13 +82,17 @@ def test_an_imported_run_has_the_weights_at_their_positions(trained: Project, fr
             (file,) = (trained.root / "out/ends").glob(f"*step={one.position.step}.ckpt")
             saved = torch.load(file, weights_only=True)["state_dict"]
         else:
-            saved = load_file(trained.root / f"out/ends/checkpoint-{one.position.step}/model.safetensors")
+            saved = load_file(
+                trained.root / f"out/ends/checkpoint-{one.position.step}/model.safetensors"
+            )
         loaded = load_checkpoint(run.path, one.position)
         assert loaded.keys() == {"model"}
         assert same(dict(loaded["model"]), dict(saved))
 
 
-def test_the_grade_of_an_imported_run_is_weights_and_without_a_command_none(trained: Project, store: Store) -> None:
+def test_the_grade_of_an_imported_run_is_weights_and_without_a_command_none(
+    trained: Project, store: Store
+) -> None:
     run = import_run(trained.root / "out/ends", store=store).run
     assert run.replay_grade == "none"
     assert any("-- python" in gap for gap in run.gaps)
@@ -91,7 +101,9 @@ def test_the_grade_of_an_imported_run_is_weights_and_without_a_command_none(trai
         flor.replay(replaying.METRICS[run.framework][0], hooks=[hooks], store=store.root)
 
 
-def test_the_same_files_are_imported_once(trained: Project, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_files_are_imported_once(
+    trained: Project, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(trained.root)
     first = import_run(Path("out/ends"), store=store)
     again = import_run(Path("out/ends"), store=store)
@@ -143,11 +155,25 @@ def test_a_launch_is_a_python_command_or_a_version_of_a_recipe(
         launches.of_recipe(recipe)
 
 
-def test_a_recipe_builds_the_trainer_of_an_imported_run(trained_hf: Project, tmp_path: Path) -> None:
-    trained_hf.write("toy.yaml", "version: 1\nname: toy\ntrainer: hf_toy:build\nparams: {callbacks: []}\n")
+def test_a_recipe_builds_the_trainer_of_an_imported_run(
+    trained_hf: Project, tmp_path: Path
+) -> None:
+    trained_hf.write(
+        "toy.yaml", "version: 1\nname: toy\ntrainer: hf_toy:build\nparams: {callbacks: []}\n"
+    )
     env = {"FLOR_DIR": str(tmp_path / "store")}
     trained_hf.flor("import", "out/ends", "--name", "old", "--recipe", "toy.yaml", **env)
-    trained_hf.flor("replay", "--hook", "hf_hooks.py", "--run", "old", "--metrics", "token_accuracy", "--yes", **env)
+    trained_hf.flor(
+        "replay",
+        "--hook",
+        "hf_hooks.py",
+        "--run",
+        "old",
+        "--metrics",
+        "token_accuracy",
+        "--yes",
+        **env,
+    )
     frame = flor.dataframe("token_accuracy", store=tmp_path / "store")
     assert rows_of(frame, "old", "token_accuracy") == by_hand(trained_hf, "hf")
 

@@ -14,13 +14,13 @@ from safetensors.torch import load_file, save_file
 
 import flor_plugins as flor
 from flor_plugins.errors import ReplayError, StoreError
-from flor_plugins.hf import capture
+from flor_plugins.hf import state
 from flor_plugins.lightning import FlorCheckpointIO
-from flor_plugins.record.imports import hf, import_run, lightning
+from flor_plugins.recorder.importers import hf, import_run, lightning
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
-from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import list_runs
 from tests.conftest import load_script
 from tests.importing import ENDS, Bomb, train
@@ -45,10 +45,14 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def checkpoint(trained_hf: Project, tmp_path: Path) -> Path:
     """A checkpoint folder of the HF Trainer, of the test's own."""
-    return Path(shutil.copytree(trained_hf.root / "out/ends/checkpoint-16", tmp_path / "checkpoint-16"))
+    return Path(
+        shutil.copytree(trained_hf.root / "out/ends/checkpoint-16", tmp_path / "checkpoint-16")
+    )
 
 
-def test_lightnings_parameters_and_monitored_values_are_imported(lit: Project, store: Store) -> None:
+def test_lightnings_parameters_and_monitored_values_are_imported(
+    lit: Project, store: Store
+) -> None:
     run = import_run(lit.root / "out/ends", name="old", store=store).run
     assert run.params == {"lr": 0.01, "width": 12}
     last = torch.load(lit.root / "out/ends/epoch=2-step=24.ckpt", weights_only=True)
@@ -78,7 +82,9 @@ def test_a_file_without_loop_counters_is_placed_by_a_guess_that_is_noted(
     lit: Project, store: Store, tmp_path: Path
 ) -> None:
     held = torch.load(lit.root / "out/ends/epoch=1-step=16.ckpt", weights_only=True)
-    torch.save({key: held[key] for key in ("epoch", "global_step", "state_dict")}, tmp_path / "old.ckpt")
+    torch.save(
+        {key: held[key] for key in ("epoch", "global_step", "state_dict")}, tmp_path / "old.ckpt"
+    )
     run = import_run(tmp_path / "old.ckpt", store=store).run
     assert run.position == Position(2, 16)
     assert any("is a guess" in gap for gap in run.gaps)
@@ -90,7 +96,9 @@ def test_one_file_is_a_run_of_one_checkpoint(lit: Project, store: Store) -> None
     assert [one.position for one in list_checkpoints(run.path)] == [Position(2, 16)]
 
 
-def test_folders_of_florcheckpointio_are_imported(lit: Project, store: Store, tmp_path: Path) -> None:
+def test_folders_of_florcheckpointio_are_imported(
+    lit: Project, store: Store, tmp_path: Path
+) -> None:
     held = torch.load(lit.root / "out/ends/epoch=1-step=16.ckpt", weights_only=True)
     FlorCheckpointIO().save_checkpoint(held, tmp_path / "checkpoints/one.ckpt")
     run = import_run(tmp_path, store=store).run
@@ -121,7 +129,9 @@ def test_a_torn_ckpt_is_refused_by_name(lit: Project, store: Store, tmp_path: Pa
         import_run(tmp_path / "torn.ckpt", store=store)
 
 
-def test_two_files_of_one_position_are_one_checkpoint(lit: Project, store: Store, tmp_path: Path) -> None:
+def test_two_files_of_one_position_are_one_checkpoint(
+    lit: Project, store: Store, tmp_path: Path
+) -> None:
     for name in ("a.ckpt", "b.ckpt"):
         shutil.copy(lit.root / "out/ends/epoch=0-step=8.ckpt", tmp_path / name)
     run = import_run(tmp_path, store=store).run
@@ -138,15 +148,25 @@ def test_what_the_hf_trainer_logged_is_at_its_positions(trained_hf: Project, sto
     found = rows_of(frame, "old", "loss_logged")
     assert found == {(min(step // 8, 3), step): entry["loss"] for step, entry in steps.items()}
     evaluated = [entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry]
-    rows = {r.position: r.values for _, r in read_run(run.path) if (r.phase, r.level) == ("validation", "epoch")}
+    rows = {
+        r.position: r.values
+        for _, r in read_run(run.path)
+        if (r.phase, r.level) == ("validation", "epoch")
+    }
     assert [rows[position]["eval_loss"] for position in ENDS] == evaluated
     assert (run.params["num_train_epochs"], run.params["model.n_layer"]) == (3, 1)
 
 
 def test_epochs_with_two_digits_end_at_the_last_step_that_claims_it() -> None:
-    history = [{"step": 333, "epoch": 1.0, "loss": 2.0}, {"step": 334, "epoch": 1.0, "eval_loss": 1.0}]
+    history = [
+        {"step": 333, "epoch": 1.0, "loss": 2.0},
+        {"step": 334, "epoch": 1.0, "eval_loss": 1.0},
+    ]
     rows = list(hf._rows(history, (), 0.0))
-    assert [(row.position, row.level) for row in rows] == [(Position(0, 333), "step"), (Position(1, 334), "epoch")]
+    assert [(row.position, row.level) for row in rows] == [
+        (Position(0, 333), "step"),
+        (Position(1, 334), "epoch"),
+    ]
 
 
 def test_training_args_are_never_opened(checkpoint: Path, store: Store, tmp_path: Path) -> None:
@@ -159,7 +179,9 @@ def test_training_args_are_never_opened(checkpoint: Path, store: Store, tmp_path
 
 
 @pytest.mark.parametrize("form", ["shards", "bin", "bin shards"])
-def test_weights_in_shards_and_in_bin_files_are_read(checkpoint: Path, store: Store, form: str) -> None:
+def test_weights_in_shards_and_in_bin_files_are_read(
+    checkpoint: Path, store: Store, form: str
+) -> None:
     weights = load_file(checkpoint / "model.safetensors")
     (checkpoint / "model.safetensors").unlink()
     whole = "pytorch_model.bin" if "bin" in form else "model.safetensors"
@@ -177,7 +199,9 @@ def test_weights_in_shards_and_in_bin_files_are_read(checkpoint: Path, store: St
     assert same(dict(sorted(found.items())), dict(sorted(weights.items())))
 
 
-def test_a_bin_file_that_holds_code_is_not_run(checkpoint: Path, store: Store, tmp_path: Path) -> None:
+def test_a_bin_file_that_holds_code_is_not_run(
+    checkpoint: Path, store: Store, tmp_path: Path
+) -> None:
     (checkpoint / "model.safetensors").unlink()
     torch.save({"w": Bomb(tmp_path / "boom")}, checkpoint / "pytorch_model.bin")
     with pytest.raises(StoreError, match=r"pytorch_model\.bin"):
@@ -193,7 +217,9 @@ def test_an_adapter_alone_is_refused_with_what_to_do(checkpoint: Path, store: St
         import_run(checkpoint, store=store)
 
 
-def test_a_folder_that_a_kill_left_unfinished_is_left_out(trained_hf: Project, store: Store, tmp_path: Path) -> None:
+def test_a_folder_that_a_kill_left_unfinished_is_left_out(
+    trained_hf: Project, store: Store, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(trained_hf.root / "out/ends", tmp_path / "ends"))
     (folder / "checkpoint-24/trainer_state.json").unlink()
     weights = folder / "checkpoint-16/model.safetensors"
@@ -203,7 +229,9 @@ def test_a_folder_that_a_kill_left_unfinished_is_left_out(trained_hf: Project, s
     assert sum("is left out" in gap for gap in run.gaps) == 2
 
 
-def test_a_checkpoint_of_another_training_is_noted(trained_hf: Project, store: Store, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_training_is_noted(
+    trained_hf: Project, store: Store, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(trained_hf.root / "out/ends", tmp_path / "ends"))
     file = folder / "checkpoint-8/trainer_state.json"
     state = json.loads(file.read_text())
@@ -215,17 +243,19 @@ def test_a_checkpoint_of_another_training_is_noted(trained_hf: Project, store: S
     ]
 
 
-def test_tied_weights_that_were_not_saved_are_set_and_others_are_missed(trained_hf: Project) -> None:
+def test_tied_weights_that_were_not_saved_are_set_and_others_are_missed(
+    trained_hf: Project,
+) -> None:
     toy: ModuleType = load_script(trained_hf.root, "hf_toy")
     weights = load_file(trained_hf.root / "out/ends/checkpoint-24/model.safetensors")
     assert "lm_head.weight" not in weights
     trainer = toy.build([])
-    capture.restore_weights(trainer, {"model": weights})
+    state.restore_weights(trainer, {"model": weights})
     restored = trainer.model.state_dict()
     assert all(torch.equal(restored[name], weights[name]) for name in weights)
     assert torch.equal(restored["lm_head.weight"], weights["transformer.wte.weight"])
     first = "transformer.ln_f.weight"
     with pytest.raises(ReplayError, match=first):
-        capture.restore_weights(trainer, {"model": {k: v for k, v in weights.items() if k != first}})
+        state.restore_weights(trainer, {"model": {k: v for k, v in weights.items() if k != first}})
     with pytest.raises(ReplayError, match="unknown to the model odd"):
-        capture.restore_weights(trainer, {"model": {**weights, "odd": torch.zeros(1)}})
+        state.restore_weights(trainer, {"model": {**weights, "odd": torch.zeros(1)}})

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.replaying import Project
@@ -38,15 +38,31 @@ HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handle
 COMMAND = HEARING + "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
 ASKS = {
     "flor-hf": ["-c", COMMAND, "replay", "--hook", "ignored/slow.py", "--metrics", "slow", "--yes"],
-    "python": ["-c", HEARING + "import flor_plugins as flor; flor.replay('slow', hooks=['ignored/slow.py'])"],
-    "ray": ["-c", COMMAND, "replay", "--hook", "ignored/slow.py", "--metrics", "slow", "--yes", "--engine", "ray"],
+    "python": [
+        "-c",
+        HEARING + "import flor_plugins as flor; flor.replay('slow', hooks=['ignored/slow.py'])",
+    ],
+    "ray": [
+        "-c",
+        COMMAND,
+        "replay",
+        "--hook",
+        "ignored/slow.py",
+        "--metrics",
+        "slow",
+        "--yes",
+        "--engine",
+        "ray",
+    ],
 }
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = replaying.make(tmp_path_factory.mktemp("recorded") / "project")
-    project.write("train.py", replaying.TRAIN["lightning"] + f'train(FlorCallback("toy"), epochs={EPOCHS})\n')
+    project.write(
+        "train.py", replaying.TRAIN["lightning"] + f'train(FlorCallback("toy"), epochs={EPOCHS})\n'
+    )
     project.write("ignored/slow.py", SLOW)
     project.python("train.py")
     return project
@@ -70,7 +86,12 @@ class Asking:
         if seconds is None:
             seconds = 4.0 if who == "ray" else 0.4
         name, _, value = self.mark.partition("=")
-        env = {**os.environ, "FLOR_DIR": str(self.store.root), "TMPDIR": str(self.scratch), name: value}
+        env = {
+            **os.environ,
+            "FLOR_DIR": str(self.store.root),
+            "TMPDIR": str(self.scratch),
+            name: value,
+        }
         return subprocess.Popen(
             [sys.executable, *ASKS[who]], cwd=self.project.root, env={**env, "SLOW_S": str(seconds)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
@@ -79,25 +100,34 @@ class Asking:
     def rows(self) -> Counter[int]:
         """How many values there are of each epoch."""
         [run] = list_runs(self.store)
-        return Counter(row.position.epoch for writer, row in read_run(run.path) if "replay" in writer)
+        return Counter(
+            row.position.epoch for writer, row in read_run(run.path) if "replay" in writer
+        )
 
     def living(self) -> list[str]:
         """The command lines of its processes."""
-        return [found for one in Path("/proc").glob("[0-9]*") if (found := _command(one, self.mark))]
+        return [
+            found for one in Path("/proc").glob("[0-9]*") if (found := _command(one, self.mark))
+        ]
 
     def sandboxes(self) -> list[str]:
         worktrees = self.project.git("worktree", "list").splitlines()[1:]
         return [*worktrees, *map(str, self.scratch.rglob("flor-sandbox-*"))]
 
     def called(self) -> int:
-        return sum(path.read_text().count("CALLED") for path in self.store.root.glob("replays/*/*/output.txt"))
+        return sum(
+            path.read_text().count("CALLED")
+            for path in self.store.root.glob("replays/*/*/output.txt")
+        )
 
 
 def _command(process: Path, mark: str) -> str:
     try:
         if mark.encode() not in (process / "environ").read_bytes().split(b"\0"):
             return ""
-        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()  # "" for one that is dead
+        return (
+            (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        )  # "" for one that is dead
     except OSError:
         return ""
 
@@ -136,7 +166,10 @@ def test_an_interrupt_loses_at_most_the_position_in_flight(
     kept = asking.rows()
     assert set(kept.values()) == {1} and set(before) <= set(kept) and len(kept) < EPOCHS
     if who != "python":
-        assert said.splitlines()[-1] == "flor: interrupted; what was computed is kept, ask again to go on"
+        assert (
+            said.splitlines()[-1]
+            == "flor: interrupted; what was computed is kept, ask again to go on"
+        )
     again = asking.begin(who, 0)
     _, said = again.communicate(timeout=PATIENCE_S)
     assert again.returncode == 0, said
@@ -145,7 +178,9 @@ def test_an_interrupt_loses_at_most_the_position_in_flight(
 
 
 @pytest.mark.parametrize("who", ["flor-hf", pytest.param("ray", marks=pytest.mark.slow)])
-def test_workers_end_with_the_process_that_asked(recorded: Project, tmp_path: Path, who: str) -> None:
+def test_workers_end_with_the_process_that_asked(
+    recorded: Project, tmp_path: Path, who: str
+) -> None:
     asking = Asking(recorded, tmp_path)
     process = asking.begin(who)
     wait_for(lambda: len(asking.rows()) >= 2 or process.poll() is not None)

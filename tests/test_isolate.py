@@ -14,17 +14,17 @@ from textwrap import dedent
 
 import pytest
 
-from flor_plugins.replay import isolate, landlock, overlay
+from flor_plugins.replayer.sandbox import isolation, landlock, overlay
 
 HEAD = """
 import os, shutil, signal, subprocess, sys
 from pathlib import Path
-from flor_plugins.replay import isolate, mounts
+from flor_plugins.replayer.sandbox import isolation, mounts
 top = Path(sys.argv[1])
 if sys.argv[2] == "user":
     new = mounts.new_namespace
-    isolate.overlay.new_namespace = lambda as_user=False: new(as_user=True)
-place = isolate.isolate(top / "project", top / "box", [top / "project/.flor/kept"])
+    isolation.overlay.new_namespace = lambda as_user=False: new(as_user=True)
+place = isolation.isolate(top / "project", top / "box", [top / "project/.flor/kept"])
 os.chdir(place)
 """
 WAYS = ("overlay", "user", "landlock", "python")
@@ -52,13 +52,20 @@ def run(top: Path, way: str, script: str, **env: str) -> subprocess.CompletedPro
     if way == "landlock" and landlock.abi() < landlock.FIRST_WITH_REFER:
         pytest.skip("this kernel offers no Landlock")
     kind = "overlay" if way == "user" else way
-    if kind == "overlay" and (reason := overlay.why_not(overlay.Wanted((top,), as_user=way == "user"))):
+    if kind == "overlay" and (
+        reason := overlay.why_not(overlay.Wanted((top,), as_user=way == "user"))
+    ):
         pytest.skip(reason)
     path = os.pathsep.join(path for path in sys.path if path)
-    known = {"PATH": os.environ["PATH"], "PYTHONPATH": path, "HOME": str(top / "home"), "TMPDIR": "/tmp"}
+    known = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": path,
+        "HOME": str(top / "home"),
+        "TMPDIR": "/tmp",
+    }
     return subprocess.run(
         [sys.executable, "-c", HEAD + dedent(script), str(top), way],
-        env={**known, isolate.VARIABLE: kind, **env},
+        env={**known, isolation.VARIABLE: kind, **env},
         cwd=top,
         capture_output=True,
         text=True,
@@ -76,7 +83,9 @@ def seen(top: Path) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_the_past_is_read_by_relative_paths_and_what_is_written_stays_inside(top: Path, way: str) -> None:
+def test_the_past_is_read_by_relative_paths_and_what_is_written_stays_inside(
+    top: Path, way: str
+) -> None:
     before = seen(top / "project")
     done = run(top, way, """
     assert Path("config.yaml").read_text() == "lr: old" and Path("same.txt").read_text() == "same"
@@ -136,31 +145,37 @@ def test_scratch_goes_with_a_process_that_is_killed(top: Path) -> None:
 def test_processes_that_train_together_see_each_others_files(top: Path) -> None:
     if landlock.abi() < landlock.FIRST_WITH_REFER:
         pytest.skip("this kernel offers no Landlock")
-    done = run(top, "overlay", "", **{"WORLD_SIZE": "2", isolate.VARIABLE: ""})
+    done = run(top, "overlay", "", **{"WORLD_SIZE": "2", isolation.VARIABLE: ""})
     assert "isolation: landlock" in done.stderr and "train together" in done.stderr, done.stderr
 
 
 def test_what_is_asked_for_and_not_there_is_said(top: Path) -> None:
-    done = run(top, "python", "", **{isolate.VARIABLE: "jail"})
+    done = run(top, "python", "", **{isolation.VARIABLE: "jail"})
     assert done.returncode == 1 and "FLOR_ISOLATION=jail" in done.stderr
 
 
 def test_doctor_tells_which_way_is_in_force(top: Path) -> None:
     start = "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
     for kind in ("python", "overlay"):
-        env = {**os.environ, isolate.VARIABLE: kind}
+        env = {**os.environ, isolation.VARIABLE: kind}
         done = subprocess.run(
-            [sys.executable, "-c", start, "doctor", "--json"], cwd=top, env=env, capture_output=True, text=True
+            [sys.executable, "-c", start, "doctor", "--json"],
+            cwd=top,
+            env=env,
+            capture_output=True,
+            text=True,
         )
         [told] = [one["found"] for one in json.loads(done.stdout) if one["check"] == "isolation"]
-        assert told.startswith(f"{kind}: {isolate.SAID[kind]}")
+        assert told.startswith(f"{kind}: {isolation.SAID[kind]}")
 
 
 STAND_IN = "def init(project, mode='online'):\n    return mode\ndef login(key):\n    raise SystemExit('logged in')\n"
 
 
 @pytest.mark.parametrize("way", ["overlay", "python"])
-def test_trackers_that_are_not_known_to_be_installed_are_told_to_do_nothing(top: Path, way: str) -> None:
+def test_trackers_that_are_not_known_to_be_installed_are_told_to_do_nothing(
+    top: Path, way: str
+) -> None:
     (top / "box" / "wandb.py").write_text(STAND_IN)
     done = run(top, way, """
     sys.path.insert(0, str(place))
@@ -176,7 +191,7 @@ def test_a_hub_is_not_spoken_to_whenever_it_was_imported(top: Path, when: str) -
     pytest.importorskip("huggingface_hub")
     script = """
     import tempfile
-    from flor_plugins.replay import trackers
+    from flor_plugins.replayer.sandbox import trackers
     {}
     trackers.silence(Path(tempfile.mkdtemp()))
     {}
@@ -191,7 +206,9 @@ def test_a_hub_is_not_spoken_to_whenever_it_was_imported(top: Path, when: str) -
     script = dedent(script).format(*places[when])
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}
     head = "from pathlib import Path\n"
-    done = subprocess.run([sys.executable, "-c", head + script], env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", head + script], env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -12,8 +12,8 @@ import pytest
 
 from flor_plugins.errors import EncodingError, StoreError
 from flor_plugins.records import Position, Row
-from flor_plugins.store.journal import Journal, read_rows, read_run
-from flor_plugins.store.values import Media
+from flor_plugins.store.metrics.journal import Journal, read_rows, read_run
+from flor_plugins.store.metrics.value_codec import Media
 
 
 def row(step: int, epoch: int = 0, **values: Any) -> Row:
@@ -73,14 +73,16 @@ def test_a_damaged_line_in_the_middle_is_left_out_with_its_place(tmp_path: Path)
 def test_rows_are_visible_before_the_journal_is_closed(tmp_path: Path) -> None:
     written = journal(tmp_path)
     written.append(row(1, loss=0.5))
-    assert [(writer, one.values) for writer, one in read_run(tmp_path)] == [("record-r0", {"loss": 0.5})]
+    assert [(writer, one.values) for writer, one in read_run(tmp_path)] == [
+        ("record-r0", {"loss": 0.5})
+    ]
     written.close()
 
 
 def test_rows_survive_kill_9(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from flor_plugins.records import Position, Row; from flor_plugins.store.journal import Journal\n"
+        "from flor_plugins.records import Position, Row; from flor_plugins.store.metrics.journal import Journal\n"
         "j = Journal(Path(sys.argv[1], 'metrics', 'record-r0.jsonl'), Path(sys.argv[1], 'media'))\n"
         "[j.append(Row(Position(0, s), 'train', 'step', {'s': s}, 1.0)) for s in range(100)]\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
@@ -93,7 +95,9 @@ def test_threads_do_not_mix_their_lines(tmp_path: Path) -> None:
     written = journal(tmp_path)
     text = "x" * 20_000
     work = [
-        threading.Thread(target=lambda k=k: [written.append(row(k * 100 + i, t=text)) for i in range(50)])
+        threading.Thread(
+            target=lambda k=k: [written.append(row(k * 100 + i, t=text)) for i in range(50)]
+        )
         for k in range(4)
     ]
     for thread in work:
@@ -138,24 +142,30 @@ def test_parquet_wins_over_lines_of_the_same_writer(tmp_path: Path) -> None:
     written.append(row(1, loss=0.5))
     lines = written.path.read_bytes()
     written.seal()
-    written.path.write_bytes(lines + b'{"epoch":0,"step":9,"phase":"train","level":"step","at":1,"values":{}}\n')
+    written.path.write_bytes(
+        lines + b'{"epoch":0,"step":9,"phase":"train","level":"step","at":1,"values":{}}\n'
+    )
     assert [one.position.step for _, one in read_run(tmp_path)] == [1]
 
 
 def test_a_sealed_journal_goes_on_when_opened_again(tmp_path: Path) -> None:
     written = journal(tmp_path)
-    written.append(Row(Position(0, 1), "train", "step", {"loss": math.inf, "cm": [[1]]}, 1.0, "close", "ab"))
+    written.append(
+        Row(Position(0, 1), "train", "step", {"loss": math.inf, "cm": [[1]]}, 1.0, "close", "ab")
+    )
     written.seal()
     again = journal(tmp_path)
     again.append(row(2, loss=0.5))
     again.seal()
     first, second = read_run(tmp_path)
-    assert first[1] == Row(Position(0, 1), "train", "step", {"loss": math.inf, "cm": [[1]]}, 1.0, "close", "ab")
+    assert first[1] == Row(
+        Position(0, 1), "train", "step", {"loss": math.inf, "cm": [[1]]}, 1.0, "close", "ab"
+    )
     assert second[1].values == {"loss": 0.5}
 
 
 def test_a_failed_seal_leaves_the_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flor_plugins.store import sealed
+    from flor_plugins.store.metrics import parquet_journal
 
     written = journal(tmp_path)
     written.append(row(1, loss=0.5))
@@ -163,7 +173,7 @@ def test_a_failed_seal_leaves_the_lines(tmp_path: Path, monkeypatch: pytest.Monk
     def fail(*_: Any) -> None:
         raise OSError("disk full")
 
-    monkeypatch.setattr(sealed, "write", fail)
+    monkeypatch.setattr(parquet_journal, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         written.seal()
     assert [path.name for path in written.path.parent.iterdir()] == ["record-r0.jsonl"]

@@ -38,13 +38,17 @@ def test_store_lies_beside_the_script_without_git(tmp_path: Path) -> None:
     assert find_store(tmp_path).root == tmp_path / ".flor"
 
 
-def test_flor_dir_wins_and_is_made_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flor_dir_wins_and_is_made_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLOR_DIR", "elsewhere")
     assert find_store(tmp_path / "x").root == tmp_path / "elsewhere"
 
 
-def test_the_current_folder_is_the_default_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_is_the_default_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / ".git").mkdir()
     monkeypatch.chdir(tmp_path)
     assert find_store() == Store(tmp_path / ".flor")
@@ -93,5 +97,7 @@ def test_ids_are_in_utc_whatever_the_zone() -> None:
 
 def test_finding_a_store_and_listing_checkpoints_loads_no_torch() -> None:
     code = "import sys; from flor_plugins.store import checkpoints, layout; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ)
+    )
     assert done.stdout.strip() == "False", done.stderr

@@ -12,7 +12,7 @@ from tests.replaying import HOOKS, METRICS, Project, rows_of
 
 # The same training: every checkpoint full; and, of those inside, the one of epoch 3 alone.
 TRAININGS = """
-from flor_plugins.record.policy import Policy
+from flor_plugins.recorder.checkpointing.policy import Policy
 
 train(FlorCallback("full"), epochs=5)
 takes = Policy.takes_optimizer
@@ -35,17 +35,30 @@ def recorded(framework: str, tmp_path_factory: pytest.TempPathFactory) -> Projec
 
 
 def test_a_checkpoint_without_optimizer_is_smaller_and_says_so(recorded: Project) -> None:
-    full, light = ({one.position.epoch: one for one in list_checkpoints(run.path)} for run in by_name(recorded))
+    full, light = (
+        {one.position.epoch: one for one in list_checkpoints(run.path)} for run in by_name(recorded)
+    )
     assert [one.is_full and one.can_train for one in full.values()] == [True] * 6
-    assert [one.is_full and one.can_train for one in light.values()] == [True, False, False, True, False, True]
+    assert [one.is_full and one.can_train for one in light.values()] == [
+        True,
+        False,
+        False,
+        True,
+        False,
+        True,
+    ]
     assert all(one.can_validate for one in light.values())
     assert light[2].nbytes < full[2].nbytes
 
 
 def test_every_way_gives_the_values_of_the_full_run(recorded: Project, framework: str) -> None:
-    frame = flor.replay(METRICS[framework], hooks=[recorded.root / HOOKS[framework]], store=recorded.store.root)
+    frame = flor.replay(
+        METRICS[framework], hooks=[recorded.root / HOOKS[framework]], store=recorded.store.root
+    )
     ways = {(one["name"], one["way"]): one["verdict"] for one in recorded.verdicts()}
-    assert ways == {(name, way): "exact" for name in ("full", "light") for way in ("state", "validate", "train")}
+    assert ways == {
+        (name, way): "exact" for name in ("full", "light") for way in ("state", "validate", "train")
+    }
     for metric in METRICS[framework]:
         full, light = (rows_of(frame, name, metric) for name in ("full", "light"))
         assert full and full == light, metric

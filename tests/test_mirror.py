@@ -17,13 +17,13 @@ from git import Repo
 
 from flor_plugins.errors import DamagedCheckpoint, MissingDependency, SnapshotError, StoreError
 from flor_plugins.records import Code, Pass, Position, Row, Run, Stretch, Task
-from flor_plugins.replay.engines.travel import files_read
-from flor_plugins.replay.sandbox import sandbox
+from flor_plugins.replayer.execution.remote_sync import files_read
+from flor_plugins.replayer.sandbox.worktree import sandbox
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
-from flor_plugins.store.code_packs import pack, unpack
-from flor_plugins.store.journal import Journal, read_run
 from flor_plugins.store.layout import Store, is_url
-from flor_plugins.store.mirror import Mirror, cache_of, mirror_of, open_url
+from flor_plugins.store.metrics.journal import Journal, read_run
+from flor_plugins.store.remote.code_packs import pack, unpack
+from flor_plugins.store.remote.mirror import Mirror, cache_of, mirror_of, open_url
 from flor_plugins.store.runs import list_runs
 from tests.conftest import make_project
 from tests.retaining import IDS, at, sections, train
@@ -92,13 +92,22 @@ def test_only_the_weights_are_fetched_for_a_hook_that_needs_no_more(node: Mirror
 def test_all_of_a_state_is_fetched_for_training(node: Mirror) -> None:
     (run,) = list_runs(node.store)
     stretch = Stretch(at(2), at(3), (3,))
-    node.pull_files(files_read(node.store, run, task(run, way="train", positions=(at(3),), stretches=(stretch,))))
+    node.pull_files(
+        files_read(
+            node.store, run, task(run, way="train", positions=(at(3),), stretches=(stretch,))
+        )
+    )
     state = load_checkpoint(run.path, at(2))
-    assert torch.equal(state["optimizer"][0]["state"][0]["exp_avg"], sections(2)["optimizer"][0]["state"][0]["exp_avg"])
+    assert torch.equal(
+        state["optimizer"][0]["state"][0]["exp_avg"],
+        sections(2)["optimizer"][0]["state"][0]["exp_avg"],
+    )
 
 
 def test_only_what_has_changed_is_fetched_again(home: Mirror, node: Mirror) -> None:
-    before = {path: path.stat().st_mtime_ns for path in node.store.runs.rglob("*") if path.is_file()}
+    before = {
+        path: path.stat().st_mtime_ns for path in node.store.runs.rglob("*") if path.is_file()
+    }
     run = home.store.run(IDS[0])
     journal = Journal(run / "metrics" / "record-r0.jsonl", run / "media")
     journal.append(Row(Position(5, 50), "train", "epoch", {"loss": 0.1}, 0.0))
@@ -110,7 +119,9 @@ def test_only_what_has_changed_is_fetched_again(home: Mirror, node: Mirror) -> N
     assert len(read_run(node.store.run(IDS[0]))) == 5
 
 
-def test_a_checkpoint_that_was_given_up_there_is_not_planned_with_here(home: Mirror, node: Mirror) -> None:
+def test_a_checkpoint_that_was_given_up_there_is_not_planned_with_here(
+    home: Mirror, node: Mirror
+) -> None:
     files, top = fsspec.core.url_to_fs(home.url)
     files.rm(f"{top}/runs/{IDS[0]}/checkpoints/{at(4)}", recursive=True)
     node.pull_records()
@@ -120,7 +131,9 @@ def test_a_checkpoint_that_was_given_up_there_is_not_planned_with_here(home: Mir
 def test_a_replays_rows_and_their_files_go_back(home: Mirror, node: Mirror) -> None:
     run = node.store.run(IDS[0])
     journal = Journal(run / "metrics" / f"replay-{REPLAY}-w0.jsonl", run / "media")
-    journal.append(Row(at(1), "validation", "epoch", {"matrix": torch.arange(10_000)}, 0.0, "exact", "h"))
+    journal.append(
+        Row(at(1), "validation", "epoch", {"matrix": torch.arange(10_000)}, 0.0, "exact", "h")
+    )
     journal.seal()
     before = objects(home)
     node.push(run / "media", run / "metrics", only=lambda path: "/media/" in path or REPLAY in path)
@@ -131,7 +144,9 @@ def test_a_replays_rows_and_their_files_go_back(home: Mirror, node: Mirror) -> N
     assert [row.values["matrix"].load().sum() for row in rows] == [torch.arange(10_000).sum()]
 
 
-def test_a_journal_that_is_sealed_while_it_is_put_comes_with_the_next_push(home: Mirror, node: Mirror) -> None:
+def test_a_journal_that_is_sealed_while_it_is_put_comes_with_the_next_push(
+    home: Mirror, node: Mirror
+) -> None:
     run = node.store.run(IDS[0])
     journal = Journal(run / "metrics" / f"replay-{REPLAY}-w0.jsonl", run / "media")
     journal.append(Row(at(1), "validation", "epoch", {"acc": 0.5}, 0.0, "exact", "h"))
@@ -154,12 +169,16 @@ def test_nothing_is_ever_deleted_there(home: Mirror, node: Mirror) -> None:
     assert objects(home) == before
 
 
-def test_a_run_is_announced_after_its_checkpoints_and_those_after_their_tensors(url: str, tmp_path: Path) -> None:
+def test_a_run_is_announced_after_its_checkpoints_and_those_after_their_tensors(
+    url: str, tmp_path: Path
+) -> None:
     mirror = Mirror(url, tmp_path / "home")
     pushed = mirror.push(train(mirror.store, 4).path)
     kinds = [Path(name).name for name in pushed]
     assert kinds[-1] == "run.json" and kinds.count("state.json") == 5
-    assert max(i for i, name in enumerate(kinds) if name.endswith(".safetensors")) < kinds.index("state.json")
+    assert max(i for i, name in enumerate(kinds) if name.endswith(".safetensors")) < kinds.index(
+        "state.json"
+    )
 
 
 def test_tensors_that_are_there_are_not_put_again(home: Mirror) -> None:
@@ -179,7 +198,11 @@ def test_a_journal_that_is_written_on_here_is_not_replaced(home: Mirror, node: M
     found = [row.position for writer, row in read_run(run) if writer.startswith("replay")]
     assert found == [at(1), at(2), at(3)]
     home.pull_records()
-    found = [row.position for writer, row in read_run(home.store.run(IDS[0])) if writer.startswith("replay")]
+    found = [
+        row.position
+        for writer, row in read_run(home.store.run(IDS[0]))
+        if writer.startswith("replay")
+    ]
     assert found == [at(1), at(2), at(3)]
     journal.close()
 
@@ -194,7 +217,11 @@ def test_a_sealed_journal_that_goes_on_is_open_again_there(home: Mirror, node: M
             journal.seal()
         node.push(run / "metrics")
     home.pull_records()
-    found = [row.position for writer, row in read_run(home.store.run(IDS[0])) if writer.startswith("replay")]
+    found = [
+        row.position
+        for writer, row in read_run(home.store.run(IDS[0]))
+        if writer.startswith("replay")
+    ]
     assert found == [at(1), at(2)]
 
 
@@ -202,7 +229,9 @@ def test_what_another_process_has_fetched_meanwhile_stays_noted(
     home: Mirror, node: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (run,) = list_runs(node.store)
-    first, second, *_ = sorted(files_read(node.store, run, task(run, way="state", positions=(at(4),))))
+    first, second, *_ = sorted(
+        files_read(node.store, run, task(run, way="state", positions=(at(4),)))
+    )
     get = Mirror._get
 
     def with_another(mirror: Mirror, name: str) -> None:
@@ -213,7 +242,9 @@ def test_what_another_process_has_fetched_meanwhile_stays_noted(
     monkeypatch.setattr(Mirror, "_get", with_another)
     node.pull_files([first])
     noted = node._seen()
-    assert {path.relative_to(node.store.root).as_posix() for path in (first, second)} <= noted.keys()
+    assert {
+        path.relative_to(node.store.root).as_posix() for path in (first, second)
+    } <= noted.keys()
 
 
 def test_an_interrupted_put_into_a_folder_leaves_what_was_there(
@@ -247,7 +278,9 @@ def test_what_was_told_of_an_object_never_leads_out_of_the_store(tmp_path: Path)
     assert not list(tmp_path.rglob("evil.json"))
 
 
-def test_a_url_leads_to_one_folder_that_remembers_it(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_url_leads_to_one_folder_that_remembers_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     store = open_url(url + "/")
     assert store.root == cache_of(url) and store.root.is_relative_to(tmp_path / "cache")
@@ -277,7 +310,9 @@ def versions(tmp_path: Path) -> Repo:
     root = make_project(tmp_path / "project")
     who = ["-c", "user.name=a", "-c", "user.email=a@b"]
     for number in range(20):
-        (root / "history.bin").write_bytes(torch.rand(5000, generator=torch.Generator().manual_seed(number)).numpy())
+        (root / "history.bin").write_bytes(
+            torch.rand(5000, generator=torch.Generator().manual_seed(number)).numpy()
+        )
         (root / "train.py").write_text(f"print({number})\n")
         subprocess.run(["git", "add", "-A"], cwd=root, check=True)
         subprocess.run(["git", *who, "commit", "-q", "-m", str(number)], cwd=root, check=True)
@@ -285,7 +320,11 @@ def versions(tmp_path: Path) -> Repo:
 
 
 def test_a_version_travels_without_its_history(versions: Repo, tmp_path: Path) -> None:
-    vid, file, bare = versions.head.commit.hexsha, tmp_path / "v.pack", tmp_path / "node" / "code.git"
+    vid, file, bare = (
+        versions.head.commit.hexsha,
+        tmp_path / "v.pack",
+        tmp_path / "node" / "code.git",
+    )
     pack(versions, vid, file)
     assert file.stat().st_size < 2 * 20_000
     unpack(file, vid, bare)
@@ -332,7 +371,9 @@ def test_a_torn_pack_is_refused(versions: Repo, tmp_path: Path) -> None:
     versions.close()
 
 
-def test_code_is_pushed_once_and_fetched_by_its_commit(url: str, versions: Repo, tmp_path: Path) -> None:
+def test_code_is_pushed_once_and_fetched_by_its_commit(
+    url: str, versions: Repo, tmp_path: Path
+) -> None:
     vid = versions.head.commit.hexsha
     home, node = Mirror(url, tmp_path / "home"), Mirror(url, tmp_path / "node")
     assert not node.pull_code(vid)

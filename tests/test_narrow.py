@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.replay.narrow import Truth, at_most, first_true, next_places
+from flor_plugins.replayer.searching.bisection import Truth, at_most, first_true, next_places
 
 EPOCHS = 256
 
 
-def sought(truth: Sequence[bool], known: Sequence[Truth], *, is_monotone: bool) -> tuple[int | None, list[int]]:
+def sought(
+    truth: Sequence[bool], known: Sequence[Truth], *, is_monotone: bool
+) -> tuple[int | None, list[int]]:
     """The answer, and every place that was looked at, in this order."""
     seen, looked, count = list(known), [], 2
     while asked := next_places(seen, is_monotone=is_monotone, count=count):
@@ -41,7 +43,9 @@ def test_a_crossing_over_256_epochs_takes_at_most_9_evaluations_wherever_it_is()
 
 
 @given(st.integers(0, 300), st.data())
-def test_bisection_is_right_and_bounded_whatever_is_known_already(count: int, data: st.DataObject) -> None:
+def test_bisection_is_right_and_bounded_whatever_is_known_already(
+    count: int, data: st.DataObject
+) -> None:
     crossing = data.draw(st.integers(0, count))
     truth = [place >= crossing for place in range(count)]
     known = [one if data.draw(st.booleans()) else None for one in truth]
@@ -52,7 +56,9 @@ def test_bisection_is_right_and_bounded_whatever_is_known_already(count: int, da
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=200))
-def test_a_scan_is_exact_and_looks_at_most_four_times_where_it_must(places: list[tuple[bool, bool]]) -> None:
+def test_a_scan_is_exact_and_looks_at_most_four_times_where_it_must(
+    places: list[tuple[bool, bool]],
+) -> None:
     truth = [holds for holds, _ in places]
     known = [holds if is_known else None for holds, is_known in places]
     found, looked = sought(truth, known, is_monotone=False)
@@ -72,7 +78,9 @@ def test_a_scan_sees_both_ends_first_and_then_what_lies_evenly_between(count: in
 
 
 @given(st.lists(st.booleans(), max_size=60))
-def test_what_is_not_monotone_ends_all_the_same_and_with_a_place_where_it_holds(truth: list[bool]) -> None:
+def test_what_is_not_monotone_ends_all_the_same_and_with_a_place_where_it_holds(
+    truth: list[bool],
+) -> None:
     found, looked = sought(truth, [None] * len(truth), is_monotone=True)
     assert found is None or truth[found]
     assert len(looked) <= at_most(len(truth), is_monotone=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flor_plugins.state import module, objects
+from flor_plugins.state import module, user_objects
 from flor_plugins.store import codec
 
 
@@ -52,12 +52,12 @@ def test_restored_object_goes_on_as_the_captured_one(tmp_path: Path) -> None:
     first = made(tmp_path / "one")
     for _ in range(3):
         first.work()
-    state = objects.capture(first, objects.parts(first.model))
+    state = user_objects.capture(first, user_objects.parts(first.model))
     assert codec.encode({"own": state}).lost == ()
     kept = copy.deepcopy(state)
     second = made(tmp_path / "two")
     for _ in range(2):  # a State may be restored twice
-        objects.restore(second, kept)
+        user_objects.restore(second, kept)
         again = [second.work() for _ in range(3)]
     assert again == [first.work() for _ in range(3)]
     assert second.path == str(tmp_path / "two" / "log")
@@ -65,7 +65,7 @@ def test_restored_object_goes_on_as_the_captured_one(tmp_path: Path) -> None:
 
 def test_what_belongs_to_the_model_is_not_captured_and_stays_a_view_of_it(tmp_path: Path) -> None:
     first = made(tmp_path)
-    state = objects.capture(first, objects.parts(first.model))
+    state = user_objects.capture(first, user_objects.parts(first.model))
     assert set(state["modules"]) == {"copy"}
     assert set(state["attributes"]) == {"_count", "best", "sums", "last", "average"}
     assert set(state["generators"]) == {"random", "numbers"}
@@ -76,12 +76,18 @@ def test_classes_of_frameworks_are_not_the_users() -> None:
 
     from flor_plugins.hf import FlorCallback
 
-    assert not objects.is_users(EarlyStoppingCallback()) and not objects.is_users(FlorCallback())
-    assert objects.is_users(Keeper(nn.Sequential(nn.Linear(1, 1)), Path()))
+    assert not user_objects.is_users(EarlyStoppingCallback()) and not user_objects.is_users(
+        FlorCallback()
+    )
+    assert user_objects.is_users(Keeper(nn.Sequential(nn.Linear(1, 1)), Path()))
 
 
 def test_array_of_the_size_of_a_data_set_is_not_kept_unasked() -> None:
     size = module.LARGEST_ARRAY
-    assert module.is_plain(np.empty(size, np.uint8)) and not module.is_plain([np.empty(size + 1, np.uint8)])
-    assert not module.is_plain(np.zeros(2, object)) and not module.is_plain(np.zeros(2, [("a", int)]))
+    assert module.is_plain(np.empty(size, np.uint8)) and not module.is_plain(
+        [np.empty(size + 1, np.uint8)]
+    )
+    assert not module.is_plain(np.zeros(2, object)) and not module.is_plain(
+        np.zeros(2, [("a", int)])
+    )
     assert module.is_plain([np.float32(1), np.bool_(True), np.str_("a")])

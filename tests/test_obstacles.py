@@ -22,16 +22,18 @@ import flor_plugins as flor
 from flor_plugins.cli import main
 from flor_plugins.hf import obstacles as hf
 from flor_plugins.lightning import obstacles as lit
-from flor_plugins.record import obstacles
-from flor_plugins.record.begin import begin
-from flor_plugins.record.options import Options
+from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.replayability import obstacles
+from flor_plugins.recorder.start_run import begin
 from flor_plugins.records import Launch, Obstacle
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import load_run
 from tests.conftest import launched
 from tests.looking import Toys, holding, in_hf, in_lightning, load_toys, said
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers, of few batches ...
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # Lightning warns of few workers, of few batches ...
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,9 @@ def toys(shared_project: Path) -> Toys:
 # ---- the launch and the device
 
 
-def test_a_run_from_a_prompt_cant_be_replayed_and_says_so_from_its_first_moment(tmp_path: Path) -> None:
+def test_a_run_from_a_prompt_cant_be_replayed_and_says_so_from_its_first_moment(
+    tmp_path: Path,
+) -> None:
     launch = Launch(kind="interactive", target="", cwd=str(tmp_path))
     recorder = begin("hf", Options(store=tmp_path / "store"), dict, launch)
     assert recorder is not None
@@ -58,7 +62,10 @@ def test_a_run_without_a_snapshot_cant_be_replayed_and_says_why(tmp_path: Path) 
     recorder = begin("hf", Options(store=tmp_path / "store"), dict, launch)
     assert recorder is not None
     recorder.finish("finished")
-    assert said(list(load_run(recorder.run.path).obstacles), "snapshot", str(tmp_path / ".git")) == "none"
+    assert (
+        said(list(load_run(recorder.run.path).obstacles), "snapshot", str(tmp_path / ".git"))
+        == "none"
+    )
 
 
 @pytest.mark.parametrize(
@@ -73,9 +80,13 @@ def test_a_run_without_a_snapshot_cant_be_replayed_and_says_why(tmp_path: Path) 
 def test_kernels_that_may_round_differently_make_it_close(
     kind: str, deterministic: bool, warn_only: bool, benchmark: bool, words: str
 ) -> None:
-    found = obstacles.of_device(kind, deterministic=deterministic, warn_only=warn_only, benchmark=benchmark)
+    found = obstacles.of_device(
+        kind, deterministic=deterministic, warn_only=warn_only, benchmark=benchmark
+    )
     assert said(found, words) == "close"
-    assert ("CUBLAS_WORKSPACE_CONFIG=:4096:8" in found[0].remedy) == (kind == "cuda" and not benchmark)
+    assert ("CUBLAS_WORKSPACE_CONFIG=:4096:8" in found[0].remedy) == (
+        kind == "cuda" and not benchmark
+    )
 
 
 @pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
@@ -91,9 +102,14 @@ def test_a_cpu_is_exact_whatever_the_flags_say() -> None:
 
 
 def test_what_the_clock_decides_is_named(toys: Toys) -> None:
-    settings: dict[str, Any] = {"val_check_interval": "00:00:10:00", "check_val_every_n_epoch": None}
+    settings: dict[str, Any] = {
+        "val_check_interval": "00:00:10:00",
+        "check_val_every_n_epoch": None,
+    }
     assert said(in_lightning(toys["lit_toy"], **settings), "val_check_interval", "600") == "partial"
-    assert said(in_lightning(toys["lit_toy"], max_time="00:01:00:00"), "max_time", "3600") == "partial"
+    assert (
+        said(in_lightning(toys["lit_toy"], max_time="00:01:00:00"), "max_time", "3600") == "partial"
+    )
     assert in_lightning(toys["lit_toy"], pl.callbacks.Timer()) == []
 
 
@@ -113,8 +129,16 @@ def test_a_data_parallel_lightning_training_is_no_obstacle() -> None:
     [
         (lambda trainer: setattr(trainer.args, "fsdp", "full_shard"), "FSDP"),
         (lambda trainer: setattr(trainer.args, "deepspeed", {"zero": 2}), "DeepSpeed"),
-        (lambda trainer: setattr(trainer.args, "parallelism_config", SimpleNamespace(tp_size=2)), "tp_size=2"),
-        (lambda trainer: setattr(trainer.accelerator.state, "distributed_type", hf.DistributedType.DEEPSPEED), "DEEP"),
+        (
+            lambda trainer: setattr(trainer.args, "parallelism_config", SimpleNamespace(tp_size=2)),
+            "tp_size=2",
+        ),
+        (
+            lambda trainer: setattr(
+                trainer.accelerator.state, "distributed_type", hf.DistributedType.DEEPSPEED
+            ),
+            "DEEP",
+        ),
     ],
 )
 def test_a_sharded_hf_training_is_recorded_with_its_weights_only(
@@ -128,14 +152,19 @@ def test_a_sharded_hf_training_is_recorded_with_its_weights_only(
         change(trainer)
         assert said(hf.obstacles_of(trainer), words) == "weights"
     finally:
-        trainer.accelerator.state.distributed_type = before  # shared by all accelerators of a process
+        trainer.accelerator.state.distributed_type = (
+            before  # shared by all accelerators of a process
+        )
 
 
 # ---- what can't be encoded, run.json, and what is printed
 
 
 def test_the_worst_section_grades_what_cant_be_stored() -> None:
-    assert said(obstacles.of_lost(["optimizer/0.x: a lock", "optimizer/0.y: a lock"]), "0.x", "0.y") == "partial"
+    assert (
+        said(obstacles.of_lost(["optimizer/0.x: a lock", "optimizer/0.y: a lock"]), "0.x", "0.y")
+        == "partial"
+    )
     assert said(obstacles.of_lost(["model/a: quantized"]), "model/a") == "none"
     (many,) = obstacles.of_lost([f"trainer/{i}: why" for i in range(9)])
     assert "4 more" in many.reason and "trainer/5" not in many.reason
@@ -153,7 +182,9 @@ def test_a_callback_whose_state_cant_be_stored_is_named_in_run_json(
     in_lightning(toy, flor_callback, Odd())
     (run,) = flor.runs(store=tmp_path)
     assert run.replay_grade == "partial"
-    assert [one.grade for one in run.obstacles if "stream" in one.reason and "StringIO" in one.reason] == ["partial"]
+    assert [
+        one.grade for one in run.obstacles if "stream" in one.reason and "StringIO" in one.reason
+    ] == ["partial"]
 
 
 @pytest.mark.parametrize("framework", ["lightning", "hf"])
@@ -163,7 +194,9 @@ def test_what_a_flor_callback_records_says_its_grade(
     toy = toys["lit_toy" if framework == "lightning" else "hf_toy"]
 
     def train(*others: Any) -> None:
-        callback = launched(toy.FlorCallback(store=tmp_path), shared_project, Path(toy.__file__ or "").stem)
+        callback = launched(
+            toy.FlorCallback(store=tmp_path), shared_project, Path(toy.__file__ or "").stem
+        )
         if framework == "lightning":
             in_lightning(toy, callback, *others)
         else:
@@ -197,7 +230,11 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_obstacles_are_in_run_json_once_each_from_the_moment_they_are_found(noted: Path) -> None:
     run = load_run(noted)
-    assert (run.obstacles, run.replay_grade, run.status) == ((ROUNDING, CLOCK), "partial", "finished")
+    assert (run.obstacles, run.replay_grade, run.status) == (
+        (ROUNDING, CLOCK),
+        "partial",
+        "finished",
+    )
 
 
 def flor_hf(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *args: str) -> str:
@@ -218,7 +255,10 @@ def test_runs_and_show_tell_the_grade_the_reasons_and_the_remedies(
     assert "partial" in shown.split("replay", 1)[1].splitlines()[0]
     for one in (CLOCK, ROUNDING):
         assert f"{one.grade}: {one.reason}" in shown and one.remedy in shown
-    assert json.loads(flor_hf(monkeypatch, capsys, "show", "noted", "--json"))["replay_grade"] == "partial"
+    assert (
+        json.loads(flor_hf(monkeypatch, capsys, "show", "noted", "--json"))["replay_grade"]
+        == "partial"
+    )
 
 
 def test_a_run_without_obstacles_is_exact(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tests.looking import Toys, in_hf, in_lightning, load_toys, said
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # Lightning warns of few workers, of few batches ...
+pytestmark = pytest.mark.filterwarnings(
+    "ignore"
+)  # Lightning warns of few workers, of few batches ...
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +31,15 @@ def test_a_plain_lightning_training_has_no_obstacle(toys: Toys, workers: int) ->
 
 def test_persistent_workers_that_train_are_no_obstacle(toys: Toys, tmp_path: Path) -> None:
     toy = toys["lit_toy"]
-    train = DataLoader(toy.Points(60, True), 8, shuffle=True, num_workers=1, persistent_workers=True)
+    train = DataLoader(
+        toy.Points(60, True), 8, shuffle=True, num_workers=1, persistent_workers=True
+    )
     assert in_lightning(toy, data=(train, toy.data()[1])) == []
-    settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "output_dir": str(tmp_path)}
+    settings = {
+        "dataloader_num_workers": 1,
+        "dataloader_persistent_workers": True,
+        "output_dir": str(tmp_path),
+    }
     assert all("training" not in one.reason for one in in_hf(toys["hf_toy"], **settings))
 
 
@@ -96,8 +104,14 @@ def batches(toy: Any) -> Iterator[Any]:
 def test_a_stream_that_cant_be_begun_again_is_named(toys: Toys, tmp_path: Path) -> None:
     toy = toys["lit_toy"]
     look = lambda loader: in_lightning(toy, data=(loader, toy.data()[1]))  # noqa: E731
-    assert said(look(DataLoader(Resumed(), 4)), "training", "Resumed (test_obstacles_", "`numbers`") == "partial"
-    assert said(look(DataLoader(OwnIterator(), 4)), "training", "OwnIterator", "own iterator") == "partial"
+    assert (
+        said(look(DataLoader(Resumed(), 4)), "training", "Resumed (test_obstacles_", "`numbers`")
+        == "partial"
+    )
+    assert (
+        said(look(DataLoader(OwnIterator(), 4)), "training", "OwnIterator", "own iterator")
+        == "partial"
+    )
     assert said(look(batches(toy)), "loader for training", "generator") == "partial"
     (tmp_path / "lines.txt").write_text("\n".join(map(str, range(40))))
     from_file = FromFile(tmp_path / "lines.txt")
@@ -125,10 +139,17 @@ def test_a_stream_of_an_hf_training_is_named(toys: Toys, tmp_path: Path) -> None
 def test_workers_that_hand_out_batches_in_any_order_are_named(toys: Toys, tmp_path: Path) -> None:
     toy = toys["lit_toy"]
     loader = DataLoader(toy.Points(60, True), 8, num_workers=2, in_order=False)
-    assert said(in_lightning(toy, data=(loader, toy.data()[1])), "training", "in_order=False") == "partial"
+    assert (
+        said(in_lightning(toy, data=(loader, toy.data()[1])), "training", "in_order=False")
+        == "partial"
+    )
     one_process = DataLoader(toy.Points(60, True), 8, num_workers=0, in_order=False)
     assert in_lightning(toy, data=(one_process, toy.data()[1])) == []
-    settings = {"dataloader_num_workers": 1, "dataloader_in_order": False, "output_dir": str(tmp_path)}
+    settings = {
+        "dataloader_num_workers": 1,
+        "dataloader_in_order": False,
+        "output_dir": str(tmp_path),
+    }
     found = in_hf(toys["hf_toy"], **settings)
     assert [one.grade for one in found] == ["partial", "close"]
 
@@ -140,12 +161,22 @@ def test_persistent_workers_that_validate_are_named_unless_they_cant_draw(
     points = toy.Points(24, True)
     fixed = TensorDataset(points.x, points.y)
     found = {
-        dataset: in_lightning(toy, data=(toy.data()[0], DataLoader(dataset, 8, num_workers=1, persistent_workers=True)))
+        dataset: in_lightning(
+            toy,
+            data=(toy.data()[0], DataLoader(dataset, 8, num_workers=1, persistent_workers=True)),
+        )
         for dataset in (points, fixed, torch.utils.data.Subset(fixed, range(16)))
     }
-    assert said(found.pop(points), "validation", "persistent_workers", "Points (lit_toy.py:") == "partial"
+    assert (
+        said(found.pop(points), "validation", "persistent_workers", "Points (lit_toy.py:")
+        == "partial"
+    )
     assert list(found.values()) == [[], []]
-    settings = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True, "output_dir": str(tmp_path)}
+    settings = {
+        "dataloader_num_workers": 1,
+        "dataloader_persistent_workers": True,
+        "output_dir": str(tmp_path),
+    }
     assert said(in_hf(toys["hf_toy"], **settings), "validation", "Tokens") == "partial"
 
 
@@ -163,4 +194,7 @@ def test_a_sampler_that_counts_is_named(toys: Toys) -> None:
 
     toy = toys["lit_toy"]
     loader = DataLoader(toy.Points(60, True), 8, sampler=Curriculum())
-    assert said(in_lightning(toy, data=(loader, toy.data()[1])), "sampler for training", "`rounds`") == "partial"
+    assert (
+        said(in_lightning(toy, data=(loader, toy.data()[1])), "sampler for training", "`rounds`")
+        == "partial"
+    )

@@ -11,9 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.store.checkpoints import packing
-from flor_plugins.store.checkpoints.packing import DELTA, METHODS, PLAIN, SORTED, choose, pack, unpack, width_of
-from flor_plugins.store.checkpoints.write import DTYPES
+from flor_plugins.store.checkpoints import delta_packing
+from flor_plugins.store.checkpoints.delta_packing import (
+    DELTA,
+    METHODS,
+    PLAIN,
+    SORTED,
+    choose,
+    pack,
+    unpack,
+    width_of,
+)
+from flor_plugins.store.checkpoints.writer import DTYPES
 
 WIDTHS = (1, 2, 4, 8)
 
@@ -41,16 +50,20 @@ GOLDEN = {
 def small_chunks() -> Iterator[None]:
     """So that a few bytes are many chunks and segments."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(packing, "CHUNK", 64)
-        patch.setattr(packing, "SEGMENT", 16)
+        patch.setattr(delta_packing, "CHUNK", 64)
+        patch.setattr(delta_packing, "SEGMENT", 16)
         yield
 
 
 def packed(memory: bytes, width: int, method: str, base: bytes | None = None) -> bytes:
-    return b"".join(pack(memoryview(memory), width, method, None if base is None else memoryview(base)))
+    return b"".join(
+        pack(memoryview(memory), width, method, None if base is None else memoryview(base))
+    )
 
 
-def unpacked(there: bytes, width: int, method: str, nbytes: int, base: bytes | None = None) -> bytes:
+def unpacked(
+    there: bytes, width: int, method: str, nbytes: int, base: bytes | None = None
+) -> bytes:
     into = bytearray(base if base is not None else nbytes)
     unpack(memoryview(there), width, method, memoryview(into))
     return bytes(into)
@@ -59,7 +72,8 @@ def unpacked(there: bytes, width: int, method: str, nbytes: int, base: bytes | N
 # Runs of equal bytes are packed, others are noise: both kinds must meet in one tensor.
 RUNS = st.lists(
     st.one_of(
-        st.binary(max_size=20), st.builds(lambda one, n: bytes([one]) * n, st.integers(0, 255), st.integers(0, 90))
+        st.binary(max_size=20),
+        st.builds(lambda one, n: bytes([one]) * n, st.integers(0, 255), st.integers(0, 90)),
     )
 )
 MEMORY = RUNS.map(b"".join).map(lambda whole: whole[: len(whole) // 8 * 8])
@@ -72,8 +86,11 @@ def test_any_bytes_come_back(memory: bytes, width: int, method: str, random: Any
         base[random.randrange(len(base))] = random.randrange(256)
     with small_chunks():
         there = packed(memory, width, method, bytes(base))
-        assert len(there) % packing.ALIGNED == 0
-        assert unpacked(there, width, method, len(memory), None if method == PLAIN else bytes(base)) == memory
+        assert len(there) % delta_packing.ALIGNED == 0
+        assert (
+            unpacked(there, width, method, len(memory), None if method == PLAIN else bytes(base))
+            == memory
+        )
 
 
 @given(MEMORY.filter(bool), st.sampled_from(METHODS), st.data())
@@ -87,7 +104,10 @@ def test_altered_bytes_never_end_in_anything_but_an_error_or_other_bytes(
     there[place] ^= data.draw(st.integers(1, 255))
     cut = data.draw(st.integers(0, len(there)))
     for broken in (there, there[:cut]):
-        with suppress(ValueError), small_chunks():  # what this does not find, the hash of the tensor does
+        with (
+            suppress(ValueError),
+            small_chunks(),
+        ):  # what this does not find, the hash of the tensor does
             assert len(unpacked(bytes(broken), 4, method, len(memory), base)) == len(memory)
 
 
@@ -105,7 +125,10 @@ def test_weights_that_moved_a_little_shrink_by_a_third() -> None:
     sizes = {method: len(packed(end.tobytes(), 4, method, start.tobytes())) for method in METHODS}
     assert sizes[SORTED] < 0.67 * end.nbytes
     assert sizes[SORTED] < sizes[DELTA] < sizes[PLAIN] < end.nbytes
-    assert unpacked(packed(end.tobytes(), 4, SORTED, start.tobytes()), 4, SORTED, 0, start.tobytes()) == end.tobytes()
+    assert (
+        unpacked(packed(end.tobytes(), 4, SORTED, start.tobytes()), 4, SORTED, 0, start.tobytes())
+        == end.tobytes()
+    )
     assert choose(memoryview(end.tobytes()), 4, memoryview(start.tobytes()))[0] == SORTED
 
 
@@ -126,7 +149,10 @@ def test_zeros_are_nearly_nothing() -> None:
 
 def test_each_dtype_has_items_of_its_own_width() -> None:
     assert all(nbytes % width_of(dtype) == 0 for dtype, (_, nbytes) in DTYPES.items())
-    assert [width_of(one) for one in ("float64", "complex64", "float32", "bfloat16", "float8_e5m2", "bool")] == [
+    assert [
+        width_of(one)
+        for one in ("float64", "complex64", "float32", "bfloat16", "float8_e5m2", "bool")
+    ] == [
         8,
         4,
         4,
@@ -146,4 +172,6 @@ def test_what_an_earlier_version_packed_is_read() -> None:
     base = np.arange(40, dtype="<u4") * 3_000_001
     end = base + np.where(np.arange(40) % 2, 5, -3).astype("<u4")
     for method, there in GOLDEN.items():
-        assert unpacked(bytes.fromhex(there), 4, method, 160, base.tobytes()) == end.tobytes(), method
+        assert unpacked(bytes.fromhex(there), 4, method, 160, base.tobytes()) == end.tobytes(), (
+            method
+        )

@@ -9,16 +9,22 @@ from types import ModuleType
 
 import pytest
 
-from flor_plugins.cli.replaying import _patch
+from flor_plugins.cli.replay import _patch
 from flor_plugins.errors import CannotCarry, FlorError, HookError, ReplayError
 from flor_plugins.recipe import check_recipe, load_recipe
 from flor_plugins.records import Launch, Method
-from flor_plugins.replay.patching import digest_of, may_log, read, replace_methods, way_of
-from flor_plugins.replay.propagate.tree import Version
-from flor_plugins.replay.signatures import check, why_not
+from flor_plugins.replayer.backport.syntax import Version
+from flor_plugins.replayer.method_patching.patches import (
+    digest_of,
+    may_log,
+    read,
+    replace_methods,
+    way_of,
+)
+from flor_plugins.replayer.method_patching.signatures import check, why_not
 from tests.editing import changed
 
-NET = '''
+NET = """
 class Ancestor:
     def loss(self, batch, index=0):
         return batch
@@ -31,8 +37,8 @@ class Net(Ancestor):
     @staticmethod
     def twice(x):
         return 2 * x
-'''
-FUNCTIONS = '''
+"""
+FUNCTIONS = """
 import flor_plugins as flor
 LIMIT = 3
 
@@ -48,7 +54,7 @@ def twice(x):
 
 def other(self, data):
     return data
-'''
+"""
 SCRIPT = Launch("script", "/r/train.py")
 
 
@@ -78,12 +84,20 @@ def test_a_patch_that_is_not_there_is_told_with_its_file(file: Path):
     said = refusal({"net:Net.loss": "patches.py:lost"}, folder)
     assert f"{file}:1:" in said and "there are loss, twice, other" in said
     file.write_text("def (:\n")
-    assert f"{file}:1: the patch is not Python" in refusal({"net:Net.loss": "patches.py:loss"}, folder)
+    assert f"{file}:1: the patch is not Python" in refusal(
+        {"net:Net.loss": "patches.py:loss"}, folder
+    )
 
 
 def test_a_version_without_the_method_can_not_take_it(file: Path):
-    version = Version({"train.py": "", "lib/net.py": NET, "lib/__init__.py": "from lib.net import Net\n"})
-    for target in ("lib.net:Net.loss", "lib:Net.loss", "lib.net:Ancestor.loss"):  # of its own, or inherited there
+    version = Version(
+        {"train.py": "", "lib/net.py": NET, "lib/__init__.py": "from lib.net import Net\n"}
+    )
+    for target in (
+        "lib.net:Net.loss",
+        "lib:Net.loss",
+        "lib.net:Ancestor.loss",
+    ):  # of its own, or inherited there
         check(method(file, target, "loss"), version, "train.py")
     for target, why in {
         "nets:Net.loss": "no module 'nets'",
@@ -101,7 +115,10 @@ def test_other_parameters_are_refused_with_both_places(file: Path):
             check(method(file, f"{module}:Net.loss", "other"), version, "train.py")
         line = FUNCTIONS[: FUNCTIONS.index("def other")].count("\n") + 1
         said = str(error.value)
-        assert said.startswith(f"{file}:{line}: other(self, data)") and "train.py:3, loss(self, batch, index=0)" in said
+        assert (
+            said.startswith(f"{file}:{line}: other(self, data)")
+            and "train.py:3, loss(self, batch, index=0)" in said
+        )
         assert "'data' and not 'batch'" in said
 
 
@@ -138,7 +155,9 @@ def net() -> ModuleType:
     return found
 
 
-def test_the_function_takes_the_place_of_the_method(file: Path, net: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_the_function_takes_the_place_of_the_method(
+    file: Path, net: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "patched_net", net)
     made = net.Net()
     replace_methods([method(file, "patched_net:Net.loss", "loss")], SCRIPT)
@@ -157,7 +176,9 @@ def test_a_class_of_the_script_is_found_by_the_scripts_name(
         replace_methods([method(file, "net:Net.loss", "loss")], SCRIPT)
 
 
-def test_a_patch_that_fails_is_told_with_its_line(file: Path, net: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_a_patch_that_fails_is_told_with_its_line(
+    file: Path, net: ModuleType, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setitem(sys.modules, "patched_net", net)
     file.write_text("import nowhere_at_all\n" + FUNCTIONS)
     with pytest.raises(HookError, match=rf"{file}:1: .*nowhere_at_all"):
@@ -172,7 +193,9 @@ def test_a_metric_is_one_that_the_function_may_log(file: Path):
 
 
 def test_the_values_are_known_by_file_and_target(file: Path):
-    digests = {digest_of([method(file, target, "loss")]) for target in ("net:Net.loss", "net:Net.step")}
+    digests = {
+        digest_of([method(file, target, "loss")]) for target in ("net:Net.loss", "net:Net.step")
+    }
     file.write_text(FUNCTIONS + "\n# more\n")
     digests.add(digest_of([method(file, "net:Net.loss", "loss")]))
     assert len(digests) == 3 and digest_of([]) is None
@@ -206,7 +229,9 @@ def test_a_recipe_names_methods_to_be_replaced(file: Path):
     ("patches.py:loss", "patch.py:loss", "r.yaml:6: no file 'patch.py' beside the recipe"),
     ("patches.py:loss", "patches.py:los", "r.yaml:6: no function 'los' at the top level of"),
 ])  # fmt: skip
-def test_a_mistake_of_a_recipes_patch_is_told_with_its_line(file: Path, old: str, new: str, why: str):
+def test_a_mistake_of_a_recipes_patch_is_told_with_its_line(
+    file: Path, old: str, new: str, why: str
+):
     (told,) = check_recipe(recipe(file.parent, old, new))
     assert why in told
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import flor_plugins as flor
-from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import list_runs
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -41,13 +41,21 @@ def test_lightning_log_in_validation_and_test_lands_in_its_phase(
     monkeypatch.chdir(tmp_path)
     loader = DataLoader(variants.Points(20, False), 4)
     module = Logging(variants.adamw)
-    trainer = pl.Trainer(**variants.SETTINGS, max_epochs=2, callbacks=[FlorCallback(store=tmp_path / "s")])
+    trainer = pl.Trainer(
+        **variants.SETTINGS, max_epochs=2, callbacks=[FlorCallback(store=tmp_path / "s")]
+    )
     trainer.fit(module, loader, loader)
     trainer.test(module, loader, verbose=False)
-    assert phases_of(tmp_path / "s", "seen_in") == {(1, "validation"), (2, "validation"), (2, "test")}
+    assert phases_of(tmp_path / "s", "seen_in") == {
+        (1, "validation"),
+        (2, "validation"),
+        (2, "test"),
+    }
 
 
-def test_hf_log_in_compute_metrics_lands_in_validation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hf_log_in_compute_metrics_lands_in_validation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from flor_plugins.hf import FlorCallback
     from tests.cells_hf import train
 
@@ -96,8 +104,8 @@ def test_trainer_that_is_built_otherwise_is_trained_unrecorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flor_plugins.hf import FlorCallback
-    from flor_plugins.hf.harvest import Harvest
-    from flor_plugins.record.recorder import FlorWarning
+    from flor_plugins.hf.collector import Harvest
+    from flor_plugins.recorder.recorder import FlorWarning
     from tests.cells_hf import train
 
     def attach(self: Harvest) -> None:

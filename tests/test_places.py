@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from flor_plugins.errors import NoCheckpoint, UnknownRun
 from flor_plugins.records import Checkpoint, Launch, Position, Process, Run
-from flor_plugins.replay.places import Places
-from flor_plugins.store.references import Reference, checkpoint_at, parse_reference
+from flor_plugins.replayer.planning.training_ranges import Places
+from flor_plugins.store.query.references import Reference, checkpoint_at, parse_reference
 
 RUN = Run("20261123-200501-123-9f3a2c", "bert", "p", "hf", "finished", "", Launch("script", "t"), None,
           Process("h", 1, "2"), Path("/nowhere"))  # fmt: skip
@@ -33,7 +33,9 @@ def places(draw: st.DrawFn) -> Places:
         ends[epoch] = begin + length
         every.append(Position(epoch, begin + length))
     saved = sorted({Position(0, 0), *draw(st.lists(st.sampled_from(every)))})
-    return Places(RUN, ends, {one: checkpoint(one) for one in saved}, frozenset(), every[-1], tuple(saved))
+    return Places(
+        RUN, ends, {one: checkpoint(one) for one in saved}, frozenset(), every[-1], tuple(saved)
+    )
 
 
 @given(places(), st.data())
@@ -45,7 +47,9 @@ def test_stretches_lead_through_every_wanted_position_once_and_from_the_nearest_
     stretches = found.stretches(wanted)
     for position in wanted:
         through = [one for one in stretches if one.start < position <= one.end]
-        assert [one.start for one in through] == [max(start for start in found.starts if start < position)]
+        assert [one.start for one in through] == [
+            max(start for start in found.starts if start < position)
+        ]
         assert found.epoch_of(position) in through[0].epochs
     assert all(one.end in wanted for one in stretches), "no step more than wanted"
 
@@ -57,7 +61,9 @@ def test_intervals_cover_the_whole_run_without_a_gap(found: Places) -> None:
     assert intervals[-1].end == found.last
     assert all(a.end == b.start for a, b in pairwise(intervals))
     assert found.steps_in(intervals) == found.last.step
-    assert {epoch for one in intervals for epoch in one.epochs} == set(range(1, max(found.ends) + 1))
+    assert {epoch for one in intervals for epoch in one.epochs} == set(
+        range(1, max(found.ends) + 1)
+    )
 
 
 @given(places())
@@ -91,19 +97,30 @@ def test_a_name_may_hold_an_at() -> None:
     assert parse_reference("me@home@step=3") == Reference("me@home", step=3)
 
 
-@given(st.builds(Reference, st.from_regex(r"[\w./@-]*\w", fullmatch=True), epoch=st.none(), step=st.integers(0)))
+@given(
+    st.builds(
+        Reference,
+        st.from_regex(r"[\w./@-]*\w", fullmatch=True),
+        epoch=st.none(),
+        step=st.integers(0),
+    )
+)
 def test_a_reference_survives_being_written_and_read(reference: Reference) -> None:
     assert parse_reference(str(reference)) == reference
 
 
-@pytest.mark.parametrize("text", ["bert@epoch", "bert@epoch=-1", "bert@batch=3", "@step=3", "bert@step=x"])
+@pytest.mark.parametrize(
+    "text", ["bert@epoch", "bert@epoch=-1", "bert@batch=3", "@step=3", "bert@step=x"]
+)
 def test_what_is_no_place_of_a_run_is_told(text: str) -> None:
     with pytest.raises(UnknownRun, match="RUN@epoch=3 or RUN@step=1200"):
         parse_reference(text)
 
 
 def test_a_checkpoint_is_found_by_its_epoch_or_its_step() -> None:
-    known = [checkpoint(one) for one in (Position(0, 0), Position(0, 3), Position(1, 6), Position(1, 9))]
+    known = [
+        checkpoint(one) for one in (Position(0, 0), Position(0, 3), Position(1, 6), Position(1, 9))
+    ]
     assert checkpoint_at(RUN, known, Reference("bert")).position == Position(1, 9)
     assert checkpoint_at(RUN, known, Reference("bert", step=3)).position == Position(0, 3)
     assert checkpoint_at(RUN, known, Reference("bert", epoch=1)).position == Position(1, 6)

@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from flor_plugins.cli.planning import COLUMNS, rows_of
+from flor_plugins.cli.show_plan import COLUMNS, rows_of
 from flor_plugins.errors import FlorError, HookError, ReplayError, WhereError
-from flor_plugins.hooks.load import scan
+from flor_plugins.hooks.hook_files import scan
 from flor_plugins.records import Code, Launch, Plan, Position, Process, Row, Run, Stretch, Timing
-from flor_plugins.replay import plan
-from flor_plugins.replay.ask import Answer, hooks_for
-from flor_plugins.replay.tasks import Outcome
+from flor_plugins.replayer.execution.task_runner import Outcome
+from flor_plugins.replayer.planning import planner
+from flor_plugins.replayer.requests import Answer, hooks_for
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.files import write_json
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.runs import save_run
 
 STEPS = 4
@@ -46,7 +46,11 @@ def boundary(epoch: int) -> Position:
 
 
 def log(
-    run: Run, writer: str, rows: Mapping[Position, Mapping[str, Any]], level: Any = "step", hook: str | None = None
+    run: Run,
+    writer: str,
+    rows: Mapping[Position, Mapping[str, Any]],
+    level: Any = "step",
+    hook: str | None = None,
 ) -> None:
     journal = Journal(run.path / "metrics" / f"{writer}.jsonl", run.path / "media")
     for position, values in rows.items():
@@ -54,7 +58,9 @@ def log(
     journal.close()
 
 
-def record(store: Store, number: int = 1, saved: Collection[int] = (0, 1, 2, 3), **changes: Any) -> Run:
+def record(
+    store: Store, number: int = 1, saved: Collection[int] = (0, 1, 2, 3), **changes: Any
+) -> Run:
     """A run of three epochs of four steps, as a recording leaves it."""
     run_id = f"20261123-20050{number}-123-9f3a2c"
     fields: dict[str, Any] = {
@@ -88,8 +94,10 @@ def hooks(tmp_path: Path) -> Path:
     return path
 
 
-def ask(runs: list[Run], hooks: Path, *metrics: str, where: str | None = None, epochs: Any = "all") -> Plan:
-    return plan.make(runs, plan.Request(metrics, where, epochs, (hooks,)))
+def ask(
+    runs: list[Run], hooks: Path, *metrics: str, where: str | None = None, epochs: Any = "all"
+) -> Plan:
+    return planner.make(runs, planner.Request(metrics, where, epochs, (hooks,)))
 
 
 def ways(made: Plan) -> dict[str, tuple[int, ...]]:
@@ -101,7 +109,11 @@ def test_each_metric_goes_the_cheapest_way(store: Store, hooks: Path) -> None:
     assert made.metrics == ("accuracy", "wrong", "norm")
     assert ways(made) == {"state": (1, 2, 3), "validate": (1, 2, 3), "train": (1, 2, 3)}
     bases = {one.way: one.checkpoints for one in made.tasks[0].passes}
-    assert bases["state"] == ("epoch=1,step=4", "epoch=3,step=12", "epoch=2,step=8")  # the ends first
+    assert bases["state"] == (
+        "epoch=1,step=4",
+        "epoch=3,step=12",
+        "epoch=2,step=8",
+    )  # the ends first
     assert bases["train"] == ("epoch=0,step=0", "epoch=2,step=8", "epoch=1,step=4")
 
 
@@ -116,8 +128,12 @@ def test_the_estimate_comes_from_the_recorded_timing(store: Store, hooks: Path) 
 def replayed(store: Store, number: int, made: Plan, seconds: Mapping[str, float]) -> None:
     """What a replay leaves beside its values: the plan, and seconds by way."""
     folder = store.replay(f"2026112{number}-000000-000-000000")
-    write_json(folder / "plan.json", plan.as_json(made))
-    rows = [{"run": task.run_id, "way": way, "seconds": its} for task in made.tasks for way, its in seconds.items()]
+    write_json(folder / "plan.json", planner.as_json(made))
+    rows = [
+        {"run": task.run_id, "way": way, "seconds": its}
+        for task in made.tasks
+        for way, its in seconds.items()
+    ]
     write_json(folder / "verdicts.json", {"format": 1, "passes": rows})
 
 
@@ -131,18 +147,28 @@ def test_what_the_newest_replay_of_a_way_took_is_the_estimate(store: Store, hook
     assert ask([run], hooks, "accuracy").seconds == 1.0 + 3 * 1.0
     assert ask([run], hooks, "norm", epochs=[1]).seconds == 1.0 + 4 * 2.0
     assert ask([run], hooks, "wrong").seconds == 7.0, "no replay has validated"
-    assert ask([record(store, 2)], hooks, "accuracy").seconds == 4.0, "another run goes by its own times"
+    assert ask([record(store, 2)], hooks, "accuracy").seconds == 4.0, (
+        "another run goes by its own times"
+    )
 
 
 def test_after_a_replay_the_estimate_stands_beside_what_it_took(store: Store, hooks: Path) -> None:
     made = ask([record(store)], hooks)
     task = made.tasks[0]
     told = [
-        {"way": one.way, "epochs": list(one.epochs), "seconds": 0.126, "grade": "exact", "compared": 1}
+        {
+            "way": one.way,
+            "epochs": list(one.epochs),
+            "seconds": 0.126,
+            "grade": "exact",
+            "compared": 1,
+        }
         for one in task.passes
     ]
     rows = Answer(made, (Outcome(task, passed=told),)).rows
-    assert [(row["estimated"], row["seconds"]) for row in rows] == [(one.seconds, 0.13) for one in task.passes]
+    assert [(row["estimated"], row["seconds"]) for row in rows] == [
+        (one.seconds, 0.13) for one in task.passes
+    ]
 
 
 def test_the_table_of_a_plan_says_all_of_each_pass(store: Store, hooks: Path) -> None:
@@ -161,7 +187,9 @@ def test_the_trainer_is_built_once_for_all_passes_of_a_run(store: Store, hooks: 
     assert ask([record(store)], hooks).seconds == 1.0 + 3 * 1.0 + 3 * 2.0 + 3 * 10.0
 
 
-def test_the_bytes_that_are_read_are_those_of_the_sections_that_are_restored(store: Store, hooks: Path) -> None:
+def test_the_bytes_that_are_read_are_those_of_the_sections_that_are_restored(
+    store: Store, hooks: Path
+) -> None:
     run = record(store, saved=())
     known: dict[Any, Any] = {}  # so that what is frozen is a reference to the first
     for epoch in (0, 1, 2, 3):
@@ -175,7 +203,13 @@ def test_the_bytes_that_are_read_are_those_of_the_sections_that_are_restored(sto
 def test_what_is_there_is_not_asked_again(store: Store, hooks: Path) -> None:
     run = record(store)
     source = scan(hooks)[0].digest
-    log(run, "replay-x-w0", {boundary(epoch): {"accuracy": 0.5} for epoch in (1, 3)}, "epoch", source)
+    log(
+        run,
+        "replay-x-w0",
+        {boundary(epoch): {"accuracy": 0.5} for epoch in (1, 3)},
+        "epoch",
+        source,
+    )
     assert ways(ask([run], hooks, "accuracy")) == {"state": (2,)}
     log(run, "replay-y-w0", {boundary(2): {"accuracy": 0.5}}, "epoch", source)
     assert ask([run], hooks, "accuracy").tasks == ()
@@ -211,7 +245,9 @@ def test_where_chooses_epochs_and_runs(store: Store, hooks: Path) -> None:
 @pytest.mark.parametrize(
     "where", ["epoch >", "print(epoch)", "__import__('os')", "epochs > 1", "epoch = 1", "x.y.z > 1"]
 )
-def test_a_wrong_where_is_told_before_anything_is_run(store: Store, hooks: Path, where: str) -> None:
+def test_a_wrong_where_is_told_before_anything_is_run(
+    store: Store, hooks: Path, where: str
+) -> None:
     with pytest.raises(WhereError) as caught:
         ask([record(store)], hooks, "accuracy", where=where)
     assert where.split("(")[0].split(" ")[0].split(".")[0] in str(caught.value)
@@ -231,7 +267,9 @@ def test_a_wrong_where_is_told_before_anything_is_run(store: Store, hooks: Path,
         ([3, 1], (1, 3)),
     ],
 )
-def test_epochs_are_named_in_words_or_numbers(store: Store, hooks: Path, epochs: Any, found: tuple[int, ...]) -> None:
+def test_epochs_are_named_in_words_or_numbers(
+    store: Store, hooks: Path, epochs: Any, found: tuple[int, ...]
+) -> None:
     assert ways(ask([record(store)], hooks, "accuracy", epochs=epochs)) == {"state": found}
 
 
@@ -241,7 +279,9 @@ def test_the_weights_before_the_first_batch_can_be_asked(store: Store, hooks: Pa
 
 
 @pytest.mark.parametrize("epochs", ["7", [7], "2,7"])
-def test_an_unknown_epoch_is_told_with_those_that_exist(store: Store, hooks: Path, epochs: Any) -> None:
+def test_an_unknown_epoch_is_told_with_those_that_exist(
+    store: Store, hooks: Path, epochs: Any
+) -> None:
     with pytest.raises(FlorError, match=r"run1 .* asked for epoch 7; it completed 0, 1, 2, 3"):
         ask([record(store)], hooks, "accuracy", epochs=epochs)
 
@@ -256,10 +296,12 @@ def test_an_unknown_metric_is_told_with_the_hooks_and_their_file(store: Store, h
     with pytest.raises(HookError, match=r"'acuracy'.*accuracy, wrong, norm.*hooks\.py"):
         ask([record(store)], hooks, "acuracy")
     with pytest.raises(HookError, match="which metrics"):
-        plan.make([], plan.Request((), None, "all", ()))
+        planner.make([], planner.Request((), None, "all", ()))
 
 
-def test_a_run_that_cannot_be_replayed_is_skipped_with_its_reason(store: Store, hooks: Path) -> None:
+def test_a_run_that_cannot_be_replayed_is_skipped_with_its_reason(
+    store: Store, hooks: Path
+) -> None:
     runs = [
         record(store, 1, code=None), record(store, 2, launch=Launch("interactive", "")),
         record(store, 3, saved=()), record(store, 4),
@@ -284,9 +326,13 @@ def test_epochs_without_a_checkpoint_before_them_are_run_up_to(store: Store, hoo
 
 def test_values_of_a_callback_cost_its_way(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "callbacks.py"
-    path.write_text("class Hook(TrainerCallback):\n    def on_evaluate(self, *args, **kwargs): ...\n")
+    path.write_text(
+        "class Hook(TrainerCallback):\n    def on_evaluate(self, *args, **kwargs): ...\n"
+    )
     assert ways(ask([record(store)], path, "anything")) == {"validate": (1, 2, 3)}
-    path.write_text("class Hook(TrainerCallback):\n    def on_step_end(self, *args, **kwargs): ...\n")
+    path.write_text(
+        "class Hook(TrainerCallback):\n    def on_step_end(self, *args, **kwargs): ...\n"
+    )
     assert ways(ask([record(store, 2)], path, "anything")) == {"train": (1, 2, 3)}
 
 
@@ -297,7 +343,9 @@ def test_planning_writes_nothing(store: Store, hooks: Path) -> None:
     assert {str(path): path.stat().st_mtime_ns for path in store.root.rglob("*")} == before
 
 
-def test_hooks_are_those_named_else_those_of_the_asking_script(store: Store, hooks: Path, tmp_path: Path) -> None:
+def test_hooks_are_those_named_else_those_of_the_asking_script(
+    store: Store, hooks: Path, tmp_path: Path
+) -> None:
     other = tmp_path / "other.py"
     other.write_text("x = 1\n")
     run = record(store)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.record import policy
-from flor_plugins.record.options import options_of
+from flor_plugins.recorder.checkpointing import policy
+from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Position
 from tests.pretending import START, Clock, Training, made, training
 
@@ -40,7 +40,9 @@ def test_checkpoints_lie_where_they_were_asked_for(
             taken.append(Position(epoch + 1, step))
             asked.saved(taken[-1])
     assert len(set(taken)) == len(taken)
-    assert {one.epoch for one in taken} >= {epoch for epoch in range(1, len(lengths) + 1) if epoch % epochs == 0}
+    assert {one.epoch for one in taken} >= {
+        epoch for epoch in range(1, len(lengths) + 1) if epoch % epochs == 0
+    }
     if steps is not None:
         ends = [one.step for one in taken]
         # From one multiple of n to the next; what comes with a batch that makes several updates comes with its last.
@@ -70,7 +72,8 @@ def test_minutes_count_from_the_last_checkpoint() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("every_n_epochs", 0), ("every_n_steps", 0), ("every_minutes", 0.0), ("overhead", 0.0)]
+    ("name", "value"),
+    [("every_n_epochs", 0), ("every_n_steps", 0), ("every_minutes", 0.0), ("overhead", 0.0)],
 )
 def test_what_makes_no_sense_is_refused_when_the_callback_is_made(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=rf"FlorCallback\({name}=0"):
@@ -127,7 +130,9 @@ def test_what_the_writer_refused_is_skipped_and_the_next_one_is_full() -> None:
     assert made_up.asked.wants(Position(2, 20)) and made_up.asked.takes_optimizer(Position(2, 20))
     made_up.asked.saved(Position(2, 20))
     made_up.clock.now += 3.0
-    made_up.asked.skipped(Position(2, 20), "the disk was full")  # told when it had been taken already
+    made_up.asked.skipped(
+        Position(2, 20), "the disk was full"
+    )  # told when it had been taken already
     assert [(one.why, one.cost_s) for one in made_up.asked.skips] == [
         ("the writer was busy", 5.0),
         ("the disk was full", 10.0),

@@ -15,7 +15,15 @@ from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 from tests.conftest import PROJECTS
 from tests.resuming import Starter, differences, start, starter
-from tests.test_checkpoint_faults import CELLS, Sound, none_is_read_in_part, prepared, same_end, sound, weights_in
+from tests.test_checkpoint_faults import (
+    CELLS,
+    Sound,
+    none_is_read_in_part,
+    prepared,
+    same_end,
+    sound,
+    weights_in,
+)
 
 __all__ = ["sound", "start"]  # fixtures
 
@@ -30,7 +38,9 @@ def moments(seed: int, framework: str) -> Iterator[str]:
         yield f"{chance.randrange(FIRST, EVENTS[framework] - 10)}:{chance.randrange(1 << 30)}"
 
 
-def cut_off_and_gone_on(start: Starter, folder: Path, framework: str, power: str, sound: Sound) -> tuple[int, int, str]:
+def cut_off_and_gone_on(
+    start: Starter, folder: Path, framework: str, power: str, sound: Sound
+) -> tuple[int, int, str]:
     """How many checkpoints the disk had to hold, how many it held, and what came of the next start."""
     shutil.copy(PROJECTS / SCRIPT, prepared(folder))
     assert start.run(folder, SCRIPT, framework, CELLS[framework], POWER=power)[0] == -9
@@ -61,7 +71,9 @@ def test_a_training_whose_machine_loses_its_power_comes_to_the_same_end(
     framework: str, start: Starter, sound: Callable[[str], Sound], tmp_path: Path
 ) -> None:
     power = f"{EVENTS[framework] // 2}:1"
-    safe, _, found = cut_off_and_gone_on(start, tmp_path / "project", framework, power, sound(framework))
+    safe, _, found = cut_off_and_gone_on(
+        start, tmp_path / "project", framework, power, sound(framework)
+    )
     assert safe and found == "equal"
 
 

@@ -17,10 +17,15 @@ from torch import nn
 
 from flor_plugins.errors import DamagedCheckpoint, FlorError, NoCheckpoint
 from flor_plugins.records import Pass, Position, Run, Stretch, Task
-from flor_plugins.replay import memory, prefetch
-from flor_plugins.replay.prefetch import Prefetch, Wanted, order_of
+from flor_plugins.replayer.worker_session import host_memory, prefetch
+from flor_plugins.replayer.worker_session.prefetch import Prefetch, Wanted, order_of
 from flor_plugins.store import ranks
-from flor_plugins.store.checkpoints import folder_of, load_checkpoint, save_checkpoint, tensor_hashes
+from flor_plugins.store.checkpoints import (
+    folder_of,
+    load_checkpoint,
+    save_checkpoint,
+    tensor_hashes,
+)
 from flor_plugins.store.codec import encode
 
 FIRST, SECOND, THIRD = Position(0, 0), Position(1, 10), Position(2, 20)
@@ -29,10 +34,23 @@ ORDER = [Wanted(FIRST), Wanted(SECOND), Wanted(THIRD)]
 
 def sections(scale: float) -> dict[str, Any]:
     """Tied weights, channels_last, an empty tensor, and a weight that another section names too."""
-    tied, kernel = torch.full((40, 30), scale), torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)
-    model = {"wte": tied, "head": tied, "kernel": kernel, "empty": torch.empty(0, 2), "count": torch.tensor(3)}
+    tied, kernel = (
+        torch.full((40, 30), scale),
+        torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last),
+    )
+    model = {
+        "wte": tied,
+        "head": tied,
+        "kernel": kernel,
+        "empty": torch.empty(0, 2),
+        "count": torch.tensor(3),
+    }
     moments = {"step": torch.tensor(scale), "exp_avg": torch.ones(6) * scale}
-    return {"model": model, "optimizer": [{"state": {0: moments}}], "module": {"best": tied, "seen": {1, 2}}}
+    return {
+        "model": model,
+        "optimizer": [{"state": {0: moments}}],
+        "module": {"best": tied, "seen": {1, 2}},
+    }
 
 
 @pytest.fixture
@@ -59,7 +77,9 @@ def settle(states: Prefetch) -> None:
 
 
 @pytest.mark.parametrize("only", [None, ("model",), ("optimizer",)])
-def test_states_are_those_of_the_disk_and_no_random_number_is_drawn(run: Run, only: tuple[str, ...] | None) -> None:
+def test_states_are_those_of_the_disk_and_no_random_number_is_drawn(
+    run: Run, only: tuple[str, ...] | None
+) -> None:
     order = [Wanted(one.position, only) for one in ORDER]
     states, _ = ahead(run, order)
     before = torch.get_rng_state()
@@ -200,7 +220,9 @@ def test_a_state_that_is_asked_for_twice_leaves_the_one_read_ahead(run: Run) -> 
     assert states.load(ORDER[1])["model"]["wte"].unique().tolist() == [1]
 
 
-def test_too_large_a_state_is_not_read_ahead_which_is_said_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_a_state_is_not_read_ahead_which_is_said_once(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(prefetch, "available_bytes", lambda: 1000)
     states, said = ahead(run)
     for one in ORDER:
@@ -242,7 +264,9 @@ def readers() -> list[str]:
     return [one.name for one in threading.enumerate() if one.name.startswith("flor reads")]
 
 
-def test_closing_ends_the_thread_and_nothing_is_read_ahead_after(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_ends_the_thread_and_nothing_is_read_ahead_after(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     done = slow(monkeypatch)
     states, _ = ahead(run)
     states.load(ORDER[0])
@@ -266,18 +290,24 @@ def test_order_is_that_of_the_ways_of_a_task() -> None:
     assert order_of(task) == [*weights, Wanted(FIRST), Wanted(SECOND), Wanted(THIRD)]
 
 
-def test_available_memory_is_that_of_the_narrowest_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    meminfo, own, group = tmp_path / "meminfo", tmp_path / "cgroup", tmp_path / "fs" / "job" / "task"
+def test_available_memory_is_that_of_the_narrowest_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meminfo, own, group = (
+        tmp_path / "meminfo",
+        tmp_path / "cgroup",
+        tmp_path / "fs" / "job" / "task",
+    )
     meminfo.write_text("MemTotal: 9000 kB\nMemAvailable: 8000 kB\nHugePages_Total: 0\n")
     own.write_text("1:name=systemd:/\n0::/job/task\n")
     group.mkdir(parents=True)
     for name, path in {"MEMINFO": meminfo, "OWN_CGROUP": own, "CGROUPS": tmp_path / "fs"}.items():
-        monkeypatch.setattr(memory, name, path)
-    assert memory.available_bytes() == 8000 * 1024
+        monkeypatch.setattr(host_memory, name, path)
+    assert host_memory.available_bytes() == 8000 * 1024
     for folder, limit in ((group, "max"), (group.parent, "5000")):
         (folder / "memory.max").write_text(limit)
         (folder / "memory.current").write_text("4000")
         (folder / "memory.stat").write_text("anon 3000\ninactive_file 700\n")
-    assert memory.available_bytes() == 1700
+    assert host_memory.available_bytes() == 1700
     own.unlink()
-    assert memory.available_bytes() == 8000 * 1024
+    assert host_memory.available_bytes() == 8000 * 1024

@@ -12,7 +12,7 @@ from codec_cases import same
 from torch import nn
 
 from flor_plugins.records import Position, Run
-from flor_plugins.replay.session import Session
+from flor_plugins.replayer.worker_session.session import Session
 from flor_plugins.store import ranks
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -28,7 +28,9 @@ CELLS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.fixture(scope="module", params=list(CELLS))
-def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Run]:
+def recorded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Run]:
     folder = tmp_path_factory.mktemp(request.param)
     callback = import_module(f"flor_plugins.{request.param}").FlorCallback(store=folder / "store")
     _, train = CELLS[request.param](folder / "out", callback)
@@ -36,10 +38,14 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return request.param, list_runs(Store(folder / "store"))[0]
 
 
-def driven(framework: str, run: Run, ways: dict[str, tuple[int, ...]], folder: Path) -> list[dict[str, Any]]:
+def driven(
+    framework: str, run: Run, ways: dict[str, tuple[int, ...]], folder: Path
+) -> list[dict[str, Any]]:
     session, events = variants.session_of(run, ways)
     callback = import_module(f"flor_plugins.{framework}").FlorCallback()
-    import_module(f"flor_plugins.{framework}.drive").drive(*CELLS[framework](folder, callback), session)
+    import_module(f"flor_plugins.{framework}.drive").drive(
+        *CELLS[framework](folder, callback), session
+    )
     session.finish()
     return events
 
@@ -57,7 +63,9 @@ def test_all_but_the_first_state_of_a_replay_are_read_ahead(
     monkeypatch.setattr(ranks, "load_checkpoint", waiting)
     monkeypatch.chdir(tmp_path)
     framework, run = recorded
-    events = driven(framework, run, {"state": (1, 2, 3), "validate": (1, 3), "train": (1, 3)}, tmp_path)
+    events = driven(
+        framework, run, {"state": (1, 2, 3), "validate": (1, 3), "train": (1, 3)}, tmp_path
+    )
     passed = {one["way"]: one["grade"] for one in events if one["event"] == "passed"}
     assert passed.pop("validate") in ("exact", "unverified")
     assert passed == {"state": "exact", "train": "exact"}

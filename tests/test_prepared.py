@@ -32,8 +32,14 @@ def wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     path.parent.mkdir()
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("pictures/a.png", b"picture")
-        file.writestr("pictures-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: pictures\nVersion: 1.0\n")
-        file.writestr("pictures-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        file.writestr(
+            "pictures-1.0.dist-info/METADATA",
+            "Metadata-Version: 2.1\nName: pictures\nVersion: 1.0\n",
+        )
+        file.writestr(
+            "pictures-1.0.dist-info/WHEEL",
+            "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        )
         file.writestr("pictures-1.0.dist-info/RECORD", "")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(path.parent))
@@ -72,5 +78,7 @@ def test_another_wheel_than_asked_for_is_refused(prepared, wheel: Path) -> None:
 
 
 def test_a_wheel_that_is_not_there_is_said(prepared, wheel: Path) -> None:
-    with pytest.raises(MissingDependency, match=r"(?s)pictures==2\.0 was to be fetched by pip.*unpack the wheel at"):
+    with pytest.raises(
+        MissingDependency, match=r"(?s)pictures==2\.0 was to be fetched by pip.*unpack the wheel at"
+    ):
         prepared.unpacked("pictures==2.0", "0" * 64)

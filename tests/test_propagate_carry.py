@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replay.propagate.carry import Carried, carry
-from flor_plugins.replay.propagate.names import renamed
-from flor_plugins.replay.propagate.pure import extras
+from flor_plugins.replayer.backport.backport import Carried, carry
+from flor_plugins.replayer.backport.insert_proof import extras
+from flor_plugins.replayer.backport.names import renamed
 from tests.editing import LOGGED, NET, changed, edit_of, logging
 from tests.edits import edited, versions
 
@@ -44,7 +44,9 @@ def refused(text: str, *lines: str) -> str:
 
 
 def hooked(text: str) -> Carried:
-    edit = edit_of({"net.py": NET}, {"net.py": changed(NET, ("    def configure", HOOK + "    def configure"))})
+    edit = edit_of(
+        {"net.py": NET}, {"net.py": changed(NET, ("    def configure", HOOK + "    def configure"))}
+    )
     return carry(edit, {"net.py": text})
 
 
@@ -59,7 +61,9 @@ def test_distant_changes_are_merged_by_git_and_comments_come_along():
     base = changed(NET, ("0.1", "0.2"))
     carried = carry(logging("# how far", NORM), {"net.py": base})
     assert carried.how == {"net.py": "merged"}
-    assert carried.sources["net.py"] == changed(base, (LOGGED, LOGGED + f"        # how far\n        {NORM}\n"))
+    assert carried.sources["net.py"] == changed(
+        base, (LOGGED, LOGGED + f"        # how far\n        {NORM}\n")
+    )
 
 
 def test_changed_surroundings_are_aligned():
@@ -76,7 +80,9 @@ def test_a_clean_merge_with_a_renamed_variable_is_not_believed():
 
 
 def test_names_that_were_swapped_are_swapped_back():
-    old = changed(NET, ("x, y = batch", "y, x = batch"), ("self(x)\n", "self(y)\n"), ("(out, y)", "(out, x)"))
+    old = changed(
+        NET, ("x, y = batch", "y, x = batch"), ("self(x)\n", "self(y)\n"), ("(out, y)", "(out, x)")
+    )
     assert into(old, 'flor.log("mean", x.mean())') == ['flor.log("mean", y.mean())']
 
 
@@ -87,12 +93,18 @@ def test_attributes_of_self_are_renamed():
 
 def test_layout_comments_and_strings_survive_a_renaming():
     lines = 'flor.log("out",\n            out.norm(),  # of out\n        )'
-    assert into(changed(NET, ("out", "logits")), lines) == ['flor.log("out",', "logits.norm(),  # of out", ")"]
+    assert into(changed(NET, ("out", "logits")), lines) == [
+        'flor.log("out",',
+        "logits.norm(),  # of out",
+        ")",
+    ]
 
 
 def test_a_name_inside_an_fstring_is_renamed():
     old = changed(NET, ("out", "logits"), ("index", "i"))
-    assert into(old, 'flor.log(f"norm {index:>3}", out.norm())') == ['flor.log(f"norm {i:>3}", logits.norm())']
+    assert into(old, 'flor.log(f"norm {index:>3}", out.norm())') == [
+        'flor.log(f"norm {i:>3}", logits.norm())'
+    ]
 
 
 def test_an_assignment_comes_along_with_what_reads_it():
@@ -102,7 +114,9 @@ def test_an_assignment_comes_along_with_what_reads_it():
 
 def test_a_renamed_function_is_called_by_its_old_name():
     line = 'flor.log("spread", spread(out))'
-    assert into(changed(NET, ("spread", "width"), ("values", "v")), line) == ['flor.log("spread", width(out))']
+    assert into(changed(NET, ("spread", "width"), ("values", "v")), line) == [
+        'flor.log("spread", width(out))'
+    ]
 
 
 def test_a_function_that_did_not_exist_comes_along():
@@ -115,7 +129,9 @@ def test_a_function_that_did_not_exist_comes_along():
 def test_an_import_that_is_there_by_another_name_is_used():
     old = changed(NET, ("import torch\n", "import torch\nfrom torch.nn import functional as fn\n"))
     line = 'flor.log("relu", F.relu(out))'
-    assert into(old, line, top="import torch.nn.functional as F\n\n\n") == [line.replace("F.", "fn.")]
+    assert into(old, line, top="import torch.nn.functional as F\n\n\n") == [
+        line.replace("F.", "fn.")
+    ]
 
 
 def test_a_helper_of_the_edit_goes_where_its_module_is_and_is_imported_once():
@@ -150,7 +166,9 @@ def test_a_new_file_is_added_whole_and_imported():
 
 def test_a_statement_follows_its_neighbours_into_another_function():
     body = NET[NET.index("        x, y = batch") : NET.index("    def configure")]
-    old = changed(NET, (body, "        return self.common(batch)\n\n    def common(self, batch):\n" + body))
+    old = changed(
+        NET, (body, "        return self.common(batch)\n\n    def common(self, batch):\n" + body)
+    )
     carried = carry(logging(NORM), {"net.py": old})
     assert carried.sources["net.py"].index(NORM) > carried.sources["net.py"].index("def common")
 
@@ -169,7 +187,11 @@ def test_a_hook_that_the_version_has_is_refused():
 
 
 def test_two_places_that_fit_are_both_named():
-    text = refused(changed(NET, ("class Net", "class A")) + "\n\n" + NET[NET.index("class Net") :].replace("Net", "B"))
+    text = refused(
+        changed(NET, ("class Net", "class A"))
+        + "\n\n"
+        + NET[NET.index("class Net") :].replace("Net", "B")
+    )
     assert "net.py:24 (A.training_step)" in text and "net.py:44 (B.training_step)" in text
     assert text.startswith("net.py:24 (`flor.log")
 
@@ -177,17 +199,25 @@ def test_two_places_that_fit_are_both_named():
 def test_a_statement_between_that_changes_the_value_makes_the_place_uncertain():
     assert "fits two places" in refused(changed(NET, (LOGGED, LOGGED + "        out = out * 2\n")))
     assert "fits two places" in refused(changed(NET, (LOGGED, LOGGED + "        out.mul_(2)\n")))
-    assert "fits two places" in refused(changed(NET, (LOGGED, LOGGED + "        self.manual_backward(loss)\n")))
+    assert "fits two places" in refused(
+        changed(NET, (LOGGED, LOGGED + "        self.manual_backward(loss)\n"))
+    )
     assert into(changed(NET, (LOGGED, LOGGED + "        print(out)\n"))) == [NORM]
 
 
 def test_a_variable_that_may_be_either_is_refused():
-    old = changed(NET, ("cross_entropy(out, y)", "cross_entropy(sharp, y)"), ("out = self(x)", "sharp = out = self(x)"))
+    old = changed(
+        NET,
+        ("cross_entropy(out, y)", "cross_entropy(sharp, y)"),
+        ("out = self(x)", "sharp = out = self(x)"),
+    )
     assert "out" in refused(changed(old, (LOGGED, LOGGED.replace("loss)", "loss, batch_size=1)"))))
 
 
 def test_a_name_that_the_version_does_not_define_is_refused():
-    assert "reads 'index'" in refused(changed(NET, ("batch, index", "batch")), 'flor.log("i", index)')
+    assert "reads 'index'" in refused(
+        changed(NET, ("batch, index", "batch")), 'flor.log("i", index)'
+    )
 
 
 def test_a_name_that_the_edit_defines_must_be_new():
@@ -196,7 +226,9 @@ def test_a_name_that_the_edit_defines_must_be_new():
 
 
 def test_a_name_is_not_captured_by_a_comprehension():
-    assert "'p'" in refused(changed(NET, ("out", "p")), 'flor.log("sum", sum(p.norm() for p in out))')
+    assert "'p'" in refused(
+        changed(NET, ("out", "p")), 'flor.log("sum", sum(p.norm() for p in out))'
+    )
 
 
 def test_a_version_without_the_function_is_refused():
@@ -213,7 +245,12 @@ def test_a_file_that_does_not_parse_is_no_place():
 
 
 def test_line_ends_and_form_feeds_stay():
-    old = changed(NET, ("out", "logits")).replace("class Net", "\x0c\nclass Net").replace("\n", "\r\n").rstrip()
+    old = (
+        changed(NET, ("out", "logits"))
+        .replace("class Net", "\x0c\nclass Net")
+        .replace("\n", "\r\n")
+        .rstrip()
+    )
     new = carry(logging(NORM), {"net.py": old}).sources["net.py"]
     assert new.replace('        flor.log("norm", logits.norm())\r\n', "").rstrip() == old
 
@@ -261,7 +298,10 @@ STATEMENTS = st.sampled_from((
 ))  # fmt: skip
 
 
-@given(st.lists(st.tuples(st.integers(0, 5), STATEMENTS), max_size=6), st.sets(st.integers(0, 4), max_size=3))
+@given(
+    st.lists(st.tuples(st.integers(0, 5), STATEMENTS), max_size=6),
+    st.sets(st.integers(0, 4), max_size=3),
+)
 def test_without_what_was_put_in_it_is_the_old_tree(extra: list[tuple[int, str]], gone: set[int]):
     lines = NET.splitlines()
     start = next(i for i, line in enumerate(lines) if "def training_step" in line) + 1
@@ -270,7 +310,10 @@ def test_without_what_was_put_in_it_is_the_old_tree(extra: list[tuple[int, str]]
         body.insert(min(place, len(body)), ["        " + text])
     if not body:
         body = [["        pass"]]
-    old = "\n".join([*lines[:start], *(line for part in body for line in part), *lines[start + 5 :]]) + "\n"
+    old = (
+        "\n".join([*lines[:start], *(line for part in body for line in part), *lines[start + 5 :]])
+        + "\n"
+    )
     try:
         carried = carry(logging("norm = out.norm()", 'flor.log("norm", norm)'), {"net.py": old})
     except CannotCarry as error:

@@ -10,18 +10,26 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import EditRefused
-from flor_plugins.record.snapshot import take
+from flor_plugins.recorder.code_snapshot.snapshot import take
 from flor_plugins.records import Launch, Process, Run
-from flor_plugins.replay.propagate.difference import compare
-from flor_plugins.replay.propagate.edit import edit_of
-from flor_plugins.replay.propagate.sources import base_of, edit_in, settings_changed, working_sources
+from flor_plugins.replayer.backport.edit import edit_of
+from flor_plugins.replayer.backport.snapshots import (
+    base_of,
+    edit_in,
+    settings_changed,
+    working_sources,
+)
+from flor_plugins.replayer.backport.tree_diff import compare
 from flor_plugins.store.layout import Store
 from tests.edits import edited, versions
 from tests.replaying import TOYS, Project
 
 LIT, HF = (TOYS / "lit_toy.py").read_text(), (TOYS / "hf_toy.py").read_text()
 # In each toy: a line that logs goes after this one, and the learning rate stands there.
-LIT_LINE, LIT_LR = "        self.seen += len(x)\n", "torch.optim.AdamW(self.parameters(), self.hparams.lr)"
+LIT_LINE, LIT_LR = (
+    "        self.seen += len(x)\n",
+    "torch.optim.AdamW(self.parameters(), self.hparams.lr)",
+)
 HF_LINE, HF_LR = "        x = self.x[i].clone()\n", "learning_rate=lr"
 SMALL = "a = 1\n\n\ndef f(x):\n    b = x\n    for i in b:\n        print(i)\n    return b\n"
 
@@ -42,7 +50,9 @@ def line_of(text: str, part: str) -> int:
     (HF, HF_LINE, HF_LR, "learning_rate=lr * 2"),
     (HF, HF_LINE, "def build(callbacks, lr=1e-3,", "def build(callbacks, lr=2e-3,"),
 ])  # fmt: skip
-def test_a_learning_rate_slipped_in_beside_the_log_line_is_refused(text: str, line: str, rate: str, slower: str):
+def test_a_learning_rate_slipped_in_beside_the_log_line_is_refused(
+    text: str, line: str, rate: str, slower: str
+):
     logged = text.replace("import random\n", "import random\nimport flor_plugins as flor\n", 1)
     logged = logged.replace(line, line + '        flor.log("mean", x.float().mean())\n')
     assert edit_of({"m.py": text}, {"m.py": logged}, "run r1").metrics == ("mean",)
@@ -58,7 +68,9 @@ def test_the_edit_of_the_example_is_found_whole():
     log = edit.insertions[-1]
     assert (log.path, log.scope, log.block) == ("toys/steps.py", ("Steps", "shared_step"), ())
     assert log.before[-1] == "self.log(f'{phase}_loss', loss)" and log.after == ("return loss",)
-    assert log.text.startswith('if phase == "train":\n    flor.log(') and log.metrics == edit.metrics == ("margin",)
+    assert log.text.startswith(
+        'if phase == "train":\n    flor.log('
+    ) and log.metrics == edit.metrics == ("margin",)
     assert {"flor", "logit_margin", "logits", "phase", "y"} <= log.reads
     assert edit.insertions[2].binds == {"logit_margin"}
 
@@ -92,7 +104,9 @@ def test_what_the_base_has_must_stay(new: str, line: int, what: str):
 
 
 def test_a_try_around_recorded_code_is_refused():
-    body = SMALL.replace("    b = x\n", "    try:\n        b = x\n    except ValueError:\n        pass\n")
+    body = SMALL.replace(
+        "    b = x\n", "    try:\n        b = x\n    except ValueError:\n        pass\n"
+    )
     assert "m.py:5 " in refusal(SMALL, body)
 
 
@@ -113,9 +127,16 @@ def test_a_file_that_is_not_python_is_told_with_its_line():
 
 
 def test_new_files_count_where_the_edit_imports_them():
-    files = {"m.py": "import more\n" + SMALL, "more.py": "def g(x):\n    return x\n", "other.py": "import os\nos.x()\n"}
+    files = {
+        "m.py": "import more\n" + SMALL,
+        "more.py": "def g(x):\n    return x\n",
+        "other.py": "import os\nos.x()\n",
+    }
     edit = edit_of({"m.py": SMALL}, files, "r")
-    assert [(one.path, one.is_new_file) for one in edit.insertions] == [("m.py", False), ("more.py", True)]
+    assert [(one.path, one.is_new_file) for one in edit.insertions] == [
+        ("m.py", False),
+        ("more.py", True),
+    ]
     assert set(edit.edited) == {"m.py", "more.py"}
     with pytest.raises(EditRefused, match=r"more\.py:2 "):
         edit_of({"m.py": SMALL}, {**files, "more.py": "import torch\ntorch.manual_seed(1)\n"}, "r")
@@ -123,12 +144,16 @@ def test_new_files_count_where_the_edit_imports_them():
 
 def test_the_digest_is_of_the_code_not_of_its_layout():
     def digest(line: str) -> str:
-        return edit_of({"m.py": SMALL}, {"m.py": SMALL.replace("    return", f"    {line}\n    return")}, "r").digest
+        return edit_of(
+            {"m.py": SMALL}, {"m.py": SMALL.replace("    return", f"    {line}\n    return")}, "r"
+        ).digest
 
     assert digest("c = len(b)") == digest("c = len( b )  # how many") != digest("c = len(x)")
 
 
-SIMPLE = st.sampled_from(("a = b", "b = a + 1", "print(a)", "a, b = b, a", "c[0] = a", "b += 1", "x.y = f(a)"))
+SIMPLE = st.sampled_from(
+    ("a = b", "b = a + 1", "print(a)", "a, b = b, a", "c[0] = a", "b += 1", "x.y = f(a)")
+)
 BODIES = st.recursive(
     st.lists(SIMPLE, min_size=1, max_size=4),
     lambda inner: st.lists(
@@ -169,7 +194,9 @@ def test_statements_put_in_anywhere_are_all_that_is_found(body: list, places: li
 
 
 @given(BODIES, st.integers(0, 40), st.integers(0, 40), SIMPLE)
-def test_a_changed_statement_of_the_base_is_always_refused(body: list, place: int, log: int, other: str):
+def test_a_changed_statement_of_the_base_is_always_refused(
+    body: list, place: int, log: int, other: str
+):
     lines = ["import flor_plugins as flor", *_lines(body)]
     simple = [number for number, line in enumerate(lines) if number and not line.endswith(":")]
     at = simple[place % len(simple)]
@@ -196,7 +223,9 @@ def test_the_edit_in_a_working_tree_is_that_since_the_nearest_run(tmp_path: Path
     project.git("init", "-q")
     runs = []
     for name, rate in (("r1", 0.1), ("r2", 0.2), ("r3", 0.2), ("r4", 0.3)):
-        project.write("train.py", f"import flor_plugins as flor\nimport net\nrate = {rate}\nprint(rate)\n")
+        project.write(
+            "train.py", f"import flor_plugins as flor\nimport net\nrate = {rate}\nprint(rate)\n"
+        )
         project.write("net.py", "x = 1\n")
         project.write("test_net.py", f"assert {rate}\n")
         project.write("config.yaml", f"rate: {rate}\n")
@@ -204,14 +233,20 @@ def test_the_edit_in_a_working_tree_is_that_since_the_nearest_run(tmp_path: Path
         project.git("commit", "-q", "--allow-empty", "-m", name)
         runs.append(recorded(project, name))
     assert edit_in(project.store, runs, project.root) is None
-    text = "import flor_plugins as flor\nimport net\nrate = 0.2\nflor.log('rate', rate)\nprint(rate)\n"
+    text = (
+        "import flor_plugins as flor\nimport net\nrate = 0.2\nflor.log('rate', rate)\nprint(rate)\n"
+    )
     project.write("train.py", text)
     project.write("test_net.py", "assert True\n")
     project.write("scratch.py", "import os\nos.remove('x')\n")
     base = base_of(project.store, runs, project.root)
     assert base is not None and base.name == "r3"
     edit = edit_in(project.store, runs, project.root)
-    assert edit is not None and edit.metrics == ("rate",) and [one.path for one in edit.insertions] == ["train.py"]
+    assert (
+        edit is not None
+        and edit.metrics == ("rate",)
+        and [one.path for one in edit.insertions] == ["train.py"]
+    )
     assert base.code is not None and settings_changed(base.code, project.root) == ["config.yaml"]
     project.write("net.py", "x = 2\n")
     with pytest.raises(EditRefused, match=r"net\.py:1 was `x = 1` and is `x = 2`"):
@@ -221,7 +256,15 @@ def test_the_edit_in_a_working_tree_is_that_since_the_nearest_run(tmp_path: Path
 
 def test_without_git_a_working_tree_is_its_code(tmp_path: Path):
     project = Project(tmp_path)
-    for path in ("a.py", "lib/b.py", ".venv/c.py", "__pycache__/d.py", "env/pyvenv.cfg", "env/e.py", "data.txt"):
+    for path in (
+        "a.py",
+        "lib/b.py",
+        ".venv/c.py",
+        "__pycache__/d.py",
+        "env/pyvenv.cfg",
+        "env/e.py",
+        "data.txt",
+    ):
         project.write(path, "x = 1\n")
     assert set(working_sources(tmp_path)) == {"a.py", "lib/b.py"}
     store = Store(tmp_path / ".flor")

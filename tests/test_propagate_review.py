@@ -7,11 +7,11 @@ import ast
 import pytest
 
 from flor_plugins.errors import EditRefused
-from flor_plugins.replay.propagate.edit import Edit, edit_of
-from flor_plugins.replay.propagate.review import moment
-from flor_plugins.replay.propagate.tree import Version
+from flor_plugins.replayer.backport.edit import Edit, edit_of
+from flor_plugins.replayer.backport.review import moment
+from flor_plugins.replayer.backport.syntax import Version
 
-NET = '''import lightning.pytorch as pl
+NET = """import lightning.pytorch as pl
 import numpy as np
 import torch
 import flor_plugins as flor
@@ -50,7 +50,7 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), self.lr)
-'''
+"""
 PLACES = {
     "train": '        self.log("loss", loss)\n',
     "validate": "        logits = self.body(x)\n",
@@ -163,11 +163,31 @@ REFUSED = [
     ("train", "with open('x') as f:\n    flor.log('a', 1)", 0, "with open"),
     ("init", "self.hparams = 3", 0, "hparams"),
     ("class", "\ndef forward(self, x):\n    return x", 1, "overrides 'forward'"),
-    ("class", "\ndef training_step(self, batch, index):\n    return None", 1, "overrides 'training_step'"),
-    ("class", "\ndef optimizer_step(self, *a, **k):\n    flor.log('a', 1)", 1, "overrides 'optimizer_step'"),
+    (
+        "class",
+        "\ndef training_step(self, batch, index):\n    return None",
+        1,
+        "overrides 'training_step'",
+    ),
+    (
+        "class",
+        "\ndef optimizer_step(self, *a, **k):\n    flor.log('a', 1)",
+        1,
+        "overrides 'optimizer_step'",
+    ),
     ("class", "\ndef __getattr__(self, name):\n    return 1", 1, "overrides '__getattr__'"),
-    ("class", "\ndef on_train_batch_start(self, batch, index):\n    return -1", 2, "gives the framework a value"),
-    ("class", "\ndef on_train_epoch_end(self):\n    self.body.zero_grad()", 2, "changes what it is called on"),
+    (
+        "class",
+        "\ndef on_train_batch_start(self, batch, index):\n    return -1",
+        2,
+        "gives the framework a value",
+    ),
+    (
+        "class",
+        "\ndef on_train_epoch_end(self):\n    self.body.zero_grad()",
+        2,
+        "changes what it is called on",
+    ),
     ("class", "\ndef on_train_epoch_end(self):\n    self.lr = 0.5", 1, "'self.lr'"),
     ("class", "\ndef on_train_epoch_end(self):\n    self.lr *= 0.5", 1, "'self.lr'"),
     ("train", "self.bump()", 0, "a helper gives its result back"),
@@ -184,7 +204,9 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("place", "text", "offset", "why"), REFUSED)
-def test_what_may_change_the_training_is_refused_with_its_line(place: str, text: str, offset: int, why: str):
+def test_what_may_change_the_training_is_refused_with_its_line(
+    place: str, text: str, offset: int, why: str
+):
     with pytest.raises(EditRefused) as error:
         edit(put(text, place))
     assert f"net.py:{line_after(place) + offset} " in str(error.value), str(error.value)

@@ -11,10 +11,10 @@ import pytest
 
 import flor_plugins as flor
 from flor_plugins.records import Plan
-from flor_plugins.replay import ask
-from flor_plugins.replay import plan as planning
-from flor_plugins.replay.propagate.carry import Carried, carry
-from flor_plugins.store.commits import find_commit
+from flor_plugins.replayer import requests
+from flor_plugins.replayer.backport.backport import Carried, carry
+from flor_plugins.replayer.planning import planner as planning
+from flor_plugins.store.remote.commits import find_commit
 from flor_plugins.store.runs import list_runs
 from tests.editing import edit_of
 from tests.edits import Files, edited, versions
@@ -24,7 +24,12 @@ from tests.trainings import Trainings, trainings
 # Seven workers are started one after the other, on a machine that others may use.
 pytestmark = pytest.mark.timeout(900)
 STEPS = 8  # two epochs of four batches
-COMMITTED = ("v1", "v3", "v4", "v7")  # the others are recorded from a working tree that differs from HEAD
+COMMITTED = (
+    "v1",
+    "v3",
+    "v4",
+    "v7",
+)  # the others are recorded from a working tree that differs from HEAD
 STEPS_FILE = "toys/steps.py"
 Values = dict[tuple[int, int], float]
 
@@ -76,7 +81,9 @@ def recorded_files(project: Project, name: str) -> Files:
         }
 
 
-def truth(root: Path, files: Mapping[str, str], carried: Carried, name: str, started: Trainings) -> Values:
+def truth(
+    root: Path, files: Mapping[str, str], carried: Carried, name: str, started: Trainings
+) -> Values:
     """What a version logs that really trains with the edit in it: {(epoch, step): value}."""
     project = Project(root)
     root.mkdir(parents=True)
@@ -103,7 +110,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, started: Trainings) -> Pr
 
 @pytest.fixture(scope="module", params=versions())
 def trained(
-    recorded: Project, started: Trainings, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+    recorded: Project,
+    started: Trainings,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Trained:
     """One version, trained with the edit in it."""
     name = request.param
@@ -126,7 +136,7 @@ def asked(recorded: Project) -> str:
 
 def planned(project: Project, *metrics: str) -> Plan:
     runs = list_runs(project.store)
-    return planning.make(runs, ask.request(project.store, runs, metrics, None, "all"))
+    return planning.make(runs, requests.request(project.store, runs, metrics, None, "all"))
 
 
 def test_a_version_with_the_edit_trains_and_logs_every_step(trained: Trained) -> None:
@@ -149,14 +159,19 @@ def test_each_version_gives_what_it_logs_when_it_is_really_trained(
     frame = flor.dataframe("margin", source=True, store=recorded.store.root)
     assert rows_of(frame, trained.name, "margin") == trained.values
     own = frame[frame["name"] == trained.name]
-    assert set(own["margin.verdict"]) == {"exact"} and all(one.startswith("replay") for one in own["margin.source"])
+    assert set(own["margin.verdict"]) == {"exact"} and all(
+        one.startswith("replay") for one in own["margin.source"]
+    )
 
 
 def test_the_patch_of_each_version_is_printed(asked: str) -> None:
     heads = [line.split()[1] for line in asked.splitlines() if line.startswith("# ")]
     assert heads == list(versions())
     assert asked.count('+            flor.log("margin"') == len(versions())
-    assert "+            flor.log(\"margin\", logit_margin(out.detach(), smooth_targets(y)))  # after the loss" in asked
+    assert (
+        '+            flor.log("margin", logit_margin(out.detach(), smooth_targets(y)))  # after the loss'
+        in asked
+    )
 
 
 def test_every_verdict_is_exact(recorded: Project, asked: str) -> None:
@@ -172,7 +187,9 @@ def test_asked_again_nothing_is_computed(recorded: Project, asked: str) -> None:
     assert len(list(recorded.store.replays.iterdir())) == count
 
 
-def test_a_learning_rate_slipped_in_beside_the_log_line_is_refused(recorded: Project, asked: str) -> None:
+def test_a_learning_rate_slipped_in_beside_the_log_line_is_refused(
+    recorded: Project, asked: str
+) -> None:
     model = edited()["toys/model.py"]
     slower = model.replace("self.hparams.lr,", "self.hparams.lr * 0.5,")
     line = slower[: slower.index("self.hparams.lr * 0.5")].count("\n") + 1
@@ -187,7 +204,9 @@ def test_a_learning_rate_slipped_in_beside_the_log_line_is_refused(recorded: Pro
 
 def test_another_edit_is_another_value(recorded: Project, asked: str) -> None:
     text = edited()[STEPS_FILE]
-    recorded.write(STEPS_FILE, text.replace('"margin", logit_margin(', '"margin", 2 * logit_margin('))
+    recorded.write(
+        STEPS_FILE, text.replace('"margin", logit_margin(', '"margin", 2 * logit_margin(')
+    )
     try:
         assert len(planned(recorded, "margin").tasks) == len(versions())
         before = rows_of(flor.dataframe("margin", store=recorded.store.root), "v2", "margin")

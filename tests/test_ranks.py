@@ -19,13 +19,13 @@ from flor_plugins.errors import FlorError, NoCheckpoint, ReplayError
 from flor_plugins.hf import intercept as hf_intercept
 from flor_plugins.lightning import intercept as lit_intercept
 from flor_plugins.lightning import obstacles as lit
-from flor_plugins.record import resume
-from flor_plugins.record.begin import begin
-from flor_plugins.record.options import Options
+from flor_plugins.recorder import resume
+from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.start_run import begin
 from flor_plugins.records import Launch, Position, Run
-from flor_plugins.replay.places import places_of
-from flor_plugins.replay.plan import verification
-from flor_plugins.state import processes, reducer
+from flor_plugins.replayer.planning.planner import verification
+from flor_plugins.replayer.planning.training_ranges import places_of
+from flor_plugins.state import ddp_buckets, processes
 from flor_plugins.store import checkpoints, codec, ranks, runs
 from flor_plugins.store.layout import Store
 
@@ -40,7 +40,9 @@ def run(tmp_path: Path) -> Run:
     assert recorder is not None
     for position in (HERE, LATER):
         weights = {"w": torch.ones(2), "mean": torch.ones(1)}
-        recorder.checkpoint(position, lambda weights=weights: {"model": weights, "optimizer": [1], "rng": 5})
+        recorder.checkpoint(
+            position, lambda weights=weights: {"model": weights, "optimizer": [1], "rng": 5}
+        )
     recorder.finish("finished")
     made = replace(recorder.run, processes=2)
     runs.save_run(made)
@@ -80,7 +82,10 @@ def test_run_of_which_no_process_but_the_first_recorded_cant_be_trained_again(ru
 
 
 def test_resume_goes_on_from_where_every_process_can(run: Run) -> None:
-    own, part = ranks.folder(run.path, 1), codec.encode({"model": {"mean": torch.zeros(1)}, "rng": 7})
+    own, part = (
+        ranks.folder(run.path, 1),
+        codec.encode({"model": {"mean": torch.zeros(1)}, "rng": 7}),
+    )
     saved = checkpoints.save_checkpoint(own, LATER, part)
     assert resume._at_last_state(run).position == LATER
     (saved.path / "model.safetensors").write_bytes(b"torn")
@@ -96,7 +101,9 @@ def test_run_is_resumed_by_as_many_processes_as_trained_it(run: Run, tmp_path: P
         resume.resumption(Store(tmp_path / "store"), Options(resume=run.run_id), first)
 
 
-def test_replay_by_one_process_has_trainers_for_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_replay_by_one_process_has_trainers_for_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(pl.Trainer, "__init__", pl.Trainer.__init__)
     monkeypatch.setattr(TrainingArguments, "__post_init__", TrainingArguments.__post_init__)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
@@ -109,7 +116,9 @@ def test_replay_by_one_process_has_trainers_for_one(monkeypatch: pytest.MonkeyPa
     assert not TrainingArguments(**sharded).fsdp and "ACCELERATE_USE_FSDP" not in os.environ
 
 
-def test_time_decides_nothing_where_processes_train_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_decides_nothing_where_processes_train_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
     launch = Launch(kind="script", target=str(tmp_path / "train.py"), cwd=str(tmp_path))
     recorder = begin("hf", Options(store=tmp_path / "store", every_minutes=1e-9), dict, launch)
@@ -125,8 +134,8 @@ def test_process_that_is_alone_hears_itself() -> None:
 
 def test_order_of_gradients_is_none_of_a_model_that_is_alone() -> None:
     model = torch.nn.Linear(2, 2)
-    assert reducer.capture(model) is None
-    reducer.restore(model, [1, 0])
+    assert ddp_buckets.capture(model) is None
+    ddp_buckets.restore(model, [1, 0])
     assert model.weight.grad is None
 
 

@@ -13,13 +13,13 @@ import pandas
 import pytest
 import torch
 
-from flor_plugins.cli import printing, reading
+from flor_plugins.cli import read, tables
 from flor_plugins.records import Checkpoint, Launch, Position, Process, Row, Run, Skipped, Timing
-from flor_plugins.replay.places import Places
+from flor_plugins.replayer.planning.training_ranges import Places
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.runs import save_run
 
 DEAR = "recording would cost more than 2 % of the training's time"
@@ -53,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 def test_checkpoints_say_what_they_hold_and_how_the_rest_is_reached(
     run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    reading.checkpoints("bert", False, False)
+    read.checkpoints("bert", False, False)
     *table, said = capsys.readouterr().out.splitlines()
     holds, size = table[0].split().index("holds"), table[0].split().index("bytes")
     assert "full" not in table[0].split()
@@ -65,18 +65,27 @@ def test_checkpoints_say_what_they_hold_and_how_the_rest_is_reached(
     )
 
 
-def test_checkpoints_are_told_to_programs_in_bytes(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    reading.checkpoints("bert", True, False)
+def test_checkpoints_are_told_to_programs_in_bytes(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read.checkpoints("bert", True, False)
     rows = json.loads(capsys.readouterr().out)
-    assert [(row["epoch"], row["holds"]) for row in rows] == [(0, "full"), (1, "full"), (2, "weights"), (4, "full")]
+    assert [(row["epoch"], row["holds"]) for row in rows] == [
+        (0, "full"),
+        (1, "full"),
+        (2, "weights"),
+        (4, "full"),
+    ]
     assert all(type(row["bytes"]) is int for row in rows)
-    reading.checkpoints("bert", False, True)
+    read.checkpoints("bert", False, True)
     assert len(list(csv.DictReader(io.StringIO(capsys.readouterr().out)))) == 4
 
 
-def test_show_says_what_was_skipped_and_what_recording_cost(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show_says_what_was_skipped_and_what_recording_cost(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
     save_run(replace(run, skipped_count=900))
-    reading.show("bert", False)
+    read.show("bert", False)
     lines = capsys.readouterr().out.splitlines()
     assert "recording    0.12 s of the training's time" in lines
     assert [line for line in lines if line.startswith("skipped")] == [
@@ -84,18 +93,22 @@ def test_show_says_what_was_skipped_and_what_recording_cost(run: Run, capsys: py
         "skipped      the writer was busy: epoch=3,step=35",
         "skipped      900 checkpoints in all; not all of them are listed",
     ]
-    reading.show("bert", True)
+    read.show("bert", True)
     told = json.loads(capsys.readouterr().out)
     assert told["skipped"][0] == {"position": {"epoch": 3, "step": 30}, "why": DEAR, "cost_s": 31.0}
     assert told["skipped_count"] == 900 and told["timing"]["recording_s"] == 0.123
 
 
-def places(saved: dict[Position, tuple[str, ...]], epochs: int = 20, epoch_s: float | None = 10.0) -> Places:
+def places(
+    saved: dict[Position, tuple[str, ...]], epochs: int = 20, epoch_s: float | None = 10.0
+) -> Places:
     """Epochs of ten steps; saved: the sections of each checkpoint."""
     path = Path("/nowhere")
     run = Run("r", "n", "p", "hf", "finished", "", Launch("script", "t"), None, Process("h", 1, "2"), path,
               timing=Timing(None, epoch_s))  # fmt: skip
-    made = {at: Checkpoint("r", at, path, len(parts) > 1, 1, (), parts) for at, parts in saved.items()}
+    made = {
+        at: Checkpoint("r", at, path, len(parts) > 1, 1, (), parts) for at, parts in saved.items()
+    }
     starts = tuple(at for at, one in made.items() if one.can_train)
     ends = {epoch: 10 * epoch for epoch in range(epochs + 1)}
     return Places(run, ends, made, frozenset(), Position(epochs, 10 * epochs), starts)
@@ -118,7 +131,9 @@ EVERY = {Position(epoch, 10 * epoch): FULL for epoch in range(21)}
             "1 of 20 epochs have a checkpoint; the others are reached by training again: at most 95 s.",
         ),
         (
-            places({at: FULL if at.epoch in (0, 20) else WEIGHTS for at in EVERY if at.epoch != 19}),
+            places(
+                {at: FULL if at.epoch in (0, 20) else WEIGHTS for at in EVERY if at.epoch != 19}
+            ),
             "19 of 20 epochs have a checkpoint (18 of them the weights only); "
             "the others are reached by training again: at most 3 min.",
         ),
@@ -134,7 +149,7 @@ EVERY = {Position(epoch, 10 * epoch): FULL for epoch in range(21)}
     ],
 )
 def test_how_the_epochs_without_a_checkpoint_are_reached(found: Places, said: str) -> None:
-    assert reading.reach(found) == said
+    assert read.reach(found) == said
 
 
 @pytest.mark.parametrize(
@@ -143,13 +158,16 @@ def test_how_the_epochs_without_a_checkpoint_are_reached(found: Places, said: st
      (7169.0, "119 min"), (7200.0, "2.0 h")],
 )  # fmt: skip
 def test_a_duration_is_printed_for_people(seconds: float, text: str) -> None:
-    assert printing.duration(seconds) == text
+    assert tables.duration(seconds) == text
 
 
 def test_frame_with_dicts_as_values_is_json_and_csv(capsys: pytest.CaptureFixture[str]) -> None:
     frame = pandas.DataFrame({"by_class": [{"a": 0.5, "b": math.nan}, None]})
-    printing.frame(frame, as_json=True)
-    assert json.loads(capsys.readouterr().out) == [{"by_class": {"a": 0.5, "b": None}}, {"by_class": None}]
-    printing.frame(frame, as_csv=True)
+    tables.frame(frame, as_json=True)
+    assert json.loads(capsys.readouterr().out) == [
+        {"by_class": {"a": 0.5, "b": None}},
+        {"by_class": None},
+    ]
+    tables.frame(frame, as_csv=True)
     header, first, *_ = csv.reader(capsys.readouterr().out.splitlines())
     assert header == ["by_class"] and json.loads(first[0]) == {"a": 0.5, "b": None}

@@ -52,7 +52,11 @@ def test_names_that_python_blocks_take_from_flor_exist():
 
     for block in blocks("python"):
         for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "flor":
+            if (
+                isinstance(node, ast.Attribute)
+                and isinstance(node.value, ast.Name)
+                and node.value.id == "flor"
+            ):
                 assert node.attr in flor.__all__
 
 

@@ -85,12 +85,18 @@ def test_recipe_is_read_as_it_is_written(folder: Path) -> None:
 def test_recipe_without_versions_has_one_of_its_own_name(folder: Path) -> None:
     recipe = load_recipe(write(folder, "version: 1\nname: small\ntrainer: a:b\n"))
     assert [(one.name, dict(one.params)) for one in recipe.versions] == [("small", {})]
-    assert (recipe.replay.epochs, recipe.replay.verify, recipe.replay.where) == ("all", "exact", None)
+    assert (recipe.replay.epochs, recipe.replay.verify, recipe.replay.where) == (
+        "all",
+        "exact",
+        None,
+    )
 
 
 @pytest.mark.parametrize("epochs", ["sample:5", "last", "2:4"])
 def test_epochs_of_a_recipe_are_written_as_on_the_command_line(folder: Path, epochs: str) -> None:
-    recipe = load_recipe(write(folder, f"version: 1\nname: a\ntrainer: a:b\nreplay: {{epochs: '{epochs}'}}\n"))
+    recipe = load_recipe(
+        write(folder, f"version: 1\nname: a\ntrainer: a:b\nreplay: {{epochs: '{epochs}'}}\n")
+    )
     assert recipe.replay.epochs == epochs
 
 
@@ -104,7 +110,9 @@ def test_recipe_says_what_it_is_about(folder: Path) -> None:
 
 
 def test_params_of_is_a_copy(folder: Path) -> None:
-    recipe = load_recipe(write(folder, "version: 1\nname: a\ntrainer: a:b\nparams: {sizes: [1, 2]}\n"))
+    recipe = load_recipe(
+        write(folder, "version: 1\nname: a\ntrainer: a:b\nparams: {sizes: [1, 2]}\n")
+    )
     recipe.params_of("a")["sizes"].append(3)
     assert recipe.params_of("a") == {"sizes": [1, 2]}
 
@@ -119,15 +127,27 @@ def test_unknown_version_names_the_nearest(folder: Path) -> None:
     [
         ("trainer:", "trainr:", ":3: unknown key 'trainr'; did you mean 'trainer'?"),
         ("  where:", "  were:", ":12: unknown key 'were'; did you mean 'where'?"),
-        ("    learning_rate", "    lerning_rate", ":8: version 'increaseLR' overrides 'lerning_rate'"),
+        (
+            "    learning_rate",
+            "    lerning_rate",
+            ":8: version 'increaseLR' overrides 'lerning_rate'",
+        ),
         ("{name: firstRun}", "{name: increaseLR}", ":7: version 'increaseLR' stands there twice"),
         ("{name: firstRun}", "{epochs: 1}", ":6: key 'versions.0.name' is missing"),
         ("version: 1", "version: 2", ":1: version is 2"),
         ("version: 1", "version: true", ":1: version is True"),
         ("name: bert", "name: 12", ":2: name is 12"),
-        ("bert_like:build_trainer", "bert_like", ":3: trainer is 'bert_like'; write module:function"),
+        (
+            "bert_like:build_trainer",
+            "bert_like",
+            ":3: trainer is 'bert_like'; write module:function",
+        ),
         ("params: {epochs: 3, learning_rate: 5e-4}", "params: [1]", ":4: params is [1]"),
-        ("[masked_accuracy]", "masked_accuracy", ":10: replay.metrics is 'masked_accuracy': it is a list"),
+        (
+            "[masked_accuracy]",
+            "masked_accuracy",
+            ":10: replay.metrics is 'masked_accuracy': it is a list",
+        ),
         ("[masked_accuracy]", "[a, a]", ":10: replay.metrics is ['a', 'a']: a stands there twice"),
         ("epochs: 1:3", "epochs: 3:1", ":13: replay.epochs is '3:1': it is all, last"),
         ("epochs: 1:3", "epochs: sample:0", ":13: replay.epochs is 'sample:0': it is all, last"),
@@ -137,9 +157,21 @@ def test_unknown_version_names_the_nearest(folder: Path) -> None:
         ("{name: firstRun}", "firstRun", ":6: versions.0 is 'firstRun': it is a mapping"),
         ("epochs: 3,", "3: 3,", ":4: key 3 is not text"),
         ("verify: off", "verify: off\n3: 3", ":15: key 3 is not text"),
-        ("verify: off", "verify: off\n  epochs: all", ":15: key 'epochs' stands already on line 13"),
-        ("verify: off", "verify: off\nobjective: {text: a, metrik: b}", ":15: unknown key 'metrik'"),
-        ("verify: off", "verify: off\nobjective: accuracy", ":15: objective is 'accuracy': it is a mapping"),
+        (
+            "verify: off",
+            "verify: off\n  epochs: all",
+            ":15: key 'epochs' stands already on line 13",
+        ),
+        (
+            "verify: off",
+            "verify: off\nobjective: {text: a, metrik: b}",
+            ":15: unknown key 'metrik'",
+        ),
+        (
+            "verify: off",
+            "verify: off\nobjective: accuracy",
+            ":15: objective is 'accuracy': it is a mapping",
+        ),
         ("verify: off", "verify: off\ndata: ''", ":15: data is ''"),
         ("verify: off", "verify: [off", ":15: not YAML"),
         ("verify: off", "\tverify: off", ":14: not YAML"),
@@ -201,11 +233,15 @@ def test_mapping_inside_itself_is_refused(folder: Path) -> None:
     assert "params" in mistake(folder, "version: 1\nname: a\ntrainer: a:b\nparams: &p {x: *p}\n")
 
 
-TEXTS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]))  # what JSON escapes as YAML does
+TEXTS = st.text(
+    st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])
+)  # what JSON escapes as YAML does
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-KEYS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=150)  # YAML: < 1024 escaped
+KEYS = st.text(
+    st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=150
+)  # YAML: < 1024 escaped
 
 
 @given(st.dictionaries(KEYS, st.none() | st.booleans() | st.integers() | FLOATS | TEXTS))
@@ -219,7 +255,9 @@ def test_params_written_as_json_are_read_as_such(
 
 
 @given(st.text())
-def test_no_text_ends_in_anything_but_a_recipe_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+def test_no_text_ends_in_anything_but_a_recipe_error(
+    tmp_path_factory: pytest.TempPathFactory, text: str
+) -> None:
     path = tmp_path_factory.getbasetemp() / "any.yaml"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=r"^.*any\.yaml:\d+: "):
@@ -237,7 +275,11 @@ def test_no_text_ends_in_anything_but_a_recipe_error(tmp_path_factory: pytest.Te
             ":4: bert_like:build_trainer takes no 'epoks'",
         ),
         ("params: {epochs: 3,", "params: {", ":4: bert_like:build_trainer needs 'epochs'"),
-        ("hooks/ask.py", "hooks/aks.py", ":11: no hook file 'hooks/aks.py' beside the recipe; did you mean"),
+        (
+            "hooks/ask.py",
+            "hooks/aks.py",
+            ":11: no hook file 'hooks/aks.py' beside the recipe; did you mean",
+        ),
     ],
 )
 def test_check_finds_what_the_recipe_names(folder: Path, old: str, new: str, expected: str) -> None:
@@ -306,12 +348,22 @@ def test_build_trainer_takes_the_module_of_its_own_folder(folder: Path) -> None:
     ("target", "params", "expected"),
     [
         ("bert_lik:build_trainer", {}, "no module 'bert_lik'.*did you mean 'bert_like'"),
-        ("bert_like:build", {}, r"bert_like\.py:1: no function 'build'; did you mean 'build_trainer'"),
-        ("bert_like:build_trainer", {"epochs": 1, "rate": 2}, r"bert_like\.py:1: .*'rate'.* It takes epochs"),
+        (
+            "bert_like:build",
+            {},
+            r"bert_like\.py:1: no function 'build'; did you mean 'build_trainer'",
+        ),
+        (
+            "bert_like:build_trainer",
+            {"epochs": 1, "rate": 2},
+            r"bert_like\.py:1: .*'rate'.* It takes epochs",
+        ),
         ("bert_like:build_trainer", {}, "missing a required argument: 'epochs'"),
     ],
 )
-def test_build_trainer_tells_what_is_wrong(folder: Path, target: str, params: dict[str, int], expected: str) -> None:
+def test_build_trainer_tells_what_is_wrong(
+    folder: Path, target: str, params: dict[str, int], expected: str
+) -> None:
     with pytest.raises(RecipeError, match=expected):
         build_trainer(folder, target, params)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from flor_plugins.hooks.load import load
+from flor_plugins.hooks.hook_files import load
 from flor_plugins.hooks.metric import Context
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -62,7 +62,9 @@ def test_no_function_word_is_of_two_classes(named: dict[str, Any]) -> None:
         "theatre/open_class and/conjunctions atheist/open_class",
     ],
 )
-def test_tokens_have_the_class_of_their_whole_word(bert: Any, named: dict[str, Any], words: str) -> None:
+def test_tokens_have_the_class_of_their_whole_word(
+    bert: Any, named: dict[str, Any], words: str
+) -> None:
     """words: each with its class; + for one that no blank stands before."""
     text, classes = "", list[str]()
     for word, _, name in (one.rpartition("/") for one in words.split()):
@@ -82,13 +84,18 @@ def test_accuracies_by_word_class_are_those_of_the_masked_tokens(
     plain = bert.load_chunks(tokenizer, LENGTH)[1][:60]
     masked, labels = bert.mask(plain, tokenizer, torch.Generator().manual_seed(0))
     guesses = iter(torch.where(plain % 2 == 0, plain, 0).split(25))
-    batches = [{"input_ids": i, "labels": k} for i, k in zip(masked.split(25), labels.split(25), strict=True)]
+    batches = [
+        {"input_ids": i, "labels": k}
+        for i, k in zip(masked.split(25), labels.split(25), strict=True)
+    ]
 
     def model(input_ids: torch.Tensor) -> Any:
         logits = torch.nn.functional.one_hot(next(guesses), bert.PIECES).float()
         return SimpleNamespace(logits=logits)
 
-    found = hooks["accuracy_by_word_class"](Context(model=model, device="cpu", make_val_dataloader=lambda: batches))
+    found = hooks["accuracy_by_word_class"](
+        Context(model=model, device="cpu", make_val_dataloader=lambda: batches)
+    )
     right: dict[str, list[bool]] = {name: [] for name in named["CLASSES"]}
     for ids, asked in zip(plain, labels != bert.IGNORED, strict=True):
         classes = named["word_classes"](tokenizer.convert_ids_to_tokens(ids))
@@ -105,5 +112,7 @@ def test_class_of_which_nothing_was_masked_is_nan(bert: Any, hooks: dict[str, An
     def model(input_ids: torch.Tensor) -> Any:
         return SimpleNamespace(logits=torch.zeros(*input_ids.shape, bert.PIECES))
 
-    found = hooks["accuracy_by_word_class"](Context(model=model, device="cpu", make_val_dataloader=lambda: [batch]))
+    found = hooks["accuracy_by_word_class"](
+        Context(model=model, device="cpu", make_val_dataloader=lambda: [batch])
+    )
     assert len(found) == 8 and all(math.isnan(one) for one in found.values())

@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 from replaying import Project, rows_of
 
-from flor_plugins.hooks.load import load
+from flor_plugins.hooks.hook_files import load
 from flor_plugins.recipe import check_recipe
-from flor_plugins.store.frame import dataframe
+from flor_plugins.store.query.dataframe import dataframe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ONE_VERSION = "versions:\n  - {name: firstRun, epochs: 2}\nreplay:"
@@ -53,7 +53,9 @@ def test_shipped_recipe_is_right():
 def test_every_emoji_has_a_name_and_a_picture_of_its_own(pictures, emoji):
     assert len(emoji) > 1_000
     assert len({one.name for one in emoji}) == len(emoji)
-    assert len({one.picture.tobytes() for one in emoji}) > 0.95 * len(emoji)  # a few are drawn alike
+    assert len({one.picture.tobytes() for one in emoji}) > 0.95 * len(
+        emoji
+    )  # a few are drawn alike
     blocks = {one.name: one.block for one in emoji}
     assert (blocks["cat face"], blocks["grinning face"]) == (pictures.THINGS, "Emoticons")
     assert not [name for name in blocks if "modifier" in name]
@@ -66,7 +68,9 @@ def test_box_holds_just_what_can_be_seen(pictures, emoji):
         changed = (numpy.array(canvas) != (1, 2, 3)).any(axis=2)
         rows, columns = changed.any(axis=1).nonzero()[0], changed.any(axis=0).nonzero()[0]
         seen = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        assert seen == pytest.approx((left, top, right, bottom), abs=2)  # half the size: edges are blurred
+        assert seen == pytest.approx(
+            (left, top, right, bottom), abs=2
+        )  # half the size: edges are blurred
 
 
 def test_pieces_lie_within_their_photograph(pictures):
@@ -109,7 +113,9 @@ def test_loss_is_that_of_transformers(clip):
     _, module, (_, validation) = clip.build_trainer(layers=1)
     pictures, captions = (one[:12] for one in next(iter(validation)))
     expected = module.net(input_ids=captions, pixel_values=pictures, return_loss=True).loss
-    assert module.contrast(*module(pictures, captions)).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert module.contrast(*module(pictures, captions)).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
 
 
 def test_full_size_is_the_one_of_the_paper(clip):
@@ -120,17 +126,26 @@ def test_full_size_is_the_one_of_the_paper(clip):
 
 def test_metrics_are_what_they_are_called(hooks):
     generator = torch.Generator().manual_seed(2)
-    seen, named = (torch.nn.functional.normalize(torch.randn(30, 4, generator=generator), dim=1) for _ in range(2))
+    seen, named = (
+        torch.nn.functional.normalize(torch.randn(30, 4, generator=generator), dim=1)
+        for _ in range(2)
+    )
     named = torch.nn.functional.normalize(seen + 0.7 * named, dim=1)
     batches = [(seen[:20], named[:20]), (seen[20:], named[20:])]
-    ctx = SimpleNamespace(model=lambda *batch: batch, val_dataloader=batches, device=torch.device("cpu"))
+    ctx = SimpleNamespace(
+        model=lambda *batch: batch, val_dataloader=batches, device=torch.device("cpu")
+    )
     a, b = seen.tolist(), named.tolist()
 
     for name, asked, answers in (("recall_image_to_text", a, b), ("recall_text_to_image", b, a)):
         away = [[dist(one, other) for other in answers] for one in asked]
         places = [sum(other < row[own] for other in row) for own, row in enumerate(away)]
-        assert hooks[name](ctx) == {str(k): sum(place < k for place in places) / 30 for k in (1, 5, 10)}
-    assert hooks["alignment"](ctx) == pytest.approx(sum(dist(*pair) ** 2 for pair in zip(a, b, strict=True)) / 30)
+        assert hooks[name](ctx) == {
+            str(k): sum(place < k for place in places) / 30 for k in (1, 5, 10)
+        }
+    assert hooks["alignment"](ctx) == pytest.approx(
+        sum(dist(*pair) ** 2 for pair in zip(a, b, strict=True)) / 30
+    )
     for kind, points in (("pictures", a), ("names", b)):
         pairs = [exp(-2 * dist(points[i], points[j]) ** 2) for i in range(30) for j in range(i)]
         assert hooks["uniformity"](ctx)[kind] == pytest.approx(log(sum(pairs) / len(pairs)))
@@ -138,7 +153,9 @@ def test_metrics_are_what_they_are_called(hooks):
 
 def test_points_at_one_place_are_not_uniform_at_all(hooks):
     same = torch.tensor([[1.0, 0.0]]).repeat(5, 1)
-    ctx = SimpleNamespace(model=lambda *batch: batch, val_dataloader=[(same, same)], device=torch.device("cpu"))
+    ctx = SimpleNamespace(
+        model=lambda *batch: batch, val_dataloader=[(same, same)], device=torch.device("cpu")
+    )
     assert hooks["uniformity"](ctx) == {"pictures": 0.0, "names": 0.0}
     assert hooks["alignment"](ctx) == 0.0
 

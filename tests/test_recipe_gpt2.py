@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import flor_plugins as flor
-from flor_plugins.hooks.load import load
+from flor_plugins.hooks.hook_files import load
 from flor_plugins.hooks.metric import Context
 from flor_plugins.recipe import check_recipe
 from tests.replaying import Project, rows_of
@@ -68,11 +68,15 @@ def test_recipe_has_no_mistake() -> None:
 
 def test_a_paragraph_of_the_topics_is_read_once_and_none_is_lost(gpt2: Any) -> None:
     read = [line for text in gpt2.help_topics.load_passages() for line in text.split("\n")]
-    written = {" ".join(one.split()) for text in topics.values() for one in text.split("\n\n")} - {""}
+    written = {" ".join(one.split()) for text in topics.values() for one in text.split("\n\n")} - {
+        ""
+    }
     assert len(read) == len(set(read)) and set(read) == written
 
 
-def test_little_of_the_validation_text_stands_in_the_training_text(chunks: Any, tokenizer: Any) -> None:
+def test_little_of_the_validation_text_stands_in_the_training_text(
+    chunks: Any, tokenizer: Any
+) -> None:
     def phrases(part: torch.Tensor) -> list[tuple[str, ...]]:
         words = [tokenizer.decode(ids).split() for ids in part]
         return [tuple(one[i : i + 8]) for one in words for i in range(len(one) - 7)]
@@ -82,9 +86,13 @@ def test_little_of_the_validation_text_stands_in_the_training_text(chunks: Any, 
     assert sum(one in known for one in asked) / len(asked) < 0.04
 
 
-def test_chunks_are_the_text_and_every_tenth_is_held_out(gpt2: Any, chunks: Any, tokenizer: Any) -> None:
+def test_chunks_are_the_text_and_every_tenth_is_held_out(
+    gpt2: Any, chunks: Any, tokenizer: Any
+) -> None:
     train, validation = chunks
-    whole = [part for i in range(len(validation)) for part in (*train[9 * i : 9 * i + 9], validation[i])]
+    whole = [
+        part for i in range(len(validation)) for part in (*train[9 * i : 9 * i + 9], validation[i])
+    ]
     text = tokenizer.decode(torch.cat([*whole, *train[9 * len(validation) :]]))
     expected = "".join(f"<|endoftext|> {one}" for one in gpt2.help_topics.load_passages())
     assert len(text) > 300_000 and expected.startswith(text.rstrip("\N{REPLACEMENT CHARACTER}"))
@@ -127,15 +135,23 @@ def test_training_loss_is_the_mean_over_the_tokens_that_are_predicted(gpt2: Any)
     assert count == 16 * (LENGTH - 1)
 
 
-def test_perplexity_by_position_is_that_of_each_column(model: Any, chunks: Any, hooks: dict[str, Any]) -> None:
+def test_perplexity_by_position_is_that_of_each_column(
+    model: Any, chunks: Any, hooks: dict[str, Any]
+) -> None:
     ids = chunks[1][:50]
-    ctx = Context(model=model, device="cpu", make_val_dataloader=lambda: [{"input_ids": p} for p in ids.split(20)])
+    ctx = Context(
+        model=model,
+        device="cpu",
+        make_val_dataloader=lambda: [{"input_ids": p} for p in ids.split(20)],
+    )
     with torch.no_grad():
         found = hooks["perplexity_by_position"](ctx)
         likely = model(input_ids=ids).logits.double().softmax(dim=-1)
     for place in (1, 2, 40, LENGTH - 1):
         each = [likely[i, place - 1, ids[i, place]].item() for i in range(len(ids))]
-        assert found[place - 1] == pytest.approx(1 / math.prod(one ** (1 / len(each)) for one in each), rel=1e-5)
+        assert found[place - 1] == pytest.approx(
+            1 / math.prod(one ** (1 / len(each)) for one in each), rel=1e-5
+        )
     assert len(found) == LENGTH - 1
 
 
@@ -149,21 +165,31 @@ def test_noise_scale_is_that_of_the_spread_of_the_gradients(
     order = torch.randperm(len(chunks[0]), generator=torch.Generator().manual_seed(0))[:40]
     rows = []
     for part in chunks[0][order].view(5, 8, LENGTH):
-        loss = torch.stack([model(input_ids=one[None], labels=one[None]).loss for one in part]).mean()
+        loss = torch.stack(
+            [model(input_ids=one[None], labels=one[None]).loss for one in part]
+        ).mean()
         gradients = torch.autograd.grad(loss, list(model.parameters()))
         rows.append(torch.cat([one.flatten() for one in gradients]).double().numpy())
-    spread = np.var(rows, axis=0, ddof=1).sum()  # the trace of the covariance of small batches' gradients
+    spread = np.var(
+        rows, axis=0, ddof=1
+    ).sum()  # the trace of the covariance of small batches' gradients
     signal = np.square(np.mean(rows, axis=0)).sum() - spread / 5
     assert found == pytest.approx(8 * spread / signal, rel=1e-3)
 
 
 @pytest.mark.parametrize(("noise", "signal"), [(300.0, 2.0), (1.0, 0.5)])
-def test_noise_scale_of_expected_norms_is_noise_over_signal(hooks: dict[str, Any], noise: float, signal: float) -> None:
+def test_noise_scale_of_expected_norms_is_noise_over_signal(
+    hooks: dict[str, Any], noise: float, signal: float
+) -> None:
     estimate = hooks["gradient_noise_scale"].function.__globals__["simple_noise_scale"]
-    assert estimate(signal + noise / 8, signal + noise / 512, 8, 512) == pytest.approx(noise / signal)
+    assert estimate(signal + noise / 8, signal + noise / 512, 8, 512) == pytest.approx(
+        noise / signal
+    )
 
 
-def test_sample_goes_on_from_the_prompt_and_draws_from_nobody(model: Any, hooks: dict[str, Any]) -> None:
+def test_sample_goes_on_from_the_prompt_and_draws_from_nobody(
+    model: Any, hooks: dict[str, Any]
+) -> None:
     hook = hooks["generated_sample"]
     before = torch.get_rng_state()
     with torch.no_grad():
@@ -186,7 +212,10 @@ def record(project: Project) -> dict[str, list[Any]]:
     project.flor("replay", "recipes/gpt2.yaml", "--yes", timeout_s=500)
     assert [(one["way"], one["verdict"]) for one in project.verdicts()] == [("state", "exact")]
     frame = flor.dataframe(*NAMES, store=project.store.root)
-    return {name: [np.asarray(one).tolist() for one in rows_of(frame, "short", name).values()] for name in NAMES}
+    return {
+        name: [np.asarray(one).tolist() for one in rows_of(frame, "short", name).values()]
+        for name in NAMES
+    }
 
 
 @pytest.mark.slow
@@ -194,7 +223,8 @@ def record(project: Project) -> dict[str, list[Any]]:
 def test_replay_finds_what_was_recorded_and_so_does_another_one(tmp_path: Path) -> None:
     """Each has a cache of its own, so that all that is prepared is prepared twice."""
     found, again = (
-        record(Project(tmp_path / one, {"XDG_CACHE_HOME": str(tmp_path / f"cache-{one}")})) for one in ("one", "two")
+        record(Project(tmp_path / one, {"XDG_CACHE_HOME": str(tmp_path / f"cache-{one}")}))
+        for one in ("one", "two")
     )
     assert {len(values) for values in found.values()} == {2}
     for whole, each in zip(found["eval_perplexity"], found["perplexity_by_position"], strict=True):

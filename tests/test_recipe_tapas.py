@@ -17,7 +17,7 @@ import transformers
 from transformers import EvalPrediction, TapasTokenizer
 
 import flor_plugins as flor
-from flor_plugins.hooks.load import load
+from flor_plugins.hooks.hook_files import load
 from flor_plugins.hooks.metric import Context
 from flor_plugins.recipe import check_recipe
 from tests.replaying import Project, rows_of
@@ -46,7 +46,9 @@ def questions(tapas: Any) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tapas: Any, questions: list[Any], tmp_path_factory: pytest.TempPathFactory) -> TapasTokenizer:
+def tokenizer(
+    tapas: Any, questions: list[Any], tmp_path_factory: pytest.TempPathFactory
+) -> TapasTokenizer:
     vocabulary = tmp_path_factory.mktemp("vocabulary") / "vocab.txt"
     vocabulary.write_text("\n".join(tapas.make_vocabulary(questions)) + "\n")
     return TapasTokenizer(str(vocabulary))
@@ -57,11 +59,16 @@ def read(question: Any) -> tuple[set[tuple[int, int]], float | None]:
     names = question.table.columns
     frame = pd.DataFrame(list(question.table.rows), columns=list(names))
     text = f" {re.sub('[?:]', '', question.text)} "
-    column = max((i for i in range(1, len(names)) if f" {names[i]} " in text), key=lambda i: len(names[i]))
+    column = max(
+        (i for i in range(1, len(names)) if f" {names[i]} " in text), key=lambda i: len(names[i])
+    )
     values = frame.iloc[:, column]
     numbers = pd.to_numeric(values.str.replace(",", ""), errors="coerce")
     if question.kind == "look_up":
-        row = max((i for i in frame.index if f" {frame.iloc[i, 0]} " in text), key=lambda i: len(frame.iloc[i, 0]))
+        row = max(
+            (i for i in frame.index if f" {frame.iloc[i, 0]} " in text),
+            key=lambda i: len(frame.iloc[i, 0]),
+        )
         return {(row, column)}, None
     if question.kind == "extreme":
         row = numbers.idxmax() if re.search("highest|largest", text) else numbers.idxmin()
@@ -108,7 +115,9 @@ def test_tables_of_the_validation_have_rows_of_their_own(tapas: Any) -> None:
         assert len(parts[0]) == len(rows) // 4
 
 
-def test_encoded_answer_is_the_answer(tapas: Any, questions: list[Any], tokenizer: TapasTokenizer) -> None:
+def test_encoded_answer_is_the_answer(
+    tapas: Any, questions: list[Any], tokenizer: TapasTokenizer
+) -> None:
     fitting = [one for one in questions if tapas.fits(one, tokenizer, 72)]
     encoded = tapas.encode(questions, tokenizer, 72)
     assert len(fitting) == len(encoded["kind"]) > 190
@@ -145,7 +154,9 @@ def test_accuracy_is_that_of_the_answers_that_the_tokenizer_reads_off(
     encoded = tapas.encode(fitting, tokenizer, 72)
     logits, operators = guesses(encoded)
     cells, chosen = tokenizer.convert_logits_to_predictions(
-        {key: encoded[key] for key in ("input_ids", "attention_mask", "token_type_ids")}, logits.clone(), operators
+        {key: encoded[key] for key in ("input_ids", "attention_mask", "token_type_ids")},
+        logits.clone(),
+        operators,
     )
     right = {kind: [] for kind in tapas.KINDS}
     for question, its_cells, operator in zip(fitting, cells, chosen, strict=True):
@@ -156,12 +167,22 @@ def test_accuracy_is_that_of_the_answers_that_the_tokenizer_reads_off(
     live = tapas.compute_accuracy(EvalPrediction((logits.numpy(), operators.numpy()), answer))
     assert live == {"accuracy": pytest.approx(expected)}
 
-    ctx = Context(model=Parrot(logits, operators), device="cpu", make_val_dataloader=lambda: batches(tapas, encoded))
+    ctx = Context(
+        model=Parrot(logits, operators),
+        device="cpu",
+        make_val_dataloader=lambda: batches(tapas, encoded),
+    )
     hooks = {metric.name: metric for metric in load(RECIPES / "hooks" / "tapas.py").metrics}
-    assert hooks["accuracy_by_kind"](ctx) == pytest.approx({kind: np.mean(each) for kind, each in right.items()})
+    assert hooks["accuracy_by_kind"](ctx) == pytest.approx(
+        {kind: np.mean(each) for kind, each in right.items()}
+    )
     needed = [tapas.OPERATORS.index(one.operator) for one in fitting]
-    recall = [np.mean([c == n for c, n in zip(chosen, needed, strict=True) if n == i]) for i in range(4)]
-    assert hooks["operator_recall"](ctx) == pytest.approx(dict(zip(tapas.OPERATORS, recall, strict=True)))
+    recall = [
+        np.mean([c == n for c, n in zip(chosen, needed, strict=True) if n == i]) for i in range(4)
+    ]
+    assert hooks["operator_recall"](ctx) == pytest.approx(
+        dict(zip(tapas.OPERATORS, recall, strict=True))
+    )
 
 
 def is_right(question: Any, cells: list[tuple[int, int]], operator: str) -> bool:
@@ -195,7 +216,10 @@ class Parrot:
 
 def batches(tapas: Any, encoded: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     whole = tapas.Questions(encoded)
-    return [{key: value[i : i + 64] for key, value in whole.encoded.items()} for i in range(0, len(whole), 64)]
+    return [
+        {key: value[i : i + 64] for key, value in whole.encoded.items()}
+        for i in range(0, len(whole), 64)
+    ]
 
 
 def test_hooks_number_kinds_and_operators_as_the_recipe_does(tapas: Any) -> None:
@@ -217,13 +241,19 @@ def test_full_size_is_that_of_tapas_base(tapas: Any) -> None:
 @pytest.mark.slow
 def test_full_size_takes_a_step(tapas: Any, tokenizer: TapasTokenizer) -> None:
     size = tapas.SCALES["full"]
-    asked = tapas.table_questions.ask(5, held_out=False, seed=0, rows=size.rows, columns=size.columns)
+    asked = tapas.table_questions.ask(
+        5, held_out=False, seed=0, rows=size.rows, columns=size.columns
+    )
     encoded = tapas.Questions(tapas.encode(asked, tokenizer, size.length))
     model = tapas.build_model(size, size.hidden_size)
     loss = model(**torch.utils.data.default_collate([encoded[0], encoded[1]])).loss
     loss.backward()
     assert 0 < loss.item() < 10
-    assert all(one.grad is not None and one.grad.isfinite().all() for one in model.parameters() if one.requires_grad)
+    assert all(
+        one.grad is not None and one.grad.isfinite().all()
+        for one in model.parameters()
+        if one.requires_grad
+    )
 
 
 @pytest.mark.slow
@@ -233,7 +263,11 @@ def test_replay_finds_what_was_recorded(tmp_path: Path, tapas: Any) -> None:
     project = Project(tmp_path / "project", {"XDG_CACHE_HOME": str(tmp_path / "cache")})
     shutil.copytree(RECIPES, project.root / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     recipe = (RECIPES / "tapas.yaml").read_text()
-    one = re.sub(r"versions:\n(  - .*\n)+", "versions:\n  - {name: short, epochs: 2, hidden_size: 32}\n", recipe)
+    one = re.sub(
+        r"versions:\n(  - .*\n)+",
+        "versions:\n  - {name: short, epochs: 2, hidden_size: 32}\n",
+        recipe,
+    )
     project.write("recipes/tapas.yaml", one)
     project.git("init", "-q", "-b", "main")
     project.git("add", "-A")
@@ -242,7 +276,9 @@ def test_replay_finds_what_was_recorded(tmp_path: Path, tapas: Any) -> None:
 
     assert {one["verdict"] for one in project.verdicts()} == {"exact"}
     names = ("eval_accuracy", "accuracy_by_kind", "operator_recall")
-    recorded, by_kind, recall = (rows_of(flor.dataframe(n, store=project.store.root), "short", n) for n in names)
+    recorded, by_kind, recall = (
+        rows_of(flor.dataframe(n, store=project.store.root), "short", n) for n in names
+    )
     assert len(recorded) == len(by_kind) == len(recall) == 2
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

@@ -15,9 +15,9 @@ import torch
 from replaying import Project, rows_of
 from torch import Tensor
 
-from flor_plugins.hooks.load import load
+from flor_plugins.hooks.hook_files import load
 from flor_plugins.recipe import check_recipe
-from flor_plugins.store.frame import dataframe
+from flor_plugins.store.query.dataframe import dataframe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 ONE_VERSION = "versions:\n  - {name: firstRun, epochs: 2}\nreplay:"
@@ -50,7 +50,9 @@ def hooks(yolos: ModuleType) -> dict:
 def seen(ap: ModuleType, *boxes: tuple[float, ...], scores: list[float] | None = None):
     """Boxes of one picture, all of one class."""
     held = torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4)
-    return ap.Seen(held, torch.zeros(len(boxes)).long(), None if scores is None else torch.tensor(scores))
+    return ap.Seen(
+        held, torch.zeros(len(boxes)).long(), None if scores is None else torch.tensor(scores)
+    )
 
 
 def test_shipped_recipe_is_right():
@@ -66,7 +68,9 @@ def test_boxes_lie_where_the_picture_was_changed(yolos, scenes):
         inside = torch.zeros(64, 64, dtype=torch.bool)
         for x, y, width, height in (objects["boxes"] * 64).tolist():
             left, right = int(x - width / 2 - 1), int(x + width / 2 + 2)
-            inside[max(int(y - height / 2 - 1), 0) : int(y + height / 2 + 2), max(left, 0) : right] = True
+            inside[
+                max(int(y - height / 2 - 1), 0) : int(y + height / 2 + 2), max(left, 0) : right
+            ] = True
         changed = (picture != yolos.emoji_pictures.to_tensor(bare)).any(dim=0)
         assert changed.any() and not (changed & ~inside).any()
 
@@ -75,7 +79,9 @@ def test_pictures_hold_one_or_two_objects_that_can_be_told_apart(yolos, scenes):
     counts = set()
     for index in range(40):
         picture, objects = scenes[1][index]
-        assert picture.shape == (3, 64, 64) and ((objects["boxes"] > 0) & (objects["boxes"] < 1)).all()
+        assert (
+            picture.shape == (3, 64, 64) and ((objects["boxes"] > 0) & (objects["boxes"] < 1)).all()
+        )
         assert objects["class_labels"].tolist() == [0] * len(objects["boxes"])
         counts.add(len(objects["boxes"]))
         places = yolos.draw_places(Random(index), 64, 64, 3)
@@ -91,11 +97,17 @@ def test_pictures_hold_one_or_two_objects_that_can_be_told_apart(yolos, scenes):
 def test_validation_has_emoji_and_photographs_of_its_own(scenes):
     training, validation = scenes
     assert not {one.name for one in training.emoji} & {one.name for one in validation.emoji}
-    assert not {one.tobytes() for one in training.photographs} & {one.tobytes() for one in validation.photographs}
-    assert torch.equal(validation[5][0], validation[5][0]) and not torch.equal(training[5][0], training[5][0])
+    assert not {one.tobytes() for one in training.photographs} & {
+        one.tobytes() for one in validation.photographs
+    }
+    assert torch.equal(validation[5][0], validation[5][0]) and not torch.equal(
+        training[5][0], training[5][0]
+    )
 
 
-def interpolated_precision(truth: list[list[list[float]]], found: list[tuple[int, list[float], float]], overlap: float):
+def interpolated_precision(
+    truth: list[list[list[float]]], found: list[tuple[int, list[float], float]], overlap: float
+):
     """COCO's 101 points of the precision-recall curve, in plain Python. Boxes: left, top, width, height."""
 
     def share(a: list[float], b: list[float]) -> float:
@@ -113,7 +125,10 @@ def interpolated_precision(truth: list[list[list[float]]], found: list[tuple[int
             free.remove(best)
             right += 1
         curve.append((right / total, right / rank))
-    points = [max((p for r, p in curve if r >= at - 1e-12), default=0.0) for at in numpy.linspace(0, 1, 101)]
+    points = [
+        max((p for r, p in curve if r >= at - 1e-12), default=0.0)
+        for at in numpy.linspace(0, 1, 101)
+    ]
     return sum(points) / 101
 
 
@@ -121,7 +136,9 @@ def test_average_precision_is_the_area_under_the_curve(ap):
     generator = torch.Generator().manual_seed(4)
     truth, found = [], []
     for _ in range(25):
-        corners = torch.rand(3, 2, generator=generator) * 30 + torch.tensor([[0.0, 0.0], [35.0, 0.0], [0.0, 35.0]])
+        corners = torch.rand(3, 2, generator=generator) * 30 + torch.tensor(
+            [[0.0, 0.0], [35.0, 0.0], [0.0, 35.0]]
+        )
         boxes = torch.cat([corners, 8 + 12 * torch.rand(3, 2, generator=generator)], dim=1)
         guesses = torch.cat([boxes + 2.5 * torch.randn(3, 4, generator=generator), boxes[:1] + 20])
         truth.append(ap.Seen(boxes, torch.zeros(3).long()))
@@ -133,7 +150,10 @@ def test_average_precision_is_the_area_under_the_curve(ap):
         for picture, one in enumerate(found)
         for box, score in zip(one.boxes, one.scores, strict=True)
     ]
-    each = [interpolated_precision(plain, guesses, overlap) for overlap in evaluation.held.params.iouThrs]
+    each = [
+        interpolated_precision(plain, guesses, overlap)
+        for overlap in evaluation.held.params.iouThrs
+    ]
     assert 0.2 < each[0] < 0.95
     assert evaluation.precision(overlap=0.5) == pytest.approx(each[0], abs=1e-6)
     assert evaluation.precision() == pytest.approx(sum(each) / len(each), abs=1e-6)
@@ -190,7 +210,9 @@ def test_hooks_ask_for_what_they_are_called(hooks, ap):
     batch = (torch.zeros(2, 1), [0, 1])
     ctx = SimpleNamespace(model=Model(), val_dataloader=[batch], device=torch.device("cpu"))
     sizes = hooks["ap_by_size"](ctx)
-    assert sizes["large"] == pytest.approx(1) and sizes["small"] == 0 and numpy.isnan(sizes["medium"])
+    assert (
+        sizes["large"] == pytest.approx(1) and sizes["small"] == 0 and numpy.isnan(sizes["medium"])
+    )
     assert hooks["recall_by_count"](ctx) == {"1": 1.0, "2": 0.5}
 
 
@@ -211,4 +233,6 @@ def test_recipe_is_answered_in_hindsight_as_it_was_recorded(tmp_path: Path):
     sizes = rows_of(frame, "firstRun", "ap_by_size")
     recalls = rows_of(frame, "firstRun", "recall_by_count")
     assert len(sizes) == len(recalls) == len(rows_of(frame, "firstRun", "val_ap")) == 2
-    assert all(0 <= value <= 1 for one in [*sizes.values(), *recalls.values()] for value in one.values())
+    assert all(
+        0 <= value <= 1 for one in [*sizes.values(), *recalls.values()] for value in one.values()
+    )

@@ -79,7 +79,12 @@ def watch(trainer: Any, done: Trained, broken_at: int | None = None) -> None:
 
 
 def train(
-    toy: ModuleType, callbacks: list[Any], *, after: bool = False, broken_at: int | None = None, **settings: Any
+    toy: ModuleType,
+    callbacks: list[Any],
+    *,
+    after: bool = False,
+    broken_at: int | None = None,
+    **settings: Any,
 ) -> Trained:
     done = Trained({})
     torch.manual_seed(11)
@@ -98,7 +103,9 @@ def train(
 Recorded = tuple[Trained, Run, Table]
 
 
-def record(toy: ModuleType, project: Path, store: Path, metrics: Any = (), **settings: Any) -> Recorded:
+def record(
+    toy: ModuleType, project: Path, store: Path, metrics: Any = (), **settings: Any
+) -> Recorded:
     callback = launched(FlorCallback("toy", store=store, metrics=metrics), project, "hf_toy")
     done = train(toy, [callback], **settings)
     (run,) = flor.runs(store=store)
@@ -107,7 +114,7 @@ def record(toy: ModuleType, project: Path, store: Path, metrics: Any = (), **set
 
 def read(run: Run) -> Table:
     """`evaluate` after the training stands where the last evaluation does: its own journal is left out."""
-    from flor_plugins.store.journal import read_rows
+    from flor_plugins.store.metrics.journal import read_rows
 
     rows = read_rows(run.path / "metrics" / "record-r0.parquet")
     assert len({(row.position, row.phase, row.level) for row in rows}) == len(rows)
@@ -115,18 +122,24 @@ def read(run: Run) -> Table:
 
 
 @pytest.fixture(scope="module")
-def plain(toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def plain(
+    toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     return record(toy, shared_project, tmp_path_factory.mktemp("plain") / "store", after=True)
 
 
 @pytest.fixture(scope="module")
-def nosy(toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def nosy(
+    toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     metrics = (nosy_epoch, nosy_step, texts)
     return record(toy, shared_project, tmp_path_factory.mktemp("nosy") / "store", metrics)
 
 
 @pytest.fixture(scope="module")
-def accumulated(toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def accumulated(
+    toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     store = tmp_path_factory.mktemp("acc") / "store"
     return record(toy, shared_project, store, accumulate=WINDOW)
 
@@ -149,7 +162,9 @@ def test_training_with_the_callback_ends_in_the_same_bits(plain: Recorded, alone
     assert plain[0].losses == alone.losses
 
 
-def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(nosy: Recorded, alone: Trained) -> None:
+def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(
+    nosy: Recorded, alone: Trained
+) -> None:
     done, run, table = nosy
     assert same(done.weights, alone.weights)
     assert run.gaps == ()
@@ -172,10 +187,14 @@ def test_every_step_has_its_loss_learning_rate_and_gradient_norm_once(plain: Rec
     assert len(steps) == EPOCHS * BATCHES
 
 
-def test_with_accumulation_the_loss_is_the_mean_of_the_micro_batches(accumulated: Recorded, toy: ModuleType) -> None:
+def test_with_accumulation_the_loss_is_the_mean_of_the_micro_batches(
+    accumulated: Recorded, toy: ModuleType
+) -> None:
     done, run, table = accumulated
     assert run.position == Position(EPOCHS, EPOCHS * UPDATES)
-    starts = [epoch * BATCHES + first for epoch in range(EPOCHS) for first in range(0, BATCHES, WINDOW)]
+    starts = [
+        epoch * BATCHES + first for epoch in range(EPOCHS) for first in range(0, BATCHES, WINDOW)
+    ]
     for step, start in enumerate(starts, start=1):
         epoch_end = (start // BATCHES + 1) * BATCHES
         # compute_loss divides by the tokens of the whole update: the shares add up to the mean
@@ -186,7 +205,9 @@ def test_with_accumulation_the_loss_is_the_mean_of_the_micro_batches(accumulated
     assert at(table, 0, 1)["batches so far"] == WINDOW
 
 
-def test_evaluations_in_the_training_stand_at_their_epoch_as_validation_only(plain: Recorded) -> None:
+def test_evaluations_in_the_training_stand_at_their_epoch_as_validation_only(
+    plain: Recorded,
+) -> None:
     _, _, table = plain
     for epoch in range(1, EPOCHS + 1):
         assert "eval_loss" in at(table, epoch, epoch * BATCHES, "validation", "epoch")
@@ -196,7 +217,7 @@ def test_evaluations_in_the_training_stand_at_their_epoch_as_validation_only(pla
 
 
 def test_evaluate_and_predict_afterwards_land_in_the_same_run(plain: Recorded) -> None:
-    from flor_plugins.store.journal import read_run
+    from flor_plugins.store.metrics.journal import read_run
 
     done, run, _ = plain
     later = [row for writer, row in read_run(run.path) if writer != "record-r0"]
@@ -219,9 +240,13 @@ def test_a_value_logged_in_compute_loss_lands_at_its_update(plain: Recorded) -> 
 def test_every_epoch_boundary_has_a_full_checkpoint(plain: Recorded) -> None:
     done, run, _ = plain
     checkpoints = list_checkpoints(run.path)
-    assert [one.position for one in checkpoints] == [Position(e, e * BATCHES) for e in range(EPOCHS + 1)]
+    assert [one.position for one in checkpoints] == [
+        Position(e, e * BATCHES) for e in range(EPOCHS + 1)
+    ]
     assert all(one.is_full for one in checkpoints)
-    assert same(load_checkpoint(run.path, checkpoints[-1].position, ["model"])["model"], done.weights)
+    assert same(
+        load_checkpoint(run.path, checkpoints[-1].position, ["model"])["model"], done.weights
+    )
 
 
 def test_a_finished_run_says_how_it_ended(plain: Recorded) -> None:

@@ -15,12 +15,16 @@ from lightning.pytorch.callbacks import Callback
 
 import flor_plugins as flor
 from flor_plugins.lightning import FlorCallback
-from flor_plugins.record.recorder import FlorWarning
+from flor_plugins.recorder.recorder import FlorWarning
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from tests.conftest import Table, at, launched, load_script, table_of
 
-EPOCHS, BATCHES, WINDOW = 3, 8, 3  # 60 points in batches of 8; 3 micro-batches an update, 2 in the last
+EPOCHS, BATCHES, WINDOW = (
+    3,
+    8,
+    3,
+)  # 60 points in batches of 8; 3 micro-batches an update, 2 in the last
 UPDATES = 3
 
 
@@ -55,7 +59,9 @@ def toy(shared_project: Path) -> ModuleType:
     return load_script(shared_project, "lit_toy")
 
 
-def train(toy: ModuleType, callbacks: list[Any], *, accumulate: int = 1, test: bool = False) -> Trained:
+def train(
+    toy: ModuleType, callbacks: list[Any], *, accumulate: int = 1, test: bool = False
+) -> Trained:
     done = Trained({})
 
     class Watched(toy.Net):
@@ -92,18 +98,24 @@ Recorded = tuple[Trained, Run, Table]
 
 
 @pytest.fixture(scope="module")
-def plain(toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def plain(
+    toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     return record(toy, shared_project, tmp_path_factory.mktemp("plain") / "store", test=True)
 
 
 @pytest.fixture(scope="module")
-def nosy(toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def nosy(
+    toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     metrics = (nosy_epoch, nosy_step, points)
     return record(toy, shared_project, tmp_path_factory.mktemp("nosy") / "store", metrics)
 
 
 @pytest.fixture(scope="module")
-def accumulated(toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory) -> Recorded:
+def accumulated(
+    toy: ModuleType, shared_project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Recorded:
     return record(toy, shared_project, tmp_path_factory.mktemp("acc") / "store", accumulate=WINDOW)
 
 
@@ -135,7 +147,9 @@ def test_garbage_is_collected_in_the_training_as_before(
         def on_train_batch_start(self, *_: Any) -> None:
             seen.append(gc.isenabled())
 
-    recording = launched(FlorCallback("toy", store=tmp_path, every_n_steps=1), shared_project, "lit_toy")
+    recording = launched(
+        FlorCallback("toy", store=tmp_path, every_n_steps=1), shared_project, "lit_toy"
+    )
     if not is_on:
         gc.disable()
     try:
@@ -145,7 +159,9 @@ def test_garbage_is_collected_in_the_training_as_before(
     assert seen == [is_on] * EPOCHS * BATCHES
 
 
-def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(nosy: Recorded, alone: Trained) -> None:
+def test_live_metrics_that_draw_iterate_and_differentiate_change_no_bit(
+    nosy: Recorded, alone: Trained
+) -> None:
     done, run, table = nosy
     assert same(done.weights, alone.weights)
     assert run.gaps == ()
@@ -168,12 +184,16 @@ def test_every_step_has_its_loss_and_learning_rate_once(plain: Recorded) -> None
 
 def test_with_accumulation_the_loss_is_the_mean_of_the_micro_batches(accumulated: Recorded) -> None:
     done, run, table = accumulated
-    starts = [epoch * BATCHES + first for epoch in range(EPOCHS) for first in range(0, BATCHES, WINDOW)]
+    starts = [
+        epoch * BATCHES + first for epoch in range(EPOCHS) for first in range(0, BATCHES, WINDOW)
+    ]
     assert run.position == Position(EPOCHS, EPOCHS * UPDATES)
     for step, start in enumerate(starts, start=1):
         epoch_end = (start // BATCHES + 1) * BATCHES
         losses = done.losses[start : min(start + WINDOW, epoch_end)]
-        assert at(table, *position(step, UPDATES))["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+        assert at(table, *position(step, UPDATES))["loss"] == pytest.approx(
+            np.mean(losses), rel=1e-5
+        )
     assert "loss" not in at(table, EPOCHS, EPOCHS * UPDATES + 1)
 
 
@@ -183,21 +203,31 @@ def test_every_update_has_the_fingerprint_of_its_batches_and_every_epoch_that_of
     for (_, _, table), updates in ((plain, BATCHES), (accumulated, UPDATES)):
         rows = [at(table, *position(step, updates)) for step in range(1, EPOCHS * updates + 1)]
         assert len({row["flor.batch"] for row in rows}) == len(rows)
-        assert [step for step, row in enumerate(rows) if "flor.first_batch" in row] == [0, updates, 2 * updates]
+        assert [step for step, row in enumerate(rows) if "flor.first_batch" in row] == [
+            0,
+            updates,
+            2 * updates,
+        ]
     alone = [at(plain[2], *position(step))["flor.batch"] for step in range(1, WINDOW + 1)]
-    together = at(accumulated[2], *position(1, UPDATES))  # the first epoch has the same batches in both
+    together = at(
+        accumulated[2], *position(1, UPDATES)
+    )  # the first epoch has the same batches in both
     expected = sum(i * one for i, one in enumerate(alone, start=1))
     assert (together["flor.batch"] - expected) % 2**64 == 0  # the sum is one of 64 bits
     assert together["flor.first_batch"] == at(plain[2], *position(1))["flor.first_batch"]
 
 
 def test_data_that_can_not_be_read_for_a_fingerprint_are_trained_on_all_the_same(
-    toy: ModuleType, shared_project: Path, tmp_path: Path, alone: Trained, monkeypatch: pytest.MonkeyPatch
+    toy: ModuleType,
+    shared_project: Path,
+    tmp_path: Path,
+    alone: Trained,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(batch: Any) -> Any:
         raise NotImplementedError("no words in this dtype")
 
-    monkeypatch.setattr("flor_plugins.state.batch.checksum", broken)
+    monkeypatch.setattr("flor_plugins.state.batch_fingerprint.checksum", broken)
     callback = launched(FlorCallback(store=tmp_path / "store"), shared_project, "lit_toy")
     with pytest.warns(FlorWarning, match="no words in this dtype"):
         done = train(toy, [callback])
@@ -206,7 +236,9 @@ def test_data_that_can_not_be_read_for_a_fingerprint_are_trained_on_all_the_same
     assert (run.status, len(run.gaps)) == ("finished", 1)
 
 
-def test_epoch_values_late_ones_and_validation_stand_at_the_last_step_of_their_epoch(plain: Recorded) -> None:
+def test_epoch_values_late_ones_and_validation_stand_at_the_last_step_of_their_epoch(
+    plain: Recorded,
+) -> None:
     done, _, table = plain
     for epoch in range(1, EPOCHS + 1):
         train_values = at(table, epoch, epoch * BATCHES, "train", "epoch")
@@ -214,7 +246,9 @@ def test_epoch_values_late_ones_and_validation_stand_at_the_last_step_of_their_e
         assert 0 <= train_values["train_acc"] <= 1
         losses = done.losses[(epoch - 1) * BATCHES : epoch * BATCHES]
         sizes = [8] * 7 + [4]
-        assert train_values["train_loss_epoch"] == pytest.approx(np.average(losses, weights=sizes), rel=1e-5)
+        assert train_values["train_loss_epoch"] == pytest.approx(
+            np.average(losses, weights=sizes), rel=1e-5
+        )
         assert list(at(table, epoch, epoch * BATCHES, "validation", "epoch")) == ["val_loss"]
 
 
@@ -231,7 +265,9 @@ def test_a_test_after_the_fit_lands_at_the_last_position(plain: Recorded) -> Non
     assert tested == {"test_loss": validated["val_loss"]}  # the same data and weights
 
 
-def test_a_value_logged_in_training_step_lands_at_its_update(plain: Recorded, accumulated: Recorded) -> None:
+def test_a_value_logged_in_training_step_lands_at_its_update(
+    plain: Recorded, accumulated: Recorded
+) -> None:
     for step in range(1, EPOCHS * BATCHES + 1):
         values = at(plain[2], *position(step))
         assert values["batches so far"] == step
@@ -243,9 +279,13 @@ def test_a_value_logged_in_training_step_lands_at_its_update(plain: Recorded, ac
 def test_every_epoch_boundary_has_a_full_checkpoint(plain: Recorded) -> None:
     done, run, _ = plain
     checkpoints = list_checkpoints(run.path)
-    assert [one.position for one in checkpoints] == [Position(e, e * BATCHES) for e in range(EPOCHS + 1)]
+    assert [one.position for one in checkpoints] == [
+        Position(e, e * BATCHES) for e in range(EPOCHS + 1)
+    ]
     assert all(one.is_full for one in checkpoints)
-    assert same(load_checkpoint(run.path, checkpoints[-1].position, ["model"])["model"], done.weights)
+    assert same(
+        load_checkpoint(run.path, checkpoints[-1].position, ["model"])["model"], done.weights
+    )
 
 
 def test_a_finished_run_says_how_it_ended(plain: Recorded) -> None:

@@ -20,7 +20,7 @@ from xxhash import xxh3_64
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError
-from flor_plugins.loop.stage import stage
+from flor_plugins.loops.active_loops import stage
 from flor_plugins.records import Run
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
@@ -48,7 +48,9 @@ class Toy:
 def recorded(tmp_path: Path) -> Callable[[Callable[[Toy], Any]], list[Run]]:
     """Runs a function in which a Toy is trained, and returns the runs that came of it."""
 
-    def record(train: Callable[[Toy], Any], error: type[BaseException] | None = None, **options: Any) -> list[Run]:
+    def record(
+        train: Callable[[Toy], Any], error: type[BaseException] | None = None, **options: Any
+    ) -> list[Run]:
         toy = Toy()
 
         def act() -> None:
@@ -68,7 +70,9 @@ def recorded(tmp_path: Path) -> Callable[[Callable[[Toy], Any]], list[Run]]:
 
 def values(table: Table, epoch: int, step: int, **where: Any) -> dict[str, Any]:
     """What was logged at a place, without what is recorded of itself."""
-    return {name: value for name, value in at(table, epoch, step, **where).items() if name not in OURS}
+    return {
+        name: value for name, value in at(table, epoch, step, **where).items() if name not in OURS
+    }
 
 
 def test_values_of_steps_epochs_and_validation_stand_where_they_belong(recorded):
@@ -117,7 +121,11 @@ def test_break_and_continue_leave_each_value_at_its_own_position(recorded):
     # What no update followed joins that of the next iteration, which has a newer one.
     assert values(table, 0, 1) == {"i": 0} and values(table, 1, 2) == {"i": 2}
     assert values(table, 1, 2, level="epoch") == {"last": 2}
-    assert [values(table, 1, 3), values(table, 1, 4), values(table, 2, 5)] == [{"i": 0}, {"i": 2}, {"i": 3}]
+    assert [values(table, 1, 3), values(table, 1, 4), values(table, 2, 5)] == [
+        {"i": 0},
+        {"i": 2},
+        {"i": 3},
+    ]
     assert values(table, 2, 5, level="epoch") == {"last": 3}
 
 
@@ -228,7 +236,9 @@ def test_loop_whose_iterator_somebody_holds_is_over_when_the_one_around_it_goes_
 
     (run,) = recorded(train)
     assert (run.status, str(run.position)) == ("finished", "epoch=2,step=2")
-    found = {name for (position, *_), its in table_of(run).items() if position.epoch == 1 for name in its}
+    found = {
+        name for (position, *_), its in table_of(run).items() if position.epoch == 1 for name in its
+    }
     assert "held" in found
 
 
@@ -296,7 +306,11 @@ def test_without_an_optimizer_iterations_of_the_innermost_loop_are_steps(tmp_pat
 
     Context().run(train)
     table = table_of(list_runs(Store(tmp_path))[0])
-    assert values(table, 0, 1) == {"i": 0} and values(table, 1, 3) == {"i": 2} and values(table, 2, 6) == {"i": 2}
+    assert (
+        values(table, 0, 1) == {"i": 0}
+        and values(table, 1, 3) == {"i": 2}
+        and values(table, 2, 6) == {"i": 2}
+    )
     assert values(table, 2, 6, level="epoch") == {"epoch": 1}
 
 
@@ -334,12 +348,20 @@ def test_block_ends_the_run_and_says_what_went_wrong(tmp_path):
     assert (run.status, run.error) == ("failed", "LookupError: not found")
 
 
-def test_loop_without_checkpoints_records_values_and_says_that_it_cannot_be_replayed(tmp_path, monkeypatch):
+def test_loop_without_checkpoints_records_values_and_says_that_it_cannot_be_replayed(
+    tmp_path, monkeypatch
+):
     monkeypatch.setenv("FLOR_DIR", str(tmp_path))
     Context().run(lambda: [flor.log("x", x) for x in flor.loop("step", range(3))])
     (run,) = list_runs(Store(tmp_path))
-    assert run.replay_grade == "none" and any("flor.checkpoints" in one.remedy for one in run.obstacles)
-    assert [values(table_of(run), n, n, level="epoch") for n in (1, 2, 3)] == [{"x": 0}, {"x": 1}, {"x": 2}]
+    assert run.replay_grade == "none" and any(
+        "flor.checkpoints" in one.remedy for one in run.obstacles
+    )
+    assert [values(table_of(run), n, n, level="epoch") for n in (1, 2, 3)] == [
+        {"x": 0},
+        {"x": 1},
+        {"x": 2},
+    ]
     assert list_checkpoints(run.path) == []
 
 
@@ -392,7 +414,9 @@ class Player:
         self.poles.reset(seed=seed)
 
 
-def test_environments_are_obstacles_until_they_are_registered_and_then_what_in_them_is_out_of_reach(recorded):
+def test_environments_are_obstacles_until_they_are_registered_and_then_what_in_them_is_out_of_reach(
+    recorded,
+):
     def train(toy, environment, **registered):
         flor.checkpoints(**registered)
         for _ in flor.loop("epoch", range(1)):
@@ -405,7 +429,10 @@ def test_environments_are_obstacles_until_they_are_registered_and_then_what_in_t
     poles = gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
     (run,) = recorded(lambda toy: train(toy, poles))
     (reason,) = reasons(run)
-    assert "keeps an environment (SyncVectorEnv) in `environment`, which flor.checkpoints was not given" in reason
+    assert (
+        "keeps an environment (SyncVectorEnv) in `environment`, which flor.checkpoints was not given"
+        in reason
+    )
     run = recorded(lambda toy: train(toy, poles, poles=poles))[-1]
     assert reasons(run) == []
     player = Player(poles)

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 import flor_plugins as flor
-from flor_plugins.record.recorder import MOST_GAPS, FlorWarning
-from flor_plugins.record.writer import Writer
+from flor_plugins.recorder.background_writer import Writer
+from flor_plugins.recorder.recorder import MOST_GAPS, FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 from tests.conftest import at, environment, launched, load_script, run_script, table_of
 
 FRAMEWORKS = ("lightning", "hf")
@@ -42,14 +42,23 @@ class Toy:
         return launched(self.module.FlorCallback(**options), self.project, SCRIPT[self.framework])
 
     def train(
-        self, callback: Any = None, each_batch: EachBatch = lambda n: None, *, epochs: int = 1, seed: int = 5
+        self,
+        callback: Any = None,
+        each_batch: EachBatch = lambda n: None,
+        *,
+        epochs: int = 1,
+        seed: int = 5,
     ) -> Weights:
         rng.seed(seed)
         counter = iter(range(1, 1000))
         train = self._lightning if self.framework == "lightning" else self._hf
-        return train([callback] if callback else [], lambda: each_batch(next(counter)), epochs, seed)
+        return train(
+            [callback] if callback else [], lambda: each_batch(next(counter)), epochs, seed
+        )
 
-    def _lightning(self, callbacks: list[Any], note: Callable[[], None], epochs: int, seed: int) -> Weights:
+    def _lightning(
+        self, callbacks: list[Any], note: Callable[[], None], epochs: int, seed: int
+    ) -> Weights:
         class Net(self.module.Net):  # type: ignore[name-defined]
             def training_step(self, batch: Any, index: int) -> Any:
                 note()
@@ -59,7 +68,9 @@ class Toy:
         self.module.trainer(callbacks, epochs).fit(net, *self.module.data())
         return net.state_dict()
 
-    def _hf(self, callbacks: list[Any], note: Callable[[], None], epochs: int, seed: int) -> Weights:
+    def _hf(
+        self, callbacks: list[Any], note: Callable[[], None], epochs: int, seed: int
+    ) -> Weights:
         trainer = self.module.build(callbacks, epochs=epochs, seed=seed)
         compute = trainer.compute_loss
 
@@ -82,7 +93,9 @@ def same(one: Weights, other: Weights) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_exception_in_a_step_ends_the_run_as_failed_and_reaches_the_user(toy: Toy, tmp_path: Path) -> None:
+def test_an_exception_in_a_step_ends_the_run_as_failed_and_reaches_the_user(
+    toy: Toy, tmp_path: Path
+) -> None:
     def stumble(batch: int) -> None:
         if batch == 11:
             raise ZeroDivisionError("the user's own mistake")
@@ -97,7 +110,9 @@ def test_an_exception_in_a_step_ends_the_run_as_failed_and_reaches_the_user(toy:
     assert [one.position for one in list_checkpoints(run.path)] == [Position(0, 0), Position(1, 8)]
 
 
-def test_a_value_that_cant_be_stored_is_named_once_and_the_rest_is_kept(toy: Toy, tmp_path: Path) -> None:
+def test_a_value_that_cant_be_stored_is_named_once_and_the_rest_is_kept(
+    toy: Toy, tmp_path: Path
+) -> None:
     def log(batch: int) -> None:
         flor.log("live", object())
         flor.log("cohen's kappa", batch / 10)
@@ -150,11 +165,16 @@ def test_two_trainings_in_a_process_are_two_runs_numbered_by_call(toy: Toy, tmp_
     for seed in (5, 6):
         toy.train(callback, seed=seed)
     runs = flor.runs(store=tmp_path)
-    assert [(run.launch.call, run.status, run.gaps) for run in runs] == [(0, "finished", ()), (1, "finished", ())]
+    assert [(run.launch.call, run.status, run.gaps) for run in runs] == [
+        (0, "finished", ()),
+        (1, "finished", ()),
+    ]
     first, second = (load_checkpoint(run.path, Position(1, 8))["rng"] for run in runs)
     assert table_of(runs[0]).keys() == table_of(runs[1]).keys()
     for moment in first.keys() & second.keys() & {"setup", "validation"}:
-        assert not equal_generators(first[moment], second[moment]), f"{moment} is that of the first training"
+        assert not equal_generators(first[moment], second[moment]), (
+            f"{moment} is that of the first training"
+        )
 
 
 def equal_generators(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -191,7 +211,9 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_after_kill_9_the_run_is_killed_and_all_that_was_written_is_read(framework: str, project: Path) -> None:
+def test_after_kill_9_the_run_is_killed_and_all_that_was_written_is_read(
+    framework: str, project: Path
+) -> None:
     (project / "endless.py").write_text(ENDLESS[framework])
     command = [sys.executable, "endless.py"]
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
@@ -230,7 +252,7 @@ import json, resource, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import flor_plugins as flor
-from flor_plugins.record.recorder import FlorWarning
+from flor_plugins.recorder.recorder import FlorWarning
 from tests.test_recording_faults import Toy, same
 
 def pad(batch):
@@ -257,7 +279,9 @@ if __name__ == "__main__":
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no limits of file sizes")
 @pytest.mark.parametrize("framework", FRAMEWORKS)
-def test_a_disk_that_fills_up_costs_one_warning_and_what_is_missing_is_noted(framework: str, project: Path) -> None:
+def test_a_disk_that_fills_up_costs_one_warning_and_what_is_missing_is_noted(
+    framework: str, project: Path
+) -> None:
     (project / "full.py").write_text(FULL_DISK)
     done = run_script(project, "full.py", framework, Path(__file__).parent.parent)
     assert done.returncode == 0, done.stderr
@@ -270,7 +294,9 @@ def test_a_disk_that_fills_up_costs_one_warning_and_what_is_missing_is_noted(fra
     gaps = "\n".join(run.gaps)
     assert "checkpoint" in gaps and "a row could not be written" in gaps
     table = table_of(run)
-    assert "loss" in at(table, 0, 1) and not at(table, 2, 16)  # the first rows are there, the last are not
+    assert "loss" in at(table, 0, 1) and not at(
+        table, 2, 16
+    )  # the first rows are there, the last are not
     assert not list((project / "store20000").rglob(".partial-*"))
 
 

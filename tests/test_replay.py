@@ -39,7 +39,11 @@ def limited(recorded: Project, framework: str) -> dict[tuple[int, int], float]:
     """The step metric, asked for in a few positions only."""
     hook = recorded.root / HOOKS[framework]
     frame = flor.replay(
-        "update_norm", "step >= 10 and step < 13", hooks=[hook], run="plain1", store=recorded.store.root
+        "update_norm",
+        "step >= 10 and step < 13",
+        hooks=[hook],
+        run="plain1",
+        store=recorded.store.root,
     )
     return rows_of(frame, "plain1", "update_norm")
 
@@ -56,15 +60,21 @@ def test_where_limits_the_positions(limited: dict[tuple[int, int], float]) -> No
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_hindsight_equals_live(recorded: Project, framework: str, asked: None, accumulate: int) -> None:
-    for metric, count in zip(METRICS[framework], (3, 24 if accumulate == 1 else 12, 3), strict=True):
+def test_hindsight_equals_live(
+    recorded: Project, framework: str, asked: None, accumulate: int
+) -> None:
+    for metric, count in zip(
+        METRICS[framework], (3, 24 if accumulate == 1 else 12, 3), strict=True
+    ):
         frame = flor.dataframe(metric, store=recorded.store.root)
         live = rows_of(frame, f"live{accumulate}", metric)
         assert len(live) == count
         assert rows_of(frame, f"plain{accumulate}", metric) == live
 
 
-def test_epochs_whose_checkpoint_was_not_kept_are_run_again(recorded: Project, framework: str, asked: None) -> None:
+def test_epochs_whose_checkpoint_was_not_kept_are_run_again(
+    recorded: Project, framework: str, asked: None
+) -> None:
     at_epoch, at_step, _ = METRICS[framework]
     frame = flor.dataframe(at_epoch, at_step, store=recorded.store.root)
     live = rows_of(frame, "live1", at_step)
@@ -77,34 +87,47 @@ def test_epochs_whose_checkpoint_was_not_kept_are_run_again(recorded: Project, f
 def test_every_verdict_is_exact(recorded: Project, asked: None) -> None:
     rows = recorded.verdicts()
     assert {(row["name"], row["way"]) for row in rows} == {
-        (name, way) for name in ("plain1", "plain2", "sparse") for way in ("state", "validate", "train")
+        (name, way)
+        for name in ("plain1", "plain2", "sparse")
+        for way in ("state", "validate", "train")
     }
     assert {row["verdict"] for row in rows} == {"exact"}
     assert min(row["compared"] for row in rows) > 0
 
 
 def test_a_rerun_epoch_is_compared_in_losses_and_weights(recorded: Project, asked: None) -> None:
-    rerun = next(row for row in recorded.verdicts() if row["name"] == "plain1" and row["way"] == "train")
+    rerun = next(
+        row for row in recorded.verdicts() if row["name"] == "plain1" and row["way"] == "train"
+    )
     assert rerun["compared"] >= 3 * 8 + 3 * 4
 
 
 def test_replayed_code_ends_at_its_fit(recorded: Project, asked: None) -> None:
     # plain2 is the third training of its process: two are passed over before it.
-    outputs = {path.parent.name: path.read_text() for path in recorded.store.root.glob("replays/*/*/output.txt")}
-    first, third = (run for run in flor.runs(store=recorded.store.root) if run.name.startswith("plain"))
+    outputs = {
+        path.parent.name: path.read_text()
+        for path in recorded.store.root.glob("replays/*/*/output.txt")
+    }
+    first, third = (
+        run for run in flor.runs(store=recorded.store.root) if run.name.startswith("plain")
+    )
     assert (first.launch.call, third.launch.call) == (0, 2)
     assert outputs[first.run_id].count("AFTER FIT") == 0
     assert outputs[third.run_id].count("AFTER FIT") == 2
 
 
-def test_the_same_request_asked_twice_plans_nothing(recorded: Project, framework: str, asked: None) -> None:
+def test_the_same_request_asked_twice_plans_nothing(
+    recorded: Project, framework: str, asked: None
+) -> None:
     count = len(list(recorded.store.replays.iterdir()))
     hook = recorded.root / HOOKS[framework]
     flor.replay(METRICS[framework], hooks=[hook], store=recorded.store.root)
     assert len(list(recorded.store.replays.iterdir())) == count
 
 
-def test_recovered_values_share_a_row_with_recorded_ones(recorded: Project, framework: str, asked: None) -> None:
+def test_recovered_values_share_a_row_with_recorded_ones(
+    recorded: Project, framework: str, asked: None
+) -> None:
     frame = flor.dataframe("update_norm", "loss", source=True, store=recorded.store.root)
     own = frame[frame["name"] == "plain1"]
     assert len(own) == 24
@@ -117,7 +140,7 @@ def test_recovered_values_share_a_row_with_recorded_ones(recorded: Project, fram
 def test_missing_values_alone_are_asked_for(recorded: Project, framework: str, asked: None) -> None:
     for run in flor.runs(store=recorded.store.root):
         seen: set[tuple[str, object]] = set()
-        from flor_plugins.store.journal import read_run
+        from flor_plugins.store.metrics.journal import read_run
 
         for writer, row in read_run(run.path):
             for name in row.values if writer.startswith("replay") else ():

@@ -18,7 +18,7 @@ import pytest
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError
-from flor_plugins.replay import isolate, landlock
+from flor_plugins.replayer.sandbox import isolation, landlock
 from tests import replaying
 from tests.replaying import Project, rows_of
 
@@ -73,7 +73,9 @@ def lay(root: Path) -> None:
     """The files to be harmed, as they are before each act."""
     for name in ("canary", "mode", "time", "long", "gone", "moved"):
         (root / "home" / f"{name}.txt").write_text("of the user")
-    (root / "outside" / "saved").mkdir(parents=True, exist_ok=True)  # as the recording has left its folder
+    (root / "outside" / "saved").mkdir(
+        parents=True, exist_ok=True
+    )  # as the recording has left its folder
     for name in ("canary.txt", "linked.txt", "deep/canary.txt", "canary.safetensors"):
         (root / "outside" / name).parent.mkdir(exist_ok=True)
         (root / "outside" / name).write_text("of the user")
@@ -108,17 +110,31 @@ def look(world: World) -> dict[str, Any]:
     seen: dict[str, Any] = {}
     git = world.project.root / ".git"
     for folder, folders, files in os.walk(world.root):
-        folders[:] = [name for name in folders if Path(folder, name) not in (world.project.store.root, git)]
+        folders[:] = [
+            name for name in folders if Path(folder, name) not in (world.project.store.root, git)
+        ]
         for path in (Path(folder), *(Path(folder, name) for name in (*files, *folders))):
             found = path.lstat()
             is_file = stat.S_ISREG(found.st_mode)
-            held = hashlib.sha256(path.read_bytes()).hexdigest() if is_file else path.is_symlink() and os.readlink(path)
+            held = (
+                hashlib.sha256(path.read_bytes()).hexdigest()
+                if is_file
+                else path.is_symlink() and os.readlink(path)
+            )
             size = found.st_size if is_file else None
-            seen[str(path.relative_to(world.root))] = (oct(found.st_mode), found.st_mtime_ns, size, held)
+            seen[str(path.relative_to(world.root))] = (
+                oct(found.st_mode),
+                found.st_mtime_ns,
+                size,
+                held,
+            )
     index = hashlib.sha256((git / "index").read_bytes()).hexdigest()
     status = world.project.git("--no-optional-locks", "status", "--porcelain")
     refs = world.project.git("for-each-ref", "refs/heads", "refs/tags")
-    return {**seen, "git": (index, status, refs, (git / "HEAD").read_text(), (git / "config").read_bytes())}
+    return {
+        **seen,
+        "git": (index, status, refs, (git / "HEAD").read_text(), (git / "config").read_bytes()),
+    }
 
 
 @pytest.fixture(scope="module", params=["lightning", pytest.param("hf", marks=pytest.mark.slow)])
@@ -140,7 +156,9 @@ def hub() -> Iterator[list[bytes]]:
                     return
                 with other:
                     heard.append(other.recv(100))
-                    other.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+                    other.sendall(
+                        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+                    )
 
         threading.Thread(target=listen, daemon=True).start()
         heard_at = f"http://127.0.0.1:{server.getsockname()[1]}"
@@ -154,8 +172,11 @@ def replay(world: World, act: str, kind: str, patch: pytest.MonkeyPatch) -> str:
     """What the replay of that act came to: a verdict, or the refusal."""
     for name, value in world.project.env.items():
         patch.setenv(name, value)
-    patch.setenv(isolate.VARIABLE, kind)
-    metric, store = f"norm_{kind}", world.project.store.root  # each kind asks for what is not known yet
+    patch.setenv(isolation.VARIABLE, kind)
+    metric, store = (
+        f"norm_{kind}",
+        world.project.store.root,
+    )  # each kind asks for what is not known yet
     hook = world.root.parent / f"{metric}.py"
     hook.write_text(HOOK.format(metric))
     try:
@@ -201,6 +222,6 @@ def needs(kind: str, world: World) -> None:
     if kind == "landlock" and landlock.abi() < landlock.FIRST_WITH_REFER:
         pytest.skip("this kernel offers no Landlock")
     with pytest.MonkeyPatch.context() as patch:
-        patch.delenv(isolate.VARIABLE, raising=False)
-        if kind == "overlay" and isolate.in_force(world.root)[0] != "overlay":
-            pytest.skip(isolate.in_force(world.root)[1])
+        patch.delenv(isolation.VARIABLE, raising=False)
+        if kind == "overlay" and isolation.in_force(world.root)[0] != "overlay":
+            pytest.skip(isolation.in_force(world.root)[1])

@@ -45,14 +45,25 @@ def look(project: Project, *, without: tuple[str, ...] = ()) -> Seen:
     files = {}
     for folder, folders, names in os.walk(project.root):
         inside = os.path.relpath(folder, project.root)
-        folders[:] = [f for f in folders if f not in (".flor", "__pycache__") and not (inside == "." and f == ".git")]
+        folders[:] = [
+            f
+            for f in folders
+            if f not in (".flor", "__pycache__") and not (inside == "." and f == ".git")
+        ]
         for name in names:
             path = os.path.normpath(os.path.join(inside, name))
             if path.split(os.sep)[0] not in without:
                 files[path] = digest(project.root / path)
     files["index"] = digest(project.root / ".git/index")
     return Seen(
-        project.git("--no-optional-locks", "status", "--porcelain", "--", ".", *(f":!{name}" for name in without)),
+        project.git(
+            "--no-optional-locks",
+            "status",
+            "--porcelain",
+            "--",
+            ".",
+            *(f":!{name}" for name in without),
+        ),
         (project.root / ".git/HEAD").read_text(),
         project.git("for-each-ref", "refs/heads", "refs/tags", "refs/remotes"),
         project.git("stash", "list"),
@@ -66,7 +77,9 @@ def digest(path: Path) -> str:
 
 
 @pytest.fixture(scope="module", params=["lightning", "hf"])
-def lived_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+def lived_in(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, object]:
     """A repository in use, looked at before a recording, after it and after a replay."""
     project = replaying.make(tmp_path_factory.mktemp(request.param) / "project")
     project.write("train.py", replaying.TRAIN[request.param] + SAVING[request.param])
@@ -88,7 +101,11 @@ def lived_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     before = look(project)
     project.python("train.py")
     recorded, outputs = look(project, without=(OUTPUTS,)), look(project)
-    flor.replay(METRICS[request.param], hooks=[project.root / HOOKS[request.param]], store=project.store.root)
+    flor.replay(
+        METRICS[request.param],
+        hooks=[project.root / HOOKS[request.param]],
+        store=project.store.root,
+    )
     return {
         "project": project, "before": before, "recorded": recorded, "outputs": outputs, "replayed": look(project)
     }  # fmt: skip
@@ -98,7 +115,9 @@ def test_a_recording_leaves_the_repository_as_it_was(lived_in: dict[str, object]
     assert lived_in["recorded"] == lived_in["before"]
 
 
-def test_a_replay_leaves_the_repository_and_the_outputs_as_they_were(lived_in: dict[str, object]) -> None:
+def test_a_replay_leaves_the_repository_and_the_outputs_as_they_were(
+    lived_in: dict[str, object],
+) -> None:
     outputs = lived_in["outputs"]
     assert isinstance(outputs, Seen)
     assert any(name.startswith(OUTPUTS) for name in outputs.files)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.replaying import HOOKS, Project
@@ -26,8 +26,8 @@ import json, os, random, signal, sys, threading
 from glob import glob
 from pathlib import Path
 
-from flor_plugins.replay import plan as planning
-from flor_plugins.replay.engine import run_all
+from flor_plugins.replayer.planning import planner as planning
+from flor_plugins.replayer.execution.executors import run_all
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 
@@ -74,7 +74,9 @@ main()
 """
 
 
-def killed_on_the_way(root: Path, framework: str, *, epochs: int, kills: int, chance: float) -> tuple[Project, Any]:
+def killed_on_the_way(
+    root: Path, framework: str, *, epochs: int, kills: int, chance: float
+) -> tuple[Project, Any]:
     project = replaying.make(root / "project")
     toy = (project.root / "lit_toy.py").read_text()  # its schedule ends after 100 updates
     project.write("lit_toy.py", toy.replace("total_steps=100", f"total_steps={8 * epochs + 8}"))
@@ -86,7 +88,9 @@ def killed_on_the_way(root: Path, framework: str, *, epochs: int, kills: int, ch
         "metrics": PICKED[framework], "kills": kills, "chance": chance,
         "delay_s": 0.0 if kills == 1 else 0.05,
     }  # fmt: skip
-    return project, json.loads(project.python("ignored/ask.py", json.dumps(asked)).stdout.splitlines()[-1])
+    return project, json.loads(
+        project.python("ignored/ask.py", json.dumps(asked)).stdout.splitlines()[-1]
+    )
 
 
 def stored(project: Project) -> Counter[tuple[str, int]]:
@@ -107,7 +111,9 @@ def stored(project: Project) -> Counter[tuple[str, int]]:
 def test_a_replay_whose_workers_are_killed_completes_with_each_value_once(
     tmp_path: Path, framework: str, epochs: int, kills: int, chance: float
 ) -> None:
-    project, said = killed_on_the_way(tmp_path, framework, epochs=epochs, kills=kills, chance=chance)
+    project, said = killed_on_the_way(
+        tmp_path, framework, epochs=epochs, kills=kills, chance=chance
+    )
     found = stored(project)
     twice = sum(count > 1 for count in found.values())
     print(

@@ -28,7 +28,9 @@ def only_run(project: Project) -> Run:
 def check_step_metric(project: Project, hook: Path, store: Path | None = None, **names: str) -> Run:
     """Re-run the last epoch and look at what it was compared with."""
     run = only_run(project)
-    frame = flor.replay("update_norm", hooks=[hook], epochs="last", store=store or project.store.root)
+    frame = flor.replay(
+        "update_norm", hooks=[hook], epochs="last", store=store or project.store.root
+    )
     assert len(rows_of(frame, run.name, "update_norm")) == 8
     return run
 
@@ -90,12 +92,16 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(folder)
 
 
-def test_a_module_replays_from_a_bare_clone(mirrored: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_replays_from_a_bare_clone(
+    mirrored: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(mirrored.root / "bare.git")
     monkeypatch.setenv("FLOR_DIR", str(mirrored.root / "store"))
     [run] = flor.runs()
     assert (run.launch.kind, run.launch.target) == ("module", "pkg.train")
-    frame = flor.replay("update_norm", hooks=[mirrored.root / HOOKS["hf"]], epochs="last", run="module")
+    frame = flor.replay(
+        "update_norm", hooks=[mirrored.root / HOOKS["hf"]], epochs="last", run="module"
+    )
     assert len(rows_of(frame, "module", "update_norm")) == 8
     shown = flor.dataframe("update_norm", source=True)
     assert set(shown["update_norm.verdict"].dropna()) == {"exact"}
@@ -146,11 +152,16 @@ second.train()
 
 
 @pytest.mark.parametrize("framework", list(TWICE))
-def test_second_training_of_a_process_replays_from_its_own_call(framework: str, tmp_path: Path) -> None:
+def test_second_training_of_a_process_replays_from_its_own_call(
+    framework: str, tmp_path: Path
+) -> None:
     project = replaying.make(tmp_path / "project")
     project.write("twice.py", TWICE[framework])
     project.python("twice.py", "0.02")
-    assert [(run.name, run.launch.call) for run in flor.runs(store=project.store.root)] == [("first", 0), ("second", 1)]
+    assert [(run.name, run.launch.call) for run in flor.runs(store=project.store.root)] == [
+        ("first", 0),
+        ("second", 1),
+    ]
     hook = project.root / HOOKS[framework]
     frame = flor.replay("update_norm", hooks=[hook], run="second", store=project.store.root)
     assert len(rows_of(frame, "second", "update_norm")) == 24

@@ -97,15 +97,33 @@ def verified(project: Project, run: Run) -> list[dict]:
 def test_loop_of_the_poster_is_recorded_and_asked_in_hindsight(project: Project) -> None:
     assert "AFTER THE LOOP" in project.python("loop_poster.py").stdout
     run = run_of(project, "loop_poster")
-    assert (run.framework, run.replay_grade, run.gaps, str(run.position)) == ("loop", "exact", (), "epoch=3,step=18")
-    asked = ("--hook", "hooks.py", "--run", "loop_poster", "--metrics", "weight_norm,grad_norm", "--yes")
+    assert (run.framework, run.replay_grade, run.gaps, str(run.position)) == (
+        "loop",
+        "exact",
+        (),
+        "epoch=3,step=18",
+    )
+    asked = (
+        "--hook",
+        "hooks.py",
+        "--run",
+        "loop_poster",
+        "--metrics",
+        "weight_norm,grad_norm",
+        "--yes",
+    )
     done = project.flor("replay", *asked)
-    assert {(one["way"], one["verdict"]) for one in project.verdicts()} == {("state", "exact"), ("train", "exact")}
+    assert {(one["way"], one["verdict"]) for one in project.verdicts()} == {
+        ("state", "exact"),
+        ("train", "exact"),
+    }
     assert done.returncode == 0 and "AFTER THE LOOP" not in project.printed_by_workers()
     frame = flor.dataframe("loss", "weight_norm", "grad_norm", store=project.store.root)
     norms = rows_of(frame, "loop_poster", "grad_norm")
     assert sorted(norms) == sorted(rows_of(frame, "loop_poster", "loss")) and len(norms) == 18
-    weights = checkpoints.load_checkpoint(run.path, checkpoints.list_checkpoints(run.path)[-1].position, ["model"])
+    weights = checkpoints.load_checkpoint(
+        run.path, checkpoints.list_checkpoints(run.path)[-1].position, ["model"]
+    )
     norm = sum(float(one.norm()) ** 2 for one in weights["model"].values()) ** 0.5
     assert rows_of(frame, "loop_poster", "weight_norm")[3, 18] == pytest.approx(norm, rel=1e-6)
     assert len(verified(project, run)) == 3
@@ -118,7 +136,12 @@ def test_script_of_the_tutorial_needs_another_import_only(project: Project) -> N
         "epochs": 2, "hidden": 24, "lr": 0.02, "batch_size": 16,
     }  # fmt: skip
     table = table_of(run)
-    assert sorted(place[0].step for place, values in table.items() if "loss" in values) == [5, 10, 15, 20]
+    assert sorted(place[0].step for place, values in table.items() if "loss" in values) == [
+        5,
+        10,
+        15,
+        20,
+    ]
     assert at(table, 2, 20, level="epoch").keys() == {"val_acc", "accuracy", "correct"}
     assert at(table, 1, 10, level="epoch").keys() == {"val_acc"}
     # The seed was drawn: a replay has the one that was recorded.
@@ -127,9 +150,14 @@ def test_script_of_the_tutorial_needs_another_import_only(project: Project) -> N
 
 @pytest.mark.parametrize(
     ("how", "status", "last"),
-    [pytest.param("breaks", "finished", (3, 15), marks=pytest.mark.slow), ("fails", "failed", (2, 14))],
+    [
+        pytest.param("breaks", "finished", (3, 15), marks=pytest.mark.slow),
+        ("fails", "failed", (2, 14)),
+    ],
 )
-def test_loop_that_ends_early_is_verified_to_its_end(project: Project, how: str, status: str, last: tuple) -> None:
+def test_loop_that_ends_early_is_verified_to_its_end(
+    project: Project, how: str, status: str, last: tuple
+) -> None:
     project.python("ending.py", how, ok=False)
     run = run_of(project, how)
     assert (run.status, (run.position.epoch, run.position.step)) == (status, last)
@@ -148,7 +176,9 @@ def test_killed_loop_goes_on_in_the_middle_of_an_epoch_with_its_variables(projec
     assert (run.status, run.gaps) == ("finished", ()) and run.resumed[0].endswith("epoch=2,step=12")
     assert table_of(run) == table_of(whole)
     end = checkpoints.list_checkpoints(run.path)[-1].position
-    assert checkpoints.tensor_hashes(run.path, end, "model") == checkpoints.tensor_hashes(whole.path, end, "model")
+    assert checkpoints.tensor_hashes(run.path, end, "model") == checkpoints.tensor_hashes(
+        whole.path, end, "model"
+    )
     verified(project, run)
 
 
@@ -156,7 +186,10 @@ def test_error_and_early_end_that_the_recording_did_not_have_are_failures(projec
     script = ENDING.replace("        patience += 1", OTHERWISE + "        patience += 1")
     project.write("otherwise.py", script.replace("every_n_steps=2", "every_n_epochs=2"))
     project.python("otherwise.py", "otherwise")
-    for text, said in (("raise", "LookupError: now"), ("break", "left its loop 'epoch' at epoch 1")):
+    for text, said in (
+        ("raise", "LookupError: now"),
+        ("break", "left its loop 'epoch' at epoch 1"),
+    ):
         done = project.flor("verify", "otherwise", ok=False, OTHERWISE=text)
         assert done.returncode == 1 and said in done.stderr, done.stderr
 
@@ -177,12 +210,20 @@ def test_resume_auto_goes_on_by_the_same_command(project: Project) -> None:
     project.python("again.py", "auto")
     run = run_of(project, "auto")
     assert (run.status, len(run.resumed), str(run.position)) == ("finished", 1, "epoch=5,step=25")
-    whole = table_of(run_of(project, "whole")) if any(r.name == "whole" for r in list_runs(project.store)) else None
+    whole = (
+        table_of(run_of(project, "whole"))
+        if any(r.name == "whole" for r in list_runs(project.store))
+        else None
+    )
     assert whole is None or table_of(run) == whole
 
 
-def test_line_that_was_added_to_the_loop_is_carried_to_the_recorded_version(project: Project) -> None:
-    pytest.importorskip("flor_plugins.replay.patching", reason="edits are not carried yet")
+def test_line_that_was_added_to_the_loop_is_carried_to_the_recorded_version(
+    project: Project,
+) -> None:
+    pytest.importorskip(
+        "flor_plugins.replayer.method_patching.patches", reason="edits are not carried yet"
+    )
     text = (project.root / "loop_poster.py").read_text()
     if not any(run.name == "loop_poster" for run in list_runs(project.store)):
         project.python("loop_poster.py")
@@ -194,7 +235,9 @@ def test_line_that_was_added_to_the_loop_is_carried_to_the_recorded_version(proj
     finally:
         project.write("loop_poster.py", text)
     assert {(one["way"], one["verdict"]) for one in project.verdicts()} == {("train", "exact")}
-    assert len(rows_of(flor.dataframe("bias", store=project.store.root), "loop_poster", "bias")) == 18
+    assert (
+        len(rows_of(flor.dataframe("bias", store=project.store.root), "loop_poster", "bias")) == 18
+    )
 
 
 RECIPE = """
@@ -238,14 +281,28 @@ def test_recipe_whose_function_trains_by_itself_is_recorded_and_replayed(tmp_pat
     assert [run.params for run in runs] == [{"rate": 0.1}, {"rate": 0.3}]
     frame = flor.dataframe("reward", "weight_norm", store=project.store.root)
     for run in runs:
-        assert len(rows_of(frame, run.name, "weight_norm")) == len(rows_of(frame, run.name, "reward")) == 4
+        assert (
+            len(rows_of(frame, run.name, "weight_norm"))
+            == len(rows_of(frame, run.name, "reward"))
+            == 4
+        )
     assert {one["verdict"] for one in project.verdicts()} == {"exact"}
     verified(project, runs[1])
 
 
 @pytest.mark.parametrize("how", ["ddp", pytest.param("accelerate", marks=pytest.mark.slow)])
-def test_two_processes_are_recorded_and_replayed_each_bit_for_bit(project: Project, how: str) -> None:
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "loop_pair.py", how, how]
+def test_two_processes_are_recorded_and_replayed_each_bit_for_bit(
+    project: Project, how: str
+) -> None:
+    words = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        "loop_pair.py",
+        how,
+        how,
+    ]
     told = project.run(sys.executable, *words, OMP_NUM_THREADS="1").stdout
     run = run_of(project, how)
     assert (run.processes, run.status, run.replay_grade) == (2, "finished", "exact")

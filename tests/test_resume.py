@@ -18,7 +18,14 @@ __all__ = ["start", "whole"]  # fixtures
 
 # ---- killed and started again by the same command
 
-ANYWHERE = ["step:KILL:18", "validation:KILL:20", "checkpoint:KILL:5", "step:TERM:18", "step:INT:18", "end:KILL:1"]
+ANYWHERE = [
+    "step:KILL:18",
+    "validation:KILL:20",
+    "checkpoint:KILL:5",
+    "step:TERM:18",
+    "step:INT:18",
+    "end:KILL:1",
+]
 CASES = {
     "lightning": {
         "dropout_shuffle": [*ANYWHERE, "step:KILL:9+validation:KILL:30"],
@@ -55,7 +62,12 @@ CASES = {
 @pytest.mark.exactness
 @pytest.mark.parametrize(
     ("framework", "cell", "stops"),
-    [(framework, cell, stops) for framework in CASES for cell, all_ in CASES[framework].items() for stops in all_],
+    [
+        (framework, cell, stops)
+        for framework in CASES
+        for cell, all_ in CASES[framework].items()
+        for stops in all_
+    ],
 )
 def test_the_same_command_goes_on_with_a_stopped_run_to_the_same_end(
     framework: str, cell: str, stops: str, start: Starter, whole: Whole, tmp_path: Path
@@ -70,7 +82,10 @@ def test_the_same_command_goes_on_with_a_stopped_run_to_the_same_end(
     run = the_run(folder)
     assert differences(run, expected) == []
     assert len(run.resumed) == len(stops.split("+"))
-    own = [{str(path.relative_to(one)) for path in one.rglob("out/*")} for one in (folder, expected.path.parents[2])]
+    own = [
+        {str(path.relative_to(one)) for path in one.rglob("out/*")}
+        for one in (folder, expected.path.parents[2])
+    ]
     assert own[0] == own[1]
 
 
@@ -83,7 +98,9 @@ def test_a_finished_run_is_followed_by_a_new_one(start: Starter, tmp_path: Path)
     assert not any(run.resumed for run in runs)
 
 
-def test_a_run_killed_before_its_first_checkpoint_is_followed_by_a_new_one(start: Starter, tmp_path: Path) -> None:
+def test_a_run_killed_before_its_first_checkpoint_is_followed_by_a_new_one(
+    start: Starter, tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "project")
     assert start.run(folder, SCRIPT, "hf", "max_steps_short", STOP="checkpoint:KILL:1")[0] == -9
     assert start.run(folder, SCRIPT, "hf", "max_steps_short")[0] == 0
@@ -100,7 +117,10 @@ def test_changed_code_begins_a_new_run_and_says_why(start: Starter, tmp_path: Pa
     status, output = start.run(folder, SCRIPT, "hf", "max_steps_short")
     killed, new = list_runs(Store(folder / ".flor"))
     assert (status, killed.status, new.status, new.resumed) == (0, "killed", "finished", ())
-    assert f"a new run is recorded: the code of the interrupted run resume_cell ({killed.run_id})" in output
+    assert (
+        f"a new run is recorded: the code of the interrupted run resume_cell ({killed.run_id})"
+        in output
+    )
     assert "has changed since: resume_cell.py." in output
 
 
@@ -143,12 +163,20 @@ def test_of_two_trainings_in_one_script_only_the_second_is_trained_again(
     assert [run.status for run in runs] == ["finished", "finished"]
 
 
-@pytest.mark.parametrize(("framework", "cell"), [("lightning", "model_checkpoint"), ("hf", "best_model")])
+@pytest.mark.parametrize(
+    ("framework", "cell"), [("lightning", "model_checkpoint"), ("hf", "best_model")]
+)
 def test_a_checkpoint_of_the_trainers_own_that_the_script_asks_for_does_not_replace_ours(
     framework: str, cell: str, start: Starter, whole: Whole, tmp_path: Path
 ) -> None:
     expected, folder = whole(framework, cell), make_folder(tmp_path / "project")
-    start.run(folder, SCRIPT, framework, cell, STOP="step:KILL:42" if framework == "lightning" else "step:KILL:33")
+    start.run(
+        folder,
+        SCRIPT,
+        framework,
+        cell,
+        STOP="step:KILL:42" if framework == "lightning" else "step:KILL:33",
+    )
     newest = list_checkpoints(the_run(folder).path)[-1]
     shutil.rmtree(newest.path)  # now the trainer's own one is later than ours
     before = list_checkpoints(the_run(folder).path)[-1]
@@ -158,7 +186,9 @@ def test_a_checkpoint_of_the_trainers_own_that_the_script_asks_for_does_not_repl
     assert differences(the_run(folder), expected) == []
 
 
-def test_another_environment_than_before_the_interruption_is_an_obstacle(start: Starter, tmp_path: Path) -> None:
+def test_another_environment_than_before_the_interruption_is_an_obstacle(
+    start: Starter, tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "project")
     start.run(folder, SCRIPT, "hf", "max_steps_short", STOP="end:KILL:1")
     was = the_run(folder)
@@ -169,13 +199,18 @@ def test_another_environment_than_before_the_interruption_is_an_obstacle(start: 
     (found,) = set(run.obstacles) - set(was.obstacles)
     now = was.environment["packages"]["torch"]
     assert found.grade == "close"
-    assert found.reason == f"it was interrupted and went on elsewhere: packages torch 2.1.0 then, {now} now"
+    assert (
+        found.reason
+        == f"it was interrupted and went on elsewhere: packages torch 2.1.0 then, {now} now"
+    )
 
 
 ELSEWHERE = Process("another-host", 1, "")
 
 
-def test_a_requeued_job_goes_on_with_its_run_on_another_host(start: Starter, tmp_path: Path) -> None:
+def test_a_requeued_job_goes_on_with_its_run_on_another_host(
+    start: Starter, tmp_path: Path
+) -> None:
     folder, job = make_folder(tmp_path / "project"), {"SLURM_JOB_ID": "4711"}
     start.run(folder, SCRIPT, "hf", "max_steps_short", STOP="end:KILL:1", **job)
     save_run(replace(the_run(folder), status="running", process=ELSEWHERE))
@@ -183,7 +218,9 @@ def test_a_requeued_job_goes_on_with_its_run_on_another_host(start: Starter, tmp
     assert (the_run(folder).status, len(the_run(folder).resumed)) == ("finished", 1)
 
 
-def test_a_run_that_may_go_on_elsewhere_is_left_alone_with_a_warning(start: Starter, tmp_path: Path) -> None:
+def test_a_run_that_may_go_on_elsewhere_is_left_alone_with_a_warning(
+    start: Starter, tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "project")
     start.run(folder, SCRIPT, "hf", "max_steps_short", STOP="end:KILL:1", SLURM_JOB_ID="4711")
     elsewhere = the_run(folder)
@@ -194,7 +231,9 @@ def test_a_run_that_may_go_on_elsewhere_is_left_alone_with_a_warning(start: Star
     assert f"({elsewhere.run_id}), is not known to have ended: another-host wrote to it" in output
 
 
-def test_a_task_of_an_array_does_not_go_on_with_the_run_of_another_one(start: Starter, tmp_path: Path) -> None:
+def test_a_task_of_an_array_does_not_go_on_with_the_run_of_another_one(
+    start: Starter, tmp_path: Path
+) -> None:
     folder = make_folder(tmp_path / "project")
     for task in ("1", "2", "1"):
         stop = {} if task == "2" else {"STOP": "end:KILL:1"}

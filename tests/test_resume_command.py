@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from flor_plugins.hf import FlorCallback as HfCallback
 from flor_plugins.lightning import FlorCallback as LightningCallback
-from flor_plugins.record.recorder import FlorWarning
+from flor_plugins.recorder.recorder import FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -34,14 +34,18 @@ def _hf(folder: Path, stop: Callable[[int], None], **options: Any) -> Callable[[
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             stop(state.global_step)
 
-    trainer, train = cells_hf.train("plain", folder / "out", HfCallback(store=folder / "store", **options))
+    trainer, train = cells_hf.train(
+        "plain", folder / "out", HfCallback(store=folder / "store", **options)
+    )
     trainer.add_callback(Stop())
     return train
 
 
 def _lightning(folder: Path, stop: Callable[[int], None], **options: Any) -> Callable[[], Any]:
     class Stop(pl.Callback):
-        def on_before_zero_grad(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any) -> None:
+        def on_before_zero_grad(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+        ) -> None:
             stop(trainer.global_step)
 
     callback = LightningCallback(store=folder / "store", **options)
@@ -66,10 +70,15 @@ def test_a_run_that_an_exception_ended_goes_on_where_it_is_named(
     (failed,) = list_runs(Store(tmp_path / "store"))
     assert failed.status == "failed"
     make(tmp_path, lambda step: None, every_n_steps=4, resume=failed.run_id)()
-    (run,), (whole,) = list_runs(Store(tmp_path / "store")), list_runs(Store(tmp_path / "whole" / "store"))
+    (run,), (whole,) = (
+        list_runs(Store(tmp_path / "store")),
+        list_runs(Store(tmp_path / "whole" / "store")),
+    )
     assert differences(run, whole) == []
     assert len(run.resumed) == 1 and run.resumed[0].endswith("step=16")
-    with pytest.warns(FlorWarning, match="a new run is recorded: run .* is finished; there is nothing to resume"):
+    with pytest.warns(
+        FlorWarning, match="a new run is recorded: run .* is finished; there is nothing to resume"
+    ):
         make(tmp_path, lambda step: None, every_n_steps=4, resume=failed.run_id)()
     assert len(list_runs(Store(tmp_path / "store"))) == 2
 
@@ -91,7 +100,9 @@ def test_an_hf_training_that_ends_between_its_epochs_is_failed(tmp_path: Path) -
 def test_an_hf_training_that_stumbles_after_its_last_epoch_is_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer, train = cells_hf.train("max_steps_short", tmp_path / "out", HfCallback(store=tmp_path / "store"))
+    trainer, train = cells_hf.train(
+        "max_steps_short", tmp_path / "out", HfCallback(store=tmp_path / "store")
+    )
 
     def find_checkpoints(trial: Any) -> str:
         raise ZeroDivisionError("the user's own mistake")
@@ -116,7 +127,9 @@ def a_project(folder: Path) -> Project:
 
 
 @pytest.mark.parametrize("framework", ["lightning", "hf"])
-def test_resume_goes_on_with_a_killed_script(framework: str, start: Starter, whole: Whole, tmp_path: Path) -> None:
+def test_resume_goes_on_with_a_killed_script(
+    framework: str, start: Starter, whole: Whole, tmp_path: Path
+) -> None:
     cell = {"lightning": "dropout_shuffle", "hf": "plain"}[framework]
     project = a_project(tmp_path / "project")
     start.run(project.root, SCRIPT, framework, cell, STOP="step:KILL:33")
@@ -124,7 +137,9 @@ def test_resume_goes_on_with_a_killed_script(framework: str, start: Starter, who
     run = the_run(project.root)
     position = {"lightning": "epoch=4,step=60", "hf": "epoch=4,step=40"}[framework]
     assert f"resuming resume_cell ({run.run_id}) at epoch=" in done.stdout
-    assert "AFTER TRAINING" in done.stdout and f"resume_cell is finished at {position}" in done.stdout
+    assert (
+        "AFTER TRAINING" in done.stdout and f"resume_cell is finished at {position}" in done.stdout
+    )
     assert differences(run, whole(framework, cell)) == []
     refused = project.flor("resume", "resume_cell", ok=False)
     assert refused.returncode == 1 and "is finished; there is nothing to resume" in refused.stderr
@@ -159,7 +174,15 @@ def test_resume_goes_on_with_a_version_of_a_recipe(start: Starter, tmp_path: Pat
     project, whole = a_project(tmp_path / "project"), a_project(tmp_path / "whole")
     for one, stop in ((project, "step:KILL:33"), (whole, "::0")):
         recipe = one.write("cell.yaml", RECIPE)
-        start.run(one.root, "-m", "flor_plugins.record.start", "recipe", str(recipe), "one", STOP=stop)
+        start.run(
+            one.root,
+            "-m",
+            "flor_plugins.recorder.launching.run_script",
+            "recipe",
+            str(recipe),
+            "one",
+            STOP=stop,
+        )
     project.write(SCRIPT, "raise SystemExit('this is the new code')\n")
     done = project.flor("resume", "one")
     run = the_run(project.root)

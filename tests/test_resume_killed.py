@@ -13,7 +13,12 @@ CELLS = {
     "lightning": ["dropout_shuffle", "two_workers", "accumulate_clip", "ema", "model_checkpoint"],
     "hf": ["plain", "workers", "accumulate", "plateau", "best_model"],
 }
-UPDATES = {"accumulate_clip": 24, "accumulate": 16, "hf": 40, "lightning": 60}  # of a whole training
+UPDATES = {
+    "accumulate_clip": 24,
+    "accumulate": 16,
+    "hf": 40,
+    "lightning": 60,
+}  # of a whole training
 MOMENTS = ("step", "validation", "checkpoint")
 FILES = 5  # of the first checkpoint, at most
 
@@ -39,9 +44,13 @@ def test_20_runs_killed_at_random_moments_end_in_the_weights_of_the_uninterrupte
                     found = differences(run, the_run(whole))
                     equal += killed == -9 and status == 0 and len(run.resumed) == 1 and not found
                     resumed = run.resumed[0].split()[-1] if run.resumed else "not resumed"
-                    table.append((framework, cell, stop, torn, resumed, "; ".join(found) or "equal"))
+                    table.append(
+                        (framework, cell, stop, torn, resumed, "; ".join(found) or "equal")
+                    )
     with capsys.disabled():
-        print("\nframework  cell             killed at                 torn  resumed at       rows, model, optimizer")
+        print(
+            "\nframework  cell             killed at                 torn  resumed at       rows, model, optimizer"
+        )
         for row in table:
             print("{:10} {:16} {:25} {:4}  {:16} {}".format(*row))
         print(f"{equal} of {len(table)} ended as the uninterrupted run")

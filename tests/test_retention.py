@@ -14,16 +14,32 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints import known_tensors, list_checkpoints, load_checkpoint, save_checkpoint
+from flor_plugins.store.checkpoints import (
+    known_tensors,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from flor_plugins.store.codec import encode
+from flor_plugins.store.gc import pin, thin
+from flor_plugins.store.gc.checkpoint_sizes import Content, Shelf
+from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up, read_shelf
+from flor_plugins.store.gc.eviction import Standing, Step, choose, limits_of
+from flor_plugins.store.gc.leftovers import size_of
+from flor_plugins.store.gc.replay_cost import Course, Form, Questions, estimated_course
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention import pin, thin
-from flor_plugins.store.retention.choice import Standing, Step, choose, limits_of
-from flor_plugins.store.retention.cost import Course, Form, Questions, estimated_course
-from flor_plugins.store.retention.disk import drop_optimizer, give_up, read_shelf
-from flor_plugins.store.retention.leftovers import size_of
-from flor_plugins.store.retention.shelf import Content, Shelf
-from tests.retaining import STEPS, at, begin_replay, check_all, ended, forms, make_run, save_all, sections, train
+from tests.retaining import (
+    STEPS,
+    at,
+    begin_replay,
+    check_all,
+    ended,
+    forms,
+    make_run,
+    save_all,
+    sections,
+    train,
+)
 
 FORMS: tuple[Form, ...] = ("full", "weights", "gone")
 
@@ -46,7 +62,9 @@ def mean_of(epochs: int, kept: Iterable[int]) -> float:
 def equal(epochs: int, weights: int = 1, optimizer: int = 2) -> Standing:
     """A run with a full checkpoint of the same size at each epoch."""
     positions = [at(epoch) for epoch in range(epochs + 1)]
-    shelf = Shelf({one: Content(weights, optimizer) for one in positions}, dict.fromkeys(positions, "full"))
+    shelf = Shelf(
+        {one: Content(weights, optimizer) for one in positions}, dict.fromkeys(positions, "full")
+    )
     return Standing("run", course(epochs), [shelf], {positions[0], positions[-1]})
 
 
@@ -89,9 +107,13 @@ def test_checkpoints_inside_an_epoch_are_worth_something_before_its_end() -> Non
 
 
 def test_the_course_of_a_run_is_estimated_from_its_checkpoints() -> None:
-    found = estimated_course([Position(0, 0), Position(1, 13), Position(2, 20), Position(4, 45)], None)
+    found = estimated_course(
+        [Position(0, 0), Position(1, 13), Position(2, 20), Position(4, 45)], None
+    )
     assert found.ends == {0: 0, 1: 10, 2: 20, 3: 30, 4: 40}
-    assert not found.is_end(Position(1, 13)) and found.progress(Position(1, 13)) == pytest.approx(1.3)
+    assert not found.is_end(Position(1, 13)) and found.progress(Position(1, 13)) == pytest.approx(
+        1.3
+    )
     assert estimated_course([], None).ends == {0: 0}
 
 
@@ -110,7 +132,9 @@ def test_the_increase_of_a_step_is_the_difference_of_the_costs(
 ) -> None:
     its_course, there = run
     there = {**there, Position(0, 0): "full"}
-    weights = data.draw(st.none() | st.dictionaries(st.integers(1, 12), st.floats(0.1, 9.0), min_size=12))
+    weights = data.draw(
+        st.none() | st.dictionaries(st.integers(1, 12), st.floats(0.1, 9.0), min_size=12)
+    )
     questions = Questions.of(its_course, there, weights)
     present = [one for one, form in there.items() if form != "gone" and one.step]
     if not present:
@@ -149,7 +173,9 @@ def test_thinning_again_and_again_beside_a_training_beats_the_newest_and_log_spa
         kept.append(epoch)
         positions = [at(one) for one in kept]
         shelf = Shelf({one: Content(1) for one in positions}, dict.fromkeys(positions, "full"))
-        run = Standing("run", estimated_course(positions, None), [shelf], {positions[0], positions[-1]})
+        run = Standing(
+            "run", estimated_course(positions, None), [shelf], {positions[0], positions[-1]}
+        )
         choose([run], run.nbytes - room)
         kept = [one.epoch for one, form in run.forms.items() if form == "full"]
     assert len(kept) <= room
@@ -175,7 +201,9 @@ def shelves(draw: st.DrawFn) -> list[Standing]:
                 of_optimizer=frozenset({"optimizer/b"}),
                 frame=4,
                 uses=frozenset((one, "model/a") for one in uses),
-                optimizer_uses=frozenset((one, "optimizer/b") for one in uses if draw(st.booleans())),
+                optimizer_uses=frozenset(
+                    (one, "optimizer/b") for one in uses if draw(st.booleans())
+                ),
             )
         shelf = Shelf(contents, {one: draw(st.sampled_from(FORMS)) for one in contents})
         fixed = {at(0), at(epochs)}
@@ -184,12 +212,16 @@ def shelves(draw: st.DrawFn) -> list[Standing]:
 
 
 @given(shelves(), st.integers(0, 800))
-def test_the_budget_is_met_or_nothing_more_can_be_given_up(runs: list[Standing], budget: int) -> None:
+def test_the_budget_is_met_or_nothing_more_can_be_given_up(
+    runs: list[Standing], budget: int
+) -> None:
     before = {run.run_id: dict(run.forms) for run in runs}
     total = sum(run.nbytes for run in runs)
     steps = choose(runs, total - budget)
     left = sum(run.nbytes for run in runs)
-    assert left <= max(budget, 0) or not any(run.freed(step) > 0 for run in runs for step in run.steps())
+    assert left <= max(budget, 0) or not any(
+        run.freed(step) > 0 for run in runs for step in run.steps()
+    )
     assert total > budget or not steps
     for run in runs:
         told = {step.position: step for step in steps if step.run_id == run.run_id}
@@ -203,7 +235,9 @@ def test_the_budget_is_met_or_nothing_more_can_be_given_up(runs: list[Standing],
 
 
 @given(shelves(), st.integers(0, 800), st.integers(0, 800))
-def test_nothing_is_chosen_beyond_what_was_agreed_to(runs: list[Standing], budget: int, later: int) -> None:
+def test_nothing_is_chosen_beyond_what_was_agreed_to(
+    runs: list[Standing], budget: int, later: int
+) -> None:
     forms_before = [dict(run.forms) for run in runs]
     total = sum(run.nbytes for run in runs)
     steps = choose(runs, total - budget)
@@ -212,12 +246,16 @@ def test_nothing_is_chosen_beyond_what_was_agreed_to(runs: list[Standing], budge
             run.put(position, form)
     agreed = limits_of(steps)
     fewer = choose(runs, total - max(budget, later), agreed)
-    assert all(FORMS.index(step.then) <= FORMS.index(agreed[step.run_id, step.position]) for step in fewer)
+    assert all(
+        FORMS.index(step.then) <= FORMS.index(agreed[step.run_id, step.position]) for step in fewer
+    )
 
 
 def test_a_step_that_turned_out_not_to_be_needed_is_taken_back() -> None:
     sizes = {0: 1, 1: 10, 2: 1, 3: 500, 4: 1}
-    shelf = Shelf({at(one): Content(size) for one, size in sizes.items()}, {at(one): "full" for one in sizes})
+    shelf = Shelf(
+        {at(one): Content(size) for one, size in sizes.items()}, {at(one): "full" for one in sizes}
+    )
     run = Standing("run", course(4), [shelf], {at(0), at(4)})
     assert choose([run], 400) == [Step("run", at(3), "full", "gone")]
 
@@ -286,7 +324,9 @@ def test_thinning_holds_what_is_pinned_or_a_replay_needs(store: Store) -> None:
     assert thin(run.path, 0) == []
 
 
-def test_the_writer_goes_on_after_thinning_without_a_reference_to_what_is_gone(store: Store) -> None:
+def test_the_writer_goes_on_after_thinning_without_a_reference_to_what_is_gone(
+    store: Store,
+) -> None:
     run = make_run(store, status="running")
     known: dict[Any, Any] = {}
     for epoch in range(12):
@@ -312,11 +352,13 @@ def test_thinning_loads_nothing_heavy(store: Store) -> None:
     run = train(store, 3)
     code = (
         "import sys, pathlib\n"
-        "from flor_plugins.store.retention import thin\n"
+        "from flor_plugins.store.gc import thin\n"
         f"assert thin(pathlib.Path({str(run.path)!r}), 0)\n"
         "print(*[m for m in ('torch', 'pandas', 'pyarrow', 'duckdb', 'typer', 'rich') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60
+    )
     assert (done.returncode, done.stdout.split()) == (0, []), done.stderr
 
 
@@ -335,7 +377,7 @@ def deadly(module, name):
         return real(*args, **more)
     setattr(module, name, act)
 deadly(os, moment)
-from flor_plugins.store.retention import thin
+from flor_plugins.store.gc import thin
 thin(pathlib.Path(sys.argv[1]), 0)
 print("not killed")
 """

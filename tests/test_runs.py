@@ -60,7 +60,10 @@ def test_a_run_comes_back_as_it_was_saved(store: Store) -> None:
         params={"lr": 1e-3, "layers": [1, 2], "model.name": "x"},
         timing=Timing(1.0, None, 0.5, 0.25),
         gaps=("disk was full",),
-        skipped=(Skipped(Position(2, 80), "the writer was busy", 1.5), Skipped(Position(3, 120), "too dear")),
+        skipped=(
+            Skipped(Position(2, 80), "the writer was busy", 1.5),
+            Skipped(Position(3, 120), "too dear"),
+        ),
         skipped_count=7,
     )
     bare = make(store, SECOND, code=None)
@@ -87,7 +90,9 @@ params = st.recursive(
 
 @settings(deadline=None, max_examples=40)
 @given(st.dictionaries(st.text(), params))
-def test_all_params_that_json_can_say_survive(tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]) -> None:
+def test_all_params_that_json_can_say_survive(
+    tmp_path_factory: pytest.TempPathFactory, found: dict[str, Any]
+) -> None:
     store = Store(tmp_path_factory.mktemp("s"))
     make(store, FIRST, params=found)
     assert load_run(store.run(FIRST)).params == found
@@ -99,7 +104,13 @@ def test_other_params_become_text_instead_of_ending_the_training(store: Store) -
     make(
         store,
         FIRST,
-        params={"path": Path("a/b"), "inf": float("inf"), "np": numpy.float32(0.5), "f": len, "s": {1}},
+        params={
+            "path": Path("a/b"),
+            "inf": float("inf"),
+            "np": numpy.float32(0.5),
+            "f": len,
+            "s": {1},
+        },
     )
     found = load_run(store.run(FIRST)).params
     assert found == {"path": "a/b", "inf": float("inf"), "np": 0.5, "f": str(len), "s": [1]}
@@ -112,7 +123,9 @@ def test_runs_are_listed_by_time(store: Store) -> None:
     assert list_runs(Store(store.root / "none")) == []
 
 
-@pytest.mark.parametrize("text", ["", '{"format": 1, "run_i', "[]", '{"format": 1}', '{"format": 99}', "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", '{"format": 1, "run_i', "[]", '{"format": 1}', '{"format": 99}', "\x00"]
+)
 def test_damaged_runs_are_left_out_with_one_warning(store: Store, text: str) -> None:
     make(store, FIRST)
     for run_id in (SECOND, THIRD):
@@ -182,7 +195,9 @@ def test_a_run_is_killed_once_its_process_was_killed(store: Store) -> None:
         child.kill()
         child.communicate()
     assert list_runs(store)[0].status == "killed"
-    assert json.loads((run.path / "run.json").read_text())["status"] == "running"  # a read never writes
+    assert (
+        json.loads((run.path / "run.json").read_text())["status"] == "running"
+    )  # a read never writes
 
 
 def test_a_pid_that_was_given_again_is_another_process(store: Store) -> None:
@@ -202,7 +217,7 @@ def test_a_run_of_another_host_is_believed(store: Store) -> None:
 
 def test_reading_runs_imports_no_library() -> None:
     code = (
-        "import sys, flor_plugins.store.runs, flor_plugins.store.journal\n"
+        "import sys, flor_plugins.store.runs, flor_plugins.store.metrics.journal\n"
         "assert not {'torch', 'numpy', 'pandas', 'pyarrow', 'duckdb'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

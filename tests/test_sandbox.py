@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from flor_plugins.errors import SnapshotError
-from flor_plugins.record.snapshot import take
+from flor_plugins.recorder.code_snapshot.snapshot import take
 from flor_plugins.records import Code
-from flor_plugins.replay.sandbox import map_path, sandbox
-from flor_plugins.store.commits import find_commit
+from flor_plugins.replayer.sandbox.worktree import map_path, sandbox
 from flor_plugins.store.layout import Store
+from flor_plugins.store.remote.commits import find_commit
 
 
 def git(where: Path, *args: str) -> str:
@@ -37,7 +37,14 @@ def work(tmp_path: Path) -> Path:
     git(root, "stash")
     (root / "train.py").write_text("dirty\n")
     (root / "pack" / "new.py").write_text("new")
-    for path in ("data/a.txt", "data/deep/b.txt", "pack/w.bin", ".venv/pyvenv.cfg", ".venv/x.py", ".env"):
+    for path in (
+        "data/a.txt",
+        "data/deep/b.txt",
+        "pack/w.bin",
+        ".venv/pyvenv.cfg",
+        ".venv/x.py",
+        ".env",
+    ):
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_text(path)
     for name in ("pre-commit", "post-checkout", "reference-transaction"):
@@ -56,17 +63,31 @@ def store(work: Path) -> Store:
 
 
 def state(root: Path) -> tuple[object, ...]:
-    asked = (("status", "--porcelain", "-uall"), ("stash", "list"), ("worktree", "list"), ("branch", "-a"))
+    asked = (
+        ("status", "--porcelain", "-uall"),
+        ("stash", "list"),
+        ("worktree", "list"),
+        ("branch", "-a"),
+    )
     tree = {path: path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
     ours = str(root / ".flor")
     outside = {
-        path: held for path, held in tree.items() if not str(path).startswith((ours, str(root / ".git")))
+        path: held
+        for path, held in tree.items()
+        if not str(path).startswith((ours, str(root / ".git")))
     }
     index = (root / ".git" / "index").read_bytes()
-    return index, (root / ".git" / "HEAD").read_text(), [git(root, *each) for each in asked], outside
+    return (
+        index,
+        (root / ".git" / "HEAD").read_text(),
+        [git(root, *each) for each in asked],
+        outside,
+    )
 
 
-def test_the_users_repository_is_the_same_afterwards(work: Path, store: Store, tmp_path: Path) -> None:
+def test_the_users_repository_is_the_same_afterwards(
+    work: Path, store: Store, tmp_path: Path
+) -> None:
     code = take(store, "run", work)
     (work / "train.py").write_text("newer\n")
     before = state(work)
@@ -86,9 +107,14 @@ def test_the_users_repository_is_the_same_afterwards(work: Path, store: Store, t
 def test_inputs_are_links_and_stay_when_the_sandbox_goes(work: Path, store: Store) -> None:
     (work / "pack" / "__pycache__").mkdir()
     code = take(store, "run", work)
-    with find_commit(code, store, work) as repo, sandbox(repo, code, store.replay("r") / "w0") as folder:
+    with (
+        find_commit(code, store, work) as repo,
+        sandbox(repo, code, store.replay("r") / "w0") as folder,
+    ):
         assert (folder / "data" / "deep" / "b.txt").read_text() == "data/deep/b.txt"
-        assert (folder / "data" / "a.txt").is_symlink() and not (folder / "data" / "deep").is_symlink()
+        assert (folder / "data" / "a.txt").is_symlink() and not (
+            folder / "data" / "deep"
+        ).is_symlink()
         assert (folder / "pack" / "w.bin").is_symlink() and (folder / ".env").is_symlink()
         assert (folder / ".venv").is_symlink() and (folder / ".venv" / "x.py").exists()
         assert not (folder / ".flor").exists() and not (folder / "pack" / "__pycache__").exists()
@@ -100,23 +126,33 @@ def test_inputs_are_links_and_stay_when_the_sandbox_goes(work: Path, store: Stor
 def test_folders_with_very_many_files_are_one_link(
     work: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flor_plugins.replay.sandbox.MAX_LINKS", 20)
+    monkeypatch.setattr("flor_plugins.replayer.sandbox.worktree.MAX_LINKS", 20)
     for number in range(21):
         (work / "data" / "deep" / f"{number}").touch()
     code = take(store, "run", work)
-    with find_commit(code, store, work) as repo, sandbox(repo, code, store.replay("r") / "w0") as folder:
+    with (
+        find_commit(code, store, work) as repo,
+        sandbox(repo, code, store.replay("r") / "w0") as folder,
+    ):
         assert (folder / "data").is_symlink() and (folder / "pack" / "w.bin").is_symlink()
     assert (work / "data" / "deep" / "20").exists()
 
 
-def test_code_written_since_the_run_is_not_there_but_later_data_is(work: Path, store: Store) -> None:
+def test_code_written_since_the_run_is_not_there_but_later_data_is(
+    work: Path, store: Store
+) -> None:
     code = take(store, "run", work)
     (work / "datasets.py").write_text("raise SystemExit")
     (work / "committed.py").write_text("raise SystemExit")
     git(work, "add", "committed.py")
     (work / "table.csv").write_text("1")
-    with find_commit(code, store, work) as repo, sandbox(repo, code, store.replay("r") / "w0") as folder:
-        assert not os.path.lexists(folder / "datasets.py") and not os.path.lexists(folder / "committed.py")
+    with (
+        find_commit(code, store, work) as repo,
+        sandbox(repo, code, store.replay("r") / "w0") as folder,
+    ):
+        assert not os.path.lexists(folder / "datasets.py") and not os.path.lexists(
+            folder / "committed.py"
+        )
         assert (folder / "table.csv").read_text() == "1"
 
 
@@ -128,9 +164,14 @@ def test_without_git_everything_else_is_linked(tmp_path: Path) -> None:
         (root / path).parent.mkdir(exist_ok=True)
         (root / path).write_text(path)
     code = take(store, "run", root)
-    with find_commit(code, store, root) as repo, sandbox(repo, code, store.replay("r") / "w0") as folder:
+    with (
+        find_commit(code, store, root) as repo,
+        sandbox(repo, code, store.replay("r") / "w0") as folder,
+    ):
         assert not (folder / "train.py").is_symlink() and (folder / "data.bin").is_symlink()
-        assert (folder / "sub" / "b.bin").is_symlink() and (folder / ".hidden" / "c.py").is_symlink()
+        assert (folder / "sub" / "b.bin").is_symlink() and (
+            folder / ".hidden" / "c.py"
+        ).is_symlink()
         assert not (folder / "results").exists()
 
 
@@ -148,7 +189,9 @@ def test_a_root_that_is_gone_gives_the_code_alone(work: Path, store: Store, tmp_
     assert git(tmp_path / "bare.git", "worktree", "list").count("\n") == 1
 
 
-def test_nested_repositories_and_submodules_are_reached(work: Path, store: Store, tmp_path: Path) -> None:
+def test_nested_repositories_and_submodules_are_reached(
+    work: Path, store: Store, tmp_path: Path
+) -> None:
     for hook in (work / ".git" / "hooks").iterdir():
         hook.unlink()
     library = tmp_path / "library"
@@ -157,11 +200,20 @@ def test_nested_repositories_and_submodules_are_reached(work: Path, store: Store
     (library / "lib.py").write_text("lib")
     git(library, "add", ".")
     git(library, "commit", "-qm", "x")
-    git(work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "sub")
+    git(
+        work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "sub"
+    )
     git(work, "clone", "-q", str(library), "nested")
     code = take(store, "run", work)
-    with find_commit(code, store, work) as repo, sandbox(repo, code, store.replay("r") / "w0") as folder:
-        assert (folder / "sub" / "lib.py").read_text() == (folder / "nested" / "lib.py").read_text() == "lib"
+    with (
+        find_commit(code, store, work) as repo,
+        sandbox(repo, code, store.replay("r") / "w0") as folder,
+    ):
+        assert (
+            (folder / "sub" / "lib.py").read_text()
+            == (folder / "nested" / "lib.py").read_text()
+            == "lib"
+        )
     assert (work / "sub" / "lib.py").exists() and (work / "nested" / "lib.py").exists()
 
 
@@ -175,7 +227,7 @@ def test_leftovers_of_killed_replays_go_and_work_trees_of_the_user_stay(
     code = take(store, "run", work)
     script = (
         "import sys, time; from pathlib import Path; from git import Repo\n"
-        "from flor_plugins.records import Code; from flor_plugins.replay.sandbox import sandbox\n"
+        "from flor_plugins.records import Code; from flor_plugins.replayer.sandbox.worktree import sandbox\n"
         "root, vid, folder = sys.argv[1:]\n"
         "with sandbox(Repo(root), Code(vid, root, root), Path(folder)):\n"
         "    print('in', flush=True); time.sleep(600)"
@@ -197,13 +249,15 @@ def test_leftovers_of_killed_replays_go_and_work_trees_of_the_user_stay(
     assert "on-a-disk" in listed and "dead" not in listed and "alive" in listed
 
 
-def test_many_processes_make_and_leave_sandboxes_of_one_repository_at_once(work: Path, store: Store) -> None:
+def test_many_processes_make_and_leave_sandboxes_of_one_repository_at_once(
+    work: Path, store: Store
+) -> None:
     for hook in (work / ".git" / "hooks").iterdir():
         hook.unlink()
     code = take(store, "run", work)
     script = (
         "import sys; from pathlib import Path; from git import Repo\n"
-        "from flor_plugins.records import Code; from flor_plugins.replay.sandbox import sandbox\n"
+        "from flor_plugins.records import Code; from flor_plugins.replayer.sandbox.worktree import sandbox\n"
         "root, vid, folder = sys.argv[1:]\n"
         "for index in range(40):\n"
         "    with sandbox(Repo(root), Code(vid, root, root), Path(folder) / str(index) / 'project') as place:\n"

@@ -17,19 +17,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from saving_cases import OPTIMIZERS, SHAPES, Told, Training, equal, training
 
-from flor_plugins.record.saving import copying
-from flor_plugins.record.saving.saver import Saver
+from flor_plugins.recorder.checkpointing import staging_copy
+from flor_plugins.recorder.checkpointing.staging import Saver
 from flor_plugins.records import Position
 from flor_plugins.store import files
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
-from flor_plugins.store.checkpoints.files import read_state, records
+from flor_plugins.store.checkpoints.manifest import read_state, records
 
 
 def check(made: Training) -> None:
     """The property: a state is on the disk exactly as it was taken, or somebody was told that it is not there."""
     listed = {one.position for one in list_checkpoints(made.run)}
     assert listed == set(made.told.written_) and len(made.told.written_) == len(listed)
-    assert listed | made.told.errors.keys() == made.taken.keys() and not listed & made.told.errors.keys()
+    assert (
+        listed | made.told.errors.keys() == made.taken.keys()
+        and not listed & made.told.errors.keys()
+    )
     for position in listed:
         assert equal(load_checkpoint(made.run, position), made.taken[position]), position
     for error in made.told.errors.values():
@@ -38,8 +41,12 @@ def check(made: Training) -> None:
 
 saves = st.just(("save",))
 steps = st.tuples(st.just("step"), st.sampled_from(list(OPTIMIZERS)), st.booleans())
-writes = st.tuples(st.just("write"), st.integers(0, 99), st.sampled_from(["counted", "data", "data and back"]))
-freezes = st.tuples(st.just("freeze"), st.sampled_from(list(OPTIMIZERS)), st.integers(0, len(SHAPES) - 1))
+writes = st.tuples(
+    st.just("write"), st.integers(0, 99), st.sampled_from(["counted", "data", "data and back"])
+)
+freezes = st.tuples(
+    st.just("freeze"), st.sampled_from(list(OPTIMIZERS)), st.integers(0, len(SHAPES) - 1)
+)
 draws = st.just(("draw",))
 flushes = st.just(("flush",))
 EVENTS = st.lists(st.one_of(saves, saves, steps, writes, freezes, draws, flushes), max_size=40)
@@ -73,13 +80,16 @@ def write(tensor: torch.Tensor, how: str) -> None:
         tensor.data.sub_(1)
 
 
-@given(EVENTS, st.sampled_from([0, copying.AT_ONCE]))
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(EVENTS, st.sampled_from([0, staging_copy.AT_ONCE]))
+@settings(
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 def test_a_checkpoint_is_the_state_as_it_was_taken_or_is_said_not_to_be_there(
     monkeypatch: pytest.MonkeyPatch, events: list[tuple[Any, ...]], small: int
 ) -> None:
     monkeypatch.setattr(files, "sync", lambda path: None)  # no power is lost here
-    monkeypatch.setattr(copying, "AT_ONCE", small)  # else most tensors here are copied at once
+    monkeypatch.setattr(staging_copy, "AT_ONCE", small)  # else most tensors here are copied at once
     with tempfile.TemporaryDirectory() as folder:
         with training(Path(folder)) as made:
             for event in events:
@@ -89,7 +99,9 @@ def test_a_checkpoint_is_the_state_as_it_was_taken_or_is_said_not_to_be_there(
 
 @pytest.mark.parametrize("in_process", [True, False])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_an_ordinary_training_loses_no_checkpoint(name: str, in_process: bool, tmp_path: Path) -> None:
+def test_an_ordinary_training_loses_no_checkpoint(
+    name: str, in_process: bool, tmp_path: Path
+) -> None:
     with training(tmp_path, in_process=in_process) as made:
         for number in range(24):
             if number % 3 == 0:
@@ -100,7 +112,9 @@ def test_an_ordinary_training_loses_no_checkpoint(name: str, in_process: bool, t
     assert len(made.told.written_) == 8 and made.told.errors == {} and made.synced == 8
 
 
-def test_frozen_tensors_are_references_on_the_disk_and_unfrozen_ones_are_not(tmp_path: Path) -> None:
+def test_frozen_tensors_are_references_on_the_disk_and_unfrozen_ones_are_not(
+    tmp_path: Path,
+) -> None:
     with training(tmp_path) as made:
         for one in made.models["fused"].values():
             one.requires_grad_(False)
@@ -113,8 +127,22 @@ def test_frozen_tensors_are_references_on_the_disk_and_unfrozen_ones_are_not(tmp
     check(made)
     assert made.told.errors == {}
     held = [records(read_state(one.path)) for one in list_checkpoints(tmp_path)]
-    assert [one["model/fused.w0"].is_own for one in held] == [True, False, False, False, False, False]
-    assert [one["model/fused.w3"].is_own for one in held] == [True, False, False, False, False, True]
+    assert [one["model/fused.w0"].is_own for one in held] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        False,
+    ]
+    assert [one["model/fused.w3"].is_own for one in held] == [
+        True,
+        False,
+        False,
+        False,
+        False,
+        True,
+    ]
     assert held[3]["model/fused.w3"].file == f"../{Position(0, 0)}/model.safetensors"
 
 
@@ -131,7 +159,9 @@ def test_random_states_that_stay_and_then_change_lose_no_checkpoint(tmp_path: Pa
     assert made.told.errors == {} and len(made.told.written_) == 12
 
 
-def test_after_a_checkpoint_that_others_refer_to_is_gone_the_next_but_one_holds_everything(tmp_path: Path) -> None:
+def test_after_a_checkpoint_that_others_refer_to_is_gone_the_next_but_one_holds_everything(
+    tmp_path: Path,
+) -> None:
     with training(tmp_path) as made:
         for number in range(7):
             if number == 4:
@@ -141,7 +171,10 @@ def test_after_a_checkpoint_that_others_refer_to_is_gone_the_next_but_one_holds_
             made.saver.close_window()
             made.saver.flush()
     assert list(made.told.errors) == [Position(0, 4)]
-    assert "is gone. It is not written; the next one will hold all of it" in made.told.errors[Position(0, 4)]
+    assert (
+        "is gone. It is not written; the next one will hold all of it"
+        in made.told.errors[Position(0, 4)]
+    )
     assert [one.position.step for one in list_checkpoints(tmp_path)] == [5, 6]
     for step in (5, 6):
         assert equal(load_checkpoint(tmp_path, Position(0, step)), made.taken[Position(0, step)])
@@ -157,7 +190,9 @@ def test_what_goes_wrong_while_a_state_is_copied_is_told_and_the_next_one_is_tak
         made.save()
         made.step("sgd", False)  # what is trained was seen to stay: from now on it is copied later
         with monkeypatch.context() as patch:
-            patch.setattr(copying, "_copied", broken)  # called after each copy that is made later, and no other
+            patch.setattr(
+                staging_copy, "_copied", broken
+            )  # called after each copy that is made later, and no other
             made.save()
             made.step("sgd", False)
         made.save()
@@ -188,9 +223,13 @@ def test_what_is_copied_beside_the_training_is_told_in_seconds_and_what_it_copie
     saver._told.copied = told.append  # type: ignore[method-assign]
     tensor = torch.ones(16 << 20)
     for step in range(2):  # when it was seen to stay it is copied later
-        saver.save(Position(0, step), {"model": {"w": tensor}}, {tensor.data_ptr()} if is_beside else set())
+        saver.save(
+            Position(0, step), {"model": {"w": tensor}}, {tensor.data_ptr()} if is_beside else set()
+        )
         end = time.monotonic() + 10
-        while (state := saver._open) and not state.copies._worked.is_set() and time.monotonic() < end:
+        while (
+            (state := saver._open) and not state.copies._worked.is_set() and time.monotonic() < end
+        ):
             time.sleep(0.001)
         saver.close_window()
         tensor.add_(1)

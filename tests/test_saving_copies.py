@@ -15,15 +15,32 @@ from hypothesis import strategies as st
 from posting import open_files
 
 from flor_plugins.errors import StoreError
-from flor_plugins.record.saving.buffers import ROUND, SMALL, Buffer, Pool
-from flor_plugins.record.saving.copying import ALIGNMENT, Copier, Copies, Item, Place, copy
+from flor_plugins.recorder.checkpointing.shared_buffers import ROUND, SMALL, Buffer, Pool
+from flor_plugins.recorder.checkpointing.staging_copy import (
+    ALIGNMENT,
+    Copier,
+    Copies,
+    Item,
+    Place,
+    copy,
+)
 from flor_plugins.store.checkpoints.hashes import hash_of
 
 DTYPES = [
     torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16,
     torch.float32, torch.float64, torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16,
 ]  # fmt: skip
-LAYOUTS = ["row-major", "transposed", "strided", "channels_last", "offset", "0-d", "empty", "expanded", "parameter"]
+LAYOUTS = [
+    "row-major",
+    "transposed",
+    "strided",
+    "channels_last",
+    "offset",
+    "0-d",
+    "empty",
+    "expanded",
+    "parameter",
+]
 
 
 def tensor_of(dtype: torch.dtype, layout: str, seed: int) -> torch.Tensor:
@@ -31,7 +48,11 @@ def tensor_of(dtype: torch.dtype, layout: str, seed: int) -> torch.Tensor:
     shape = (2, 3, 4, 5)
     most = 2 if dtype is torch.bool else 256
     nbytes = 120 * torch.empty((), dtype=dtype).element_size()
-    rows = torch.randint(0, most, (nbytes,), dtype=torch.uint8, generator=generator).view(dtype).view(shape)
+    rows = (
+        torch.randint(0, most, (nbytes,), dtype=torch.uint8, generator=generator)
+        .view(dtype)
+        .view(shape)
+    )
     if layout == "channels_last":
         return torch.empty_strided(shape, (60, 1, 15, 3), dtype=dtype).copy_(rows)
     if layout == "parameter":
@@ -86,7 +107,9 @@ kinds = st.tuples(st.sampled_from(DTYPES), st.sampled_from(LAYOUTS), st.integers
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_a_copy_has_the_bytes_of_the_tensor_row_by_row_and_touches_no_others(dtype: torch.dtype, layout: str) -> None:
+def test_a_copy_has_the_bytes_of_the_tensor_row_by_row_and_touches_no_others(
+    dtype: torch.dtype, layout: str
+) -> None:
     tensor = tensor_of(dtype, layout, 1)
     with placed([torch.ones(3), tensor, torch.ones(3)]) as (buffer, items):
         copy(items[1], buffer)
@@ -96,7 +119,9 @@ def test_a_copy_has_the_bytes_of_the_tensor_row_by_row_and_touches_no_others(dty
 
 
 @given(st.lists(kinds, max_size=12), st.booleans())
-def test_two_threads_copy_every_byte_as_it_was_when_the_state_was_taken(made: list[Any], is_early: bool) -> None:
+def test_two_threads_copy_every_byte_as_it_was_when_the_state_was_taken(
+    made: list[Any], is_early: bool
+) -> None:
     tensors = [tensor_of(*one) for one in made]
     expected = [row_major(one) for one in tensors]
     with placed(tensors) as (buffer, items):
@@ -122,7 +147,10 @@ def test_a_write_that_no_version_counts_is_found_though_it_leaves_half_of_the_el
     generator = torch.Generator().manual_seed(1)
     tensors = [torch.rand(shape, generator=generator) for _ in range(200)]
     if not is_row_major:
-        tensors = [one.flip(0).mT.contiguous().mT if one.ndim > 1 else one.repeat_interleave(2)[::2] for one in tensors]
+        tensors = [
+            one.flip(0).mT.contiguous().mT if one.ndim > 1 else one.repeat_interleave(2)[::2]
+            for one in tensors
+        ]
     with placed(tensors) as (buffer, items):
         copies = Copies(buffer, items, [])
         for one in tensors:
@@ -155,7 +183,9 @@ def test_closing_in_the_middle_copies_the_rest_and_waits_for_the_one_that_is_bei
         assert Slow.begun.wait(60)
         closing = threading.Thread(target=copies.close)
         closing.start()
-        while bytes_at(buffer, items[1]) != row_major(tensors[1]):  # copied last, from the other end
+        while bytes_at(buffer, items[1]) != row_major(
+            tensors[1]
+        ):  # copied last, from the other end
             assert closing.is_alive()
         assert bytes_at(buffer, items[0])[:4] == b"\xaa" * 4 and closing.is_alive()
         Slow.goes_on.set()
@@ -173,7 +203,9 @@ def test_what_goes_wrong_in_the_background_is_raised_when_the_window_closes() ->
             copies.close()
 
 
-def test_what_goes_wrong_in_front_waits_for_the_thread_behind_before_the_buffer_is_given_away() -> None:
+def test_what_goes_wrong_in_front_waits_for_the_thread_behind_before_the_buffer_is_given_away() -> (
+    None
+):
     Slow.begun.clear()
     Slow.goes_on.clear()
     tensors = [torch.ones(3), torch.ones(3)]
@@ -252,7 +284,12 @@ def test_a_watched_tensor_is_still_if_neither_its_version_nor_its_bytes_moved() 
         tensors[2].add_(1).sub_(1)  # as it was, and written to all the same
         copies = Copies(buffer, [], items)
         closed(copies)
-        assert copies.still == {"model/0": True, "model/1": False, "model/2": False, "model/3": True}
+        assert copies.still == {
+            "model/0": True,
+            "model/1": False,
+            "model/2": False,
+            "model/3": True,
+        }
         assert copies.torn == []
 
 
@@ -307,7 +344,9 @@ def test_who_waits_for_room_gets_it_when_a_state_is_written() -> None:
 
 def test_memory_that_fits_nobody_is_given_back_and_said_so_before() -> None:
     dropped: list[tuple[int, bool]] = []
-    pool = Pool(lambda one: dropped.append((one.nbytes, os.fstat(one.handle).st_size == one.nbytes)))
+    pool = Pool(
+        lambda one: dropped.append((one.nbytes, os.fstat(one.handle).st_size == one.nbytes))
+    )
     small = pool.take(1)
     assert small is not None
     pool.give(small)
@@ -321,7 +360,9 @@ def test_memory_that_fits_nobody_is_given_back_and_said_so_before() -> None:
     assert dropped == [(ROUND, True), (3 * ROUND, True)]
 
 
-def test_a_system_without_memory_is_an_error_that_says_what_was_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_system_without_memory_is_an_error_that_says_what_was_needed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def full(handle: int, size: int) -> None:
         raise OSError(27, "File too large")
 

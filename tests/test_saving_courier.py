@@ -19,10 +19,10 @@ import pytest
 import torch
 from posting import SIZE, Post, job, kill_writer, open_files, wait_until, writer_of
 
-from flor_plugins.record.saving import presence
-from flor_plugins.record.saving.buffers import Buffer
-from flor_plugins.record.saving.courier import RESTARTS, Letter
-from flor_plugins.record.saving.scribe import Message, Scribe
+from flor_plugins.recorder.checkpointing import writer_lock
+from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
+from flor_plugins.recorder.checkpointing.writer_client import RESTARTS, Letter
+from flor_plugins.recorder.checkpointing.writer_process import Message, Scribe
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
@@ -49,13 +49,17 @@ def test_states_arrive_whole_and_each_is_answered_once(make: Callable[..., Post]
         post.send(step)
     post.close()
     assert post.arrived() == [*range(8)]
-    assert [one["position"] for one in post.answers] == [f"epoch=0,step={step}" for step in range(8)]
+    assert [one["position"] for one in post.answers] == [
+        f"epoch=0,step={step}" for step in range(8)
+    ]
     assert all(one["files"]["model.safetensors"] > 4 * SIZE and set(one["hashes"]) == {"model/w"}
                for one in post.answers)  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_writer_that_is_killed_at_any_moment_loses_no_state(seed: int, make: Callable[..., Post]) -> None:
+def test_a_writer_that_is_killed_at_any_moment_loses_no_state(
+    seed: int, make: Callable[..., Post]
+) -> None:
     post, chance = make(), random.Random(seed)
     for step in range(RESTARTS + 3):
         post.send(step, SIZE * 4)
@@ -64,11 +68,15 @@ def test_a_writer_that_is_killed_at_any_moment_loses_no_state(seed: int, make: C
             kill_writer(post.folder)
     post.close()
     assert post.arrived() == [*range(RESTARTS + 3)]
-    assert sorted(one["position"] for one in post.answers) == [f"epoch=0,step={s}" for s in range(RESTARTS + 3)]
+    assert sorted(one["position"] for one in post.answers) == [
+        f"epoch=0,step={s}" for s in range(RESTARTS + 3)
+    ]
     assert not [one for one in post.answers if "failed" in one]
 
 
-def test_a_writer_that_dies_again_and_again_is_followed_by_a_thread(make: Callable[..., Post]) -> None:
+def test_a_writer_that_dies_again_and_again_is_followed_by_a_thread(
+    make: Callable[..., Post],
+) -> None:
     post, pids = make(), set()
     for step in range(RESTARTS):
         pids.add(writer_of(post.folder))
@@ -76,13 +84,17 @@ def test_a_writer_that_dies_again_and_again_is_followed_by_a_thread(make: Callab
         post.send(step)
         post.courier.flush()
     assert len(pids) == RESTARTS and writer_of(post.folder) is None
-    assert [one.name for one in threading.enumerate() if one.name.startswith("flor-")] == ["flor-scribe"]
+    assert [one.name for one in threading.enumerate() if one.name.startswith("flor-")] == [
+        "flor-scribe"
+    ]
     post.send(RESTARTS)
     post.close()
     assert post.arrived() == [*range(RESTARTS + 1)]
 
 
-def test_a_writer_that_died_between_two_states_is_started_for_the_next_one(make: Callable[..., Post]) -> None:
+def test_a_writer_that_died_between_two_states_is_started_for_the_next_one(
+    make: Callable[..., Post],
+) -> None:
     post = make()
     post.send(0)
     post.courier.flush()
@@ -119,10 +131,12 @@ def test_where_a_process_cannot_even_begin_a_thread_writes(
     assert post.arrived() == [*range(2 * RESTARTS)]
 
 
-def test_a_run_that_cannot_be_written_to_is_answered_so_and_not_a_reason_to_die(make: Callable[..., Post]) -> None:
+def test_a_run_that_cannot_be_written_to_is_answered_so_and_not_a_reason_to_die(
+    make: Callable[..., Post],
+) -> None:
     post = make()
     pid = writer_of(post.folder)
-    (post.folder / presence.FILE).unlink()
+    (post.folder / writer_lock.FILE).unlink()
     post.folder.rmdir()
     post.folder.write_text("no folder")
     post.send(0)
@@ -185,7 +199,9 @@ def test_two_states_of_one_position_are_both_answered(make: Callable[..., Post])
     assert len(post.answers) == 2 and post.arrived() == [5]
 
 
-def test_what_a_killed_writer_left_half_is_no_checkpoint_and_is_not_in_the_way(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_half_is_no_checkpoint_and_is_not_in_the_way(
+    tmp_path: Path,
+) -> None:
     torn = tmp_path / "checkpoints" / f"{PARTIAL}1"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"half")
@@ -203,8 +219,13 @@ def test_a_damaged_checkpoint_keeps_no_writer_from_starting(tmp_path: Path, warn
     with warnings.catch_warnings():
         warnings.simplefilter(warned)
         scribe = Scribe(tmp_path)
-    assert "failed" in scribe.write(job(1, 0) | {"number": 0}, buffer.array.data)  # there is one of that name
-    assert scribe.write(job(2, 0) | {"number": 1}, buffer.array.data)["files"]["model.safetensors"] > 4 * SIZE
+    assert "failed" in scribe.write(
+        job(1, 0) | {"number": 0}, buffer.array.data
+    )  # there is one of that name
+    assert (
+        scribe.write(job(2, 0) | {"number": 1}, buffer.array.data)["files"]["model.safetensors"]
+        > 4 * SIZE
+    )
     buffer.close()
 
 
@@ -251,5 +272,3 @@ def test_the_writer_loads_neither_torch_nor_numpy(make: Callable[..., Post]) -> 
     mapped = Path(f"/proc/{writer_of(post.folder)}/maps").read_text()
     assert "xxhash" in mapped and "libtorch" not in mapped and "numpy" not in mapped
     assert os.getpriority(os.PRIO_PROCESS, writer_of(post.folder) or 0) == 19
-
-

@@ -23,7 +23,12 @@ from hypothesis import strategies as st
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints import known_tensors, list_checkpoints, load_checkpoint, save_checkpoint
+from flor_plugins.store.checkpoints import (
+    known_tensors,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from flor_plugins.store.codec import encode
 
 
@@ -66,9 +71,13 @@ class Log:
             within.setattr(os, "replace", renamed(replace))
             yield
 
-    def _add(self, what: str, path: Path, to: Path | None = None, content: bytes | None = None) -> None:
+    def _add(
+        self, what: str, path: Path, to: Path | None = None, content: bytes | None = None
+    ) -> None:
         there = self.root.rglob("*")
-        tree = tuple((str(one.relative_to(self.root)), one.read_bytes()) for one in there if one.is_file())
+        tree = tuple(
+            (str(one.relative_to(self.root)), one.read_bytes()) for one in there if one.is_file()
+        )
         one, other = (str(end.relative_to(self.root)) if end else "" for end in (path, to))
         self.events.append(Event(what, one, other, content, tree))
 
@@ -94,7 +103,11 @@ def disk_after(events: list[Event], chance: random.Random, folder: Path) -> None
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(content if safe.get(path) == content else _torn(content, chance))
     for one in reversed(loose):
-        if chance.random() < 0.5 and (folder / one.to).exists() and not (folder / one.path).exists():
+        if (
+            chance.random() < 0.5
+            and (folder / one.to).exists()
+            and not (folder / one.path).exists()
+        ):
             (folder / one.path).parent.mkdir(parents=True, exist_ok=True)
             (folder / one.to).rename(folder / one.path)
 
@@ -157,7 +170,11 @@ def finished(events: list[Event]) -> list[int]:
     found: list[int] = []
     names: list[str] = []
     for event in events:
-        if event.what == "rename" and "/epoch=" in event.to and event.to.endswith(tuple("0123456789")):
+        if (
+            event.what == "rename"
+            and "/epoch=" in event.to
+            and event.to.endswith(tuple("0123456789"))
+        ):
             names.append(event.to)
         if event.what == "fsync" and event.path == "run/checkpoints":
             found = [Position.parse(Path(one).name).step for one in names]
@@ -167,7 +184,9 @@ def finished(events: list[Event]) -> list[int]:
 def test_the_log_has_what_the_model_needs(log: Log) -> None:
     assert finished(log.events) == [*range(STEPS)]
     synced = {one.path for one in log.events if one.what == "fsync"}
-    assert any(path.endswith("model.safetensors") for path in synced) and "run/checkpoints" in synced
+    assert (
+        any(path.endswith("model.safetensors") for path in synced) and "run/checkpoints" in synced
+    )
 
 
 @given(st.data())
@@ -222,7 +241,9 @@ def test_a_torn_checkpoint_is_passed_over_or_refused_and_the_one_before_it_is_re
     torn.write_bytes(torn.read_bytes()[:100] + bytes(torn.stat().st_size - 100))
     if name == "state.json":
         with pytest.warns(UserWarning, match="a checkpoint is passed over.*state.json"):
-            assert [one.position.step for one in list_checkpoints(tmp_path / "run")] == [*range(STEPS - 1)]
+            assert [one.position.step for one in list_checkpoints(tmp_path / "run")] == [
+                *range(STEPS - 1)
+            ]
     with pytest.raises((DamagedCheckpoint, NoCheckpoint), match=name):
         load_checkpoint(tmp_path / "run", Position(0, STEPS - 1))
     assert set(read(tmp_path / "run")[0]) == {*range(STEPS - 1)}

@@ -16,7 +16,7 @@ import pytest
 from posting import Post, wait_until, writer_of
 
 from flor_plugins.errors import StoreError
-from flor_plugins.record.saving import presence
+from flor_plugins.recorder.checkpointing import writer_lock
 from flor_plugins.records import Process
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.files import PARTIAL, read_json, write_json
@@ -38,14 +38,18 @@ print(writer_of(post.folder), flush=True)
 """
 
 
-def start(folder: Path, *, before: str = "", each: str = "", after: str, **options: Any) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *, before: str = "", each: str = "", after: str, **options: Any
+) -> subprocess.Popen[str]:
     run = folder / "run"
     run.mkdir()
     tests = str(Path(__file__).parent)
     code = textwrap.dedent(TRAINING).format(
         root=str(ROOT), tests=tests, run=str(run), before=before, each=each, after=after
     )
-    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **options
+    )
 
 
 def pid_said(process: subprocess.Popen[str]) -> int:
@@ -57,8 +61,8 @@ def test_a_training_that_is_killed_leaves_a_writer_that_finishes_and_goes(tmp_pa
     with start(tmp_path, after="os.kill(os.getpid(), signal.SIGKILL)") as training:
         pid = pid_said(training)
         assert training.wait() == -signal.SIGKILL
-    presence.wait_for_writer(tmp_path / "run")
-    assert not (tmp_path / "run" / presence.FILE).exists()
+    writer_lock.wait_for_writer(tmp_path / "run")
+    assert not (tmp_path / "run" / writer_lock.FILE).exists()
     steps = [one.position.step for one in list_checkpoints(tmp_path / "run")]
     assert steps and steps == [*range(len(steps))]  # what was handed over, in order
     assert not list(tmp_path.rglob(f"{PARTIAL}*"))
@@ -84,13 +88,15 @@ os.kill(os.getpid(), signal.SIGKILL)
         training.wait()
     try:
         wait_until(lambda: is_dead(pid), "the writer waits for a training that is no more")
-        assert not (tmp_path / "run" / presence.FILE).exists()
+        assert not (tmp_path / "run" / writer_lock.FILE).exists()
     finally:
         os.kill(int((tmp_path / "child").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_to_all_processes_of_a_training_does_not_end_its_writer(number: int, tmp_path: Path) -> None:
+def test_a_signal_to_all_processes_of_a_training_does_not_end_its_writer(
+    number: int, tmp_path: Path
+) -> None:
     # the training ignores it, as one does that saves what it has
     before = f"signal.signal({int(number)}, signal.SIG_IGN)"
     after = "post.courier.flush(); print(writer_of(post.folder)); post.send(6); post.close()"
@@ -104,7 +110,9 @@ def test_a_signal_to_all_processes_of_a_training_does_not_end_its_writer(number:
     assert [one.position.step for one in list_checkpoints(tmp_path / "run")] == [*range(7)]
 
 
-def test_a_writer_has_the_lowest_priority_among_processes_and_among_sessions(tmp_path: Path) -> None:
+def test_a_writer_has_the_lowest_priority_among_processes_and_among_sessions(
+    tmp_path: Path,
+) -> None:
     post = Post(tmp_path)
     post.send(0)
     post.courier.flush()
@@ -119,7 +127,9 @@ def test_a_writer_has_the_lowest_priority_among_processes_and_among_sessions(tmp
 
 
 @pytest.mark.skipif(not Path("/proc/self/autogroup").exists(), reason="only Linux has autogroups")
-def test_a_writer_that_is_waited_for_in_the_end_has_its_share_of_the_processors(tmp_path: Path) -> None:
+def test_a_writer_that_is_waited_for_in_the_end_has_its_share_of_the_processors(
+    tmp_path: Path,
+) -> None:
     post = Post(tmp_path)
     post.send(0)
     post.courier.flush()
@@ -151,7 +161,9 @@ def test_the_package_is_found_where_the_training_found_it(tmp_path: Path) -> Non
         "post.courier.flush(); assert pid == writer_of(post.folder), 'a second one was started'; post.close()"
     )
     env = {**os.environ, "PYTHONPATH": "tests", "PYTHONSAFEPATH": ""}
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr
     assert [one.position.step for one in list_checkpoints(tmp_path / "run")] == [0]
 
@@ -160,29 +172,38 @@ def test_the_package_is_found_where_the_training_found_it(tmp_path: Path) -> Non
 
 
 def test_nobody_waits_for_a_writer_that_is_gone_or_elsewhere(tmp_path: Path) -> None:
-    presence.wait_for_writer(tmp_path)
+    writer_lock.wait_for_writer(tmp_path)
     ended = subprocess.Popen([sys.executable, "-c", ""])
-    presence.announce(tmp_path, ended.pid)
+    writer_lock.announce(tmp_path, ended.pid)
     ended.wait()
-    presence.wait_for_writer(tmp_path)
-    for one in ({"host": "another", "pid": os.getpid(), "started": ""}, ["no", "process"], {"pid": 1}):
-        write_json(tmp_path / presence.FILE, one)
-        presence.wait_for_writer(tmp_path)
-    (tmp_path / presence.FILE).write_text("{ torn")
-    presence.wait_for_writer(tmp_path)
+    writer_lock.wait_for_writer(tmp_path)
+    for one in (
+        {"host": "another", "pid": os.getpid(), "started": ""},
+        ["no", "process"],
+        {"pid": 1},
+    ):
+        write_json(tmp_path / writer_lock.FILE, one)
+        writer_lock.wait_for_writer(tmp_path)
+    (tmp_path / writer_lock.FILE).write_text("{ torn")
+    writer_lock.wait_for_writer(tmp_path)
 
 
 def test_a_writer_that_takes_too_long_is_named(tmp_path: Path) -> None:
-    presence.announce(tmp_path, os.getpid())
-    with pytest.raises(StoreError, match=f"still being written by process {os.getpid()}.*kill -9 {os.getpid()}"):
-        presence.wait_for_writer(tmp_path, timeout_s=0.05)
-    presence.leave(tmp_path)
-    presence.leave(tmp_path)
-    presence.wait_for_writer(tmp_path)
+    writer_lock.announce(tmp_path, os.getpid())
+    with pytest.raises(
+        StoreError, match=f"still being written by process {os.getpid()}.*kill -9 {os.getpid()}"
+    ):
+        writer_lock.wait_for_writer(tmp_path, timeout_s=0.05)
+    writer_lock.leave(tmp_path)
+    writer_lock.leave(tmp_path)
+    writer_lock.wait_for_writer(tmp_path)
 
 
 def test_a_process_id_that_was_given_again_is_not_taken_for_the_writer(tmp_path: Path) -> None:
-    presence.announce(tmp_path, os.getpid())
-    was = Process(**read_json(tmp_path / presence.FILE))
-    write_json(tmp_path / presence.FILE, {"host": was.host, "pid": was.pid, "started": was.started + "0"})
-    presence.wait_for_writer(tmp_path)
+    writer_lock.announce(tmp_path, os.getpid())
+    was = Process(**read_json(tmp_path / writer_lock.FILE))
+    write_json(
+        tmp_path / writer_lock.FILE,
+        {"host": was.host, "pid": was.pid, "started": was.started + "0"},
+    )
+    writer_lock.wait_for_writer(tmp_path)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from flor_plugins.record.saving.habits import Habits
-from flor_plugins.record.saving.window import Window
+from flor_plugins.recorder.checkpointing.mutation_tracker import Habits
+from flor_plugins.recorder.checkpointing.update_window import Window
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda of: torch.optim.SGD(of, 0.1, momentum=0.9, foreach=False),
@@ -28,7 +28,9 @@ class Seen:
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.ones(3))
         self.closed: list[tuple[torch.Tensor, bool]] = []
-        self.window = Window(lambda: self.closed.append((self.weight.detach().clone(), self.weight.grad is not None)))
+        self.window = Window(
+            lambda: self.closed.append((self.weight.detach().clone(), self.weight.grad is not None))
+        )
 
     def closure(self) -> torch.Tensor:
         self.weight.grad = None
@@ -137,7 +139,9 @@ def test_after_detach_nothing_is_called_and_nothing_is_known() -> None:
 
 
 def test_constants_are_trained_parameters_and_optimizer_states_and_no_frozen_ones() -> None:
-    trained, frozen = (torch.nn.Parameter(torch.ones(3), requires_grad=one) for one in (True, False))
+    trained, frozen = (
+        torch.nn.Parameter(torch.ones(3), requires_grad=one) for one in (True, False)
+    )
     optimizer = torch.optim.AdamW([trained, frozen], 0.1)
     window = Window(lambda: None)
     window.attach([optimizer])
@@ -187,7 +191,9 @@ def test_a_frozen_tensor_is_believed_once_its_hash_was_the_same_twice() -> None:
 
 
 @pytest.mark.parametrize("change", [lambda one: one.add_(1), lambda one: one.copy_(one)])
-def test_a_write_that_is_counted_makes_a_tensor_unknown_again(change: Callable[[torch.Tensor], Any]) -> None:
+def test_a_write_that_is_counted_makes_a_tensor_unknown_again(
+    change: Callable[[torch.Tensor], Any],
+) -> None:
     tensor, habits = torch.ones(3), Habits()
     for _ in range(3):
         save(habits, tensor, "a")
@@ -252,7 +258,9 @@ def test_a_fused_optimizer_leaves_the_versions_of_what_it_changes() -> None:
 def test_memory_that_was_freed_and_given_to_another_tensor_is_not_taken_for_the_first_one() -> None:
     habits = Habits()
     memory = np.zeros(8)
-    for _ in range(4):  # states of random generators come so: a fresh tensor each time, often at the same address
+    for _ in range(
+        4
+    ):  # states of random generators come so: a fresh tensor each time, often at the same address
         tensor = torch.from_numpy(memory)
         assert (tensor.data_ptr(), tensor._version) == (memory.ctypes.data, 0)
         assert save(habits, tensor, "a") == "now"

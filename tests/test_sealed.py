@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flor_plugins.records import Position, Row
-from flor_plugins.store.journal import Journal, read_rows
+from flor_plugins.store.metrics.journal import Journal, read_rows
 
 
 def row(step: int, epoch: int = 0, **values: Any) -> Row:
@@ -39,7 +39,12 @@ def parts(one: Row) -> tuple[Any, ...]:
     return one.position, one.phase, one.level, one.at, one.verdict, one.hook
 
 
-numbers = st.integers() | st.floats() | st.integers(2**53 - 2, 2**53 + 2) | st.integers(2**63 - 2, 2**63 + 1)
+numbers = (
+    st.integers()
+    | st.floats()
+    | st.integers(2**53 - 2, 2**53 + 2)
+    | st.integers(2**63 - 2, 2**63 + 1)
+)
 leaves = st.booleans() | numbers | st.text(st.characters(codec=None))
 nested = st.recursive(leaves, lambda inner: st.lists(inner, max_size=3), max_leaves=9)
 columns = st.one_of(  # one metric usually has one kind of value
@@ -49,11 +54,15 @@ columns = st.one_of(  # one metric usually has one kind of value
     st.just(numbers),
     st.just(st.text()),
     st.just(st.lists(st.lists(st.floats(), min_size=2, max_size=2), max_size=2)),
-    st.just(st.lists(st.integers(-9, 9), min_size=1, max_size=2) | st.lists(st.floats(), max_size=2)),
+    st.just(
+        st.lists(st.integers(-9, 9), min_size=1, max_size=2) | st.lists(st.floats(), max_size=2)
+    ),
     st.just(nested),
     st.just(st.dictionaries(st.text(), nested, max_size=2)),
 )
-names = st.sampled_from(["a", "a.b", "values.a", "epoch", "list", "a.list.element", "", '"; drop table'])
+names = st.sampled_from(
+    ["a", "a.b", "values.a", "epoch", "list", "a.list.element", "", '"; drop table']
+)
 
 
 @st.composite
@@ -93,13 +102,17 @@ def test_lines_and_parquet_say_the_same(rows: list[Row]) -> None:
         for name in {name for one in rows for name in one.values}:
             some = read_rows(written.path.with_suffix(".parquet"), [name])
             for expected, one in zip(rows, some, strict=True):
-                assert same(one.values, {key: v for key, v in expected.values.items() if key == name})
+                assert same(
+                    one.values, {key: v for key, v in expected.values.items() if key == name}
+                )
 
 
 def test_the_format_on_disk_is_as_documented(tmp_path: Path) -> None:
     written = journal(tmp_path)
     written.append(Row(Position(0, 1), "train", "step", {"loss": math.nan, "n": 2}, 1763.2))
-    written.append(Row(Position(1, 2), "validation", "epoch", {"cm": [[1, 0], [0, 2]]}, 1763.5, "exact", "ab"))
+    written.append(
+        Row(Position(1, 2), "validation", "epoch", {"cm": [[1, 0], [0, 2]]}, 1763.5, "exact", "ab")
+    )
     assert [json.loads(line) for line in written.path.read_text().splitlines()] == [
         {"format": 1, "writer": "record-r0"},
         {
@@ -157,7 +170,9 @@ def test_the_format_on_disk_is_as_documented(tmp_path: Path) -> None:
         (["\ud800"], "json"),
     ],
 )
-def test_a_column_has_the_narrowest_type_that_loses_nothing(tmp_path: Path, cells: list[Any], kind: str) -> None:
+def test_a_column_has_the_narrowest_type_that_loses_nothing(
+    tmp_path: Path, cells: list[Any], kind: str
+) -> None:
     written = journal(tmp_path)
     for step, cell in enumerate(cells):
         written.append(row(step, m=cell))

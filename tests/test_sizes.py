@@ -86,7 +86,11 @@ def test_a_printed_size_is_read_back_up_to_its_rounding(nbytes: int) -> None:
     assert abs(parse_size(format_size(nbytes)) - nbytes) <= 0.00501 * nbytes
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["", "k", "M", "g", "T", "p", "E"]), st.sampled_from(["", "i"]))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from(["", "k", "M", "g", "T", "p", "E"]),
+    st.sampled_from(["", "i"]),
+)
 def test_every_unit_is_a_power_of_1000_or_of_1024(number: int, unit: str, binary: str) -> None:
     power = "kmgtpe".find(unit.lower()) + 1 if unit else 0
     text = f"{number}{unit}{binary if unit else ''}B"

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from flor_plugins.errors import SnapshotError
-from flor_plugins.record.snapshot import take
+from flor_plugins.recorder.code_snapshot.snapshot import take
 from flor_plugins.records import Code
-from flor_plugins.store.commits import find_commit
 from flor_plugins.store.layout import Store
+from flor_plugins.store.remote.commits import find_commit
 from tests.conftest import IDENTITY
 
 Patch = pytest.MonkeyPatch
@@ -20,12 +20,16 @@ Patch = pytest.MonkeyPatch
 
 def git(where: Path, *args: str) -> str:
     who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main")
-    done = subprocess.run(["git", *who, *args], cwd=where, check=True, capture_output=True, text=True)
+    done = subprocess.run(
+        ["git", *who, *args], cwd=where, check=True, capture_output=True, text=True
+    )
     return done.stdout
 
 
 def files_of(code: Code) -> set[str]:
-    return set(git(Path(code.git_dir), "ls-tree", "-r", "-z", "--name-only", code.vid).split("\0")) - {""}
+    return set(
+        git(Path(code.git_dir), "ls-tree", "-r", "-z", "--name-only", code.vid).split("\0")
+    ) - {""}
 
 
 def content(code: Code, path: str) -> str:
@@ -89,7 +93,10 @@ def test_dirty_tree_is_committed_as_it_stands_and_left_as_found(work: Path, stor
     assert state(work) == before
     assert files_of(code) == {".gitignore", "train.py", "staged.py", "new/module.py"}
     assert content(code, "staged.py") == "3"
-    assert git(work, "log", "-1", "--format=%P", code.vid).strip() == git(work, "rev-parse", "HEAD").strip()
+    assert (
+        git(work, "log", "-1", "--format=%P", code.vid).strip()
+        == git(work, "rev-parse", "HEAD").strip()
+    )
     assert code.left_out == ()
 
 
@@ -125,7 +132,16 @@ def test_no_hook_of_the_user_runs(work: Path, store: Store) -> None:
 def test_large_secret_and_nested_are_left_out_and_said(work: Path, store: Store) -> None:
     (work / "big.bin").write_bytes(b"\0" * 10_000_001)
     (work / "train.py").write_bytes(b"#" * 10_000_001)
-    secret = (".env", ".env.local", "a.pem", "b.key", "id_rsa", ".netrc", "credentials.json", "Secrets.yaml")
+    secret = (
+        ".env",
+        ".env.local",
+        "a.pem",
+        "b.key",
+        "id_rsa",
+        ".netrc",
+        "credentials.json",
+        "Secrets.yaml",
+    )
     for name in secret:
         (work / name).write_text("x")
     git(work, "init", "-q", "nested")
@@ -141,7 +157,7 @@ def test_large_secret_and_nested_are_left_out_and_said(work: Path, store: Store)
 
 
 def test_too_much_data_is_cut_before_code(work: Path, store: Store, monkeypatch: Patch) -> None:
-    monkeypatch.setattr("flor_plugins.record.code_files.MAX_FILES", 3)
+    monkeypatch.setattr("flor_plugins.recorder.code_snapshot.code_files.MAX_FILES", 3)
     for name in ("a.bin", "b.bin", "c.bin", "y.py", "z.py"):
         (work / name).write_text("x")
     code = take(store, "run", work)
@@ -159,19 +175,26 @@ def test_the_store_is_never_in_it(work: Path) -> None:
     assert files_of(take(store, "run", work)) == {".gitignore", "train.py"}
 
 
-@pytest.mark.parametrize("name", ["a b.py", "new\nline.py", "ü.py", "-dash.py", "quo\"te'.py", ":(top)x.py"])
+@pytest.mark.parametrize(
+    "name", ["a b.py", "new\nline.py", "ü.py", "-dash.py", "quo\"te'.py", ":(top)x.py"]
+)
 def test_strange_names_are_kept(work: Path, store: Store, name: str) -> None:
     (work / name).write_text(name)
     assert name in files_of(take(store, "run", work))
 
 
-def test_unborn_head_detached_head_and_linked_work_tree(tmp_path: Path, work: Path, store: Store) -> None:
+def test_unborn_head_detached_head_and_linked_work_tree(
+    tmp_path: Path, work: Path, store: Store
+) -> None:
     fresh = tmp_path / "fresh"
     git(tmp_path, "init", "-q", "fresh")
     (fresh / "a.py").write_text("a")
     code = take(Store(fresh / ".flor").make(), "run", fresh)
     assert files_of(code) == {"a.py"}
-    assert git(fresh, "log", "--format=%P %ct %an <%ae>", code.vid).strip() == "0 flor <flor@localhost>"
+    assert (
+        git(fresh, "log", "--format=%P %ct %an <%ae>", code.vid).strip()
+        == "0 flor <flor@localhost>"
+    )
     git(work, "checkout", "-q", "--detach")
     (work / "b.py").write_text("b")
     assert "b.py" in files_of(take(store, "detached", work))
@@ -182,7 +205,9 @@ def test_unborn_head_detached_head_and_linked_work_tree(tmp_path: Path, work: Pa
     assert "c.py" in files_of(code)
 
 
-def test_conflicts_swaps_and_submodules_do_not_stop_it(tmp_path: Path, work: Path, store: Store) -> None:
+def test_conflicts_swaps_and_submodules_do_not_stop_it(
+    tmp_path: Path, work: Path, store: Store
+) -> None:
     (work / "swap").write_text("a file")
     git(work, "add", ".")
     git(work, "commit", "-qm", "swap")
@@ -192,11 +217,19 @@ def test_conflicts_swaps_and_submodules_do_not_stop_it(tmp_path: Path, work: Pat
     git(work, "checkout", "-q", "main")
     (work / "train.py").write_text("ours\n")
     git(work, "commit", "-qam", "ours")
-    subprocess.run(["git", "merge", "other"], cwd=work, env=os.environ | IDENTITY, capture_output=True, check=False)
+    subprocess.run(
+        ["git", "merge", "other"],
+        cwd=work,
+        env=os.environ | IDENTITY,
+        capture_output=True,
+        check=False,
+    )
     library = tmp_path / "library"
     git(tmp_path, "init", "-q", "library")
     git(library, "commit", "-q", "--allow-empty", "-m", "x")
-    git(work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "lib")
+    git(
+        work, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(library), "lib"
+    )
     (work / "lib" / "change.py").write_text("x")
     (work / "swap").unlink()
     (work / "swap").mkdir()
@@ -206,7 +239,9 @@ def test_conflicts_swaps_and_submodules_do_not_stop_it(tmp_path: Path, work: Pat
     assert {"swap/inside.py", "lib"} < files_of(code) and "swap" not in files_of(code)
 
 
-def test_git_variables_of_a_calling_hook_do_not_mislead(work: Path, store: Store, monkeypatch: Patch) -> None:
+def test_git_variables_of_a_calling_hook_do_not_mislead(
+    work: Path, store: Store, monkeypatch: Patch
+) -> None:
     monkeypatch.setenv("GIT_INDEX_FILE", str(work / "nothing"))
     monkeypatch.setenv("GIT_DIR", str(work / "nowhere"))
     (work / "b.py").write_text("b")
@@ -215,7 +250,9 @@ def test_git_variables_of_a_calling_hook_do_not_mislead(work: Path, store: Store
     assert files_of(code) == {".gitignore", "train.py", "b.py"}
 
 
-def test_the_code_is_on_the_disk_when_its_ref_is(work: Path, store: Store, monkeypatch: Patch, tmp_path: Path) -> None:
+def test_the_code_is_on_the_disk_when_its_ref_is(
+    work: Path, store: Store, monkeypatch: Patch, tmp_path: Path
+) -> None:
     """By itself git leaves new objects to the system, and a loss of power leaves empty ones."""
     (work / "new.py").write_text("print(2)\n")
     trace = tmp_path / "trace.json"
@@ -233,13 +270,15 @@ def test_six_processes_at_once_keep_six_snapshots(work: Path, store: Store, tmp_
     (plain / "a.py").write_text("a")
     script = (
         "import sys; from pathlib import Path\n"
-        "from flor_plugins.record.snapshot import take; from flor_plugins.store.layout import Store\n"
+        "from flor_plugins.recorder.code_snapshot.snapshot import take; from flor_plugins.store.layout import Store\n"
         "for where in map(Path, sys.argv[2:]): print(take(Store(where / '.flor'), sys.argv[1], where).vid)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-c", script]
     arguments = [[*command, f"run{n}", str(work), str(plain)] for n in range(6)]
-    running = [subprocess.Popen(each, stdout=subprocess.PIPE, text=True, env=env) for each in arguments]
+    running = [
+        subprocess.Popen(each, stdout=subprocess.PIPE, text=True, env=env) for each in arguments
+    ]
     printed = {process.communicate()[0] for process in running}
     assert [process.returncode for process in running] == [0] * 6
     assert len(printed) == 1
@@ -259,7 +298,10 @@ def test_without_git_the_code_goes_to_the_store(tmp_path: Path) -> None:
     code = take(store, "run", tmp_path / "plain" / "train.py")
     assert code.git_dir == str(store.root / "code.git") and code.root == str(tmp_path / "plain")
     assert files_of(code) == {"train.py", "conf/a.yaml"}
-    assert code.left_out == ("secrets.json (looks like a secret)", "other/ (a git repository of its own)")
+    assert code.left_out == (
+        "secrets.json (looks like a secret)",
+        "other/ (a git repository of its own)",
+    )
     assert take(store, "again", tmp_path / "plain").vid == code.vid
     assert (store.root / ".gitignore").read_text().split() == ["*"]
 
@@ -271,7 +313,9 @@ def test_a_folder_that_git_ignores_is_kept_without_git(work: Path, store: Store)
     assert files_of(code) == {"own.py"} and code.git_dir == str(store.root / "code.git")
 
 
-def test_broken_repository_and_missing_git_are_said(work: Path, store: Store, monkeypatch: Patch) -> None:
+def test_broken_repository_and_missing_git_are_said(
+    work: Path, store: Store, monkeypatch: Patch
+) -> None:
     head = git(work, "rev-parse", "HEAD").strip()
     (work / ".git" / "objects" / head[:2] / head[2:]).unlink()
     with pytest.raises(SnapshotError, match="git refused"):
@@ -281,10 +325,12 @@ def test_broken_repository_and_missing_git_are_said(work: Path, store: Store, mo
         take(store, "run", work)
     script = (
         "from pathlib import Path; from flor_plugins.store.layout import Store\n"
-        "from flor_plugins.record.snapshot import take; take(Store(Path('s')), 'r', Path('.'))"
+        "from flor_plugins.recorder.code_snapshot.snapshot import take; take(Store(Path('s')), 'r', Path('.'))"
     )
     env = {"PATH": "", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run([sys.executable, "-c", script], env=env, cwd=work, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=env, cwd=work, capture_output=True, text=True
+    )
     assert "SnapshotError" in done.stderr and "Install git" in done.stderr
 
 

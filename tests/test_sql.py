@@ -9,10 +9,10 @@ import pytest
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Code, Launch, Position, Process, Row, Run
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.query.sql import TABLES, sql
 from flor_plugins.store.runs import save_run
-from flor_plugins.store.sql import TABLES, sql
 
 RUN = "20261123-200501-123-9f3a2c"
 
@@ -41,10 +41,28 @@ def store(tmp_path: Path) -> Store:
         verdict = None if writer == "record-r0" else "exact"
         journal.append(Row(Position(1, 2), "validation", "epoch", {"acc": value}, 1.0, verdict))  # type: ignore[arg-type]
         journal.close()
-    values = {"cm": [[1, 0], [0, 2]], "t": "x", "ok": True, "n": 3, "nan": math.nan, "big": 2**60 + 1, "huge": 10**400}
+    values = {
+        "cm": [[1, 0], [0, 2]],
+        "t": "x",
+        "ok": True,
+        "n": 3,
+        "nan": math.nan,
+        "big": 2**60 + 1,
+        "huge": 10**400,
+    }
     journal = Journal(run.path / "metrics" / "record-r1.jsonl", run.path / "media")
-    journal.append(Row(Position(0, 1), "train", "step", {**values, "media": numpy.arange(5000)}, 1.0))
-    journal.append(Row(Position(0, 2), "train", "step", {"cohen's kappa": 1.0, '"; drop table runs; --': 2.0}, 1.0))
+    journal.append(
+        Row(Position(0, 1), "train", "step", {**values, "media": numpy.arange(5000)}, 1.0)
+    )
+    journal.append(
+        Row(
+            Position(0, 2),
+            "train",
+            "step",
+            {"cohen's kappa": 1.0, '"; drop table runs; --': 2.0},
+            1.0,
+        )
+    )
     journal.close()
     return store
 
@@ -57,11 +75,17 @@ def test_runs_and_metrics_can_be_joined(store: Store) -> None:
         ["acc"],
     )
     assert frame.values.tolist()[0] == ["bert", 0.25, "replay 20261125-000000-000-000000", "exact"]
-    assert frame["source"].tolist()[1] == "record" and frame["verdict"].isna().tolist() == [False, True]
+    assert frame["source"].tolist()[1] == "record" and frame["verdict"].isna().tolist() == [
+        False,
+        True,
+    ]
 
 
 def test_params_are_json(store: Store) -> None:
-    frame = sql(store, "SELECT params->>'lr' AS lr, params->>'$.\"model.name\"' AS model, epoch, vid FROM runs")
+    frame = sql(
+        store,
+        "SELECT params->>'lr' AS lr, params->>'$.\"model.name\"' AS model, epoch, vid FROM runs",
+    )
     assert frame.iloc[0].tolist() == ["0.5", "x", 2, "a" * 40]
 
 
@@ -87,7 +111,10 @@ def test_replays_are_read_as_json(store: Store) -> None:
     folder.mkdir(parents=True)
     (folder / "plan.json").write_text('{"metrics": ["acc"]}')
     frame = sql(store, "SELECT replay, plan->'metrics'->>0 AS metric, request FROM replays")
-    assert frame.iloc[0].tolist()[:2] == ["20261125-000000-000-000000", "acc"] and frame["request"].isna()[0]
+    assert (
+        frame.iloc[0].tolist()[:2] == ["20261125-000000-000-000000", "acc"]
+        and frame["request"].isna()[0]
+    )
 
 
 def test_checkpoints_are_listed(store: Store) -> None:
@@ -101,7 +128,9 @@ def test_an_empty_store_has_the_same_columns(tmp_path: Path, store: Store) -> No
     assert len(sql(store, "SHOW TABLES")) == len(TABLES)
 
 
-@pytest.mark.parametrize("query", ["SELEC 1", "SELECT * FROM nothing", "SELECT nothing FROM runs", "", "SELECT ?"])
+@pytest.mark.parametrize(
+    "query", ["SELEC 1", "SELECT * FROM nothing", "SELECT nothing FROM runs", "", "SELECT ?"]
+)
 def test_a_wrong_query_is_a_store_error_with_the_tables(store: Store, query: str) -> None:
     with pytest.raises(StoreError, match=r"failed: (.|\n)*The tables are: runs"):
         sql(store, query)
@@ -120,7 +149,9 @@ def test_a_wrong_query_is_a_store_error_with_the_tables(store: Store, query: str
 def test_a_query_can_not_read_or_write_files(store: Store, tmp_path: Path, query: str) -> None:
     import pandas
 
-    secret = pandas.DataFrame({"a": [1]})  # DuckDB finds frames in the callers' variables, unless told not to
+    secret = pandas.DataFrame(
+        {"a": [1]}
+    )  # DuckDB finds frames in the callers' variables, unless told not to
     file = tmp_path / "secret.csv"
     file.write_text("a,b\n1,2\n")
     before = sorted(tmp_path.iterdir())

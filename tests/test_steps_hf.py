@@ -10,11 +10,11 @@ import torch
 from transformers import TrainerCallback
 
 import flor_plugins as flor
-from flor_plugins.hf import FlorCallback, enter, loading
+from flor_plugins.hf import FlorCallback, fast_forward, loaders
 from flor_plugins.records import Pass, Position, Run
-from flor_plugins.replay.places import places_of
-from flor_plugins.state import batch as fingerprints
-from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.replayer.planning.training_ranges import places_of
+from flor_plugins.state import batch_fingerprint as fingerprints
+from flor_plugins.state.method_wrapper import Wrapped
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -52,19 +52,30 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     ("every", "expected"),
     [
         (4, [(0, 0), (0, 4), (0, 8), (1, 10), (1, 12), (1, 16), (2, 20)]),
-        (5, [(0, 0), (0, 5), (1, 10), (1, 15), (2, 20)]),  # step 10 completes an epoch: its boundary has it
+        (
+            5,
+            [(0, 0), (0, 5), (1, 10), (1, 15), (2, 20)],
+        ),  # step 10 completes an epoch: its boundary has it
     ],
 )
 @pytest.mark.parametrize("name", ["plain", "endless_name"])
 def test_every_n_steps_saves_inside_epochs_and_no_moment_twice(
-    name: str, every: int, expected: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    every: int,
+    expected: list[tuple[int, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setitem(cells_hf.CELLS, name, {"num_train_epochs": 2, "max_steps": 20 if name != "plain" else -1})
+    monkeypatch.setitem(
+        cells_hf.CELLS, name, {"num_train_epochs": 2, "max_steps": 20 if name != "plain" else -1}
+    )
     run, _ = record(name, tmp_path, every_n_steps=every)
     assert positions(run) == expected
 
 
-def test_every_minutes_saves_inside_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_minutes_saves_inside_an_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(cells_hf.CELLS, "plain", {"num_train_epochs": 1})
     run, _ = record("plain", tmp_path, every_minutes=1e-9)
     assert positions(run) == [(0, step) for step in range(BATCHES)] + [(1, BATCHES)]
@@ -77,7 +88,7 @@ def test_checkpoints_at_every_step_change_no_bit_of_the_training(name: str, tmp_
         trainer, train = cells_hf.train(name, tmp_path / "out", callback)
         losses = watched(trainer)
         train()
-        loading.end_workers(trainer)
+        loaders.end_workers(trainer)
         found.append((weights(trainer), losses))
     assert same(found[0][0], found[1][0])
     assert found[0][1] == found[1][1]
@@ -94,7 +105,9 @@ def test_every_update_has_the_fingerprint_of_its_batches(name: str, tmp_path: Pa
 
     def compute_loss(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if model.training:
-            seen.setdefault(trainer.state.global_step + 1, []).append({k: v.clone() for k, v in inputs.items()})
+            seen.setdefault(trainer.state.global_step + 1, []).append(
+                {k: v.clone() for k, v in inputs.items()}
+            )
         return compute(model, inputs, *args, **kwargs)
 
     trainer.compute_loss = compute_loss
@@ -104,9 +117,13 @@ def test_every_update_has_the_fingerprint_of_its_batches(name: str, tmp_path: Pa
     for step, batches in seen.items():
         position = places.at_step(step)
         values = at(table, position.epoch, position.step)
-        assert values["flor.batch"] == sum(n * int(fingerprints.checksum(one)) for n, one in enumerate(batches, 1))
+        assert values["flor.batch"] == sum(
+            n * int(fingerprints.checksum(one)) for n, one in enumerate(batches, 1)
+        )
         is_first = step - 1 in places.ends.values()
-        assert values.get("flor.first_batch") == (fingerprints.sha256(batches[0]) if is_first else None)
+        assert values.get("flor.first_batch") == (
+            fingerprints.sha256(batches[0]) if is_first else None
+        )
 
 
 def test_batch_that_cant_be_fingerprinted_is_trained_all_the_same(
@@ -116,7 +133,9 @@ def test_batch_that_cant_be_fingerprinted_is_trained_all_the_same(
         raise TypeError("no such batch")
 
     monkeypatch.setattr(fingerprints, "checksum", refuse)
-    trainer, train = cells_hf.train("plain", tmp_path / "out", FlorCallback(store=tmp_path / "store"))
+    trainer, train = cells_hf.train(
+        "plain", tmp_path / "out", FlorCallback(store=tmp_path / "store")
+    )
     train()
     (run,) = list_runs(Store(tmp_path / "store"))
     assert run.status == "finished" and any("no such batch" in gap for gap in run.gaps)
@@ -137,7 +156,7 @@ def test_state_and_validation_are_computed_at_a_step_inside_an_epoch(
 ) -> None:
     from dataclasses import replace
 
-    from flor_plugins.hf import drive
+    from flor_plugins.hf import replay_driver
     from tests.variants import session_of
 
     run, _ = record("evaluated_in_the_epoch", tmp_path, every_n_steps=4)
@@ -149,7 +168,9 @@ def test_state_and_validation_are_computed_at_a_step_inside_an_epoch(
     rows: list[Any] = []
     emit = session.timeline.emit
     monkeypatch.setattr(session.timeline, "emit", lambda row: (rows.append(row), emit(row)))
-    drive.drive(*cells_hf.train("evaluated_in_the_epoch", tmp_path / "out", FlorCallback()), session)
+    replay_driver.drive(
+        *cells_hf.train("evaluated_in_the_epoch", tmp_path / "out", FlorCallback()), session
+    )
 
     assert passed(events) == {"state": ("exact", ""), "validate": ("exact", "")}
     assert {(row.position, row.phase, row.level) for row in rows} == {(place, "validation", "step")}
@@ -169,19 +190,25 @@ class GoOn(TrainerCallback):
         self.ended = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        enter.resume_at(self.trainer, self.sections, Wrapped(), restored=self.sections.clear)  # type: ignore[arg-type]
+        fast_forward.resume_at(self.trainer, self.sections, Wrapped(), restored=self.sections.clear)  # type: ignore[arg-type]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ended += 1
 
 
 @pytest.mark.parametrize("place", [(0, 0), (0, 4), (1, 10), (2, 24), (3, 36), (4, 40)])
-@pytest.mark.parametrize("name", ["plain", "persistent_workers_by_steps", "own_callback", "best_model"])
-def test_training_goes_on_from_a_state_to_its_natural_end(name: str, place: tuple[int, int], tmp_path: Path) -> None:
-    whole, train = cells_hf.train(name, tmp_path / "out", FlorCallback(store=tmp_path / "store", every_n_steps=4))
+@pytest.mark.parametrize(
+    "name", ["plain", "persistent_workers_by_steps", "own_callback", "best_model"]
+)
+def test_training_goes_on_from_a_state_to_its_natural_end(
+    name: str, place: tuple[int, int], tmp_path: Path
+) -> None:
+    whole, train = cells_hf.train(
+        name, tmp_path / "out", FlorCallback(store=tmp_path / "store", every_n_steps=4)
+    )
     losses = watched(whole)
     done = train()
-    loading.end_workers(whole)
+    loaders.end_workers(whole)
     (run,) = list_runs(Store(tmp_path / "store"))
 
     go_on = GoOn(load_checkpoint(run.path, Position(*place)))
@@ -190,15 +217,20 @@ def test_training_goes_on_from_a_state_to_its_natural_end(name: str, place: tupl
     again = watched(trainer)
     torch.manual_seed(77)
     finished = train()
-    loading.end_workers(trainer)
+    loaders.end_workers(trainer)
     assert same(weights(whole), weights(trainer))
     assert again == [one for one in losses if one[0] >= place]
     assert (finished.training_loss, finished.global_step) == (done.training_loss, done.global_step)
     assert not go_on.sections, "a State is as large as the model and its optimizer"
-    assert go_on.ended == 1 and trainer.state.log_history[-1]["epoch"] == whole.state.log_history[-1]["epoch"]
+    assert (
+        go_on.ended == 1
+        and trainer.state.log_history[-1]["epoch"] == whole.state.log_history[-1]["epoch"]
+    )
 
 
-def test_epoch_that_the_trainer_resumed_in_its_middle_is_noted_and_the_next_ones_are_exact(tmp_path: Path) -> None:
+def test_epoch_that_the_trainer_resumed_in_its_middle_is_noted_and_the_next_ones_are_exact(
+    tmp_path: Path,
+) -> None:
     arguments = {"save_strategy": "steps", "save_steps": 4, "num_train_epochs": 3}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(cells_hf.CELLS, "plain", arguments)

@@ -34,7 +34,12 @@ def test_weights_that_are_the_trained_ones_are_counted_by_epoch(run):
 
 def test_a_weight_that_differs_in_one_bit_or_is_missing_is_named(run):
     path, hashes = run
-    wrong = torch.ones(3).view(torch.int32).bitwise_xor(torch.tensor([0, 1, 0], dtype=torch.int32)).view(torch.float32)
+    wrong = (
+        torch.ones(3)
+        .view(torch.int32)
+        .bitwise_xor(torch.tensor([0, 1, 0], dtype=torch.int32))
+        .view(torch.float32)
+    )
     with pytest.raises(AssertionError, match=r"step=10.*\['a'\]"):
         verify(path, {**hashes, 10: hashes[10] | hashes_of({"a": wrong})})
     with pytest.raises(AssertionError, match=r"step=0.*\['c'\]"):
@@ -43,7 +48,12 @@ def test_a_weight_that_differs_in_one_bit_or_is_missing_is_named(run):
 
 def test_a_hash_tells_dtype_and_shape_apart():
     one = torch.zeros(4)
-    ways = {"flat": one, "square": one.reshape(2, 2), "integers": one.to(torch.int32), "again": one.clone()}
+    ways = {
+        "flat": one,
+        "square": one.reshape(2, 2),
+        "integers": one.to(torch.int32),
+        "again": one.clone(),
+    }
     found = hashes_of(ways)
     assert found["flat"] == found["again"]
     assert len(set(found.values())) == 3
@@ -53,7 +63,9 @@ def test_all_files_of_the_checkpoints_are_counted(run):
     path, _ = run
     found = sizes(path)
     assert found.keys() == {"model", "state"}
-    assert sum(found.values()) == sum(one.stat().st_size for one in path.rglob("*") if one.is_file())
+    assert sum(found.values()) == sum(
+        one.stat().st_size for one in path.rglob("*") if one.is_file()
+    )
 
 
 def test_a_state_is_the_weights_with_tied_ones_once_and_two_moments_of_what_is_trained():
@@ -74,7 +86,9 @@ def test_an_aim_is_held_against_the_bytes_that_gc_leaves_for_each_epoch():
 
 
 @pytest.mark.timeout(120)
-def test_the_storage_benchmark_answers_for_four_trainings_with_all_their_epochs_exact(tmp_path, capfd):
+def test_the_storage_benchmark_answers_for_four_trainings_with_all_their_epochs_exact(
+    tmp_path, capfd
+):
     storage.main(["--scale", "tiny", "--pairs", "3", "--folder", str(tmp_path)])
     said = capfd.readouterr()
     line = json.loads(said.out.strip().splitlines()[-1])

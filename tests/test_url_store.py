@@ -24,7 +24,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
     """Two trainings in one process, uploaded; then the folder in which they ran is no longer where it was."""
     top = tmp_path_factory.mktemp("lightning")
     project = replaying.make(top / "project")
-    script = replaying.TRAIN["lightning"] + 'for name in ("a", "b"):\n    train(FlorCallback(name), epochs=2)\n'
+    script = (
+        replaying.TRAIN["lightning"]
+        + 'for name in ("a", "b"):\n    train(FlorCallback(name), epochs=2)\n'
+    )
     project.write("train.py", script)
     project.python("train.py")
     url = f"file://{top}/bucket/flor"
@@ -69,7 +72,9 @@ def test_values_that_one_machine_computed_are_there_for_the_others(
     assert not list((home.top / "reader").rglob("*.safetensors"))
 
 
-def test_asked_again_by_another_machine_nothing_is_computed(home: SimpleNamespace, replayed: Project) -> None:
+def test_asked_again_by_another_machine_nothing_is_computed(
+    home: SimpleNamespace, replayed: Project
+) -> None:
     again = machine(home, "again")
     before = fsspec.filesystem("file").find(home.url)
     assert "nothing is missing" in again.flor(*REPLAY).stdout
@@ -82,10 +87,17 @@ def test_reading_verbs_take_the_url(home: SimpleNamespace, replayed: Project) ->
     assert len(json.loads(replayed.flor("checkpoints", "a", "--json").stdout)) == 3
 
 
-def test_weights_are_fetched_when_they_are_asked_for(home: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_fetched_when_they_are_asked_for(
+    home: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(home.top / "weights"))
-    found, held = flor.checkpoint("b@epoch=2", store=home.url), flor.checkpoint("b@epoch=2", store=home.store)
-    assert found.keys() == held.keys() and all(torch.equal(found[name], held[name]) for name in held)
+    found, held = (
+        flor.checkpoint("b@epoch=2", store=home.url),
+        flor.checkpoint("b@epoch=2", store=home.store),
+    )
+    assert found.keys() == held.keys() and all(
+        torch.equal(found[name], held[name]) for name in held
+    )
 
 
 @pytest.mark.slow
@@ -96,12 +108,16 @@ def test_verify_takes_the_url_and_trains_again(home: SimpleNamespace) -> None:
 
 
 @pytest.mark.parametrize("verb", [("gc", "--dry-run"), ("pin", "a"), ("resume", "a")])
-def test_what_needs_a_folder_says_so(home: SimpleNamespace, tmp_path: Path, verb: tuple[str, ...]) -> None:
+def test_what_needs_a_folder_says_so(
+    home: SimpleNamespace, tmp_path: Path, verb: tuple[str, ...]
+) -> None:
     done = Project(tmp_path, {"FLOR_DIR": home.url}).flor(*verb, ok=False)
     assert done.returncode == 1 and "this needs a folder" in done.stderr
 
 
-def test_a_training_is_not_recorded_into_a_url_and_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_is_not_recorded_into_a_url_and_warns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(StoreError, match=r"needs a folder.*flor-hf upload s3://bucket/flor"):
         store_in("s3://bucket/flor")
     monkeypatch.setenv("FLOR_DIR", "s3://bucket/flor")

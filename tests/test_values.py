@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import EncodingError, StoreError
-from flor_plugins.store.values import LARGEST_INLINE, Media, decode_value, encode_value
+from flor_plugins.store.metrics.value_codec import LARGEST_INLINE, Media, decode_value, encode_value
 
 leaves = st.booleans() | st.integers() | st.floats() | st.text()
-values = st.recursive(leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+values = st.recursive(
+    leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20
+)
 NOWHERE = Path("nowhere") / "media"
 
 
@@ -155,7 +157,8 @@ def test_a_path_in_a_journal_can_not_leave_the_media_folder(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    "evil", [{}, {"$": "what"}, {"$": "float", "v": "1e5"}, {"$": "media", "kind": "exe", "path": "x"}]
+    "evil",
+    [{}, {"$": "what"}, {"$": "float", "v": "1e5"}, {"$": "media", "kind": "exe", "path": "x"}],
 )
 def test_an_unknown_tag_is_a_store_error(evil: Any) -> None:
     with pytest.raises(StoreError, match="form that this version does not know"):
@@ -177,7 +180,7 @@ def test_encoding_imports_no_library(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from flor_plugins.store.values import encode_value, EncodingError\n"
+        "import sys; from pathlib import Path; from flor_plugins.store.metrics.value_codec import encode_value, EncodingError\n"
         "encode_value([1, {'a': 2.0}], Path('media'))\n"
         "try: encode_value(object(), Path('media'))\n"
         "except EncodingError: pass\n"

@@ -12,7 +12,7 @@ import pytest
 
 import flor_plugins as flor
 from flor_plugins.records import Position, Run
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 from tests import replaying
 from tests.replaying import Project
 
@@ -89,8 +89,12 @@ def toy_package(folder: Path, version: str, change: float) -> None:
     """A distribution whose function gives another number from the fourth call on."""
     shutil.rmtree(folder, ignore_errors=True)
     (folder / f"toypkg-{version}.dist-info").mkdir(parents=True)
-    (folder / f"toypkg-{version}.dist-info" / "METADATA").write_text(f"Name: toypkg\nVersion: {version}\n")
-    (folder / "toypkg.py").write_text(f"def scale(step):\n    return {change} if step >= 4 else 1.0\n")
+    (folder / f"toypkg-{version}.dist-info" / "METADATA").write_text(
+        f"Name: toypkg\nVersion: {version}\n"
+    )
+    (folder / "toypkg.py").write_text(
+        f"def scale(step):\n    return {change} if step >= 4 else 1.0\n"
+    )
 
 
 @pytest.fixture(scope="module", params=["lightning", "hf"])
@@ -101,7 +105,10 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     project = Project(root, {"PYTHONPATH": str(root / "ignored" / "site")})
     project.write("train.py", SCRIPT + TRAINING[request.param])
     project.write("ignored/threads", "1")
-    np.save(root / "ignored" / "points.npy", np.random.default_rng(1).normal(size=(640, 64)).astype("float32"))
+    np.save(
+        root / "ignored" / "points.npy",
+        np.random.default_rng(1).normal(size=(640, 64)).astype("float32"),
+    )
     toy_package(root / "ignored" / "site", "1.0", 1.0)
     assert made.root == root
     project.python("train.py")
@@ -134,7 +141,10 @@ def test_an_untouched_run_is_exact_in_all_its_epochs(recorded: Project) -> None:
     stretches = json.loads(done.stdout)
     assert [one["verdict"] for one in stretches] == ["exact", "exact"]
     assert all(one["compared"] > 20 for one in stretches)
-    assert "all equal to the last bit" in recorded.flor("verify", run_of(recorded).run_id, "--epochs", "2").stdout
+    assert (
+        "all equal to the last bit"
+        in recorded.flor("verify", run_of(recorded).run_id, "--epochs", "2").stdout
+    )
 
 
 def test_a_changed_data_file_is_named_at_the_step_that_reads_it(planted: Project) -> None:
@@ -174,7 +184,11 @@ def test_an_unseeded_draw_is_named(planted: Project) -> None:
 def first_difference(one: Run, other: Run) -> Position:
     """The first update whose loss or gradient norm is not the same in both runs."""
     steps = [
-        {row.position: row.values for _, row in read_run(run.path) if (row.phase, row.level) == ("train", "step")}
+        {
+            row.position: row.values
+            for _, row in read_run(run.path)
+            if (row.phase, row.level) == ("train", "step")
+        }
         for run in (one, other)
     ]
     names = ("loss", "grad_norm")

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 
 import flor_plugins as flor
-from flor_plugins.replay import warm
-from flor_plugins.replay.crew import environment
-from flor_plugins.replay.warm import Servers, servers
-from flor_plugins.store.journal import read_run
+from flor_plugins.replayer.execution import fork_client
+from flor_plugins.replayer.execution.fork_client import Servers, servers
+from flor_plugins.replayer.execution.worker_group import environment
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.replaying import TRAIN, Project
@@ -44,7 +44,7 @@ def version(ctx):
 ASK = """
 import sys, time
 import flor_plugins as flor
-from flor_plugins.replay.warm import servers
+from flor_plugins.replayer.execution.fork_client import servers
 
 def progress(task, event):
     if event["event"] == "position":
@@ -61,7 +61,12 @@ if __name__ == "__main__":
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Runs a and b of two versions of the code, with one PYTHONHASHSEED, and c of the second with another one."""
     made = replaying.make(tmp_path_factory.mktemp("warm") / "project")
-    made.write("train.py", "import helper, sys\n" + TRAIN["lightning"] + "train(FlorCallback(sys.argv[1]), epochs=2)\n")
+    made.write(
+        "train.py",
+        "import helper, sys\n"
+        + TRAIN["lightning"]
+        + "train(FlorCallback(sys.argv[1]), epochs=2)\n",
+    )
     made.write("ignored/hooks.py", HOOKS)
     made.write("ignored/ask.py", ASK.replace('"hooks.py"', '"ignored/hooks.py"'))
     for name, value, number in (("a", 1, 1), ("b", 2, 1), ("c", 2, 2)):
@@ -125,7 +130,7 @@ def test_a_forked_worker_computes_what_a_fresh_process_does(
     ask(project, metric)
     by_fork = values(project, metric)
     assert [one.returncode for one in forked] == [0]
-    monkeypatch.setattr(warm, "_can_fork", lambda env: False)
+    monkeypatch.setattr(fork_client, "_can_fork", lambda env: False)
     ask(project, metric)
     assert forked[1:] == [None]
     assert by_fork == values(project, metric)
@@ -134,12 +139,17 @@ def test_a_forked_worker_computes_what_a_fresh_process_does(
 
 def test_each_run_is_replayed_in_its_own_environment_and_by_its_own_code(project: Project) -> None:
     ask(project, "version", ["a", "b", "c"])
-    hashes = {seed: int(project.python("-c", "print(hash('flor'))", PYTHONHASHSEED=seed).stdout) for seed in ("1", "2")}
+    hashes = {
+        seed: int(project.python("-c", "print(hash('flor'))", PYTHONHASHSEED=seed).stdout)
+        for seed in ("1", "2")
+    }
     found = {name: value for name, _, value, _ in values(project, "version")}
     assert found == {"a": [1, hashes["1"]], "b": [2, hashes["1"]], "c": [2, hashes["2"]]}
 
 
-def test_runs_of_one_environment_share_a_server_and_a_second_replay_finds_it(project: Project) -> None:
+def test_runs_of_one_environment_share_a_server_and_a_second_replay_finds_it(
+    project: Project,
+) -> None:
     known = servers()
     started = [known.begin(run.framework, environment(run)) for run in list_runs(project.store)]
     assert [started.index(one) for one in started] == [0, 0, 2]
@@ -150,7 +160,9 @@ def test_runs_of_one_environment_share_a_server_and_a_second_replay_finds_it(pro
     assert [one.pid for one in again if one] == pids
 
 
-def test_a_run_with_folders_of_its_own_on_the_import_path_gets_a_fresh_process(project: Project) -> None:
+def test_a_run_with_folders_of_its_own_on_the_import_path_gets_a_fresh_process(
+    project: Project,
+) -> None:
     [run, *_] = list_runs(project.store)
     env = environment(run)
     env["PYTHONPATH"] = os.pathsep.join([str(project.root), env["PYTHONPATH"]])
@@ -175,29 +187,35 @@ def test_a_replay_whose_server_is_killed_completes_with_each_value_once(project:
     assert {one[3] for one in found} == {"exact"}
 
 
-def test_what_reads_journals_is_imported_without_a_thread_and_leaves_the_environment_as_it_was() -> None:
+def test_what_reads_journals_is_imported_without_a_thread_and_leaves_the_environment_as_it_was() -> (
+    None
+):
     script = """
 import os, sys
-from flor_plugins.replay import fork_server
+from flor_plugins.replayer.execution import fork_server
 before = dict(os.environ)
 fork_server._preload_journals()
 print(dict(os.environ) == before, "pandas" in sys.modules, fork_server._unfit())
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["True", "True", "None"]
 
 
 def test_a_worker_ends_without_what_imports_left_to_be_done_and_with_what_its_script_did() -> None:
     script = """
 import weakref
-from flor_plugins.replay import fork_server
+from flor_plugins.replayer.execution import fork_server
 class Thing: pass
 imported, own = Thing(), Thing()
 weakref.finalize(imported, print, "imported")
 fork_server._keep_at_exit()
 weakref.finalize(own, print, "own")
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert done.stdout.split() == ["own"]
 
 
@@ -214,21 +232,32 @@ def test_a_server_that_can_not_import_is_left_for_fresh_processes(tmp_path: Path
 def test_servers_beyond_the_most_that_are_kept_are_ended() -> None:
     known = Servers()
     env = {**os.environ, "PYTHONPATH": str(Path(flor.__file__).parents[1])}
-    made = [known.begin("no_framework", {**env, "NUMBER": str(number)}) for number in range(warm.MOST + 2)]
+    made = [
+        known.begin("no_framework", {**env, "NUMBER": str(number)})
+        for number in range(fork_client.MOST + 2)
+    ]
     pids = [one.pid for one in made if one]
-    assert len(known._servers) == warm.MOST
+    assert len(known._servers) == fork_client.MOST
     known.close()
     assert gone(pids)
 
 
 @pytest.mark.parametrize("ends", ["by itself", "killed"])
 def test_no_process_outlives_the_one_that_asked(project: Project, ends: str) -> None:
-    known = {name: value for name, value in os.environ.items() if name not in ("FLOR_DIR", "PYTHONPATH")}
+    known = {
+        name: value for name, value in os.environ.items() if name not in ("FLOR_DIR", "PYTHONPATH")
+    }
     command = [sys.executable, "ignored/ask.py", "norm", *(["wait"] if ends == "killed" else [])]
-    with subprocess.Popen(command, cwd=project.root, env=known, stdout=subprocess.PIPE, text=True) as asking:
+    with subprocess.Popen(
+        command, cwd=project.root, env=known, stdout=subprocess.PIPE, text=True
+    ) as asking:
         assert asking.stdout is not None
         pids = list(map(int, asking.stdout.readline().split()))
-        below = [int(pid) for one in pids for pid in Path(f"/proc/{one}/task/{one}/children").read_text().split()]
+        below = [
+            int(pid)
+            for one in pids
+            for pid in Path(f"/proc/{one}/task/{one}/children").read_text().split()
+        ]
         if ends == "killed":
             asking.kill()
         asking.stdout.read()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from flor_plugins.state.weights import copy_into
+from flor_plugins.state.fast_load import copy_into
 
 
 class Net(nn.Module):

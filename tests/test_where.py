@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import WhereError
-from flor_plugins.store.where import Where
+from flor_plugins.store.query.where import Where
 
 N = float("nan")
 FRAME = pandas.DataFrame(
@@ -101,7 +101,9 @@ def test_an_expression_holds_where_pandas_says_so(text: str, expected: list[int]
 
 
 def test_names_are_the_columns_that_are_read() -> None:
-    where = Where.parse("lr < 1 and `cohen's kappa`.isna() or model.lr in [1] and lr > model.str.startswith('x')")
+    where = Where.parse(
+        "lr < 1 and `cohen's kappa`.isna() or model.lr in [1] and lr > model.str.startswith('x')"
+    )
     assert where.names == ("lr", "cohen's kappa", "model.lr", "model")
     assert Where.parse("1 < 2").names == ()
 
@@ -159,7 +161,9 @@ def test_everything_else_is_refused_with_its_place(text: str, place: int, why: s
     assert len(lines) == 4
 
 
-@pytest.mark.parametrize("text", ["(" * 500 + "lr" + ")" * 500, "not " * 5000 + "lr", "lr" + "+1" * 20000 + ">0"])
+@pytest.mark.parametrize(
+    "text", ["(" * 500 + "lr" + ")" * 500, "not " * 5000 + "lr", "lr" + "+1" * 20000 + ">0"]
+)
 def test_deep_nesting_is_refused(text: str) -> None:
     with pytest.raises(WhereError):
         Where.parse(text).mask(FRAME)
@@ -198,7 +202,15 @@ def test_a_column_that_is_missing_is_named_with_close_matches() -> None:
 
 
 def test_an_empty_frame_gives_an_empty_mask() -> None:
-    for text in ("lr < 1", "done", "missing", "cm.isna()", "'a' in tags", "name.str.contains('x')", "True"):
+    for text in (
+        "lr < 1",
+        "done",
+        "missing",
+        "cm.isna()",
+        "'a' in tags",
+        "name.str.contains('x')",
+        "True",
+    ):
         mask = Where.parse(text).mask(FRAME.iloc[:0])
         assert mask.dtype == bool and len(mask) == 0
 
@@ -226,7 +238,9 @@ def test_any_text_is_parsed_or_refused_but_nothing_else_happens(text: str) -> No
 expressions = st.recursive(
     st.sampled_from(["lr < 0.05", "epoch == 1", "name == 'bert'", "cm.isna()", "(`model.lr` > 2)"]),
     lambda inner: st.one_of(
-        st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(lambda p: f"({p[0]} {p[1]} {p[2]})"),
+        st.tuples(inner, st.sampled_from(["and", "or"]), inner).map(
+            lambda p: f"({p[0]} {p[1]} {p[2]})"
+        ),
         inner.map(lambda one: f"(not {one})"),
     ),
     max_leaves=6,
@@ -235,13 +249,18 @@ expressions = st.recursive(
 
 @given(expressions)
 def test_logic_is_that_of_python_row_by_row(text: str) -> None:
-    plain = ast.parse(text.replace("`model.lr`", "model_lr").replace("cm.isna()", "cm_na"), mode="eval")
+    plain = ast.parse(
+        text.replace("`model.lr`", "model_lr").replace("cm.isna()", "cm_na"), mode="eval"
+    )
     code = compile(plain, "<test>", "eval")
     expected: list[int] = []
     for place in range(4):
         cells: dict[str, Any] = {name: FRAME[name].iloc[place] for name in ("lr", "epoch", "name")}
         cells = {name: None if cell is pandas.NA else cell for name, cell in cells.items()}
-        cells |= {"model_lr": FRAME["model.lr"].iloc[place], "cm_na": bool(FRAME["cm"].isna().iloc[place])}
+        cells |= {
+            "model_lr": FRAME["model.lr"].iloc[place],
+            "cm_na": bool(FRAME["cm"].isna().iloc[place]),
+        }
         if eval(code, {}, cells):
             expected.append(place)
     assert rows(text) == expected

@@ -11,13 +11,13 @@ import pandas
 import pytest
 import torch
 
-from flor_plugins.hooks.load import scan
+from flor_plugins.hooks.hook_files import scan
 from flor_plugins.records import Code, Launch, Position, Process, Row, Run, Timing
-from flor_plugins.replay import plan
+from flor_plugins.replayer.planning import planner
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.runs import save_run
 
 RUNS, EPOCHS, STEPS = 40, 4, 3
@@ -91,11 +91,21 @@ def record(store: Store, number: int, hooks: Path) -> Run:
         save_checkpoint(run.path, Position(epoch, epoch * STEPS), encode(state))
     steps = [Position(step // STEPS, step) for step in range(1, EPOCHS * STEPS + 1)]
     losses = [
-        Row(one, "train", "step", {"loss": number % 8 / one.step} if (number + one.step) % 7 else {"other": 1}, 0.0)
+        Row(
+            one,
+            "train",
+            "step",
+            {"loss": number % 8 / one.step} if (number + one.step) % 7 else {"other": 1},
+            0.0,
+        )
         for one in steps
     ]
     ends = [Position(epoch, epoch * STEPS) for epoch in range(1, EPOCHS + 1)]
-    write(run, "record-r0", [*losses, *(Row(one, "validation", "epoch", of(number, one.epoch), 0.0) for one in ends)])
+    write(
+        run,
+        "record-r0",
+        [*losses, *(Row(one, "validation", "epoch", of(number, one.epoch), 0.0) for one in ends)],
+    )
     today = {one.name: one.digest for one in scan(hooks)}
     computed = [Row(one, "validation", "epoch", {"accuracy": 0.5}, 0.0, "exact", today["accuracy"])
                 for one in ends if (number + one.epoch) % 3 == 0]  # fmt: skip
@@ -156,7 +166,7 @@ def table(history: list[Run], asked: str, hooks: Path) -> Table:
     return pandas.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
 
 
-def chosen(made: plan.Plan) -> set[tuple[str, int]]:
+def chosen(made: planner.Plan) -> set[tuple[str, int]]:
     """(run, step) of all that is to be computed."""
     return {
         (task.run_id, step)
@@ -179,12 +189,17 @@ def counts() -> Iterator[list[tuple[str, str, int, int, int]]]:
 @pytest.mark.parametrize("metric", ["accuracy", "norm"])
 @pytest.mark.parametrize(("where", "mask"), PREDICATES, ids=[text for text, _ in PREDICATES])
 def test_a_predicate_chooses_what_pandas_chooses(
-    history: list[Run], hooks: Path, counts: list[Any], where: str, mask: Callable[[Table], Any], metric: str
+    history: list[Run],
+    hooks: Path,
+    counts: list[Any],
+    where: str,
+    mask: Callable[[Table], Any],
+    metric: str,
 ) -> None:
     rows = table(history, metric, hooks)
     expected = rows[mask(rows) & rows[metric].isna()]
     assert 0 < len(expected) < len(rows)
-    made = plan.make(history, plan.Request((metric,), where, "all", (hooks,)))
+    made = planner.make(history, planner.Request((metric,), where, "all", (hooks,)))
     counts.append((where, metric, len(rows), len(chosen(made)), len(expected)))
     assert chosen(made) == set(zip(expected["run"], expected["step"], strict=True))
 
@@ -192,15 +207,21 @@ def test_a_predicate_chooses_what_pandas_chooses(
 def test_without_a_predicate_all_that_is_missing_is_chosen(history: list[Run], hooks: Path) -> None:
     rows = table(history, "accuracy", hooks)
     missing = rows[rows["accuracy"].isna()]
-    made = plan.make(history, plan.Request(("accuracy",), None, "all", (hooks,)))
+    made = planner.make(history, planner.Request(("accuracy",), None, "all", (hooks,)))
     assert chosen(made) == set(zip(missing["run"], missing["step"], strict=True))
 
 
-def test_each_journal_is_read_once_for_a_plan(history: list[Run], hooks: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_journal_is_read_once_for_a_plan(
+    history: list[Run], hooks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[Path] = []
-    original = plan.read_run
-    for module in (plan, __import__("flor_plugins.store.cells", fromlist=[""]),
-                   __import__("flor_plugins.replay.places", fromlist=[""])):  # fmt: skip
-        monkeypatch.setattr(module, "read_run", lambda path, names=None: read.append(path) or original(path, names))
-    plan.make(history, plan.Request(("accuracy", "norm"), "lr < 1 or accuracy.isna()", "all", (hooks,)))
+    original = planner.read_run
+    for module in (planner, __import__("flor_plugins.store.query.series", fromlist=[""]),
+                   __import__("flor_plugins.replayer.planning.training_ranges", fromlist=[""])):  # fmt: skip
+        monkeypatch.setattr(
+            module, "read_run", lambda path, names=None: read.append(path) or original(path, names)
+        )
+    planner.make(
+        history, planner.Request(("accuracy", "norm"), "lr < 1 or accuracy.isna()", "all", (hooks,))
+    )
     assert sorted(read) == [run.path for run in history]

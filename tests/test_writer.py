@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import flor_plugins as flor
-from flor_plugins.record import writer
+from flor_plugins.recorder import background_writer
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of
 from tests.posting import wait_until
@@ -22,15 +22,15 @@ __all__ = ["toy"]  # a fixture
 def endless_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What waits for the pause never comes."""
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "PAUSE", 3600.0)
+        patch.setattr(background_writer, "PAUSE", 3600.0)
         yield
 
 
-def made() -> writer.Writer:
+def made() -> background_writer.Writer:
     def failed(error: Exception) -> None:
         raise AssertionError("no job fails here") from error
 
-    return writer.Writer(failed)
+    return background_writer.Writer(failed)
 
 
 def test_what_is_wanted_soon_and_all_before_it_is_done_without_a_pause(endless_pause: None) -> None:

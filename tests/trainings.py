@@ -34,7 +34,11 @@ class Trainings:
     """Scripts of one framework. Use it in a `with`."""
 
     def __init__(self, framework: str) -> None:
-        env = {name: value for name, value in os.environ.items() if name not in ("FLOR_DIR", "PYTHONPATH")}
+        env = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("FLOR_DIR", "PYTHONPATH")
+        }
         env["PYTHONPATH"] = str(Path(__file__).resolve().parents[1])
         self._process = subprocess.Popen(
             [sys.executable, "-c", LOOP.format(framework=framework)],
@@ -44,7 +48,12 @@ class Trainings:
     def __enter__(self) -> Trainings:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         self._process.communicate(timeout=60)
 
     def run(self, folder: Path, *argv: str) -> None:

@@ -15,8 +15,8 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from flor_plugins.records import Pass, Position, Run, Stretch, Task
-from flor_plugins.replay.places import places_of
-from flor_plugins.replay.session import Session
+from flor_plugins.replayer.planning.training_ranges import places_of
+from flor_plugins.replayer.worker_session.session import Session
 
 SETTINGS: dict[str, Any] = {
     "accelerator": "cpu",
@@ -74,7 +74,9 @@ class Net(pl.LightningModule):
         self.seen += len(x)
         self.last.append(float(loss))
         self.mean.mul_(0.9).add_(0.1 * loss.detach())
-        self.log("train_loss", loss + 0.01 * self.seen + sum(self.last), on_step=True, on_epoch=True)
+        self.log(
+            "train_loss", loss + 0.01 * self.seen + sum(self.last), on_step=True, on_epoch=True
+        )
         return loss
 
     def validation_step(self, batch: Any, index: int) -> None:
@@ -110,7 +112,9 @@ class Gan(pl.LightningModule):
         return (judged + made).detach()
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(self.g.parameters(), 1e-2), torch.optim.RMSprop(self.d.parameters(), 1e-2)
+        return torch.optim.Adam(self.g.parameters(), 1e-2), torch.optim.RMSprop(
+            self.d.parameters(), 1e-2
+        )
 
 
 class Thaw(BaseFinetuning):
@@ -180,7 +184,10 @@ def session_of(
     for way, epochs in ways.items():
         positions = tuple(places.end_of(epoch) for epoch in epochs)
         if way == "train":
-            stretches = [*places.stretches(positions), *(Stretch(*ends, (ends[0].epoch + 1,)) for ends in inside)]
+            stretches = [
+                *places.stretches(positions),
+                *(Stretch(*ends, (ends[0].epoch + 1,)) for ends in inside),
+            ]
             ordered = tuple(sorted(stretches, key=lambda one: one.start))
             passes.append(Pass("train", ("nothing",), "", stretches=ordered))
         else:

@@ -10,7 +10,8 @@ from typing import Any
 from flor_plugins.bench.values import by_epoch, values_of
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
-from flor_plugins.replay import ask, plan
+from flor_plugins.replayer import requests
+from flor_plugins.replayer.planning import planner
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import find_store
 from flor_plugins.store.runs import find_run
@@ -22,15 +23,27 @@ def answer(recipe: Recipe, metric: str, run_ids: list[str]) -> dict[str, Any]:
     began = time.perf_counter()
     runs = [find_run(store, run_id) for run_id in run_ids]
     preset = recipe.replay
-    request = ask.request(
-        store, runs, (metric,), None, preset.epochs, hooks=recipe.hook_paths, patch=preset.patch, folder=recipe.folder
+    request = requests.request(
+        store,
+        runs,
+        (metric,),
+        None,
+        preset.epochs,
+        hooks=recipe.hook_paths,
+        patch=preset.patch,
+        folder=recipe.folder,
     )
-    made = plan.make(runs, request)
-    answered = ask.execute(store, runs, made)
+    made = planner.make(runs, request)
+    answered = requests.execute(store, runs, made)
     found = values_of(store, runs, metric)
     seconds = time.perf_counter() - began
-    failures = [*answered.failures, *(f"run {run_id} is skipped: {why}" for run_id, why in made.skipped.items())]
-    failures += [f"{metric} has no value in run {run.name}" for run in runs if not found[run.run_id]]
+    failures = [
+        *answered.failures,
+        *(f"run {run_id} is skipped: {why}" for run_id, why in made.skipped.items()),
+    ]
+    failures += [
+        f"{metric} has no value in run {run.name}" for run in runs if not found[run.run_id]
+    ]
     return {
         "asked_s": seconds,
         "ways": sorted({row["way"] for row in answered.rows}),

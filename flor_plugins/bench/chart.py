@@ -15,7 +15,9 @@ LINE, BAR = 20.0, 13.0
 AGAIN, ANSWER, WRONG, TEXT, FAINT = "#a9b1bd", "#2468b4", "#b3261e", "#1f2328", "#d5d9df"
 FONT = "system-ui, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
 TICKS = 6  # about so many on an axis
-SMALLEST = 1e-300  # a spread that ticks divide; of the smallest numbers there is no logarithm of a sixth
+SMALLEST = (
+    1e-300  # a spread that ticks divide; of the smallest numbers there is no logarithm of a sixth
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,9 @@ def _overheads(picture: Picture, results: Sequence[Result]) -> None:
             continue
         y = picture.y + BAR / 2
         picture.text(20, one.recipe, font_weight="bold")
-        low, middle, high = (shown.at(100 * value) for value in (found.low, found.middle, found.high))
+        low, middle, high = (
+            shown.at(100 * value) for value in (found.low, found.middle, found.high)
+        )
         picture.draw("line", x1=low, x2=high, y1=y, y2=y, stroke=ANSWER, stroke_width=2)
         fill = ANSWER if one.is_conclusive else "#ffffff"
         picture.draw("circle", cx=middle, cy=y, r=5, fill=fill, stroke=ANSWER, stroke_width=2)

@@ -26,13 +26,18 @@ class Children:
     store: Path
     log: Path
 
-    def run(self, module: str, words: Callable[[str], Sequence[str]], what: str) -> tuple[dict[str, Any], float]:
+    def run(
+        self, module: str, words: Callable[[str], Sequence[str]], what: str
+    ) -> tuple[dict[str, Any], float]:
         """What a module of this package has written, and the seconds from its start to its end.
 
         words: its arguments, from the path of the file that it is to write. Raises FlorError where it fails, with
         its last line.
         """
-        with tempfile.TemporaryDirectory(prefix="flor-bench-") as scratch, self.log.open("ab") as log:
+        with (
+            tempfile.TemporaryDirectory(prefix="flor-bench-") as scratch,
+            self.log.open("ab") as log,
+        ):
             result = os.path.join(scratch, "result.json")
             command = [sys.executable, "-m", f"flor_plugins.bench.{module}", *words(result)]
             log.write(f"\n# {what}\n".encode())
@@ -49,13 +54,19 @@ class Children:
                 raise
             seconds = time.perf_counter() - began
             if status:
-                raise FlorError(f"{what} ended with exit status {status}: {self._last_line(begin)} (all: {self.log})")
+                raise FlorError(
+                    f"{what} ended with exit status {status}: {self._last_line(begin)} (all: {self.log})"
+                )
             return read_json(Path(result)), seconds
 
     def _last_line(self, begin: int) -> str:
         with self.log.open("rb") as log:
             log.seek(begin)
-            lines = [line.strip() for line in log.read().decode(errors="replace").splitlines() if line.strip()]
+            lines = [
+                line.strip()
+                for line in log.read().decode(errors="replace").splitlines()
+                if line.strip()
+            ]
         return lines[-1] if lines else "it said nothing"
 
 

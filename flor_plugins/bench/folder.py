@@ -47,8 +47,12 @@ def open_folder(root: Path) -> tuple[Folder, Bench | None]:
     if root.is_dir() and any(root.iterdir()):
         return Folder(root), read(root)
     if root.exists() and not root.is_dir():
-        raise FlorError(f"the bench was to write into {root}, which is a file. Name another folder: --out FOLDER")
-    Store(root).make()  # with a .gitignore: a recording takes what it finds in the work tree for code
+        raise FlorError(
+            f"the bench was to write into {root}, which is a file. Name another folder: --out FOLDER"
+        )
+    Store(
+        root
+    ).make()  # with a .gitignore: a recording takes what it finds in the work tree for code
     return Folder(root), None
 
 

@@ -45,12 +45,19 @@ def measured(path: Path, setting: Setting) -> Iterator[Result]:
     for training in _trainings(recipe, setting):
         result = result.model_copy(update={"trainings": (*result.trainings, training)})
         yield result
-    run_ids = {run_id: one.version for one in result.trainings if one.pair == setting.pairs for run_id in one.run_ids}
+    run_ids = {
+        run_id: one.version
+        for one in result.trainings
+        if one.pair == setting.pairs
+        for run_id in one.run_ids
+    }
     result = result.model_copy(update={"kept": tuple(_kept(recipe, setting.store, run_ids))})
     yield result
     for metric in recipe.replay.metrics:
         setting.tell(f"{recipe.name}: {metric} in hindsight")
-        result = result.model_copy(update={"questions": (*result.questions, _ask(recipe, metric, run_ids, setting))})
+        result = result.model_copy(
+            update={"questions": (*result.questions, _ask(recipe, metric, run_ids, setting))}
+        )
         yield result
 
 
@@ -73,7 +80,9 @@ def _trainings(recipe: Recipe, setting: Setting) -> Iterator[Training]:
     for (version, pair), order in zip(pairs, orders(WAYS, len(pairs)), strict=True):
         for how in order:
             training = _train(recipe, version, pair, how, setting)
-            if pair < setting.pairs:  # questions are asked of the last runs; the others' checkpoints are not needed
+            if (
+                pair < setting.pairs
+            ):  # questions are asked of the last runs; the others' checkpoints are not needed
                 for run_id in training.run_ids:
                     forget(setting.store, run_id)
             yield training
@@ -82,8 +91,12 @@ def _trainings(recipe: Recipe, setting: Setting) -> Iterator[Training]:
 def _train(recipe: Recipe, version: str, pair: int, how: str, setting: Setting) -> Training:
     what = f"{recipe.name}: {version} {how} the callback"
     setting.tell(f"{what} ({pair} of {setting.pairs})")
-    found, seconds = setting.children.run("train", lambda result: [str(recipe.path), version, how, result], what)
-    return Training(version=version, pair=pair, is_recorded=how == "with", process_s=seconds, **found)
+    found, seconds = setting.children.run(
+        "train", lambda result: [str(recipe.path), version, how, result], what
+    )
+    return Training(
+        version=version, pair=pair, is_recorded=how == "with", process_s=seconds, **found
+    )
 
 
 def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Kept]:
@@ -94,7 +107,9 @@ def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Kep
     logged = values_of(store, runs, objective.metric) if objective else {}
     for run in runs:
         if run.status != "finished" or run.code is None:
-            raise FlorError(f"run {run.name} can't be replayed: {run.status}; {'; '.join(run.gaps) or run.error}")
+            raise FlorError(
+                f"run {run.name} can't be replayed: {run.status}; {'; '.join(run.gaps) or run.error}"
+            )
         if objective and not logged[run.run_id]:
             raise RecipeError(
                 f"{recipe.path}:1: the objective's metric {objective.metric!r} was not logged by run {run.name}"
@@ -115,9 +130,17 @@ def _ask(recipe: Recipe, metric: str, run_ids: dict[str, str], setting: Setting)
     """A question that fails is told; the others are asked."""
     try:
         found, seconds = setting.children.run(
-            "answer", lambda result: [str(recipe.path), metric, result, *run_ids], f"{recipe.name}: {metric}"
+            "answer",
+            lambda result: [str(recipe.path), metric, result, *run_ids],
+            f"{recipe.name}: {metric}",
         )
     except FlorError as error:
         return Question(metric=metric, error=str(error))
     values = {run_ids[run_id]: rows for run_id, rows in found.pop("values").items()}
-    return Question(metric=metric, process_s=seconds, verdict=worst(found.pop("verdicts")), values=values, **found)
+    return Question(
+        metric=metric,
+        process_s=seconds,
+        verdict=worst(found.pop("verdicts")),
+        values=values,
+        **found,
+    )

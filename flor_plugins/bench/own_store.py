@@ -7,7 +7,7 @@ from collections.abc import Collection
 from contextlib import suppress
 
 from flor_plugins.errors import SnapshotError
-from flor_plugins.record import snapshot
+from flor_plugins.recorder.code_snapshot import snapshot
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import find_run, list_runs
 
@@ -25,6 +25,8 @@ def forget(store: Store, run_id: str) -> None:
     """Give up a run of a bench and what keeps its code alive."""
     run = find_run(store, run_id)
     if run.code is not None:
-        with suppress(SnapshotError):  # its repository is gone: then nothing of it is kept alive there
+        with suppress(
+            SnapshotError
+        ):  # its repository is gone: then nothing of it is kept alive there
             snapshot.forget(run.code, run.run_id)
     shutil.rmtree(run.path)

@@ -44,7 +44,9 @@ def _outside(n: int) -> int:
     """How many values may be left out on either side so that the median is inside with the confidence asked for."""
     tail, outside = 0.0, 0
     for k in range(n // 2):
-        tail += math.comb(n, k) / 2**n  # P(exactly k of n values lie below the median); the sum: at most k do
+        tail += (
+            math.comb(n, k) / 2**n
+        )  # P(exactly k of n values lie below the median); the sum: at most k do
         if tail > (1 - CONFIDENCE) / 2:
             break
         outside = k

@@ -149,16 +149,26 @@ class Result(_Record):
     @property
     def parameters(self) -> int:
         """Of the first version: the others may be smaller."""
-        return next((one.parameters for one in self.trainings if one.version == self.versions[0]), 0)
+        return next(
+            (one.parameters for one in self.trainings if one.version == self.versions[0]), 0
+        )
 
     def seconds(self, version: str, *, is_recorded: bool) -> float | None:
         """Of a training of this version: the median."""
-        found = [one.train_s for one in self.trainings if (one.version, one.is_recorded) == (version, is_recorded)]
+        found = [
+            one.train_s
+            for one in self.trainings
+            if (one.version, one.is_recorded) == (version, is_recorded)
+        ]
         return median(found) if found else None
 
     def process_seconds(self, version: str) -> float | None:
         """Of a whole process that trains this version without the callback: the median."""
-        found = [one.process_s for one in self.trainings if one.version == version and not one.is_recorded]
+        found = [
+            one.process_s
+            for one in self.trainings
+            if one.version == version and not one.is_recorded
+        ]
         return median(found) if found else None
 
     def speedup(self, question: Question) -> float | None:

@@ -65,7 +65,11 @@ def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[
             tell(f"{result.recipe}: {error}")
             result = result.model_copy(update={"error": str(error)})
         except BaseException as error:
-            why = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{type(error).__name__}: {error}"
+            why = (
+                "interrupted"
+                if isinstance(error, KeyboardInterrupt)
+                else f"{type(error).__name__}: {error}"
+            )
             folder.write(bench.with_result(result.model_copy(update={"error": why})))
             raise
         bench = bench.with_result(result)
@@ -78,7 +82,11 @@ def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[
 
 def _refuse_other_machine(before: Bench, now: Bench, root: Path) -> None:
     was, found = before.machine, now.machine
-    changed = [f"{key} was {was.get(key)}, now {found.get(key)}" for key in found if was.get(key) != found.get(key)]
+    changed = [
+        f"{key} was {was.get(key)}, now {found.get(key)}"
+        for key in found
+        if was.get(key) != found.get(key)
+    ]
     if changed:
         raise FlorError(
             f"--add was to keep rows of {root} that were measured under other conditions: {'; '.join(changed)}. One "
@@ -93,12 +101,16 @@ def recipes_of(targets: Sequence[Path]) -> list[Path]:
         if target.is_dir():
             inside = sorted(one for one in target.iterdir() if one.suffix in (".yaml", ".yml"))
             if not inside:
-                raise FlorError(f"the bench was asked for the recipes in {target}, and no .yaml file is there")
+                raise FlorError(
+                    f"the bench was asked for the recipes in {target}, and no .yaml file is there"
+                )
             found += inside
         elif target.is_file():
             found.append(target)
         else:
-            raise FlorError(f"the bench was asked for {target}; there is no such recipe and no such folder")
+            raise FlorError(
+                f"the bench was asked for {target}; there is no such recipe and no such folder"
+            )
     return list({one.resolve(): one for one in found}.values())
 
 

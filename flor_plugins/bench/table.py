@@ -42,7 +42,11 @@ def markdown(bench: Bench) -> str:
     """The whole document."""
     parts = ["# flor-hf bench", _machine(bench), grid(HEAD, [_row(one) for one in bench.results])]
     for one in bench.results:
-        parts += [f"## {one.recipe}", *([f"Begun {one.measured_at}"] if one.measured_at else []), *_details(one)]
+        parts += [
+            f"## {one.recipe}",
+            *([f"Begun {one.measured_at}"] if one.measured_at else []),
+            *_details(one),
+        ]
     return "\n\n".join([*parts, NOTES.strip().format(least=LEAST_PAIRS)]) + "\n"
 
 
@@ -72,7 +76,9 @@ def times(found: float | None) -> str:
     """13x, 2.4x, 0.92x"""
     if found is None:
         return ""
-    return f"{found:.0f}x" if found >= 9.95 else f"{found:.1f}x" if found >= 0.995 else f"{found:.2f}x"
+    return (
+        f"{found:.0f}x" if found >= 9.95 else f"{found:.1f}x" if found >= 0.995 else f"{found:.2f}x"
+    )
 
 
 def count(number: int) -> str:
@@ -104,17 +110,29 @@ def value(found: Any) -> str:
 
 def _machine(bench: Bench) -> str:
     said = [f"{name}: {value}" for name, value in bench.machine.items() if value not in (None, "")]
-    loads = [one.load for result in bench.results for one in result.trainings if one.load is not None]
+    loads = [
+        one.load for result in bench.results for one in result.trainings if one.load is not None
+    ]
     if loads:
-        said.append(f"load meanwhile: {min(loads):.1f} to {max(loads):.1f} (a training on one thread is 1 of it)")
+        said.append(
+            f"load meanwhile: {min(loads):.1f} to {max(loads):.1f} (a training on one thread is 1 of it)"
+        )
     devices = sorted({one.device for result in bench.results for one in result.trainings})
     until = f" to {bench.finished_at}" if bench.finished_at else ", not whole yet"
-    return ". ".join([f"{bench.started_at}{until}", *said, *(["device: " + ", ".join(devices)] if devices else [])])
+    return ". ".join(
+        [
+            f"{bench.started_at}{until}",
+            *said,
+            *(["device: " + ", ".join(devices)] if devices else []),
+        ]
+    )
 
 
 def _row(one: Result) -> list[str]:
     kept = one.kept[0] if one.kept else None
-    metric = f"{one.objective_metric} {series(kept.objective)}" if kept and one.objective_metric else ""
+    metric = (
+        f"{one.objective_metric} {series(kept.objective)}" if kept and one.objective_metric else ""
+    )
     return [
         one.model or one.recipe,
         count(one.parameters) if one.trainings else "",
@@ -131,7 +149,9 @@ def _row(one: Result) -> list[str]:
 
 
 def _seconds_a_version(one: Result) -> str:
-    found = [s for s in (one.seconds(name, is_recorded=True) for name in one.versions) if s is not None]
+    found = [
+        s for s in (one.seconds(name, is_recorded=True) for name in one.versions) if s is not None
+    ]
     if not found:
         return ""
     return f"{min(found):.1f}" if len(found) == 1 else f"{min(found):.1f} to {max(found):.1f}"
@@ -141,7 +161,9 @@ def _overhead(one: Result) -> str:
     processor, counted = one.processor_overhead, one.counted_overhead
     said = [overhead(one)] if one.overhead else []
     said += [f"processor {percent(processor.middle)}"] if processor else []
-    return "<br>".join([*said, *([f"by its own clock {percent(counted)}"] if counted is not None else [])])
+    return "<br>".join(
+        [*said, *([f"by its own clock {percent(counted)}"] if counted is not None else [])]
+    )
 
 
 def _answered(one: Result, question: Question) -> str:
@@ -152,19 +174,39 @@ def _answered(one: Result, question: Question) -> str:
 
 def _told(one: Result) -> str:
     wrong = [f"failed: {one.error}"] if one.error else []
-    wrong += [f"{question.metric}: {question.error}" for question in one.questions if question.error]
+    wrong += [
+        f"{question.metric}: {question.error}" for question in one.questions if question.error
+    ]
     return "<br>".join([*([one.verdict] if one.verdict else []), *wrong])
 
 
 def _details(one: Result) -> list[str]:
     found = []
     if one.trainings:
-        head = ("version", "parameters", "without, s", "with, s", "overhead", "processor", "process, s", "checkpoints")
+        head = (
+            "version",
+            "parameters",
+            "without, s",
+            "with, s",
+            "overhead",
+            "processor",
+            "process, s",
+            "checkpoints",
+        )
         head += (one.objective_metric,) if one.objective_metric else ()
         found.append(grid(head, [_version(one, name, len(head)) for name in one.versions]))
     if one.questions:
-        head = ("asked in hindsight", "replayed by", "seconds", "of them asking", "values", "verdict")
-        found.append(grid((*head, *one.versions), [_question(one, question) for question in one.questions]))
+        head = (
+            "asked in hindsight",
+            "replayed by",
+            "seconds",
+            "of them asking",
+            "values",
+            "verdict",
+        )
+        found.append(
+            grid((*head, *one.versions), [_question(one, question) for question in one.questions])
+        )
     return [*found, *([f"Failed: {one.error}"] if one.error else [])]
 
 
@@ -190,7 +232,10 @@ def _question(one: Result, question: Question) -> list[str]:
     seen = [series(question.values.get(name, ())) for name in one.versions]
     if question.error and not question.count:
         return [question.metric, "", "", "", "", question.error, *seen]
-    seconds = (f"{question.process_s:.1f} ({times(one.speedup(question))})", f"{question.asked_s:.1f}")
+    seconds = (
+        f"{question.process_s:.1f} ({times(one.speedup(question))})",
+        f"{question.asked_s:.1f}",
+    )
     verdict = question.error or question.verdict or "nothing was replayed"
     return [question.metric, " ".join(question.ways), *seconds, str(question.count), verdict, *seen]
 

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import FlorError, RecipeError
-from flor_plugins.loop.intercept import listen
-from flor_plugins.loop.registered import Registered
-from flor_plugins.record import start
+from flor_plugins.loops.intercept import listen
+from flor_plugins.loops.registry import Registered
+from flor_plugins.recorder.launching import run_script
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store, find_store
 
@@ -49,13 +49,17 @@ def measure(path: Path, version: str, *, is_recorded: bool) -> dict[str, Any]:
     clock, store = Clock(), find_store()
     before = run_ids(store)
     listen(clock.begin, is_recorded=is_recorded)
-    start.recipe(path, version, is_recorded=is_recorded, begins=clock.begin)
+    run_script.recipe(path, version, is_recorded=is_recorded, begins=clock.begin)
     seconds = clock.seconds()
     if seconds is None:
-        raise RecipeError(f"{path}:1: its function has neither returned a trainer nor trained with flor.loop")
+        raise RecipeError(
+            f"{path}:1: its function has neither returned a trainer nor trained with flor.loop"
+        )
     begun = sorted(run_ids(store) - before)
     if is_recorded and not begun:
-        raise FlorError(f"{path}: version {version} was trained with the callback, and no run came of it")
+        raise FlorError(
+            f"{path}: version {version} was trained with the callback, and no run came of it"
+        )
     if begun and not is_recorded:
         raise RecipeError(
             f"{path}:1: it records by itself ({', '.join(begun)}), so there is no training without the callback to "

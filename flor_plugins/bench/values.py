@@ -15,12 +15,16 @@ Rows = dict[str, list[tuple[int, int, Any]]]  # run_id: (epoch, step, value)
 
 def values_of(store: Store, runs: Sequence[Run], metric: str) -> Rows:
     """The values that are there, by run, in the order of the run. Of several phases validation is meant."""
-    from flor_plugins.store import frame
+    from flor_plugins.store.query import dataframe
 
-    data = frame.dataframe(store, metric, runs=runs)
-    column = next((label for label in data.columns if label == f"validation/{metric}"), data.columns[-1])
+    data = dataframe.dataframe(store, metric, runs=runs)
+    column = next(
+        (label for label in data.columns if label == f"validation/{metric}"), data.columns[-1]
+    )
     found: Rows = {run.run_id: [] for run in runs}
-    for run_id, epoch, step, value in zip(data["run"], data["epoch"], data["step"], data[column], strict=True):
+    for run_id, epoch, step, value in zip(
+        data["run"], data["epoch"], data["step"], data[column], strict=True
+    ):
         if _is_there(value):
             found[run_id].append((_count(epoch), _count(step), plain(value)))
     return found
@@ -53,7 +57,9 @@ def plain(value: Any) -> Any:
 
 
 def _mean(group: Sequence[Any]) -> Any:
-    if len(group) > 1 and all(isinstance(one, int | float) and not isinstance(one, bool) for one in group):
+    if len(group) > 1 and all(
+        isinstance(one, int | float) and not isinstance(one, bool) for one in group
+    ):
         return math.fsum(group) / len(group)
     return group[-1]
 

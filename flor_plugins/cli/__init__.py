@@ -23,7 +23,9 @@ def main() -> None:
         sys.exit(1)
     except SystemExit as ended:
         if _is_interrupt(ended):
-            print("flor: interrupted; what was computed is kept, ask again to go on", file=sys.stderr)
+            print(
+                "flor: interrupted; what was computed is kept, ask again to go on", file=sys.stderr
+            )
             sys.exit(130)
         raise
 

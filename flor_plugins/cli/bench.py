@@ -10,19 +10,32 @@ from flor_plugins.bench import table
 from flor_plugins.bench.folder import CHART, DATA, TABLE
 from flor_plugins.bench.results import Result
 from flor_plugins.bench.run import Asked, run
-from flor_plugins.cli import printing
+from flor_plugins.cli import tables
 
-COLUMNS = ["recipe", "parameters", "overhead", "training again", "asked", "seconds", "times", "verdict"]
+COLUMNS = [
+    "recipe",
+    "parameters",
+    "overhead",
+    "training again",
+    "asked",
+    "seconds",
+    "times",
+    "verdict",
+]
 
 
-def bench(targets: list[Path], pairs: int, out: Path, store: Path | None, is_added: bool, as_json: bool) -> int:
+def bench(
+    targets: list[Path], pairs: int, out: Path, store: Path | None, is_added: bool, as_json: bool
+) -> int:
     """Exit status 0, or 1 when a recipe failed or a verdict is not exact."""
     asked = Asked(tuple(targets), pairs, out, store, is_added)
     folder, bench, found = run(asked, lambda what: print(what, file=sys.stderr, flush=True))
     if as_json:
         print(bench.model_dump_json(indent=1))
     else:
-        printing.table([row for one in found for row in _rows(one)], COLUMNS, as_json=False, as_csv=False)
+        tables.table(
+            [row for one in found for row in _rows(one)], COLUMNS, as_json=False, as_csv=False
+        )
         print(f"\n{', '.join(str(folder.root / name) for name in (TABLE, DATA, CHART))}")
     for one in found:
         if one.error:

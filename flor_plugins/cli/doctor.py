@@ -14,7 +14,16 @@ from flor_plugins.recipe import check_recipe, load_recipe
 from flor_plugins.store.layout import Store, find_store
 from flor_plugins.store.runs import list_runs
 
-_PACKAGES = ("torch", "safetensors", "pandas", "pyarrow", "duckdb", "gitpython", "lightning", "transformers")
+_PACKAGES = (
+    "torch",
+    "safetensors",
+    "pandas",
+    "pyarrow",
+    "duckdb",
+    "gitpython",
+    "lightning",
+    "transformers",
+)
 
 
 def recipe_check(file: Path) -> int:
@@ -31,7 +40,7 @@ def recipe_check(file: Path) -> int:
 
 def _where_mistakes(file: Path) -> list[str]:
     from flor_plugins.errors import WhereError
-    from flor_plugins.store.where import Where
+    from flor_plugins.store.query.where import Where
 
     text = load_recipe(file).replay.where
     try:
@@ -48,7 +57,11 @@ def doctor(as_json: bool) -> int:
     store = find_store()
     checks = [*_store_checks(store), _git_check(), _isolation_check(store), *_package_checks()]
     if as_json:
-        print(json.dumps([{"check": c, "ok": ok, "found": found} for c, ok, found in checks], indent=1))
+        print(
+            json.dumps(
+                [{"check": c, "ok": ok, "found": found} for c, ok, found in checks], indent=1
+            )
+        )
     else:
         for check, ok, found in checks:
             print(f"{'ok  ' if ok else 'MEND'}  {check}: {found}")
@@ -62,11 +75,15 @@ def _store_checks(store: Store) -> list[tuple[str, bool, str]]:
     partial = list(store.runs.glob("*/checkpoints/.partial-*"))
     checks = [("store", os.access(store.root, os.W_OK), f"{store.root}, {len(runs)} runs")]
     if partial:
-        found = f"{len(partial)} unfinished ones of killed runs are never read; flor-hf gc removes them"
+        found = (
+            f"{len(partial)} unfinished ones of killed runs are never read; flor-hf gc removes them"
+        )
         checks.append(("checkpoints", True, found))
     for run in runs:
         if run.code is None:
-            checks.append((f"run {run.name}", False, "its code was not recorded: it can't be replayed"))
+            checks.append(
+                (f"run {run.name}", False, "its code was not recorded: it can't be replayed")
+            )
     return checks
 
 
@@ -78,7 +95,7 @@ def _git_check() -> tuple[str, bool, str]:
 def _isolation_check(store: Store) -> tuple[str, bool, str]:
     """Which way of keeping a replay from the user's files is in force here, and why it is not a better one."""
     from flor_plugins.errors import ReplayError
-    from flor_plugins.replay.isolate import SAID, in_force
+    from flor_plugins.replayer.sandbox.isolation import SAID, in_force
 
     kept = tuple(folder for folder in (store.runs, store.replays) if folder.is_dir())
     try:
@@ -97,9 +114,15 @@ def _package_checks() -> list[tuple[str, bool, str]]:
             checks.append((name, True, metadata.version(name)))
         except metadata.PackageNotFoundError:
             extra = {"lightning": "lightning", "transformers": "hf"}.get(name)
-            checks.append((name, optional, f"not installed{f' (flor-plugins[{extra}])' if extra else ''}"))
+            checks.append(
+                (name, optional, f"not installed{f' (flor-plugins[{extra}])' if extra else ''}")
+            )
     if not any(importlib.util.find_spec(name) for name in ("lightning", "transformers")):
         checks.append(
-            ("framework", False, "none: pip install 'flor-plugins[lightning]' or 'flor-plugins[hf]'")
+            (
+                "framework",
+                False,
+                "none: pip install 'flor-plugins[lightning]' or 'flor-plugins[hf]'",
+            )
         )
     return checks

@@ -9,10 +9,10 @@ from typing import Any
 
 import typer
 
-from flor_plugins.cli import printing
-from flor_plugins.cli.replaying import plain_progress
+from flor_plugins.cli import tables
+from flor_plugins.cli.replay import plain_progress
 from flor_plugins.errors import FlorError
-from flor_plugins.store.mirror import open_any
+from flor_plugins.store.remote.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 
 _ASK_ABOVE_S = 60.0
@@ -33,13 +33,18 @@ class Asked:
 
 def first(asked: Asked, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed or a person said no, 3 when a replay diverged."""
-    from flor_plugins.replay import ask, search
+    from flor_plugins.replayer import requests
+    from flor_plugins.replayer.searching import search
 
     store = open_any()
     found = [find_run(store, name) for name in asked.runs] if asked.runs else list_runs(store)
     if not found:
-        raise FlorError(f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer.")
-    query = search.Query(asked.when, asked.is_monotone, asked.epochs, ask.hooks_for(found, asked.hooks))
+        raise FlorError(
+            f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer."
+        )
+    query = search.Query(
+        asked.when, asked.is_monotone, asked.epochs, requests.hooks_for(found, asked.hooks)
+    )
     begun = search.begin(store, found, query)
     human = not (as_json or as_csv)
     if human and not _agreed(*begun.estimate(), yes):
@@ -47,7 +52,7 @@ def first(asked: Asked, yes: bool, as_json: bool, as_csv: bool) -> int:
     progress = plain_progress if human else None
     begun.run(workers=asked.workers, engine=asked.engine, progress=progress)
     frame = begun.frame()
-    printing.frame(frame, as_json=as_json, as_csv=as_csv)
+    tables.frame(frame, as_json=as_json, as_csv=as_csv)
     if human:
         print(_told(asked.when, frame))
     for line in begun.failures:
@@ -61,7 +66,7 @@ def _agreed(count: int, seconds: float | None, yes: bool) -> bool:
     """Say what it may take; a person is asked when that is above a minute."""
     if not count:
         return True
-    takes = "nobody knows how long" if seconds is None else f"about {printing.duration(seconds)}"
+    takes = "nobody knows how long" if seconds is None else f"about {tables.duration(seconds)}"
     print(f"at most {count} epochs are to be evaluated, which takes {takes}", file=sys.stderr)
     if yes or (seconds or 0.0) <= _ASK_ABOVE_S or not sys.stdin.isatty():
         return True

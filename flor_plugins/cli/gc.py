@@ -9,11 +9,11 @@ from typing import Any
 
 import typer
 
-from flor_plugins.cli import printing
+from flor_plugins.cli import tables
 from flor_plugins.errors import FlorError
-from flor_plugins.store import retention
+from flor_plugins.store import gc as collection
+from flor_plugins.store.gc import Collection, Share, Summary
 from flor_plugins.store.layout import find_store
-from flor_plugins.store.retention import Collection, Share, Summary
 from flor_plugins.store.runs import find_run
 from flor_plugins.store.sizes import format_size, parse_size
 
@@ -22,7 +22,7 @@ COLUMNS = ["run", "name", "bytes", "then", "checkpoints", "left", "at once", "me
 
 def gc(budget: str | None, dry_run: bool, yes: bool, as_json: bool, abandon: bool) -> int:
     """Exit status 0, or 1 where the budget can't be met."""
-    plan = retention.plan_collection(find_store(), _nbytes(budget), abandon=abandon)
+    plan = collection.plan_collection(find_store(), _nbytes(budget), abandon=abandon)
     if dry_run:
         _show(plan, as_json)
         return _end(plan)
@@ -31,7 +31,7 @@ def gc(budget: str | None, dry_run: bool, yes: bool, as_json: bool, abandon: boo
             _show(plan, as_json)
         if not _agreed(plan):
             return 1
-    done = retention.collect(plan, _tell if not as_json else lambda line: None)
+    done = collection.collect(plan, _tell if not as_json else lambda line: None)
     _show(done, as_json)
     return _end(done)
 
@@ -39,8 +39,10 @@ def gc(budget: str | None, dry_run: bool, yes: bool, as_json: bool, abandon: boo
 def pin(run: str, undo: bool) -> int:
     """Exit status 0; a run may be pinned twice."""
     found = find_run(find_store(), run)
-    retention.unpin(found) if undo else retention.pin(found)
-    print(f"{found.name} ({found.run_id}) is {'no longer pinned' if undo else 'pinned: gc gives up nothing of it'}")
+    collection.unpin(found) if undo else collection.pin(found)
+    print(
+        f"{found.name} ({found.run_id}) is {'no longer pinned' if undo else 'pinned: gc gives up nothing of it'}"
+    )
     return 0
 
 
@@ -58,7 +60,9 @@ def _agreed(plan: Collection) -> bool:
             f"gc would give up checkpoints in {plan.store.root}, and nobody is there to be asked. "
             "Look at them with --dry-run, and say --yes"
         )
-    return typer.confirm(f"Give up {len({(one.run_id, one.position) for one in plan.steps})} checkpoints?", err=True)
+    return typer.confirm(
+        f"Give up {len({(one.run_id, one.position) for one in plan.steps})} checkpoints?", err=True
+    )
 
 
 def _tell(line: str) -> None:
@@ -75,7 +79,7 @@ def _show(plan: Collection, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_plain(plan), indent=1))
         return
-    printing.table([_row(share) for share in plan.shares], COLUMNS, as_json=False, as_csv=False)
+    tables.table([_row(share) for share in plan.shares], COLUMNS, as_json=False, as_csv=False)
     if plan.leftovers:
         nbytes = sum(one.nbytes for one in plan.leftovers)
         print(f"\n{format_size(nbytes)} are left over from processes that were killed")
@@ -84,7 +88,9 @@ def _show(plan: Collection, as_json: bool) -> None:
             print(f"{share.name} ({share.run_id}): {share.held}")
     freed = f"{format_size(plan.before)} now, {format_size(plan.after)} then"
     print(f'\n{plan.store.root}: {freed}; "at once": epochs whose weights are there')
-    print("mean, worst: seconds of training until any other weights, or the training after any epoch, are reached")
+    print(
+        "mean, worst: seconds of training until any other weights, or the training after any epoch, are reached"
+    )
 
 
 def _row(share: Share) -> dict[str, Any]:
@@ -136,11 +142,22 @@ def _plain(plan: Collection) -> dict[str, Any]:
 def _plain_runs(shares: Iterable[Share]) -> Iterable[dict[str, Any]]:
     for share in shares:
         steps = [
-            {"epoch": one.position.epoch, "step": one.position.step, "from": one.now, "to": one.then}
+            {
+                "epoch": one.position.epoch,
+                "step": one.position.step,
+                "from": one.now,
+                "to": one.then,
+            }
             for one in share.steps
         ]
         summaries = {"before": _plain_summary(share.before), "after": _plain_summary(share.after)}
-        yield {"run": share.run_id, "name": share.name, **summaries, "steps": steps, "held": share.held or None}
+        yield {
+            "run": share.run_id,
+            "name": share.name,
+            **summaries,
+            "steps": steps,
+            "held": share.held or None,
+        }
 
 
 def _plain_summary(one: Summary) -> dict[str, Any]:

@@ -7,14 +7,14 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, cast
 
-from flor_plugins.cli import printing
+from flor_plugins.cli import tables
 from flor_plugins.records import Checkpoint, Level, Position, Run
-from flor_plugins.store.mirror import open_any
+from flor_plugins.store.remote.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 from flor_plugins.store.sizes import format_size
 
 if TYPE_CHECKING:
-    from flor_plugins.replay.places import Places
+    from flor_plugins.replayer.planning.training_ranges import Places
 
 _FEW = 5
 
@@ -23,7 +23,7 @@ def runs(as_json: bool, as_csv: bool) -> None:
     columns = ["run", "name", "project", "framework", "status", "epoch", "step"]
     columns += ["started_at", "vid", "replay", "gaps"]
     rows = [_summary(run) for run in list_runs(open_any())]
-    printing.table(rows, columns, as_json=as_json, as_csv=as_csv)
+    tables.table(rows, columns, as_json=as_json, as_csv=as_csv)
 
 
 def show(name: str, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def show(name: str, as_json: bool) -> None:
     print(f"{'launch':12} {run.launch.kind} {run.launch.target} {' '.join(run.launch.argv)}")
     print(f"{'folder':12} {run.path}")
     if run.timing.recording_s is not None:
-        print(f"{'recording':12} {printing.duration(run.timing.recording_s)} of the training's time")
+        print(f"{'recording':12} {tables.duration(run.timing.recording_s)} of the training's time")
     for line in _skipped(run):
         print(f"{'skipped':12} {line}")
     for one in run.obstacles:
@@ -51,35 +51,42 @@ def show(name: str, as_json: bool) -> None:
 
 
 def dataframe(
-    names: list[str], where: str | None, level: str | None, source: bool, as_json: bool, as_csv: bool
+    names: list[str],
+    where: str | None,
+    level: str | None,
+    source: bool,
+    as_json: bool,
+    as_csv: bool,
 ) -> None:
     from flor_plugins import api
 
     # frame.dataframe checks the word and says which there are.
     data = api.dataframe(*names, where=where, level=cast(Level | None, level), source=source)
-    printing.frame(data, as_json=as_json, as_csv=as_csv)
+    tables.frame(data, as_json=as_json, as_csv=as_csv)
 
 
 def sql(query: str, as_json: bool, as_csv: bool) -> None:
     from flor_plugins import api
 
-    printing.frame(api.sql(query), as_json=as_json, as_csv=as_csv)
+    tables.frame(api.sql(query), as_json=as_json, as_csv=as_csv)
 
 
 def checkpoints(name: str, as_json: bool, as_csv: bool) -> None:
-    from flor_plugins.replay.places import places_of
+    from flor_plugins.replayer.planning.training_ranges import places_of
     from flor_plugins.store.ranks import list_checkpoints
 
     run = find_run(open_any(), name)
     columns = ["run", "name", "epoch", "step", "full", "holds", "bytes", "path", "lost"]
     if as_json or as_csv:
         rows = [_checkpoint(run, one) for one in list_checkpoints(run)]
-        printing.table(rows, columns, as_json=as_json, as_csv=as_csv)
+        tables.table(rows, columns, as_json=as_json, as_csv=as_csv)
         return
     places = places_of(run)
-    rows = [{**_checkpoint(run, one), "bytes": format_size(one.nbytes)} for one in places.saved.values()]
+    rows = [
+        {**_checkpoint(run, one), "bytes": format_size(one.nbytes)} for one in places.saved.values()
+    ]
     columns.remove("full")
-    printing.table(rows, columns, as_json=False, as_csv=False)
+    tables.table(rows, columns, as_json=False, as_csv=False)
     print(reach(places))
 
 
@@ -100,7 +107,7 @@ def reach(places: Places) -> str:
         return f"{text}; the others are reached by training again."
     steps = max(end.step - places.before(end).step for end in missing)
     most = seconds * steps * last.epoch / last.step
-    return f"{text}; the others are reached by training again: at most {printing.duration(most)}."
+    return f"{text}; the others are reached by training again: at most {tables.duration(most)}."
 
 
 def _checkpoint(run: Run, one: Checkpoint) -> dict[str, object]:
@@ -120,12 +127,18 @@ def _checkpoint(run: Run, one: Checkpoint) -> dict[str, object]:
 def _skipped(run: Run) -> list[str]:
     """A line for each reason for which checkpoints were skipped."""
     lines = []
-    for why, group in groupby(sorted(run.skipped, key=lambda one: one.why), key=lambda one: one.why):
+    for why, group in groupby(
+        sorted(run.skipped, key=lambda one: one.why), key=lambda one: one.why
+    ):
         ones = list(group)
         places = "; ".join(str(one.position) for one in ones[:_FEW])
         places += f"; and {len(ones) - _FEW} more" if len(ones) > _FEW else ""
         dearest = max((one.cost_s for one in ones if one.cost_s is not None), default=None)
-        cost = "" if dearest is None else f"; training comes there again in {printing.duration(dearest)} at most"
+        cost = (
+            ""
+            if dearest is None
+            else f"; training comes there again in {tables.duration(dearest)} at most"
+        )
         lines.append(f"{why}: {places}{cost}")
     if run.skipped_count > len(run.skipped):
         lines.append(f"{run.skipped_count} checkpoints in all; not all of them are listed")

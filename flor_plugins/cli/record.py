@@ -9,7 +9,7 @@ from pathlib import Path
 from flor_plugins.errors import FlorError, RecipeError
 from flor_plugins.recipe import Recipe, check_recipe, load_recipe
 
-_START = [sys.executable, "-m", "flor_plugins.record.start"]
+_START = [sys.executable, "-m", "flor_plugins.recorder.launching.run_script"]
 
 
 def record(target: list[str], name: str | None, framework: str | None) -> int:
@@ -34,7 +34,9 @@ def record_versions(recipe: Recipe, names: list[str]) -> int:
         print(f"recording {recipe.name}: {name}", flush=True)
         done = subprocess.run([*_START, "recipe", str(recipe.path), name], check=False)
         if done.returncode:
-            print(f"flor: recording {name} ended with exit status {done.returncode}", file=sys.stderr)
+            print(
+                f"flor: recording {name} ended with exit status {done.returncode}", file=sys.stderr
+            )
             return 1
     return 0
 
@@ -47,10 +49,14 @@ def _command(target: list[str], name: str | None, framework: str) -> int:
             "flor-hf record recipes/bert.yaml, or flor-hf record -- python train.py --lr 0.1"
         )
     if framework not in ("lightning", "hf", "loop"):
-        raise FlorError(f"record was given --framework {framework}; it is lightning, hf, or loop (of flor.loop)")
+        raise FlorError(
+            f"record was given --framework {framework}; it is lightning, hf, or loop (of flor.loop)"
+        )
     kind, rest = ("module", words[2:]) if words[1] == "-m" else ("script", words[1:])
     if kind == "script" and not Path(rest[0]).is_file():
-        raise FlorError(f"record was asked to run {rest[0]!r}; there is no such script in {Path.cwd()}")
+        raise FlorError(
+            f"record was asked to run {rest[0]!r}; there is no such script in {Path.cwd()}"
+        )
     return subprocess.run([*_START, kind, framework, name or "", *rest], check=False).returncode
 
 

@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.cli import planning, printing
-from flor_plugins.cli.recording import record_versions
+from flor_plugins.cli import show_plan, tables
+from flor_plugins.cli.record import record_versions
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
 from flor_plugins.records import Plan, Run, Task
 from flor_plugins.store.layout import Store
-from flor_plugins.store.mirror import open_any
-from flor_plugins.store.references import parse_reference
+from flor_plugins.store.query.references import parse_reference
+from flor_plugins.store.remote.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 
 Progress = Callable[[Task, dict[str, Any]], None]
@@ -43,28 +43,34 @@ class Asked:
 
 def replay(asked: Asked, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed, 3 when a replay diverged."""
-    from flor_plugins.replay import ask, plan
+    from flor_plugins.replayer import requests
+    from flor_plugins.replayer.planning import planner
 
     recipe = load_recipe(asked.recipe) if asked.recipe else None
     store = open_any(start=recipe.folder if recipe else None)
     if recipe and not dry_run:
         _record_missing(store, recipe)
     found = _runs(store, asked, recipe)
-    hooks = ask.hooks_for(found, asked.hooks)
+    hooks = requests.hooks_for(found, asked.hooks)
     request = _request(store, found, asked, recipe, hooks)
-    made = plan.make(found, request)
+    made = planner.make(found, request)
     human = not (as_json or as_csv)
     if dry_run:
-        planning.show(made, as_json, as_csv, asked.show_patches)
+        show_plan.show(made, as_json, as_csv, asked.show_patches)
         return 0
     if human:
-        planning.show(made, False, False, asked.show_patches)
-        if not planning.agreed(made, yes):
+        show_plan.show(made, False, False, asked.show_patches)
+        if not show_plan.agreed(made, yes):
             return 1
     with _progress(made, human) as progress:
-        answer = ask.execute(store, found, made, workers=asked.workers, engine=asked.engine, progress=progress)
+        answer = requests.execute(
+            store, found, made, workers=asked.workers, engine=asked.engine, progress=progress
+        )
     _print_answer(store, found, answer, as_json, as_csv, asked.show_patches)
-    for line in [*answer.failures, *(f"{run_id} is skipped: {why}" for run_id, why in made.skipped.items())]:
+    for line in [
+        *answer.failures,
+        *(f"{run_id} is skipped: {why}" for run_id, why in made.skipped.items()),
+    ]:
         print(f"flor: {line}", file=sys.stderr)
     if answer.failures:
         return 1
@@ -74,7 +80,11 @@ def replay(asked: Asked, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) 
 
 def _record_missing(store: Store, recipe: Recipe) -> None:
     """A recipe whose versions have no finished run yet is recorded first."""
-    have = {run.name for run in list_runs(store) if run.project == recipe.name and run.status == "finished"}
+    have = {
+        run.name
+        for run in list_runs(store)
+        if run.project == recipe.name and run.status == "finished"
+    }
     missing = [version.name for version in recipe.versions if version.name not in have]
     if missing and record_versions(recipe, missing):
         raise FlorError(f"{recipe.path}: recording failed, so there is nothing to replay")
@@ -94,19 +104,23 @@ def _runs(store: Store, asked: Asked, recipe: Recipe | None) -> list[Run]:
     return found
 
 
-def _request(store: Store, found: list[Run], asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...]) -> Any:
-    from flor_plugins.replay import ask
+def _request(
+    store: Store, found: list[Run], asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...]
+) -> Any:
+    from flor_plugins.replayer import requests
 
     preset = recipe.replay if recipe else None
     patch: Mapping[str, str] = preset.patch if preset else {}
-    return ask.request(
+    return requests.request(
         store,
         found,
-        tuple(asked.metrics.split(",")) if asked.metrics else tuple(preset.metrics if preset else ()),
+        tuple(asked.metrics.split(","))
+        if asked.metrics
+        else tuple(preset.metrics if preset else ()),
         asked.where if asked.where is not None else (preset.where if preset else None),
         asked.epochs or (preset.epochs if preset else "all"),
         hooks=hooks or tuple(recipe.hook_paths if recipe else ()),
-        at=ask.places_asked(store, asked.runs),
+        at=requests.places_asked(store, asked.runs),
         patch=_patch(asked.patch) or patch,
         folder=recipe.folder if recipe and not asked.patch else None,
     )
@@ -117,7 +131,9 @@ def _patch(given: tuple[str, ...]) -> dict[str, str]:
     parts = [one.partition("=") for one in given]
     wrong = [target for target, equals, source in parts if not (target and equals and source)]
     if wrong:
-        raise FlorError(f"--patch {wrong[0]!r}: write TARGET=FILE:FUNCTION, like bert:Net.forward=hooks/net.py:forward")
+        raise FlorError(
+            f"--patch {wrong[0]!r}: write TARGET=FILE:FUNCTION, like bert:Net.forward=hooks/net.py:forward"
+        )
     return {target: source for target, _, source in parts}
 
 
@@ -131,11 +147,17 @@ def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task("replaying", total=sum(len(one.epochs) for task in made.tasks for one in task.passes))
+        job = bar.add_task(
+            "replaying", total=sum(len(one.epochs) for task in made.tasks for one in task.passes)
+        )
 
         def tell(task: Task, event: dict[str, Any]) -> None:
             if event["event"] == "position":
-                bar.update(job, advance=1, description=f"{task.name} epoch {event['epoch']} ({event['way']})")
+                bar.update(
+                    job,
+                    advance=1,
+                    description=f"{task.name} epoch {event['epoch']} ({event['way']})",
+                )
             elif event["event"] == "lost":
                 bar.console.print(f"{task.name}: {event['message']}", markup=False)
 
@@ -144,7 +166,10 @@ def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
 
 def plain_progress(task: Task, event: dict[str, Any]) -> None:
     if event["event"] == "pass":
-        print(f"{task.name}: {event['way']} epochs {','.join(map(str, event['epochs']))}", file=sys.stderr)
+        print(
+            f"{task.name}: {event['way']} epochs {','.join(map(str, event['epochs']))}",
+            file=sys.stderr,
+        )
     elif event["event"] == "lost":
         print(f"{task.name}: {event['message']}", file=sys.stderr)
 
@@ -152,17 +177,17 @@ def plain_progress(task: Task, event: dict[str, Any]) -> None:
 def _print_answer(
     store: Store, found: list[Run], answer: Any, as_json: bool, as_csv: bool, show_patches: bool
 ) -> None:
-    from flor_plugins.store import frame
+    from flor_plugins.store.query import dataframe
 
     if answer.rows and not (as_json or as_csv):
-        printing.table(answer.rows, SCHEDULE, as_json=False, as_csv=False)
+        tables.table(answer.rows, SCHEDULE, as_json=False, as_csv=False)
         for row in answer.rows:
             if row["detail"]:
                 print(f"{row['name']} ({row['way']}) first differs at {row['detail']}")
         print()
-    data = frame.dataframe(store, *answer.plan.metrics, runs=found)
+    data = dataframe.dataframe(store, *answer.plan.metrics, runs=found)
     if as_json and show_patches:
-        rows = printing.records(data)
-        print(json.dumps({"patches": planning.patches_of(answer.plan), "rows": rows}, indent=1))
+        rows = tables.records(data)
+        print(json.dumps({"patches": show_plan.patches_of(answer.plan), "rows": rows}, indent=1))
         return
-    printing.frame(data, as_json=as_json, as_csv=as_csv)
+    tables.frame(data, as_json=as_json, as_csv=as_csv)

@@ -16,26 +16,34 @@ from flor_plugins.store.runs import find_run, load_run
 
 def resume(name: str) -> int:
     """Exit status 0 when the run has finished, 1 when it has not, 130 when it was interrupted."""
-    from flor_plugins.record import relaunch, snapshot
-    from flor_plugins.record import resume as resuming
-    from flor_plugins.replay.sandbox import sandbox
-    from flor_plugins.store.commits import find_commit
+    from flor_plugins.recorder import resume as resuming
+    from flor_plugins.recorder.code_snapshot import snapshot
+    from flor_plugins.recorder.launching import relaunch
+    from flor_plugins.replayer.sandbox.worktree import sandbox
+    from flor_plugins.store.remote.commits import find_commit
 
     store = find_store()
     run = find_run(store, name)
     resuming.check(run, run.framework)
     relaunch.command(run)  # refused before anything is said
     if run.code is None:
-        raise FlorError(f"run {run.name} ({run.run_id}) can't be resumed: its code was not recorded")
+        raise FlorError(
+            f"run {run.name} ({run.run_id}) can't be resumed: its code was not recorded"
+        )
     print(f"resuming {run.name} ({run.run_id}) at {resuming.last_full(run)}", flush=True)
     changed = snapshot.changes_since(store, run.code)
     if not changed:
         code = _start(run, {})
     else:
-        with tempfile.TemporaryDirectory(prefix="flor-resume-", ignore_cleanup_errors=True) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix="flor-resume-", ignore_cleanup_errors=True
+        ) as scratch:
             repo = find_commit(run.code, store, Path.cwd())
             with sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place:
-                print(f"changed since: {', '.join(changed[:5])}; a copy of {run.code.vid[:12]} is run", flush=True)
+                print(
+                    f"changed since: {', '.join(changed[:5])}; a copy of {run.code.vid[:12]} is run",
+                    flush=True,
+                )
                 code = _start(run, {run.code.root: str(place)})
     done = load_run(run.path)
     print(f"{done.name} is {done.status} at {done.position}")
@@ -45,7 +53,7 @@ def resume(name: str) -> int:
 
 
 def _start(run: Run, moved: Mapping[str, str]) -> int:
-    from flor_plugins.record import relaunch
+    from flor_plugins.recorder.launching import relaunch
 
     words, env = relaunch.command(run, moved), relaunch.environment(run, moved)
     with subprocess.Popen(words, cwd=run.launch.cwd, env=env) as process:

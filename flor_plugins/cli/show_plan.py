@@ -9,7 +9,7 @@ from typing import Any
 
 import typer
 
-from flor_plugins.cli import printing
+from flor_plugins.cli import tables
 from flor_plugins.records import Plan
 from flor_plugins.store.sizes import format_size
 
@@ -21,10 +21,10 @@ _SHOWN = 3  # of many checkpoints so many are named
 def show(made: Plan, as_json: bool, as_csv: bool, show_patches: bool = False) -> None:
     """Print a plan: one row per pass, by run; with --json all of it, with --csv the reason, too."""
     if as_json:
-        from flor_plugins.replay import plan
+        from flor_plugins.replayer.planning import planner
 
         patches = {"patches": patches_of(made)} if show_patches else {}
-        print(json.dumps({**plan.as_json(made), **patches}, indent=1))
+        print(json.dumps({**planner.as_json(made), **patches}, indent=1))
         return
     if show_patches and not as_csv:
         _print_patches(made)
@@ -32,7 +32,7 @@ def show(made: Plan, as_json: bool, as_csv: bool, show_patches: bool = False) ->
     if not rows and not as_csv:
         print("nothing is missing: every value asked for is there")
         return
-    printing.table(rows, [*COLUMNS, "reason"] if as_csv else COLUMNS, as_json=False, as_csv=as_csv)
+    tables.table(rows, [*COLUMNS, "reason"] if as_csv else COLUMNS, as_json=False, as_csv=as_csv)
     if not as_csv:
         for way, reason in {str(row["way"]): row["reason"] for row in rows}.items():
             print(f"{way}: {reason}")

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 _MAX_ROWS = 60
 
 
-def table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, as_csv: bool) -> None:
+def table(
+    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, as_csv: bool
+) -> None:
     """Print rows; a terminal gets a table, anything else aligned plain lines."""
     if as_json:
         print(json.dumps([{c: row.get(c) for c in columns} for row in rows], default=str, indent=1))
@@ -36,7 +38,11 @@ def frame(data: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) ->
         plain = data.map(_csv_cell)
         plain.to_csv(sys.stdout, index=False)
     else:
-        print(data.to_string(index=False, max_rows=_MAX_ROWS, max_colwidth=40) if len(data) else _empty(data))
+        print(
+            data.to_string(index=False, max_rows=_MAX_ROWS, max_colwidth=40)
+            if len(data)
+            else _empty(data)
+        )
         print(f"{len(data)} rows")
 
 
@@ -94,7 +100,9 @@ def _rich(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         shown.add_row(*[_cell(row.get(c)) for c in columns])
     # An id that is cut can't be copied: a table that is too wide for the terminal is wrapped by it.
     console = Console()
-    console.width = max(console.width, Measurement.get(console, console.options.update(width=10_000), shown).maximum)
+    console.width = max(
+        console.width, Measurement.get(console, console.options.update(width=10_000), shown).maximum
+    )
     console.print(shown)
 
 
@@ -102,7 +110,9 @@ def _plain(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     cells = [[_cell(row.get(c)) for c in columns] for row in rows]
     widths = [max([len(c), *(len(line[i]) for line in cells)]) for i, c in enumerate(columns)]
     for line in [list(columns), *cells]:
-        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        )
 
 
 def _cell(value: Any) -> str:

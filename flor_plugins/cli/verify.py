@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flor_plugins import api
-from flor_plugins.cli import printing
-from flor_plugins.cli.replaying import plain_progress
+from flor_plugins.cli import tables
+from flor_plugins.cli.replay import plain_progress
 
 COLUMNS = ["name", "from", "to", "compared", "verdict", "detail"]
 
@@ -31,9 +31,14 @@ def verify(run: str, epochs: str, workers: int, engine: str, as_json: bool, as_c
         for one in found
     ]
     if not human:
-        printing.table(rows, ["run", *COLUMNS[:-1], "first", "detail", "causes"], as_json=as_json, as_csv=as_csv)
+        tables.table(
+            rows,
+            ["run", *COLUMNS[:-1], "first", "detail", "causes"],
+            as_json=as_json,
+            as_csv=as_csv,
+        )
     else:
-        printing.table(rows, COLUMNS[:-1], as_json=False, as_csv=False)
+        tables.table(rows, COLUMNS[:-1], as_json=False, as_csv=False)
         _say(found)
     return 3 if any(one["verdict"] == "diverged" for one in found) else 0
 
@@ -42,7 +47,9 @@ def _say(found: list[dict[str, Any]]) -> None:
     """The first difference of all, and why it may be."""
     differing = [one for one in found if one["first"] is not None]
     if not differing:
-        print(f"\n{sum(one['compared'] for one in found)} values and tensors compared, all equal to the last bit")
+        print(
+            f"\n{sum(one['compared'] for one in found)} values and tensors compared, all equal to the last bit"
+        )
         return
     first = min(differing, key=lambda one: one["first"])
     print(f"\nfirst differs at {first['first']}: {first['detail']}")

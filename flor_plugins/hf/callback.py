@@ -1,4 +1,4 @@
-"""`FlorCallback` for Hugging Face Trainer: records; decides nothing (see record/recorder.py)."""
+"""`FlorCallback` for Hugging Face Trainer: records; decides nothing (see recorder/recorder.py)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 
 from flor_plugins.errors import FlorError
-from flor_plugins.hf import capture, enter, loading
-from flor_plugins.hf.harvest import Harvest
+from flor_plugins.hf import fast_forward, loaders, state
+from flor_plugins.hf.collector import Harvest
 from flor_plugins.hf.obstacles import obstacles_of
 from flor_plugins.hf.params import params_of
-from flor_plugins.hf.trail import Trail
+from flor_plugins.hf.rng_history import Trail
 from flor_plugins.hooks.metric import Metric
-from flor_plugins.record import recorder as recording
-from flor_plugins.record.options import options_of
-from flor_plugins.record.rank import begin_together
+from flor_plugins.recorder import recorder as recording
+from flor_plugins.recorder.distributed import begin_together
+from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import processes
+from flor_plugins.state.method_wrapper import Wrapped
 from flor_plugins.state.module import parameter_names
-from flor_plugins.state.wrapped import Wrapped
 
 
 class FlorCallback(TrainerCallback):
@@ -55,8 +55,17 @@ class FlorCallback(TrainerCallback):
         store: str | os.PathLike[str] | None = None,
     ) -> None:
         self.options = options_of(
-            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store,
-            overhead=overhead, disk=disk,
+            name,
+            project,
+            tags,
+            metrics,
+            every_n_epochs,
+            every_n_steps,
+            every_minutes,
+            resume,
+            store,
+            overhead=overhead,
+            disk=disk,
         )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
@@ -76,10 +85,18 @@ class FlorCallback(TrainerCallback):
             return
         trainer = calling_trainer()
         model: Any = trainer.model
-        self._harvest, self._trail, self._step = None, Trail(), 0  # not those of an earlier training
+        self._harvest, self._trail, self._step = (
+            None,
+            Trail(),
+            0,
+        )  # not those of an earlier training
         self._has_trained = False
         self._recorder = begin_together(
-            "hf", self.options, lambda: params_of(trainer), self.launch, lambda: parameter_names(model)
+            "hf",
+            self.options,
+            lambda: params_of(trainer),
+            self.launch,
+            lambda: parameter_names(model),
         )
         if self._recorder is None:
             return
@@ -92,7 +109,9 @@ class FlorCallback(TrainerCallback):
             self._harvest = self._recorder = None
 
     def _attach(self, trainer: Trainer, recorder: recording.Recorder) -> None:
-        self._harvest = Harvest(trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
+        self._harvest = Harvest(
+            trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours
+        )
         self._harvest.attach()
         self._ours(lambda: recorder.note_obstacles(obstacles_of(trainer)))
         self._ours(lambda: recorder.watch([trainer.optimizer]))
@@ -101,18 +120,25 @@ class FlorCallback(TrainerCallback):
         self._wrapped.around(trainer, "_run_epoch", self._run_epoch)
         self._wrapped.around(trainer, "get_batch_samples", self._get_batch_samples)
         self._wrapped.around(trainer, "evaluate", self._evaluate)
-        self._wrapped.before(trainer, "_finalize_training", lambda: self._ours(lambda: self._last(trainer)))
+        self._wrapped.before(
+            trainer, "_finalize_training", lambda: self._ours(lambda: self._last(trainer))
+        )
         if recorder.resumption is not None:
             state = recorder.resumption.sections
             # When it is restored it is let go: it is as large as the model and its optimizer.
-            enter.resume_at(trainer, state, self._wrapped, lambda: self._enter(recorder), state.clear)
+            fast_forward.resume_at(
+                trainer, state, self._wrapped, lambda: self._enter(recorder), state.clear
+            )
         self._wrapped.around(trainer, "_finalize_training", self._outside_epochs)
         self._wrapped.around(trainer.callback_handler, "on_epoch_begin", self._outside_epochs)
 
     def _enter(self, recorder: recording.Recorder) -> None:
         """The trainer will stand where the interrupted run stood: what came before is no part of it."""
         assert recorder.resumption is not None
-        self._trail, self._step = Trail.of(recorder.resumption.sections), recorder.resumption.position.step
+        self._trail, self._step = (
+            Trail.of(recorder.resumption.sections),
+            recorder.resumption.position.step,
+        )
         recorder.go_on()
 
     def _outside_epochs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -158,8 +184,10 @@ class FlorCallback(TrainerCallback):
         recorder, harvest = self._recorder, self._harvest
         assert recorder is not None and harvest is not None
         epoch, position = kwargs["epoch"], Position(kwargs["epoch"], trainer.state.global_step)
-        skipped = kwargs["steps_trained_in_current_epoch"] if epoch == kwargs["epochs_trained"] else 0
-        if skipped and kwargs["resume_from_checkpoint"] == enter.RESTORED:
+        skipped = (
+            kwargs["steps_trained_in_current_epoch"] if epoch == kwargs["epochs_trained"] else 0
+        )
+        if skipped and kwargs["resume_from_checkpoint"] == fast_forward.RESTORED:
             return  # in the middle of an epoch; whoever restores it sets trail and timeline
         recorder.timeline.jump(position)
         self._step = position.step
@@ -167,7 +195,9 @@ class FlorCallback(TrainerCallback):
         if skipped and kwargs["resume_from_checkpoint"] is not None:
             # The trainer leaves samples out without drawing them: nobody can come to this moment again.
             self._trail.beginning = None
-            recorder.warn(f"epoch {epoch + 1} was resumed in its middle by the Trainer: it can't be replayed")
+            recorder.warn(
+                f"epoch {epoch + 1} was resumed in its middle by the Trainer: it can't be replayed"
+            )
             return
         harvest.begin_epoch()
         if recorder.policy.wants(position):
@@ -202,7 +232,7 @@ class FlorCallback(TrainerCallback):
     def _at_step(self, trainer: Trainer) -> None:
         recorder = self._recorder
         assert recorder is not None
-        if loading.is_exhausted(trainer) and self._trail.batch:
+        if loaders.is_exhausted(trainer) and self._trail.batch:
             return  # this moment is the epoch's end
         position = Position(self._trail.epoch, trainer.state.global_step)
         is_new, self._step = position.step != self._step, position.step
@@ -213,8 +243,8 @@ class FlorCallback(TrainerCallback):
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         assert self._recorder is not None
         if self._recorder.run.is_weights_only:
-            return capture.only_weights(trainer)
-        return capture.capture(trainer, self._trail)
+            return state.only_weights(trainer)
+        return state.capture(trainer, self._trail)
 
     def _evaluate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if self._is_evaluating:  # of several data sets `evaluate` calls itself for each
@@ -247,10 +277,14 @@ class FlorCallback(TrainerCallback):
         if self._is_recording():
             self._feed(lambda harvest: harvest.on_log(dict(logs or {})))
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
         self._afterwards(lambda harvest: harvest.on_evaluate(dict(metrics or {})))
 
-    def on_predict(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+    def on_predict(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
         self._afterwards(lambda harvest: harvest.on_predict(dict(metrics or {})))
 
     def _is_recording(self) -> bool:

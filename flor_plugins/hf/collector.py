@@ -15,16 +15,16 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from transformers import Trainer
 
-from flor_plugins.hf import loading
-from flor_plugins.hooks import live
-from flor_plugins.hooks.calls import Hooks
+from flor_plugins.hf import loaders
+from flor_plugins.hooks import log
+from flor_plugins.hooks.dispatch import Hooks
 from flor_plugins.hooks.metric import Context
 from flor_plugins.records import Phase
-from flor_plugins.state import batch as fingerprints
+from flor_plugins.state import batch_fingerprint as fingerprints
+from flor_plugins.state.method_wrapper import Wrapped
 from flor_plugins.state.still import still
-from flor_plugins.state.wrapped import Wrapped
-from flor_plugins.store.names import BATCH, FIRST_BATCH
-from flor_plugins.store.timeline import Timeline
+from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH
+from flor_plugins.store.metrics.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
 Guarded = Callable[[Callable[[], Any]], Any]
@@ -52,7 +52,7 @@ class Harvest:
         self._val_loader: Any = None
         self._first = False  # is the next batch the first of an epoch?
         self._checksums: list[Any] = []  # of the batches of the present update
-        hooks.generators = lambda: loading.generators(trainer)
+        hooks.generators = lambda: loaders.generators(trainer)
         self._in_update = ExitStack()
         self._is_in_update = False
 
@@ -159,7 +159,7 @@ class Harvest:
         # flor.log from here on belongs to that update; the timeline still stands at the one before.
         self._end_update()
         self._forget_batches()  # those that the end of a stream left without an update
-        self._in_update.enter_context(live.connected(self._log))
+        self._in_update.enter_context(log.connected(self._log))
         self._is_in_update = True
 
     def _end_update(self) -> None:
@@ -189,7 +189,9 @@ class Harvest:
 
     def _update_context(self) -> Context:
         step = self.timeline.position.step + 1
-        return self.context(batch=self._batch, loss=self._loss() if self._losses else None, step=step)
+        return self.context(
+            batch=self._batch, loss=self._loss() if self._losses else None, step=step
+        )
 
     def _training_step(
         self, original: Callable[..., Any], model: Any, inputs: Any, *args: Any, **kwargs: Any
@@ -212,7 +214,9 @@ class Harvest:
     ) -> Any:
         outputs = original(model, inputs, *args, **kwargs)
         batch = self.trainer._prepare_inputs(inputs)
-        self.guarded(lambda: self.hooks.validation_batch(self.context(batch=batch, outputs=outputs)))
+        self.guarded(
+            lambda: self.hooks.validation_batch(self.context(batch=batch, outputs=outputs))
+        )
         return outputs
 
     def _val_dataloader(self) -> Any:
@@ -233,7 +237,11 @@ class Harvest:
                 self.trainer._eval_dataloaders = kept
         return self._val_loader
 
-    def _prepare_whole(self, original: Callable[..., Any], loader: Any, *args: Any, **kwargs: Any) -> Any:
+    def _prepare_whole(
+        self, original: Callable[..., Any], loader: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         """What accelerate makes of a loader in a process that is alone."""
         device = self.trainer.accelerator.device
-        return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(
+            loader, device, num_processes=1, process_index=0, put_on_device=True
+        )

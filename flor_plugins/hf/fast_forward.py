@@ -14,12 +14,14 @@ from typing import Any
 import transformers.trainer
 from transformers import Trainer
 
-from flor_plugins.hf import capture, loading
-from flor_plugins.state import loaders
-from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.hf import loaders, state
+from flor_plugins.state import loader_iteration
+from flor_plugins.state.method_wrapper import Wrapped
 
 _MODULE: Any = transformers.trainer  # `_run_epoch` looks `skip_first_batches` up in it
-RESTORED = "<restored by flor>"  # what `_run_epoch` hears as resume_from_checkpoint; no such file is read
+RESTORED = (
+    "<restored by flor>"  # what `_run_epoch` hears as resume_from_checkpoint; no such file is read
+)
 
 
 def run_epoch(
@@ -34,34 +36,42 @@ def run_epoch(
     At the first `get_batch_samples` everything is restored, RNG included. restored: called then; the
     State is not needed any more.
     """
-    epoch, batch = completed_epochs(sections), sections[capture.TRAINER].get("batch", 0)
-    loading.restore_evaluated(trainer, sections[capture.TRAINER].get("evaluated", []))
-    loading.drain(trainer, sections[capture.RNG].get("epochs", []))
+    epoch, batch = completed_epochs(sections), sections[state.TRAINER].get("batch", 0)
+    loaders.restore_evaluated(trainer, sections[state.TRAINER].get("evaluated", []))
+    loaders.drain(trainer, sections[state.RNG].get("epochs", []))
     if not batch:
-        capture.restore(trainer, sections)
+        state.restore(trainer, sections)
         restored()
         return original(**from_the_beginning(kwargs, epoch))
-    loading.restore(trainer, sections[capture.RNG]["epoch"])
-    resumed = {"resume_from_checkpoint": RESTORED, "epochs_trained": epoch, "steps_trained_in_current_epoch": batch}
+    loaders.restore(trainer, sections[state.RNG]["epoch"])
+    resumed = {
+        "resume_from_checkpoint": RESTORED,
+        "epochs_trained": epoch,
+        "steps_trained_in_current_epoch": batch,
+    }
     with _skipping(trainer, sections, restored):
         return original(**{**kwargs, "epoch": epoch, **resumed})
 
 
 def from_the_beginning(kwargs: Mapping[str, Any], epoch: int) -> dict[str, Any]:
     """The arguments of `_run_epoch` for a whole epoch."""
-    whole = {"resume_from_checkpoint": None, "epochs_trained": 0, "steps_trained_in_current_epoch": 0}
+    whole = {
+        "resume_from_checkpoint": None,
+        "epochs_trained": 0,
+        "steps_trained_in_current_epoch": 0,
+    }
     return {**kwargs, "epoch": epoch, **whole}
 
 
 def completed_epochs(sections: Mapping[str, Any]) -> int:
     """The epochs that a State has behind it."""
-    held = sections[capture.TRAINER]
+    held = sections[state.TRAINER]
     return int(held["epoch"] if "epoch" in held else round(held["state"]["epoch"] or 0))
 
 
 def completed_steps(sections: Mapping[str, Any]) -> int:
     """The optimizer updates that a State has behind it."""
-    return int(sections[capture.TRAINER]["state"]["global_step"])
+    return int(sections[state.TRAINER]["state"]["global_step"])
 
 
 def resume_at(
@@ -80,7 +90,7 @@ def resume_at(
     goes on with. `wrapped.undo()` takes it off.
     """
     entered, completed = False, completed_epochs(sections)
-    was_complete = sections[capture.TRAINER]["control"]["should_training_stop"]
+    was_complete = sections[state.TRAINER]["control"]["should_training_stop"]
 
     def _run_epoch(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         nonlocal entered
@@ -96,13 +106,15 @@ def resume_at(
         for epoch in range(completed + 1, kwargs["epoch"] + 1):
             if trainer.control.should_training_stop:
                 return None
-            trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+            trainer.control = trainer.callback_handler.on_epoch_begin(
+                trainer.args, trainer.state, trainer.control
+            )
             original(**from_the_beginning(kwargs, epoch))
         return None
 
     def _finalize_training() -> None:
         if not entered:
-            capture.restore(trainer, sections)
+            state.restore(trainer, sections)
             entering()
             restored()
 
@@ -114,9 +126,18 @@ class _Skipper:
     """Stands in for the training loader: its iterator stands behind the batches that are done."""
 
     def __init__(
-        self, loader: Any, trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], Any]
+        self,
+        loader: Any,
+        trainer: Trainer,
+        sections: Mapping[str, Any],
+        restored: Callable[[], Any],
     ) -> None:
-        self._loader, self._trainer, self._sections, self._restored = loader, trainer, sections, restored
+        self._loader, self._trainer, self._sections, self._restored = (
+            loader,
+            trainer,
+            sections,
+            restored,
+        )
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -129,15 +150,17 @@ class _Skipper:
         # An update draws its batches at once, and accelerate fetches one more: those of the last update
         # were drawn under the RNG at its entry.
         ahead = self._trainer.args.gradient_accumulation_steps
-        batches = self._sections[capture.TRAINER]["batch"]
-        loaders.skip(iterator, batches, ahead, self._sections[capture.RNG]["previous"])
-        capture.restore(self._trainer, self._sections)
+        batches = self._sections[state.TRAINER]["batch"]
+        loader_iteration.skip(iterator, batches, ahead, self._sections[state.RNG]["previous"])
+        state.restore(self._trainer, self._sections)
         self._restored()
         return iterator
 
 
 @contextmanager
-def _skipping(trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], Any]) -> Iterator[None]:
+def _skipping(
+    trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], Any]
+) -> Iterator[None]:
     """Within the block the trainer's own skipping is replaced, and put back after its first use."""
     wrapped, arguments = Wrapped(), trainer.args
     skip, ignored = _MODULE.skip_first_batches, arguments.ignore_data_skip

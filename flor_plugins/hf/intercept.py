@@ -22,7 +22,9 @@ def intercept(arrived: Callable[[Trainer, Go], Any], *, inject: bool) -> None:
     original = Trainer.train
 
     def train(self: Trainer, *args: Any, **kwargs: Any) -> Any:
-        if not inject and not any(isinstance(c, FlorCallback) for c in self.callback_handler.callbacks):
+        if not inject and not any(
+            isinstance(c, FlorCallback) for c in self.callback_handler.callbacks
+        ):
             return original(self, *args, **kwargs)
         # A checkpoint of the user's would be restored over ours.
         kwargs.pop("resume_from_checkpoint", None)

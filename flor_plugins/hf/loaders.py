@@ -7,14 +7,16 @@ from typing import Any
 
 from transformers import Trainer
 
-from flor_plugins.state import loaders, rng
+from flor_plugins.state import loader_iteration, rng
 
 
 def sources(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Whatever of a training may own generators, by name: loaders, data sets, the model."""
     handler = trainer.callback_handler
     yield "train", handler.train_dataloader
-    held = trainer.eval_dataset  # before its loader, which does not exist before the first evaluation
+    held = (
+        trainer.eval_dataset
+    )  # before its loader, which does not exist before the first evaluation
     for name, dataset in held.items() if isinstance(held, dict) else [("eval", held)]:
         yield f"validation.{name}", dataset
     yield "validation", handler.eval_dataloader
@@ -23,7 +25,9 @@ def sources(trainer: Trainer) -> Iterator[tuple[str, Any]]:
 
 def generators(trainer: Trainer) -> dict[str, rng.Generator]:
     """Every generator of the training but the global ones, by a stable name."""
-    return rng.loader_generators((name, owner) for name, owner in sources(trainer) if owner is not None)
+    return rng.loader_generators(
+        (name, owner) for name, owner in sources(trainer) if owner is not None
+    )
 
 
 # ---- a moment of the training loader
@@ -34,13 +38,13 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     return {
         "now": rng.capture(),
         "generators": rng.capture_generators(generators(trainer)),
-        "loader": loaders.loader_state(trainer.callback_handler.train_dataloader),
+        "loader": loader_iteration.loader_state(trainer.callback_handler.train_dataloader),
     }
 
 
 def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
     """Put `capture`'s result back. RNG comes last: the rest may draw."""
-    loaders.restore_loader(trainer.callback_handler.train_dataloader, state["loader"])
+    loader_iteration.restore_loader(trainer.callback_handler.train_dataloader, state["loader"])
     rng.restore_generators(generators(trainer), state["generators"])
     rng.restore(state["now"])
 
@@ -55,7 +59,7 @@ def is_exhausted(trainer: Trainer) -> bool:
 
 def are_persistent(trainer: Trainer) -> bool:
     """Does the random state of the training loader's workers reach from epoch to epoch?"""
-    return loaders.has_persistent_workers(trainer.callback_handler.train_dataloader)
+    return loader_iteration.has_persistent_workers(trainer.callback_handler.train_dataloader)
 
 
 def drain(trainer: Trainer, epochs: list[Mapping[str, Any]]) -> None:
@@ -66,11 +70,11 @@ def drain(trainer: Trainer, epochs: list[Mapping[str, Any]]) -> None:
     if not are_persistent(trainer):
         return
     loader: Any = trainer.callback_handler.train_dataloader
-    loaders.end_workers(_base(loader))
+    loader_iteration.end_workers(_base(loader))
     for one in epochs:
         restore(trainer, one)
         set_epoch(loader, one["epoch"])
-        loaders.skip(iter(loader), one["batches"], 0, None)
+        loader_iteration.skip(iter(loader), one["batches"], 0, None)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -85,14 +89,18 @@ def set_epoch(loader: Any, epoch: int) -> None:
 def evaluated(trainer: Trainer) -> list[str]:
     """The persistent evaluation loaders whose workers run: the first use of a loader draws a seed, later ones don't."""
     made = getattr(trainer, "_eval_dataloaders", {})
-    return [name for name, loader in made.items() if getattr(_base(loader), "_iterator", None) is not None]
+    return [
+        name
+        for name, loader in made.items()
+        if getattr(_base(loader), "_iterator", None) is not None
+    ]
 
 
 def restore_evaluated(trainer: Trainer, names: list[str]) -> None:
     """Start the workers of these evaluation loaders, end those of all others."""
     for name, loader in getattr(trainer, "_eval_dataloaders", {}).items():
         if name not in names:
-            loaders.end_workers(_base(loader))
+            loader_iteration.end_workers(_base(loader))
     for name in names:
         loader = _base(trainer.get_eval_dataloader(None if name == "eval" else name))
         if getattr(loader, "_iterator", None) is None:
@@ -104,8 +112,11 @@ def end_workers(trainer: Trainer) -> None:
 
     Found by the garbage collector together with their queues they could not be told, and were waited for.
     """
-    for loader in (trainer.callback_handler.train_dataloader, *getattr(trainer, "_eval_dataloaders", {}).values()):
-        loaders.end_workers(_base(loader))
+    for loader in (
+        trainer.callback_handler.train_dataloader,
+        *getattr(trainer, "_eval_dataloaders", {}).values(),
+    ):
+        loader_iteration.end_workers(_base(loader))
 
 
 def _base(loader: Any) -> Any:

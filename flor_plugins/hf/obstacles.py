@@ -9,12 +9,14 @@ from accelerate.utils import DistributedType
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
-from flor_plugins.record import attributes, obstacles
+from flor_plugins.recorder.replayability import hidden_state, obstacles
 from flor_plugins.records import Obstacle
-from flor_plugins.state import objects
+from flor_plugins.state import user_objects
 
 OF_CALLBACK = "derive the callback from transformers.trainer_callback.ExportableState, with a state() that holds it"
-OF_MODULE = "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
+OF_MODULE = (
+    "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
+)
 OF_TRAINER = "keep it in a callback that is a transformers.trainer_callback.ExportableState"
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
@@ -34,14 +36,16 @@ def obstacles_of(trainer: Trainer) -> list[Obstacle]:
         *_of_loaders(trainer),
         *_of_callbacks(trainer),
         *_of_module(trainer),
-        *attributes.of_object("the Trainer", trainer, (), OF_TRAINER),
+        *hidden_state.of_object("the Trainer", trainer, (), OF_TRAINER),
     ]
 
 
 def _of_strategy(trainer: Trainer) -> Iterator[Obstacle]:
     args: Any = trainer.args
     kind = trainer.accelerator.distributed_type
-    config = getattr(args, "parallelism_config", None) or getattr(trainer.accelerator, "parallelism_config", None)
+    config = getattr(args, "parallelism_config", None) or getattr(
+        trainer.accelerator, "parallelism_config", None
+    )
     sizes = {name: getattr(config, name, None) or 1 for name in _SIZES}
     parallel = [f"{name}={size}" for name, size in sizes.items() if size > 1]
     tensor = getattr(trainer.model, "tp_size", None) or 1
@@ -76,13 +80,13 @@ def _of_loaders(trainer: Trainer) -> Iterator[Obstacle]:
 def _of_callbacks(trainer: Trainer) -> Iterator[Obstacle]:
     known = _known(trainer)
     for callback in trainer.callback_handler.callbacks:
-        if objects.is_users(callback) and not isinstance(callback, ExportableState):
-            yield from attributes.of_callback(callback, known, OF_CALLBACK)
+        if user_objects.is_users(callback) and not isinstance(callback, ExportableState):
+            yield from hidden_state.of_callback(callback, known, OF_CALLBACK)
 
 
 def _of_module(trainer: Trainer) -> Iterator[Obstacle]:
     model: Any = trainer.model
-    yield from attributes.of_modules(model, _known(trainer), OF_MODULE)
+    yield from hidden_state.of_modules(model, _known(trainer), OF_MODULE)
 
 
 def _known(trainer: Trainer) -> frozenset[int]:
@@ -90,6 +94,13 @@ def _known(trainer: Trainer) -> frozenset[int]:
     model: Any = trainer.model
     optimizer, scheduler = trainer.optimizer, trainer.lr_scheduler
     wrapped = [getattr(optimizer, "optimizer", None), getattr(scheduler, "scheduler", None)]
-    owned = [trainer, optimizer, scheduler, *wrapped, trainer.model_wrapped, *trainer.callback_handler.callbacks]
+    owned = [
+        trainer,
+        optimizer,
+        scheduler,
+        *wrapped,
+        trainer.model_wrapped,
+        *trainer.callback_handler.callbacks,
+    ]
     owned += [trainer.train_dataset, trainer.eval_dataset]
     return frozenset(map(id, [one for one in owned if one is not None] + list(model.modules())))

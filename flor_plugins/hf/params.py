@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from flor_plugins.record.environment import flatten
+from flor_plugins.recorder.launch_environment import flatten
 
 
 def params_of(trainer: Trainer) -> dict[str, Any]:

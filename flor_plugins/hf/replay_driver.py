@@ -13,14 +13,14 @@ from typing import Any
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
-from flor_plugins.hf import capture, enter, loading
-from flor_plugins.hf.harvest import Harvest
+from flor_plugins.hf import fast_forward, loaders, state
+from flor_plugins.hf.collector import Harvest
 from flor_plugins.hf.intercept import Go, silence
-from flor_plugins.hooks.load import check_callback
+from flor_plugins.hooks.hook_files import check_callback
 from flor_plugins.records import Pass, Position, Stretch
-from flor_plugins.replay.session import Session, guarded
+from flor_plugins.replayer.worker_session.session import Session, guarded
 from flor_plugins.state import rng
-from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.state.method_wrapper import Wrapped
 
 
 class _Done(BaseException):
@@ -58,7 +58,7 @@ def pass_over(trainer: Trainer, go: Go, sections: Mapping[str, Any], end: Positi
     wrapped = Wrapped()
 
     def stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        capture.restore(trainer, sections)
+        state.restore(trainer, sections)
         raise _Done
 
     wrapped.around(trainer, "_run_epoch", stop)
@@ -90,7 +90,7 @@ class _Driver(TrainerCallback):
         """Take every wrapper off again."""
         self._wrapped.undo()
         self.harvest.detach()
-        loading.end_workers(self.trainer)
+        loaders.end_workers(self.trainer)
 
     def _drive(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """All passes, at the entry of the first epoch; never returns."""
@@ -107,15 +107,19 @@ class _Driver(TrainerCallback):
 
     # ---- training
 
-    def _run_again(self, stretch: Stretch, original: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    def _run_again(
+        self, stretch: Stretch, original: Callable[..., Any], kwargs: Mapping[str, Any]
+    ) -> None:
         """From the State at the stretch's start to its end, through as many epochs as lie between."""
         trainer = self.trainer
         sections: dict[str, Any] | None = self.session.state(stretch.start)
-        capture.restore(trainer, sections)
+        state.restore(trainer, sections)
         self._epoch, self._step = stretch.start.epoch, stretch.start.step
         while True:
             # User's callbacks hear of the epoch as they did; what they did to the State is overwritten.
-            trainer.control = trainer.callback_handler.on_epoch_begin(trainer.args, trainer.state, trainer.control)
+            trainer.control = trainer.callback_handler.on_epoch_begin(
+                trainer.args, trainer.state, trainer.control
+            )
             try:
                 self._run_epoch(original, kwargs, sections)
             except _Reached:
@@ -125,15 +129,20 @@ class _Driver(TrainerCallback):
                 return
 
     def _run_epoch(
-        self, original: Callable[..., Any], kwargs: Mapping[str, Any], sections: dict[str, Any] | None
+        self,
+        original: Callable[..., Any],
+        kwargs: Mapping[str, Any],
+        sections: dict[str, Any] | None,
     ) -> None:
-        self._batch = 0 if sections is None else sections[capture.TRAINER].get("batch", 0)
+        self._batch = 0 if sections is None else sections[state.TRAINER].get("batch", 0)
         if not self._batch:
             self.harvest.begin_epoch()
         if sections is None:
-            original(**enter.from_the_beginning(kwargs, self._epoch))
+            original(**fast_forward.from_the_beginning(kwargs, self._epoch))
         else:
-            enter.run_epoch(self.trainer, original, kwargs, sections, lambda: self._let_go(sections))
+            fast_forward.run_epoch(
+                self.trainer, original, kwargs, sections, lambda: self._let_go(sections)
+            )
 
     def _let_go(self, sections: dict[str, Any]) -> None:
         sections.clear()  # calls that last as long as the epoch hold it
@@ -141,8 +150,12 @@ class _Driver(TrainerCallback):
 
     def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # Where the loader is exhausted this moment is the epoch's end; it comes when `_run_epoch` returns.
-        is_end = loading.is_exhausted(self.trainer) and self._batch > 0
-        if self.trainer.state.global_step != self._step and not is_end and self._is_reached(epoch_ended=False):
+        is_end = loaders.is_exhausted(self.trainer) and self._batch > 0
+        if (
+            self.trainer.state.global_step != self._step
+            and not is_end
+            and self._is_reached(epoch_ended=False)
+        ):
             raise _Reached
         drawn = original(*args, **kwargs)
         self._batch += len(drawn[0])
@@ -167,9 +180,9 @@ class _Driver(TrainerCallback):
     def _state_pass(self, one: Pass) -> None:
         with self.session.passing(one):
             for position in one.positions:
-                sections = self.session.state(position, only=(capture.MODEL,))
+                sections = self.session.state(position, only=(state.MODEL,))
                 self._stand_at(position)
-                capture.restore_weights(self.trainer, sections)
+                state.restore_weights(self.trainer, sections)
                 del sections  # so that the next one is read into the same memory
                 self.session.restored()
                 values = self.session.values_of(self.harvest.context())
@@ -181,11 +194,15 @@ class _Driver(TrainerCallback):
         with self.session.passing(one):
             for position in one.positions:
                 sections = self.session.state(position)
-                loading.restore_evaluated(self.trainer, sections[capture.TRAINER].get("evaluated", []))
-                capture.restore(self.trainer, sections)
+                loaders.restore_evaluated(
+                    self.trainer, sections[state.TRAINER].get("evaluated", [])
+                )
+                state.restore(self.trainer, sections)
                 self._stand_at(position)
-                held = sections[capture.RNG]
-                rng.restore_generators(loading.generators(self.trainer), held.get("validation_generators", {}))
+                held = sections[state.RNG]
+                rng.restore_generators(
+                    loaders.generators(self.trainer), held.get("validation_generators", {})
+                )
                 rng.restore(held.get("validation", held["now"]))
                 del sections, held
                 self.session.restored()
@@ -214,5 +231,7 @@ class _Driver(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         self.harvest.on_log(dict(logs or {}))
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+    ) -> None:
         self.harvest.on_evaluate(dict(metrics or {}))

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import Trainer
 
-from flor_plugins.hf import loading
+from flor_plugins.hf import loaders
 from flor_plugins.state import rng
 
 
@@ -45,11 +45,11 @@ class Trail:
     def begin_epoch(self, trainer: Trainer, epoch: int) -> None:
         """Entry of `Trainer._run_epoch`: nothing of the epoch is drawn."""
         self.epoch, self.batch, self.previous = epoch, 0, None
-        self.beginning = loading.capture(trainer)
+        self.beginning = loaders.capture(trainer)
 
     def end_epoch(self, trainer: Trainer) -> None:
         """The epoch is over; what it drew is needed again only to bring persistent workers to this moment."""
-        if self.beginning is not None and loading.are_persistent(trainer):
+        if self.beginning is not None and loaders.are_persistent(trainer):
             self.earlier.append({**self.beginning, "epoch": self.epoch, "batches": self.batch})
         self.epoch, self.batch, self.beginning, self.previous = self.epoch + 1, 0, None, None
 
@@ -60,7 +60,7 @@ class Trail:
     def evaluate(self, trainer: Trainer) -> None:
         """Entry of `Trainer.evaluate`."""
         self.validation = rng.capture()
-        self.validation_generators = rng.capture_generators(loading.generators(trainer))
+        self.validation_generators = rng.capture_generators(loaders.generators(trainer))
 
     @property
     def is_complete(self) -> bool:
@@ -71,7 +71,9 @@ class Trail:
         """What goes into a State's section "rng" beside the present moment."""
         found: dict[str, Any] = {}
         if self.validation is not None:
-            found.update(validation=self.validation, validation_generators=self.validation_generators)
+            found.update(
+                validation=self.validation, validation_generators=self.validation_generators
+            )
         if self.earlier:
             found["epochs"] = list(self.earlier)
         if self.batch:

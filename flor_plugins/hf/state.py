@@ -19,10 +19,10 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.hf import loading
-from flor_plugins.hf.trail import Trail
+from flor_plugins.hf import loaders
+from flor_plugins.hf.rng_history import Trail
+from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
-from flor_plugins.state import objects, reducer, weights
 from flor_plugins.state import optimizer as optimizer_state
 
 MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
@@ -46,8 +46,8 @@ def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
     model: Any = trainer.model
     optimizer: Any = trainer.optimizer
     scheduler: Any = trainer.lr_scheduler
-    moment, users = loading.capture(trainer), list(_users_callbacks(trainer))
-    known = objects.parts(model) if users else ()
+    moment, users = loaders.capture(trainer), list(_users_callbacks(trainer))
+    known = user_objects.parts(model) if users else ()
     scaler = getattr(trainer.accelerator, "scaler", None)
     saved = model.state_dict()
     return {
@@ -64,12 +64,13 @@ def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
             "control": dict(vars(trainer.control)),
             "sums": {name: getattr(trainer, name) for name in _SUMS if hasattr(trainer, name)},
             "callbacks": {
-                name: callback.state().get("attributes") for name, callback in _stateful_callbacks(trainer)
+                name: callback.state().get("attributes")
+                for name, callback in _stateful_callbacks(trainer)
             },
-            "own": {name: objects.capture(one, known) for name, one in users},
+            "own": {name: user_objects.capture(one, known) for name, one in users},
             "loader": moment.pop("loader"),
-            "gradient_order": reducer.capture(trainer.model_wrapped),
-            "evaluated": loading.evaluated(trainer),
+            "gradient_order": ddp_buckets.capture(trainer.model_wrapped),
+            "evaluated": loaders.evaluated(trainer),
             "epoch": trail.epoch,
             "batch": trail.batch,
         },
@@ -91,7 +92,7 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     Without the section of the optimizer one can validate, not train.
     """
     held = sections[TRAINER]
-    reducer.restore(trainer.model_wrapped, held.get("gradient_order"))
+    ddp_buckets.restore(trainer.model_wrapped, held.get("gradient_order"))
     restore_weights(trainer, sections)
     model: Any = trainer.model
     scheduler: Any = trainer.lr_scheduler
@@ -111,8 +112,8 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
             setattr(callback, name, copy.deepcopy(value))
     for callback_name, callback in _users_callbacks(trainer):
         if callback_name in held.get("own", {}):
-            objects.restore(callback, held["own"][callback_name])
-    loading.restore(trainer, {**sections[RNG], "loader": held["loader"]})
+            user_objects.restore(callback, held["own"][callback_name])
+    loaders.restore(trainer, {**sections[RNG], "loader": held["loader"]})
 
 
 def restore_progress(trainer: Trainer, sections: Mapping[str, Any]) -> None:
@@ -130,7 +131,7 @@ def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     ReplayError, naming them, for weights that are missing or that the model doesn't know.
     """
     model: Any = trainer.model
-    if weights.copy_into(model, sections[MODEL]):
+    if fast_load.copy_into(model, sections[MODEL]):
         return
     missing, unknown = model.load_state_dict(sections[MODEL], strict=False)
     own = model.state_dict()
@@ -152,9 +153,11 @@ def copied(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
 def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Those that say themselves what they save."""
     callbacks = trainer.callback_handler.callbacks
-    return objects.numbered(one for one in callbacks if isinstance(one, ExportableState))
+    return user_objects.numbered(one for one in callbacks if isinstance(one, ExportableState))
 
 
 def _users_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Those that the user wrote: transformers asks no callback for its state that isn't ExportableState."""
-    return objects.numbered(one for one in trainer.callback_handler.callbacks if objects.is_users(one))
+    return user_objects.numbered(
+        one for one in trainer.callback_handler.callbacks if user_objects.is_users(one)
+    )

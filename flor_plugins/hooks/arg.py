@@ -134,4 +134,6 @@ def _like(value: Any, default: Any) -> Any:
 
 def _does_not_fit(name: str, text: str, default: Any) -> FlorError:
     kind = type(default).__name__
-    return FlorError(f"flor.arg({name!r}, {default!r}) was given {text!r} on the command line; it takes a {kind}")
+    return FlorError(
+        f"flor.arg({name!r}, {default!r}) was given {text!r} on the command line; it takes a {kind}"
+    )

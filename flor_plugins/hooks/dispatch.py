@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import HookError
-from flor_plugins.hooks.guard import undisturbed
 from flor_plugins.hooks.metric import Context, Metric
+from flor_plugins.hooks.side_effects import undisturbed
 from flor_plugins.records import Position
 from flor_plugins.state.rng import Generator
 from flor_plugins.state.still import still
@@ -62,7 +62,9 @@ class Hooks:
 
     def validation_batch(self, ctx: Context) -> None:
         """Collect one validation batch."""
-        for name, value in self._all(self.at("validation"), ctx, lambda metric: metric(ctx)).items():
+        for name, value in self._all(
+            self.at("validation"), ctx, lambda metric: metric(ctx)
+        ).items():
             self._batches.setdefault(name, []).append(value)
 
     def validation_end(self, position: Position) -> dict[str, Any]:
@@ -81,7 +83,9 @@ class Hooks:
         started = self._started.pop(metric.name, None)
         return metric(ctx) if started is None else _last_value(started, metric)
 
-    def _all(self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric], Any]) -> dict[str, Any]:
+    def _all(
+        self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric], Any]
+    ) -> dict[str, Any]:
         position = Position(ctx.epoch, ctx.step)
         found: dict[str, Any] = {}
         generators = self.generators() if metrics and self.generators is not None else {}
@@ -127,7 +131,9 @@ def _last_value(generator: Started, metric: Metric) -> Any:
         next(generator)
     except StopIteration as stop:
         return stop.value
-    raise HookError(f"{metric.place}: metric {metric.name!r} yields twice; one yield marks the update")
+    raise HookError(
+        f"{metric.place}: metric {metric.name!r} yields twice; one yield marks the update"
+    )
 
 
 def _reduce(how: str | Callable[[Sequence[Any]], Any], values: list[Any]) -> Any:

@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any
 
 from flor_plugins.errors import HookError
-from flor_plugins.hooks.digests import digest_of, digests
 from flor_plugins.hooks.metric import MOMENTS, Metric
+from flor_plugins.hooks.source_digest import digest_of, digests
 from flor_plugins.records import Way
 
 # Methods of the frameworks' callbacks that a validation pass alone calls.
@@ -72,11 +72,20 @@ def scan(path: Path) -> list[Found]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             found += _found_function(node, path)
-        elif isinstance(node, ast.ClassDef) and any(_last_name(b).endswith("Callback") for b in node.bases):
-            methods = [n.name for n in node.body if isinstance(n, ast.FunctionDef) and n.name.startswith("on_")]
+        elif isinstance(node, ast.ClassDef) and any(
+            _last_name(b).endswith("Callback") for b in node.bases
+        ):
+            methods = [
+                n.name
+                for n in node.body
+                if isinstance(n, ast.FunctionDef) and n.name.startswith("on_")
+            ]
             only = bool(methods) and all(m.startswith(_VALIDATION_ONLY) for m in methods)
             found.append(Found(node.name, "callback", "validate" if only else "train", node.lineno))
-    return [replace(one, digest=each[one.name] if one.kind == "metric" else whole, file_digest=whole) for one in found]
+    return [
+        replace(one, digest=each[one.name] if one.kind == "metric" else whole, file_digest=whole)
+        for one in found
+    ]
 
 
 def load(path: Path) -> Loaded:
@@ -94,9 +103,13 @@ def load(path: Path) -> Loaded:
         raise
     except Exception as error:
         line = _line_in(error, path)
-        raise HookError(f"{path}:{line}: the hook file can't be loaded: {type(error).__name__}: {error}") from error
+        raise HookError(
+            f"{path}:{line}: the hook file can't be loaded: {type(error).__name__}: {error}"
+        ) from error
     compute_metrics = getattr(module, "compute_metrics", None)
-    return Loaded(path, digest, _metrics(module), _callbacks(module), compute_metrics, digests(source))
+    return Loaded(
+        path, digest, _metrics(module), _callbacks(module), compute_metrics, digests(source)
+    )
 
 
 def check_callback(made: type, base: type) -> None:
@@ -109,14 +122,18 @@ def check_callback(made: type, base: type) -> None:
         if name not in known:
             close = difflib.get_close_matches(name, known, 3)
             hint = f"did you mean {' or '.join(close)}?" if close else f"it has {', '.join(known)}"
-            raise HookError(f"{place}: {made.__name__}.{name} is no hook of {base.__qualname__}; {hint}")
+            raise HookError(
+                f"{place}: {made.__name__}.{name} is no hook of {base.__qualname__}; {hint}"
+            )
         _check_signature(made, name, method, getattr(base, name), place)
 
 
 def _check_signature(made: type, name: str, method: Any, expected: Any, place: str) -> None:
     wanted = inspect.signature(expected)
     positional = [p for p in wanted.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
-    keywords = {"model": None} if any(p.kind is p.VAR_KEYWORD for p in wanted.parameters.values()) else {}
+    keywords = (
+        {"model": None} if any(p.kind is p.VAR_KEYWORD for p in wanted.parameters.values()) else {}
+    )
     required = [p for p in positional if p.default is p.empty]
     try:
         inspect.signature(method).bind(*[None] * len(required), **keywords)

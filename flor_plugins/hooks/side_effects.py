@@ -17,7 +17,10 @@ from flor_plugins.state import rng
 
 @contextmanager
 def undisturbed(
-    model: nn.Module, hook: Metric, position: Position, generators: Mapping[str, rng.Generator] | None = None
+    model: nn.Module,
+    hook: Metric,
+    position: Position,
+    generators: Mapping[str, rng.Generator] | None = None,
 ) -> Iterator[None]:
     """Undo what the block does to RNG, modes, buffers, requires_grad and gradients.
 
@@ -58,7 +61,9 @@ def undisturbed(
         )
 
 
-def _put_back(modes: list[tuple[nn.Module, bool]], buffers: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+def _put_back(
+    modes: list[tuple[nn.Module, bool]], buffers: list[tuple[torch.Tensor, torch.Tensor]]
+) -> None:
     for part, training in modes:
         part.training = training
     with torch.no_grad():

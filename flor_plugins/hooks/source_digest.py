@@ -38,17 +38,25 @@ def digests(source: bytes) -> dict[str, str]:
     Raises SyntaxError (ValueError for bytes that are no text) when the source is not Python.
     """
     tree = ast.parse(source)
-    whole, lines = digest_of(source), source.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    whole, lines = (
+        digest_of(source),
+        source.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n").split("\n"),
+    )
     named = _bindings(tree)
     everywhere = [node for node in tree.body if _acts(node)]
-    functions = [node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    functions = [
+        node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
     found = {}
     for name in functions:
         used = _closure([*named[name], *everywhere], named)
         if any(_DYNAMIC & set(_names(node)) for node in used):
             found[name] = whole
             continue
-        parts = [_text(node, lines) for node in sorted(used, key=lambda node: (node.lineno, node.col_offset))]
+        parts = [
+            _text(node, lines)
+            for node in sorted(used, key=lambda node: (node.lineno, node.col_offset))
+        ]
         found[name] = hashlib.sha256("\n".join([name, *parts]).encode()).hexdigest()
     return found
 
@@ -69,7 +77,11 @@ def _bound(node: ast.stmt) -> Iterator[str]:
         case ast.Import(names=names) | ast.ImportFrom(names=names):
             yield from (one.asname or one.name.partition(".")[0] for one in names)
         case _:
-            yield from (n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store))
+            yield from (
+                n.id
+                for n in ast.walk(node)
+                if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)
+            )
 
 
 def _acts(node: ast.stmt) -> bool:
@@ -80,7 +92,11 @@ def _acts(node: ast.stmt) -> bool:
         case ast.ImportFrom(module=module, names=names):
             return module == "__future__" or any(one.name == "*" for one in names)
         case ast.Assign(targets=targets):
-            return not all(isinstance(n, ast.Name | ast.Tuple | ast.List) for one in targets for n in _targets(one))
+            return not all(
+                isinstance(n, ast.Name | ast.Tuple | ast.List)
+                for one in targets
+                for n in _targets(one)
+            )
         case ast.AnnAssign(target=target):
             return not isinstance(target, ast.Name)
         case ast.Expr(value=ast.Constant()):
@@ -113,7 +129,11 @@ def _names(node: ast.stmt) -> Iterator[str]:
             yield one.id
         elif isinstance(one, ast.Global):
             yield from one.names
-        elif isinstance(one, ast.Constant) and isinstance(one.value, str) and one.value.isidentifier():
+        elif (
+            isinstance(one, ast.Constant)
+            and isinstance(one.value, str)
+            and one.value.isidentifier()
+        ):
             yield one.value  # a name of the file may be said in text: getattr, a quoted annotation
 
 

@@ -1,4 +1,4 @@
-"""`FlorCallback` for Lightning: records; decides nothing (see record/recorder.py)."""
+"""`FlorCallback` for Lightning: records; decides nothing (see recorder/recorder.py)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from flor_plugins.hooks.metric import Metric
-from flor_plugins.lightning import capture
-from flor_plugins.lightning.enter import is_boundary, resume_at
-from flor_plugins.lightning.files import keep_files
-from flor_plugins.lightning.harvest import Harvest
+from flor_plugins.lightning import state
+from flor_plugins.lightning.checkpoint_files import keep_files
+from flor_plugins.lightning.collector import Harvest
+from flor_plugins.lightning.fast_forward import is_boundary, resume_at
 from flor_plugins.lightning.obstacles import obstacles_of
 from flor_plugins.lightning.params import params_of
-from flor_plugins.lightning.trail import Trail
-from flor_plugins.record import recorder as recording
-from flor_plugins.record.options import options_of
-from flor_plugins.record.rank import begin_together
+from flor_plugins.lightning.rng_history import Trail
+from flor_plugins.recorder import recorder as recording
+from flor_plugins.recorder.distributed import begin_together
+from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import processes
+from flor_plugins.state.method_wrapper import Wrapped
 from flor_plugins.state.module import parameter_names
-from flor_plugins.state.wrapped import Wrapped
 
 
 class FlorCallback(Callback):
@@ -57,8 +57,17 @@ class FlorCallback(Callback):
         store: str | os.PathLike[str] | None = None,
     ) -> None:
         self.options = options_of(
-            name, project, tags, metrics, every_n_epochs, every_n_steps, every_minutes, resume, store,
-            overhead=overhead, disk=disk,
+            name,
+            project,
+            tags,
+            metrics,
+            every_n_epochs,
+            every_n_steps,
+            every_minutes,
+            resume,
+            store,
+            overhead=overhead,
+            disk=disk,
         )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
@@ -95,26 +104,39 @@ class FlorCallback(Callback):
             self._harvest = self._recorder = None
 
     def _attach(self, trainer: pl.Trainer, recorder: recording.Recorder) -> None:
-        self._harvest = Harvest(trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
+        self._harvest = Harvest(
+            trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours
+        )
         self._harvest.attach()
         loop, wrapped, ours = trainer.fit_loop, self._wrapped, self._ours
         wrapped.before(loop, "setup_data", lambda: ours(lambda: self._trail.set_up(trainer)))
         wrapped.before(
-            loop, "_load_combined_loader_states", lambda: ours(lambda: self._trail.make_iterator(trainer))
+            loop,
+            "_load_combined_loader_states",
+            lambda: ours(lambda: self._trail.make_iterator(trainer)),
         )
         wrapped.before(loop, "advance", lambda: ours(lambda: self._boundary(trainer)))
-        wrapped.before(loop.epoch_loop, "advance", lambda: ours(lambda: self._step_boundary(trainer)))
+        wrapped.before(
+            loop.epoch_loop, "advance", lambda: ours(lambda: self._step_boundary(trainer))
+        )
         wrapped.before(loop, "on_run_end", lambda: ours(lambda: self._boundary(trainer, last=True)))
-        wrapped.around(loop.epoch_loop.val_loop, "run", lambda original: self._validation(trainer, original))
+        wrapped.around(
+            loop.epoch_loop.val_loop, "run", lambda original: self._validation(trainer, original)
+        )
         if recorder.resumption is not None:
             self._is_entering = True
             keep_files(trainer, recorder.resumption.sections, wrapped)
-            resume_at(trainer, recorder.resumption.sections, wrapped, lambda: self._restored(recorder))
+            resume_at(
+                trainer, recorder.resumption.sections, wrapped, lambda: self._restored(recorder)
+            )
 
     def _restored(self, recorder: recording.Recorder) -> None:
         """The trainer stands where the interrupted run stood: what came before in this process is no part of it."""
         assert recorder.resumption is not None
-        self._trail, self._stepped = Trail.of(recorder.resumption.sections), recorder.resumption.position.step
+        self._trail, self._stepped = (
+            Trail.of(recorder.resumption.sections),
+            recorder.resumption.position.step,
+        )
         recorder.go_on()
         recorder.resumption.sections.clear()  # as large as the model and its optimizer
 
@@ -201,19 +223,21 @@ class FlorCallback(Callback):
                 batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
                 recorder.checkpoint(position, lambda: self._state(trainer, batch))
         # With manual optimization one batch may make any number of updates.
-        is_near = not trainer.lightning_module.automatic_optimization or recorder.policy.is_near(position)
+        is_near = not trainer.lightning_module.automatic_optimization or recorder.policy.is_near(
+            position
+        )
         trail.step(trainer, is_near=is_near)
 
     def _state(self, trainer: pl.Trainer, batch: int = 0) -> dict[str, Any]:
         assert self._recorder is not None
         if self._recorder.run.is_weights_only:
-            return capture.only_weights(trainer)
-        return capture.capture(trainer, self._trail.section(batch), batch=batch)
+            return state.only_weights(trainer)
+        return state.capture(trainer, self._trail.section(batch), batch=batch)
 
     def _validation(self, trainer: pl.Trainer, original: Callable[[], Any]) -> Any:
         recorder = self._recorder
         assert recorder is not None
-        self._ours(lambda: setattr(self._trail, "validation", capture.moment(trainer)))
+        self._ours(lambda: setattr(self._trail, "validation", state.moment(trainer)))
         recorder.start("validation")
         try:
             return original()
@@ -228,7 +252,12 @@ class FlorCallback(Callback):
         self._feed(lambda harvest: harvest.on_before_optimizer_step(optimizer))
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self._feed(lambda harvest: harvest.on_train_batch_end(outputs))
 

@@ -19,12 +19,12 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from flor_plugins.errors import NoCheckpoint, StoreError
-from flor_plugins.lightning.capture import MODEL, OPTIMIZER, TRAINER
-from flor_plugins.record.imports.lightning import position_of, read_file
-from flor_plugins.record.recorder import FlorWarning
+from flor_plugins.lightning.state import MODEL, OPTIMIZER, TRAINER
+from flor_plugins.recorder.importers.lightning import position_of, read_file
+from flor_plugins.recorder.recorder import FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.store import checkpoints, codec
-from flor_plugins.store.checkpoints.files import STATE, beside, put_in_place
+from flor_plugins.store.checkpoints.manifest import STATE, beside, put_in_place
 
 MapLocation = Callable[..., Any] | torch.device | str | Mapping[str, str] | None
 
@@ -46,7 +46,10 @@ class FlorCheckpointIO(CheckpointIO):
         self._told: set[str] = set()
 
     def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+        self,
+        checkpoint: dict[str, Any],
+        path: str | os.PathLike[str],
+        storage_options: Any | None = None,
     ) -> None:
         """Write the dict that Lightning dumped as a folder at `path`. Called on rank 0 only.
 
@@ -116,7 +119,9 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     target = _local(path)
     if not target.exists():
-        raise NoCheckpoint(f"a checkpoint was asked for and is not there: {target}. Look at the path.")
+        raise NoCheckpoint(
+            f"a checkpoint was asked for and is not there: {target}. Look at the path."
+        )
     if target.is_file():
         return read_file(target, mapped=False)
     if not (target / STATE).is_file() and not any(target.glob("*.safetensors")):
@@ -155,7 +160,13 @@ def _lost(value: Any) -> tuple[str, ...]:
     """Why each leaf that is not there was lost: while saving, or because its class is not loaded here."""
     if isinstance(value, codec.LostLeaf):
         return (value.why,)
-    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, (list, tuple, set)) else ()
+    parts = (
+        value.values()
+        if isinstance(value, Mapping)
+        else value
+        if isinstance(value, (list, tuple, set))
+        else ()
+    )
     return tuple(why for part in parts for why in _lost(part))
 
 

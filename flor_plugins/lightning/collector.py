@@ -15,16 +15,16 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
-from flor_plugins.hooks import live
-from flor_plugins.hooks.calls import Hooks
+from flor_plugins.hooks import log
+from flor_plugins.hooks.dispatch import Hooks
 from flor_plugins.hooks.metric import Context
-from flor_plugins.lightning import capture
+from flor_plugins.lightning import state
 from flor_plugins.records import Phase
-from flor_plugins.state import batch as fingerprints
+from flor_plugins.state import batch_fingerprint as fingerprints
+from flor_plugins.state.method_wrapper import Wrapped
 from flor_plugins.state.still import still
-from flor_plugins.state.wrapped import Wrapped
-from flor_plugins.store.names import BATCH, FIRST_BATCH
-from flor_plugins.store.timeline import Timeline
+from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH
+from flor_plugins.store.metrics.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
 Guarded = Callable[[Callable[[], Any]], Any]
@@ -48,7 +48,7 @@ class Harvest:
         self._batch: Any = None
         self._data = _Data()
         self._in_connector = False
-        hooks.generators = lambda: capture.generators(trainer)
+        hooks.generators = lambda: state.generators(trainer)
 
     def attach(self) -> None:
         """Wrap what values pass through. Call once per fit, when the trainer is built."""
@@ -56,11 +56,19 @@ class Harvest:
         wrapped.around(self.trainer.fit_loop.epoch_loop, "advance", self._advance)
         wrapped.around(connector, "on_batch_start", self._on_batch_start)
         wrapped.after(connector, "on_batch_end", lambda: self.guarded(self._on_batch_end))
-        wrapped.before(connector, "epoch_end_reached", lambda: self.guarded(self._on_epoch_end_reached))
-        wrapped.before(connector, "update_train_epoch_metrics", lambda: self.guarded(self._on_train_metrics))
-        wrapped.before(connector, "update_eval_epoch_metrics", lambda: self.guarded(self._on_eval_metrics))
+        wrapped.before(
+            connector, "epoch_end_reached", lambda: self.guarded(self._on_epoch_end_reached)
+        )
+        wrapped.before(
+            connector, "update_train_epoch_metrics", lambda: self.guarded(self._on_train_metrics)
+        )
+        wrapped.before(
+            connector, "update_eval_epoch_metrics", lambda: self.guarded(self._on_eval_metrics)
+        )
         wrapped.around(connector, "log_metrics", self._on_log_metrics)
-        wrapped.around(self.trainer.fit_loop.epoch_loop.val_loop, "run", self._in_phase("validation"))
+        wrapped.around(
+            self.trainer.fit_loop.epoch_loop.val_loop, "run", self._in_phase("validation")
+        )
         wrapped.around(self.trainer.validate_loop, "run", self._in_phase("validation"))
         wrapped.around(self.trainer.test_loop, "run", self._in_phase("test"))
         for logger in self.trainer.loggers:
@@ -84,7 +92,9 @@ class Harvest:
         prefix = f"optimizer{index}." if index else ""
         for name, group in zip(names, optimizer.param_groups, strict=True):
             lr = group["lr"]
-            self.timeline.coming[prefix + name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+            self.timeline.coming[prefix + name] = (
+                lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+            )
         if self.hooks.at("step"):
             self.hooks.before_update(self._update_context(optimizer))
 
@@ -127,7 +137,7 @@ class Harvest:
 
         def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.trainer.sanity_checking:
-                with live.connected(lambda name, value: None):
+                with log.connected(lambda name, value: None):
                     return original(*args, **kwargs)
             with self.timeline.during(phase):
                 return original(*args, **kwargs)
@@ -144,10 +154,12 @@ class Harvest:
     def _advance(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         # What user code logs with flor.log during a batch belongs to the update that is being
         # made; the timeline still stands at the one before.
-        with live.connected(lambda name, value: self.timeline.coming.update(still({name: value}))):
+        with log.connected(lambda name, value: self.timeline.coming.update(still({name: value}))):
             return original(*args, **kwargs)
 
-    def _on_batch_start(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+    def _on_batch_start(
+        self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         # Before all hooks of callbacks: some change the batch in place.
         if self.trainer.training:
             self.guarded(lambda: self._see(batch))
@@ -183,7 +195,9 @@ class Harvest:
 
     def _on_epoch_end_reached(self) -> None:
         if self.trainer.training:
-            progress: Any = self.trainer.fit_loop.epoch_progress.current  # declared as its base class
+            progress: Any = (
+                self.trainer.fit_loop.epoch_progress.current
+            )  # declared as its base class
             self.timeline.complete_epoch(progress.processed + 1)
 
     def _on_train_metrics(self) -> None:
@@ -198,7 +212,9 @@ class Harvest:
         ended = not in_fit or trainer.fit_loop.epoch_loop._num_ready_batches_reached()
         level = "epoch" if ended else "step"
         values = _epoch_values(trainer)
-        values.update(self.hooks.validation_end(self.timeline.position) if phase == "validation" else {})
+        values.update(
+            self.hooks.validation_end(self.timeline.position) if phase == "validation" else {}
+        )
         self.timeline.add(still(values), phase, level)
 
     def _on_log_metrics(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -208,7 +224,9 @@ class Harvest:
         finally:
             self._in_connector = False
 
-    def _on_logger(self, original: Callable[..., Any], metrics: Any, *args: Any, **kwargs: Any) -> Any:
+    def _on_logger(
+        self, original: Callable[..., Any], metrics: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         # What passes through the connector is known already; the rest is logged to the
         # logger directly (LearningRateMonitor, DeviceStatsMonitor, the user's own calls).
         if not self._in_connector and not self.trainer.sanity_checking:
@@ -235,7 +253,10 @@ class _Data:
 
     def take(self) -> dict[str, Any]:
         """The values of the update that has been made."""
-        values = {BATCH: fingerprints.by_place(self._checksums), **({FIRST_BATCH: self._first} if self._first else {})}
+        values = {
+            BATCH: fingerprints.by_place(self._checksums),
+            **({FIRST_BATCH: self._first} if self._first else {}),
+        }
         self.begin()
         return values
 

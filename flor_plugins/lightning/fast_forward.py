@@ -13,11 +13,11 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import StochasticWeightAveraging
 
-from flor_plugins.lightning import capture
-from flor_plugins.lightning.trail import fetches_ahead
+from flor_plugins.lightning import state
+from flor_plugins.lightning.rng_history import fetches_ahead
 from flor_plugins.state import rng
-from flor_plugins.state.loaders import end_workers, once, skip
-from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.state.loader_iteration import end_workers, once, skip
+from flor_plugins.state.method_wrapper import Wrapped
 
 
 class Entry:
@@ -25,7 +25,7 @@ class Entry:
 
     def __init__(self, trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
         self.trainer, self.sections = trainer, sections
-        held = sections[capture.TRAINER]
+        held = sections[state.TRAINER]
         self.epoch = completed_epochs(sections)
         self.batch = int(held.get("batch", 0))
         self._is_inside = False
@@ -33,35 +33,38 @@ class Entry:
     def before_epoch(self) -> None:
         """Entry of `FitLoop.on_advance_start`: counters stand before the epoch, its loaders are there."""
         self._make_loaders()
-        capture.restore_progress(self.trainer, self.sections, self.epoch)
+        state.restore_progress(self.trainer, self.sections, self.epoch)
 
     def at_epoch(self) -> None:
         """Entry of `FitLoop.advance`: the hooks of the epoch's start have run, what they did is overwritten."""
         self._open_data()
-        beginning = capture.beginning_of(self.sections)
-        capture.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
-        capture.restore(self.trainer, self.sections)
-        capture.restore_moment(self.trainer, beginning)
+        beginning = state.beginning_of(self.sections)
+        state.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
+        state.restore(self.trainer, self.sections)
+        state.restore_moment(self.trainer, beginning)
 
     def at_batch(self) -> None:
         """Entry of `_TrainingEpochLoop.advance`: at the first one the batches that are done are drawn again."""
         if self._is_inside or not self.batch:
             return
         self._is_inside = True
-        held = self.sections[capture.RNG]
+        held = self.sections[state.RNG]
         self._skip(self.batch, held["epoch"], held.get("previous"))
-        capture.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
-        capture.restore(self.trainer, self.sections)
+        state.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
+        state.restore(self.trainer, self.sections)
 
     # ---- data
 
     def _make_loaders(self) -> None:
         """With `reload_dataloaders_every_n_epochs`: the loaders of the epoch in which they had been made last."""
-        loop, every = self.trainer.fit_loop, cast(Any, self.trainer).reload_dataloaders_every_n_epochs
-        made = self.sections[capture.TRAINER].get("loaders_of_epoch")
+        loop, every = (
+            self.trainer.fit_loop,
+            cast(Any, self.trainer).reload_dataloaders_every_n_epochs,
+        )
+        made = self.sections[state.TRAINER].get("loaders_of_epoch")
         if every and made is not None:
-            capture.restore_progress(self.trainer, self.sections, int(made))
-            rng.restore(self.sections[capture.RNG]["setup"])
+            state.restore_progress(self.trainer, self.sections, int(made))
+            rng.restore(self.sections[state.RNG]["setup"])
             loop._combined_loader = None
             loop.setup_data()
 
@@ -71,15 +74,15 @@ class Entry:
         Workers that persist are seeded when they start, and never again: they draw the data of all epochs before.
         """
         loop: Any = self.trainer.fit_loop
-        beginning = capture.beginning_of(self.sections)
-        earlier = self.sections[capture.RNG].get("epochs", ())
+        beginning = state.beginning_of(self.sections)
+        earlier = self.sections[state.RNG].get("epochs", ())
         if not earlier and beginning["iterator"] is None:
             return
         for loader in loop._combined_loader.flattened:
             end_workers(loader)
         for one in [*earlier, beginning]:
             if one["iterator"] is not None:
-                capture.restore_moment(self.trainer, one["iterator"])
+                state.restore_moment(self.trainer, one["iterator"])
                 iter(loop._data_fetcher)
             if one is not beginning:
                 self._draw(one)
@@ -90,12 +93,14 @@ class Entry:
         loop: Any = self.trainer.fit_loop
         for loader in loop._combined_loader.flattened:
             _set_sampler_epoch(loader, one["epoch"])
-        capture.restore_moment(self.trainer, one)
+        state.restore_moment(self.trainer, one)
         if one["epoch"] > 0:
             iter(loop._data_fetcher)
         self._skip(one["batches"], one, None)
 
-    def _skip(self, batches: int, beginning: Mapping[str, Any], previous: Mapping[str, Any] | None) -> None:
+    def _skip(
+        self, batches: int, beginning: Mapping[str, Any], previous: Mapping[str, Any] | None
+    ) -> None:
         fetcher: Any = self.trainer.fit_loop._data_fetcher
         ahead, turns = int(fetches_ahead(self.trainer)), beginning["turns"]
         for number in range(batches):
@@ -116,15 +121,18 @@ def prepare(trainer: pl.Trainer, sections: Mapping[str, Any] | None, wrapped: Wr
     wrapped.around(connector, "resume_start", lambda original, *a, **k: None)
     if sections is None:
         return
-    connector._loaded_checkpoint = capture.as_checkpoint(sections)
-    setup = sections[capture.RNG].get("setup")
+    connector._loaded_checkpoint = state.as_checkpoint(sections)
+    setup = sections[state.RNG].get("setup")
     if setup is not None:
         # At the first call only: later iterators belong to restored epochs.
         wrapped.before(trainer.fit_loop, "setup_data", once(lambda: rng.restore(setup)))
 
 
 def resume_at(
-    trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: Wrapped, restored: Callable[[], Any] = lambda: None
+    trainer: pl.Trainer,
+    sections: Mapping[str, Any],
+    wrapped: Wrapped,
+    restored: Callable[[], Any] = lambda: None,
 ) -> None:
     """In `setup` of a fit: it begins at a State and goes on by itself to its natural end, mid-epoch too.
 
@@ -138,10 +146,10 @@ def resume_at(
 
     def before_epoch() -> None:
         entry.before_epoch()
-        trainer.should_stop = sections[capture.TRAINER]["should_stop"]
+        trainer.should_stop = sections[state.TRAINER]["should_stop"]
         if loop.done:  # nothing is left to train
             _begin_last_epoch(trainer, sections)
-            capture.restore(trainer, sections)
+            state.restore(trainer, sections)
             restored()
             raise StopIteration  # FitLoop.run takes it as its end
 
@@ -166,9 +174,9 @@ def _begin_last_epoch(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     completed = completed_epochs(sections)
     for callback in cast(Any, trainer).callbacks:
         if isinstance(callback, StochasticWeightAveraging) and completed:
-            capture.restore_progress(trainer, sections, completed - 1, has_begun=True)
+            state.restore_progress(trainer, sections, completed - 1, has_begun=True)
             callback.on_train_epoch_start(trainer, trainer.lightning_module)
-            capture.restore_progress(trainer, sections, completed)
+            state.restore_progress(trainer, sections, completed)
 
 
 def is_boundary(trainer: pl.Trainer, since: int) -> bool:
@@ -176,15 +184,18 @@ def is_boundary(trainer: pl.Trainer, since: int) -> bool:
     batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     if not batch or trainer.global_step == since:
         return False
-    return not trainer.lightning_module.automatic_optimization or batch % trainer.accumulate_grad_batches == 0
+    return (
+        not trainer.lightning_module.automatic_optimization
+        or batch % trainer.accumulate_grad_batches == 0
+    )
 
 
 def completed_epochs(sections: Mapping[str, Any]) -> int:
     """The epochs that a State has behind it."""
-    progress = sections[capture.TRAINER]["checkpoint"]["loops"]["fit_loop"]["epoch_progress"]
+    progress = sections[state.TRAINER]["checkpoint"]["loops"]["fit_loop"]["epoch_progress"]
     return int(progress["current"]["processed"])
 
 
 def completed_steps(sections: Mapping[str, Any]) -> int:
     """The optimizer updates that a State has behind it."""
-    return int(sections[capture.TRAINER]["checkpoint"]["global_step"])
+    return int(sections[state.TRAINER]["checkpoint"]["global_step"])

@@ -11,7 +11,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+from lightning.pytorch.trainer.connectors.logger_connector.result import (
+    _Metadata,
+    _ResultMetric,
+    _Sync,
+)
 
 _META = (
     "fx", "name", "prog_bar", "logger", "on_step", "on_epoch",
@@ -38,7 +42,9 @@ def restore(trainer: pl.Trainer, state: Mapping[str, Any]) -> None:
     results = trainer.fit_loop.epoch_loop._results
     held = state.get("results", {})
     # Logged at this epoch's start just now by code that was not there when it was recorded: it is nobody else's.
-    new = {key: one for key, one in results.items() if key.startswith(_AT_START) and key not in held}
+    new = {
+        key: one for key, one in results.items() if key.startswith(_AT_START) and key not in held
+    }
     results.clear()
     results.update(new)
     for key, one in held.items():
@@ -75,7 +81,9 @@ def _restored(trainer: pl.Trainer, state: Mapping[str, Any]) -> _ResultMetric:
         if state["batch_size"] is not None:
             one.cumulated_batch_size = state["batch_size"]
     else:
-        one.value = dict(trainer.lightning_module.named_modules())[state["meta"]["metric_attribute"]]
+        one.value = dict(trainer.lightning_module.named_modules())[
+            state["meta"]["metric_attribute"]
+        ]
     one.has_reset, one._update_count = state["has_reset"], state["update_count"]
     one._forward_cache, one._computed = state["forward_cache"], state["computed"]
     return one

@@ -9,10 +9,10 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from flor_plugins.lightning import capture
-from flor_plugins.record import attributes, obstacles
+from flor_plugins.lightning import state
+from flor_plugins.recorder.replayability import hidden_state, obstacles
 from flor_plugins.records import Obstacle
-from flor_plugins.state import objects
+from flor_plugins.state import user_objects
 
 OF_CALLBACK = "give the callback state_dict and load_state_dict that hold it"
 OF_MODULE = "register it as buffer or submodule, or write on_save_checkpoint and on_load_checkpoint that hold it"
@@ -30,7 +30,11 @@ def obstacles_of(trainer: pl.Trainer) -> list[Obstacle]:
     return [
         *outside,
         *_of_clock(trainer),
-        *(one for name, loader in capture.loaders(trainer) for one in obstacles.of_loader(_role(name), loader)),
+        *(
+            one
+            for name, loader in state.loaders(trainer)
+            for one in obstacles.of_loader(_role(name), loader)
+        ),
         *_of_callbacks(trainer),
         *_of_module(trainer),
         *_of_data(trainer),
@@ -50,15 +54,21 @@ def _of_strategy(trainer: pl.Trainer) -> Iterator[Obstacle]:
         if strategy._start_method not in (None, "popen"):
             yield obstacles.of_spawned(f'DDPStrategy(start_method="{strategy._start_method}")')
         if strategy._ddp_comm_state is not None:
-            yield obstacles.of_gradient_hook(getattr(strategy._ddp_comm_hook, "__name__", "a ddp_comm_hook"))
+            yield obstacles.of_gradient_hook(
+                getattr(strategy._ddp_comm_hook, "__name__", "a ddp_comm_hook")
+            )
 
 
 def _of_clock(trainer: pl.Trainer) -> Iterator[Obstacle]:
     """What happens when so many seconds have passed happens at another step in a replay."""
     seconds = getattr(trainer, "_val_check_time_interval", None)
     if seconds is not None:
-        reason = f"val_check_interval is a time ({seconds:g} s): a replay validates after other steps"
-        yield Obstacle("partial", reason, "give val_check_interval in batches, or as a fraction of an epoch")
+        reason = (
+            f"val_check_interval is a time ({seconds:g} s): a replay validates after other steps"
+        )
+        yield Obstacle(
+            "partial", reason, "give val_check_interval in batches, or as a fraction of an epoch"
+        )
     for timer in cast(Any, trainer).callbacks:
         duration = timer._duration if isinstance(timer, Timer) else None
         if duration is not None:
@@ -69,20 +79,20 @@ def _of_clock(trainer: pl.Trainer) -> Iterator[Obstacle]:
 def _of_callbacks(trainer: pl.Trainer) -> Iterator[Obstacle]:
     known = _known(trainer)
     for callback in cast(Any, trainer).callbacks:
-        if objects.is_users(callback) and not _brings_state(callback, Callback):
-            yield from attributes.of_callback(callback, known, OF_CALLBACK)
+        if user_objects.is_users(callback) and not _brings_state(callback, Callback):
+            yield from hidden_state.of_callback(callback, known, OF_CALLBACK)
 
 
 def _of_module(trainer: pl.Trainer) -> Iterator[Obstacle]:
     module = trainer.lightning_module
     if not _brings_state(module, pl.LightningModule, "on_save_checkpoint"):
-        yield from attributes.of_modules(module, _known(trainer), OF_MODULE)
+        yield from hidden_state.of_modules(module, _known(trainer), OF_MODULE)
 
 
 def _of_data(trainer: pl.Trainer) -> Iterator[Obstacle]:
     source = getattr(trainer, "datamodule", None)
     if source is not None and not _brings_state(source, pl.LightningDataModule):
-        yield from attributes.of_object("the data module", source, (), OF_DATA)
+        yield from hidden_state.of_object("the data module", source, (), OF_DATA)
 
 
 def _brings_state(value: Any, base: type, *methods: str) -> bool:
@@ -95,5 +105,12 @@ def _known(trainer: pl.Trainer) -> frozenset[int]:
     """Objects that the trainer has: a reference to one of them is no state."""
     held = cast(Any, trainer)
     schedulers = [config.scheduler for config in held.lr_scheduler_configs]
-    owned = [trainer, held.datamodule, *held.loggers, *held.callbacks, *held.optimizers, *schedulers]
+    owned = [
+        trainer,
+        held.datamodule,
+        *held.loggers,
+        *held.callbacks,
+        *held.optimizers,
+        *schedulers,
+    ]
     return frozenset(map(id, [*owned, *trainer.lightning_module.modules()]))

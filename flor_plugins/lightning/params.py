@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from flor_plugins.record.environment import flatten
+from flor_plugins.recorder.launch_environment import flatten
 
 _SETTINGS = (
     "max_epochs",

@@ -13,16 +13,16 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
 from flor_plugins.errors import HookError
-from flor_plugins.hooks.load import check_callback
-from flor_plugins.lightning import capture
+from flor_plugins.hooks.hook_files import check_callback
+from flor_plugins.lightning import state
 from flor_plugins.lightning.callback import FlorCallback
-from flor_plugins.lightning.enter import Entry, is_boundary, prepare
-from flor_plugins.lightning.harvest import Harvest
+from flor_plugins.lightning.collector import Harvest
+from flor_plugins.lightning.fast_forward import Entry, is_boundary, prepare
 from flor_plugins.lightning.intercept import Go, silence
 from flor_plugins.records import Pass, Position, Stretch
-from flor_plugins.replay.session import Session, guarded
+from flor_plugins.replayer.worker_session.session import Session, guarded
 from flor_plugins.state import rng
-from flor_plugins.state.wrapped import Wrapped
+from flor_plugins.state.method_wrapper import Wrapped
 
 
 def drive(trainer: Any, go: Go, session: Session) -> None:
@@ -31,7 +31,9 @@ def drive(trainer: Any, go: Go, session: Session) -> None:
     for made in classes:
         check_callback(made, Callback)
     if any(loaded.compute_metrics for loaded in session.loaded):
-        raise HookError("compute_metrics is a hook of the HF Trainer; for Lightning write a Callback")
+        raise HookError(
+            "compute_metrics is a hook of the HF Trainer; for Lightning write a Callback"
+        )
     silence(trainer)
     driver = _Driver(session)
     trainer.callbacks = [driver, *_without_flor(trainer), *(made() for made in classes)]
@@ -59,11 +61,13 @@ class _PassOver(Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             prepare(trainer, self.sections, self.wrapped)
-            self.wrapped.around(trainer.fit_loop, "on_advance_start", lambda original: self._enter(trainer))
+            self.wrapped.around(
+                trainer.fit_loop, "on_advance_start", lambda original: self._enter(trainer)
+            )
 
     def _enter(self, trainer: pl.Trainer) -> None:
-        capture.restore_progress(trainer, self.sections, self.end.epoch)
-        capture.restore(trainer, self.sections)
+        state.restore_progress(trainer, self.sections, self.end.epoch)
+        state.restore(trainer, self.sections)
         raise StopIteration
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -95,14 +99,18 @@ class _Driver(Callback):
         start = self._first_start()
         # Weights alone may be all that there is, and all that is needed.
         prepare(trainer, None if start is None else session.state(start), self.wrapped)
-        self.wrapped.around(loop, "on_advance_start", lambda original: self._drive(trainer, original))
+        self.wrapped.around(
+            loop, "on_advance_start", lambda original: self._drive(trainer, original)
+        )
         self.harvest = Harvest(trainer, session.timeline, session.hooks, session.run.name, guarded)
         self.harvest.attach()
         self.wrapped.before(loop.epoch_loop, "advance", lambda: self._step_boundary(trainer))
 
     def _first_start(self) -> Position | None:
         stretches = [stretch for one in self.session.passes("train") for stretch in one.stretches]
-        validated = [position for one in self.session.passes("validate") for position in one.positions]
+        validated = [
+            position for one in self.session.passes("validate") for position in one.positions
+        ]
         return stretches[0].start if stretches else next(iter(validated), None)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -189,7 +197,7 @@ class _Driver(Callback):
         return self.session.boundary(
             position,
             epoch_ended=epoch_ended,
-            weights=lambda: capture.weights(trainer),
+            weights=lambda: state.weights(trainer),
             context=self.harvest.context,
         )
 
@@ -198,9 +206,9 @@ class _Driver(Callback):
     def _state_pass(self, trainer: pl.Trainer, one: Pass) -> None:
         with self.session.passing(one):
             for position in one.positions:
-                sections = self.session.state(position, only=(capture.MODEL,))
+                sections = self.session.state(position, only=(state.MODEL,))
                 self._stand_at(position)
-                capture.restore_weights(trainer, sections)
+                state.restore_weights(trainer, sections)
                 del sections  # so that the next one is read into the same memory
                 self.session.restored()
                 values = self.session.values_of(self.harvest.context())
@@ -216,8 +224,8 @@ class _Driver(Callback):
                 entry = Entry(trainer, sections)
                 # At an epoch's end its validation came before the counters went on.
                 epoch = position.epoch if entry.batch else position.epoch - 1
-                capture.restore_progress(trainer, sections, epoch, has_begun=True)
-                capture.restore(trainer, sections)
+                state.restore_progress(trainer, sections, epoch, has_begun=True)
+                state.restore(trainer, sections)
                 if not entry.batch:
                     loop.epoch_loop.batch_progress.is_last_batch = True
                 loop.epoch_loop.val_loop.batch_progress.total.reset()
@@ -231,10 +239,10 @@ class _Driver(Callback):
                 self.session.position_done(position)
 
     def _as_before_validation(self, trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
-        held = sections[capture.RNG]
+        held = sections[state.RNG]
         moment = held.get("validation_moment")
         if moment is not None:
-            capture.restore_moment(trainer, moment)
+            state.restore_moment(trainer, moment)
         else:  # recorded by an earlier version, or never validated
             rng.restore(held.get("validation", held["now"]))
 
@@ -254,7 +262,12 @@ class _Driver(Callback):
         self.harvest.on_before_optimizer_step(optimizer)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         self.harvest.on_train_batch_end(outputs)
 

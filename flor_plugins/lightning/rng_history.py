@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher, _PrefetchDataFetcher
 
-from flor_plugins.lightning import capture
+from flor_plugins.lightning import state
 from flor_plugins.state import rng
-from flor_plugins.state.loaders import has_persistent_workers
+from flor_plugins.state.loader_iteration import has_persistent_workers
 
 Moment = Mapping[str, Any]
 
@@ -37,7 +37,7 @@ class Trail:
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> Trail:
         """The trail that led to a State; a restored training goes on with it."""
-        held, beginning = sections["rng"], capture.beginning_of(sections)
+        held, beginning = sections["rng"], state.beginning_of(sections)
         inside = "epoch" in held  # where this epoch is begun already
         return cls(
             setup=held.get("setup"),
@@ -56,16 +56,23 @@ class Trail:
 
     def make_iterator(self, trainer: pl.Trainer) -> None:
         """Entry of `FitLoop._load_combined_loader_states`: loaders are made, their first iterator comes next."""
-        self.iterator, self.earlier = capture.moment(trainer), []
+        self.iterator, self.earlier = state.moment(trainer), []
         self.beginning = None
 
     def begin_epoch(self, trainer: pl.Trainer) -> None:
         """Entry of `FitLoop.advance`; the batch progress is still that of the epoch before."""
         loop = trainer.fit_loop
         if self.beginning is not None and has_persistent(trainer):
-            self.earlier.append({**self.beginning, "batches": loop.epoch_loop.batch_progress.current.ready})
+            self.earlier.append(
+                {**self.beginning, "batches": loop.epoch_loop.batch_progress.current.ready}
+            )
         epoch = trainer.current_epoch
-        self.beginning = {"epoch": epoch, "iterator": self.iterator, "turns": self.turns, **capture.moment(trainer)}
+        self.beginning = {
+            "epoch": epoch,
+            "iterator": self.iterator,
+            "turns": self.turns,
+            **state.moment(trainer),
+        }
         self.iterator, self.previous, self.turns = None, None, {}
 
     def step(self, trainer: pl.Trainer, *, is_near: bool) -> None:
@@ -99,7 +106,12 @@ class Trail:
 def begins_again(trainer: pl.Trainer, batch: int) -> bool:
     """Is a loader that is shorter than others at its end? It is begun again then, and draws the order of its data."""
     combined = trainer.fit_loop._combined_loader
-    if not batch or combined is None or combined._mode != "max_size_cycle" or len(combined.flattened) < 2:
+    if (
+        not batch
+        or combined is None
+        or combined._mode != "max_size_cycle"
+        or len(combined.flattened) < 2
+    ):
         return False
     lengths = [sized_len(loader) for loader in combined.flattened]
     return any(length is not None and batch % length == 0 for length in lengths)
@@ -108,7 +120,9 @@ def begins_again(trainer: pl.Trainer, batch: int) -> bool:
 def has_persistent(trainer: pl.Trainer) -> bool:
     """Do workers of a training loader live on from epoch to epoch?"""
     combined = trainer.fit_loop._combined_loader
-    return combined is not None and any(has_persistent_workers(loader) for loader in combined.flattened)
+    return combined is not None and any(
+        has_persistent_workers(loader) for loader in combined.flattened
+    )
 
 
 def fetches_ahead(trainer: pl.Trainer) -> bool:

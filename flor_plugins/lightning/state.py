@@ -16,12 +16,16 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.loops.loop import _Loop
 from torch import nn
 
-from flor_plugins.lightning import logged
+from flor_plugins.lightning import log_results
+from flor_plugins.state import ddp_buckets, rng, user_objects
+from flor_plugins.state import fast_load as weights_of_module
 from flor_plugins.state import module as module_state
-from flor_plugins.state import objects, reducer, rng
 from flor_plugins.state import optimizer as optimizer_state
-from flor_plugins.state import weights as weights_of_module
-from flor_plugins.state.loaders import end_workers, has_persistent_workers, has_running_workers
+from flor_plugins.state.loader_iteration import (
+    end_workers,
+    has_persistent_workers,
+    has_running_workers,
+)
 
 MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
 
@@ -41,7 +45,9 @@ def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) ->
         TRAINER: {**_trainer(trainer), "checkpoint": dumped, "batch": batch},
         # With manual optimization gradients may live across updates and epochs;
         # otherwise zero_grad precedes the next backward.
-        MODULE: module_state.capture(module, saved=saved, gradients=not module.automatic_optimization),
+        MODULE: module_state.capture(
+            module, saved=saved, gradients=not module.automatic_optimization
+        ),
         RNG: {**trail, **moment(trainer)},
     }
 
@@ -49,23 +55,26 @@ def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) ->
 def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
     connector, loop = trainer._logger_connector, trainer.fit_loop
     users = list(_users_callbacks(trainer))
-    known = objects.parts(trainer.lightning_module) if users else ()
+    known = user_objects.parts(trainer.lightning_module) if users else ()
     return {
         "callback_metrics": dict(connector._callback_metrics),
         "logged_metrics": dict(connector._logged_metrics),
-        "logging": logged.capture(trainer),
+        "logging": log_results.capture(trainer),
         "callback_buffers": {
-            name: dict(module_state.unsaved_buffers(held)) for name, held in _callback_modules(trainer)
+            name: dict(module_state.unsaved_buffers(held))
+            for name, held in _callback_modules(trainer)
         },
-        "callbacks": {name: objects.capture(one, known) for name, one in users},
+        "callbacks": {name: user_objects.capture(one, known) for name, one in users},
         "accumulate_grad_batches": trainer.accumulate_grad_batches,
         "should_stop": trainer.should_stop,
         # StochasticWeightAveraging changes both for the epoch in which it updates batch norm.
         "max_batches": loop.max_batches,
         "skip_backward": loop._skip_backward,
         "loaders_of_epoch": loop._last_train_dl_reload_epoch,
-        "validated": [name for name, loader in validation_loaders(trainer) if has_running_workers(loader)],
-        "gradient_order": reducer.capture(trainer.strategy.model),
+        "validated": [
+            name for name, loader in validation_loaders(trainer) if has_running_workers(loader)
+        ],
+        "gradient_order": ddp_buckets.capture(trainer.strategy.model),
     }
 
 
@@ -112,11 +121,13 @@ def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     """
     module, connector = trainer.lightning_module, trainer._checkpoint_connector
     held = sections[TRAINER]
-    reducer.restore(trainer.strategy.model, held.get("gradient_order"))
+    ddp_buckets.restore(trainer.strategy.model, held.get("gradient_order"))
     for name, callback in _users_callbacks(trainer):
         if name in held.get("callbacks", {}):
-            objects.restore(callback, held["callbacks"][name])
-    present = [one.state_dict() for one in trainer.optimizers]  # they stay as they are without a section of theirs
+            user_objects.restore(callback, held["callbacks"][name])
+    present = [
+        one.state_dict() for one in trainer.optimizers
+    ]  # they stay as they are without a section of theirs
     connector._loaded_checkpoint = as_checkpoint({OPTIMIZER: present, **sections})
     connector.restore_datamodule()
     connector.restore_model()
@@ -138,7 +149,7 @@ def _restore_trainer(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
     connector, loop = trainer._logger_connector, trainer.fit_loop
     connector._callback_metrics = dict(held["callback_metrics"])
     connector._logged_metrics = dict(held["logged_metrics"])
-    logged.restore(trainer, held.get("logging", {}))
+    log_results.restore(trainer, held.get("logging", {}))
     trainer.accumulate_grad_batches = held["accumulate_grad_batches"]
     trainer.should_stop = held["should_stop"]
     loop.max_batches = held.get("max_batches", loop.max_batches)
@@ -180,7 +191,10 @@ def restore_progress(
     loop = trainer.fit_loop
     loop.load_state_dict(sections[TRAINER]["checkpoint"]["loops"]["fit_loop"])
     _clear_restart(loop)
-    trackers: list[Any] = [loop.epoch_progress.total, loop.epoch_progress.current]  # declared as base class
+    trackers: list[Any] = [
+        loop.epoch_progress.total,
+        loop.epoch_progress.current,
+    ]  # declared as base class
     for progress in trackers:
         progress.ready = progress.started = completed + has_begun
         progress.processed = progress.completed = completed
@@ -195,7 +209,9 @@ def as_checkpoint(sections: Mapping[str, Any]) -> dict[str, Any]:
 
 def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
     """Callbacks of the user's own."""
-    return objects.numbered(one for one in cast(Any, trainer).callbacks if objects.is_users(one))
+    return user_objects.numbered(
+        one for one in cast(Any, trainer).callbacks if user_objects.is_users(one)
+    )
 
 
 def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
@@ -222,7 +238,11 @@ def validation_loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
 
 def generators(trainer: pl.Trainer) -> dict[str, rng.Generator]:
     """Generators that belong to the loaders of a fit, to the module or to the data module."""
-    owners = [*loaders(trainer), ("module", trainer.lightning_module), ("data", cast(Any, trainer).datamodule)]
+    owners = [
+        *loaders(trainer),
+        ("module", trainer.lightning_module),
+        ("data", cast(Any, trainer).datamodule),
+    ]
     return rng.loader_generators(owners)
 
 

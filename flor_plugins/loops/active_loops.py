@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any, Protocol
 
-from flor_plugins.loop import variables
-from flor_plugins.loop.registered import Registered
+from flor_plugins.loops import frame_variables
+from flor_plugins.loops.registry import Registered
 from flor_plugins.records import Phase
 
 # What a frame does last when it leaves a loop without an exception.
@@ -86,8 +86,12 @@ class Stage:
 
     def enter(self, level: Level) -> bool:
         """A loop takes its first item. False: nobody follows it."""
-        same = next((index for index, one in enumerate(self.levels) if one.name == level.name), None)
-        if same is not None:  # a loop is not nested in itself: that one was left, and somebody holds its iterator
+        same = next(
+            (index for index, one in enumerate(self.levels) if one.name == level.name), None
+        )
+        if (
+            same is not None
+        ):  # a loop is not nested in itself: that one was left, and somebody holds its iterator
             self._drop(same)
         if not self.levels:
             if level.phase != "train" or self._is_inside_alone(level):
@@ -109,7 +113,9 @@ class Stage:
             return next(source_of(level))
         self._drop(self.levels.index(level) + 1)
         try:
-            return self.follower.next_epoch(level) if level.is_main else self.follower.next_item(level)
+            return (
+                self.follower.next_epoch(level) if level.is_main else self.follower.next_item(level)
+            )
         except BaseException:
             self.ended(level)
             raise
@@ -129,7 +135,9 @@ class Stage:
         if level.is_main:
             self._drop(1)
             self.levels.clear()
-            at = variables.users_frame(frame) or frame  # below a generator that went over the loop, as tqdm's
+            at = (
+                frame_variables.users_frame(frame) or frame
+            )  # below a generator that went over the loop, as tqdm's
             self.follower.left(level, _by_error(level, at), at)
         else:
             self.ended(level)
@@ -152,7 +160,7 @@ def stage() -> Stage:
     """That of this thread."""
     found = _stage.get()
     if found is None:
-        from flor_plugins.loop.recording import begin
+        from flor_plugins.loops.callback import begin
 
         found = Stage(begin)
         _stage.set(found)
@@ -183,5 +191,5 @@ def _by_error(level: Level, frame: FrameType) -> bool | None:
 
 def users_code(frame: FrameType) -> CodeType:
     """Of the function whose `for` asks for an item."""
-    found = variables.users_frame(frame)
+    found = frame_variables.users_frame(frame)
     return (found or sys._getframe(1)).f_code

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from flor_plugins.hooks import live
-from flor_plugins.record.recorder import Recorder, harmless
+from flor_plugins.hooks import log
+from flor_plugins.recorder.recorder import Recorder, harmless
 from flor_plugins.state.still import still
 from flor_plugins.store import runs
 
@@ -39,13 +39,15 @@ class Afterwards:
 
     def listen(self) -> None:
         """What is logged from here on belongs to the last position."""
-        live.connect(self._log)
+        log.connect(self._log)
 
     def failed(self, error: BaseException | None) -> None:
         """What had left the loop is known now."""
         if error is None or self.was_left is False:
             return
-        run = replace(self._recorder.run, status="failed", error=f"{type(error).__name__}: {error}"[:2000])
+        run = replace(
+            self._recorder.run, status="failed", error=f"{type(error).__name__}: {error}"[:2000]
+        )
         self._recorder.run = run
         harmless(self._recorder, lambda: runs.save_run(run))
 
@@ -64,5 +66,10 @@ class Afterwards:
             harmless(self._recorder, self._recorder.reopen)
             self.listen()
             atexit.unregister(self.close)
-            atexit.register(self.close)  # so that it comes before the end of the thread that writes, which is new
-        harmless(self._recorder, lambda: self._recorder.timeline.add(still({name: value}), "train", "epoch"))
+            atexit.register(
+                self.close
+            )  # so that it comes before the end of the thread that writes, which is new
+        harmless(
+            self._recorder,
+            lambda: self._recorder.timeline.add(still({name: value}), "train", "epoch"),
+        )

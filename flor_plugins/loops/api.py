@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from flor_plugins.hooks import live
-from flor_plugins.loop.counters import is_direct
-from flor_plugins.loop.registered import Registered
-from flor_plugins.loop.stage import Level, Stage, phase_of, source_of, stage, users_code
-from flor_plugins.record.options import options_of
+from flor_plugins.hooks import log
+from flor_plugins.loops.active_loops import Level, Stage, phase_of, source_of, stage, users_code
+from flor_plugins.loops.enumerate_counter import is_direct
+from flor_plugins.loops.registry import Registered
+from flor_plugins.recorder.options import options_of
 
 T = TypeVar("T")
 
@@ -35,7 +35,13 @@ class loop(Generic[T]):  # a verb of the public face; `for` makes an object of i
 
     def __iter__(self) -> Iterator[T]:
         frame = sys._getframe(1)
-        level = Level(self.name, self.iterable, phase_of(self.name), users_code(frame), is_direct=is_direct(frame))
+        level = Level(
+            self.name,
+            self.iterable,
+            phase_of(self.name),
+            users_code(frame),
+            is_direct=is_direct(frame),
+        )
         return Iteration(stage(), level)
 
     def __len__(self) -> int:
@@ -89,17 +95,25 @@ class checkpoints:  # see `loop`
 
     def __init__(self, *objects: Any, **named: Any) -> None:
         on = self._stage = stage()
-        if on.follower is None and on.calls:  # a training was followed before: these are the next one's
+        if (
+            on.follower is None and on.calls
+        ):  # a training was followed before: these are the next one's
             on.registered, on.options, on.calls = Registered(), {}, 0
         given = {name: named.pop(name) for name in OPTIONS if name in named}
-        settings = {"tags": (), "metrics": (), "every_n_epochs": 1, "every_n_steps": None, "every_minutes": 10.0}
+        settings = {
+            "tags": (),
+            "metrics": (),
+            "every_n_epochs": 1,
+            "every_n_steps": None,
+            "every_minutes": 10.0,
+        }
         settings |= {"name": None, "project": None, "resume": None, "store": None}
         options_of(**{**settings, **given})
         on.registered.val_dataloader = named.pop("val_dataloader", on.registered.val_dataloader)
         on.registered.add(objects, named)
         on.options |= given
         if on.follower is None:
-            live.connect(lambda name, value: on.early.update({name: value}))
+            log.connect(lambda name, value: on.early.update({name: value}))
 
     def __enter__(self) -> checkpoints:
         return self

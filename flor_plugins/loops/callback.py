@@ -1,4 +1,4 @@
-"""Records a hand-written loop; decides nothing (see record/recorder.py)."""
+"""Records a hand-written loop; decides nothing (see recorder/recorder.py)."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-from flor_plugins.hooks import live
-from flor_plugins.loop import capture, loading
-from flor_plugins.loop.afterwards import Afterwards
-from flor_plugins.loop.counters import can_go_on_inside
-from flor_plugins.loop.enter import Entry
-from flor_plugins.loop.harvest import Harvest
-from flor_plugins.loop.obstacles import obstacles_of, of_nothing, of_outgrown
-from flor_plugins.loop.stage import Level, Stage, source_of
-from flor_plugins.loop.trail import Trail
-from flor_plugins.loop.variables import Variables, frames_to
-from flor_plugins.record import recorder as recording
-from flor_plugins.record.environment import flatten
-from flor_plugins.record.expected import expected
-from flor_plugins.record.options import Options, options_of
-from flor_plugins.record.rank import begin_together
+from flor_plugins.hooks import log
+from flor_plugins.loops import loaders, state
+from flor_plugins.loops.active_loops import Level, Stage, source_of
+from flor_plugins.loops.after_training import Afterwards
+from flor_plugins.loops.collector import Harvest
+from flor_plugins.loops.enumerate_counter import can_go_on_inside
+from flor_plugins.loops.fast_forward import Entry
+from flor_plugins.loops.frame_variables import Variables, frames_to
+from flor_plugins.loops.obstacles import obstacles_of, of_nothing, of_outgrown
+from flor_plugins.loops.rng_history import Trail
+from flor_plugins.recorder import recorder as recording
+from flor_plugins.recorder.distributed import begin_together
+from flor_plugins.recorder.launch_environment import flatten
+from flor_plugins.recorder.launching.launch_context import expected
+from flor_plugins.recorder.options import Options, options_of
 from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.state.module import parameter_names
@@ -35,10 +35,14 @@ def begin(on: Stage, main: Level) -> Recording | None:
     registered, launch = on.registered, said.launch if said else None
     if on.recent is not None:
         on.recent.close()
-    params = {} if launch is None else flatten("", launch.params)  # of a recipe; those of flor.arg come by themselves
-    recorder = begin_together("loop", options, lambda: params, launch, lambda: parameter_names(registered.model))
+    params = (
+        {} if launch is None else flatten("", launch.params)
+    )  # of a recipe; those of flor.arg come by themselves
+    recorder = begin_together(
+        "loop", options, lambda: params, launch, lambda: parameter_names(registered.model)
+    )
     if recorder is None:
-        live.connect(None)
+        log.connect(None)
         return None
     if said is not None:
         said.begun.append(recorder.run.run_id)
@@ -48,8 +52,16 @@ def begin(on: Stage, main: Level) -> Recording | None:
 
 
 def _options(given: Mapping[str, Any], name: str | None, project: str | None) -> Options:
-    settings = {"tags": (), "metrics": (), "every_n_epochs": 1, "every_n_steps": None, "every_minutes": 10.0}
-    return options_of(**{"name": name, "project": project, "resume": None, "store": None, **settings, **given})
+    settings = {
+        "tags": (),
+        "metrics": (),
+        "every_n_epochs": 1,
+        "every_n_steps": None,
+        "every_minutes": 10.0,
+    }
+    return options_of(
+        **{"name": name, "project": project, "resume": None, "store": None, **settings, **given}
+    )
 
 
 class Recording:
@@ -58,7 +70,9 @@ class Recording:
     def __init__(self, on: Stage, main: Level, recorder: recording.Recorder) -> None:
         self.recorder, self.registered = recorder, on.registered
         self._stage, self._main = on, main
-        self._harvest = Harvest(on.registered, recorder.timeline, recorder.hooks, recorder.run.name, self._ours)
+        self._harvest = Harvest(
+            on.registered, recorder.timeline, recorder.hooks, recorder.run.name, self._ours
+        )
         self._trail = Trail()
         self._entry: Entry | None = None
         self._variables: Variables | None = None  # as the main loop began
@@ -121,7 +135,9 @@ class Recording:
         recorder, self._is_attached = self.recorder, True
         self._afterwards.watch()
         try:
-            self._variables = Variables(frames_to(self._main.code), capture.known_parts(self.registered))
+            self._variables = Variables(
+                frames_to(self._main.code), state.known_parts(self.registered)
+            )
             self._harvest.attach()
             self._ours(lambda: recorder.note_obstacles(self._obstacles()))
             self._ours(lambda: recorder.watch(self.registered.optimizers().values()))
@@ -130,7 +146,7 @@ class Recording:
             recorder.timeline.add(early, "train", "epoch")
             if recorder.resumption is None:
                 if not isinstance(self._main.iterable, BEGINS_ANEW):
-                    self._trail.main = loading.capture(self._sources())
+                    self._trail.main = loaders.capture(self._sources())
                     source_of(self._main)  # before the first State: it may draw
                 self._boundary()
             else:
@@ -152,7 +168,9 @@ class Recording:
         if self._entry.is_inside:
             self._harvest.muted = True
         else:
-            self._trail.begin_epoch(self._main.count, loading.capture(self._sources()), self._changed())
+            self._trail.begin_epoch(
+                self._main.count, loaders.capture(self._sources()), self._changed()
+            )
             self._go_on()
 
     def _go_on(self) -> None:
@@ -174,20 +192,28 @@ class Recording:
         recorder.timeline.jump(position)
         self._step = position.step
         wants = bool(self.registered.objects) and recorder.policy.wants(position)
-        if not (wants or self._has_inner or main.count == 0):  # of a loop of single steps nobody asks for their middle
+        if not (
+            wants or self._has_inner or main.count == 0
+        ):  # of a loop of single steps nobody asks for their middle
             self._trail.begin_epoch(main.count, {}, {})
             self._harvest.begin_epoch(self._harvest.sources)
             return
         found = self._sources()
         self._harvest.begin_epoch(found)
-        self._trail.begin_epoch(main.count, loading.capture(found), self._changed())
-        self.recorder.note_obstacles(of_outgrown(self.registered, self._variables, frames_to(main.code)))
+        self._trail.begin_epoch(main.count, loaders.capture(found), self._changed())
+        self.recorder.note_obstacles(
+            of_outgrown(self.registered, self._variables, frames_to(main.code))
+        )
         if wants:
             recorder.checkpoint(position, self._state)
 
     def _last(self) -> None:
         position = Position(self._main.count, self._harvest.step)
-        if self.registered.objects and position.epoch and self.recorder.policy.wants(position, last=True):
+        if (
+            self.registered.objects
+            and position.epoch
+            and self.recorder.policy.wants(position, last=True)
+        ):
             self._trail.begin_epoch(position.epoch, {}, {})
             self.recorder.checkpoint(position, self._state, last=True)
 
@@ -205,7 +231,9 @@ class Recording:
             self._inner, self._has_inner = inner, True
             options = self.recorder.options
             if options.every_n_steps or options.every_minutes or self._entry is not None:
-                self._inner_variables = Variables(frames_to(self._main.code), capture.known_parts(self.registered))
+                self._inner_variables = Variables(
+                    frames_to(self._main.code), state.known_parts(self.registered)
+                )
         if self._entry is not None and self._entry.is_at(self._trail.inner):
             self._enter(inner, self._entry)
 
@@ -256,11 +284,11 @@ class Recording:
         frames = frames_to(self._main.code)
         variables = self._inner_variables if self._trail.batch else self._variables
         changed = {} if variables is None else variables.changed(frames)
-        found = loading.sources(self.registered, frames)
-        return capture.capture(self.registered, found, self._trail, changed, self._harvest.values())
+        found = loaders.sources(self.registered, frames)
+        return state.capture(self.registered, found, self._trail, changed, self._harvest.values())
 
-    def _sources(self) -> loading.Sources:
-        return loading.sources(self.registered, frames_to(self._main.code))
+    def _sources(self) -> loaders.Sources:
+        return loaders.sources(self.registered, frames_to(self._main.code))
 
     def _changed(self) -> dict[str, Any]:
         assert self._variables is not None
@@ -273,7 +301,9 @@ class Recording:
 
     def _to_come(self) -> int | None:
         try:
-            done = 0 if self.recorder.resumption is None else self.recorder.resumption.position.epoch
+            done = (
+                0 if self.recorder.resumption is None else self.recorder.resumption.position.epoch
+            )
             return len(self._main.iterable) - done
         except TypeError:
             return None

@@ -13,17 +13,17 @@ from typing import Any, cast
 
 import torch
 
-from flor_plugins.hooks import live
-from flor_plugins.hooks.calls import Hooks
+from flor_plugins.hooks import log
+from flor_plugins.hooks.dispatch import Hooks
 from flor_plugins.hooks.metric import Context
-from flor_plugins.loop import loading
-from flor_plugins.loop.registered import Registered
-from flor_plugins.loop.stage import Level
+from flor_plugins.loops import loaders
+from flor_plugins.loops.active_loops import Level
+from flor_plugins.loops.registry import Registered
 from flor_plugins.records import Phase
-from flor_plugins.state import batch as fingerprints
+from flor_plugins.state import batch_fingerprint as fingerprints
 from flor_plugins.state.still import still
-from flor_plugins.store.names import BATCH, FIRST_BATCH
-from flor_plugins.store.timeline import Timeline
+from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH
+from flor_plugins.store.metrics.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
 Guarded = Callable[[Callable[[], Any]], Any]
@@ -43,15 +43,17 @@ class Harvest:
         self._optimizers = list(registered.optimizers().items())
         self._handles: list[Any] = []
         self._levels: list[Level] = []  # inner loops
-        self._parents: set[Level] = set()  # inner loops in whose present iteration another training loop has begun
+        self._parents: set[Level] = (
+            set()
+        )  # inner loops in whose present iteration another training loop has begun
         self._is_updated = False  # has this iteration made an update?
         self._began_at = 0  # steps at the epoch's beginning
         self._first = False  # is the next batch the first of an epoch?
         self._batch: Any = None
         self._checksums: list[torch.Tensor] = []  # of the batches of the present update
         self._of_epoch: dict[Phase, dict[str, Any]] = {}
-        self.sources: loading.Sources = {}  # those of the last epoch's beginning
-        hooks.generators = lambda: loading.generators(self.sources)
+        self.sources: loaders.Sources = {}  # those of the last epoch's beginning
+        hooks.generators = lambda: loaders.generators(self.sources)
 
     def attach(self) -> None:
         """Values and updates are heard of from now on."""
@@ -59,20 +61,25 @@ class Harvest:
             prefix = "" if index == 0 else f"{name}/"
             self._handles.append(one.register_step_pre_hook(self._before(prefix)))
             self._handles.append(one.register_step_post_hook(self._after))
-        live.connect(self.log)
+        log.connect(self.log)
 
     def detach(self) -> None:
         """... and no longer."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        live.connect(None)
+        log.connect(None)
 
     # ---- loops
 
-    def begin_epoch(self, sources: loading.Sources) -> None:
+    def begin_epoch(self, sources: loaders.Sources) -> None:
         """The main loop is about to give an item."""
-        self.sources, self._first, self._is_updated, self._began_at = sources, True, False, self.step
+        self.sources, self._first, self._is_updated, self._began_at = (
+            sources,
+            True,
+            False,
+            self.step,
+        )
         self._levels, self._of_epoch, self._checksums, self._batch = [], {}, [], None
 
     def begins(self, inner: Level) -> None:
@@ -113,7 +120,9 @@ class Harvest:
     def epoch_over(self, epoch: int, *, is_complete: bool = True) -> None:
         """`epoch` epochs are done; not is_complete: the present one was cut short by an error."""
         if not self._optimizers and self.step == self._began_at and is_complete:
-            self._stepped({})  # nothing inside the main loop is followed: its iterations are the steps
+            self._stepped(
+                {}
+            )  # nothing inside the main loop is followed: its iterations are the steps
         left, values = self.timeline.take_coming(), self._of_epoch
         if left:
             values["train"] = {**left, **values.get("train", {})}
@@ -184,7 +193,9 @@ class Harvest:
         """Gradients are complete; weights and learning rate are those before the update."""
         for index, group in enumerate(optimizer.param_groups):
             lr, name = group["lr"], "lr" if index == 0 else f"lr.{index}"
-            self.timeline.coming[prefix + name] = lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+            self.timeline.coming[prefix + name] = (
+                lr.detach().clone() if isinstance(lr, torch.Tensor) else lr
+            )
         if self.hooks.at("step"):
             self.hooks.before_update(self._update_context(optimizer))
 

@@ -8,7 +8,7 @@ import gc
 from types import FrameType
 from typing import Any
 
-from flor_plugins.loop.stage import Level
+from flor_plugins.loops.active_loops import Level
 
 
 def is_direct(frame: FrameType) -> bool:

@@ -11,38 +11,40 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.loop import capture, counters, loading
-from flor_plugins.loop.registered import Registered
-from flor_plugins.loop.stage import Level, source_of
-from flor_plugins.loop.variables import Variables, frames_to
-from flor_plugins.state import loaders, rng
+from flor_plugins.loops import enumerate_counter, loaders, state
+from flor_plugins.loops.active_loops import Level, source_of
+from flor_plugins.loops.frame_variables import Variables, frames_to
+from flor_plugins.loops.registry import Registered
+from flor_plugins.state import loader_iteration, rng
 
 
 class Entry:
     """A State that the loops of a run are to go on from. variables: as they were when the main loop began."""
 
-    def __init__(self, registered: Registered, variables: Variables, sections: dict[str, Any]) -> None:
+    def __init__(
+        self, registered: Registered, variables: Variables, sections: dict[str, Any]
+    ) -> None:
         self._registered, self._variables, self._sections = registered, variables, sections
-        self._held: Mapping[str, Any] = sections[capture.LOOP]
+        self._held: Mapping[str, Any] = sections[state.LOOP]
 
     @property
     def is_inside(self) -> bool:
         """Is it in the middle of an epoch? Then `at_inner` completes it."""
         return bool(self._held["batch"])
 
-    def at_main(self, main: Level) -> loading.Sources:
+    def at_main(self, main: Level) -> loaders.Sources:
         """Stand before the main loop's next item. Returns what there is to draw from."""
         frames = frames_to(main.code)
-        found = loading.sources(self._registered, frames)
-        moments = self._sections[capture.RNG]
+        found = loaders.sources(self._registered, frames)
+        moments = self._sections[state.RNG]
         if "main" in moments:
-            loading.restore(found, moments["main"])
+            loaders.restore(found, moments["main"])
         _stand(main, self._held["epoch"])
         if self.is_inside:
-            loading.restore(found, moments["epoch"])
+            loaders.restore(found, moments["epoch"])
             self._variables.restore(frames, self._held["beginning"])
         else:
-            capture.restore(self._registered, found, self._sections)
+            state.restore(self._registered, found, self._sections)
             self._variables.restore(frames, self._held["variables"])
         return found
 
@@ -50,17 +52,17 @@ class Entry:
         """Is the inner loop that is about to begin, the so-many-th of its epoch, the one of the State?"""
         return self.is_inside and number == self._held["inner"]
 
-    def at_inner(self, main: Level, inner: Level, variables: Variables) -> loading.Sources:
+    def at_inner(self, main: Level, inner: Level, variables: Variables) -> loaders.Sources:
         """Stand before the inner loop's next item. variables: as they are at its beginning."""
-        moments, batches = self._sections[capture.RNG], self._held["batch"]
+        moments, batches = self._sections[state.RNG], self._held["batch"]
         # A loader that fetches ahead has drawn the last of these batches under the RNG of the step before.
-        loaders.skip(source_of(inner), batches, 1, moments["previous"])
+        loader_iteration.skip(source_of(inner), batches, 1, moments["previous"])
         frames = frames_to(main.code)
-        found = loading.sources(self._registered, frames)
-        capture.restore(self._registered, found, self._sections)
+        found = loaders.sources(self._registered, frames)
+        state.restore(self._registered, found, self._sections)
         variables.restore(frames, self._held["variables"])
         inner.count = batches
-        counters.go_on(inner, batches)
+        enumerate_counter.go_on(inner, batches)
         return found
 
     def values(self) -> Mapping[str, Any]:
@@ -122,4 +124,4 @@ def _stand(main: Level, count: int) -> None:
         for _ in range(count):
             next(main.source)
     main.count = count
-    counters.go_on(main, count)
+    enumerate_counter.go_on(main, count)

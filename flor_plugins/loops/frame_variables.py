@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from flor_plugins.loop.registered import set_content
-from flor_plugins.state.objects import is_state
+from flor_plugins.loops.registry import set_content
+from flor_plugins.state.user_objects import is_state
 
 # Of a variable, so many numbers or texts. A tensor or array counts as a hundred, and by its size: a data set is no
 # counter.
@@ -98,7 +98,11 @@ class Variables:
         """Give each the value that `changed` has for it, else the one with which the loop began."""
         for name, held in scopes(frames):
             wanted = {**self._before.get(name, {}), **changed.get(name, {})}
-            new = {one: value for one, value in wanted.items() if one in held and not _same(held[one], value)}
+            new = {
+                one: value
+                for one, value in wanted.items()
+                if one in held and not _same(held[one], value)
+            }
             _write(frames, name, held, copy.deepcopy(new))
 
 
@@ -191,7 +195,11 @@ def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, np.ndarray | np.generic):
-        return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+        return (
+            one.dtype == other.dtype
+            and one.shape == other.shape
+            and one.tobytes() == other.tobytes()
+        )
     if isinstance(one, dict):
         return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)) or type(one).__name__ == "deque":

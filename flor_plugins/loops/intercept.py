@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from flor_plugins.hooks import live
-from flor_plugins.loop.registered import Registered
-from flor_plugins.loop.stage import Follower, Level, Stage, stage
+from flor_plugins.hooks import log
+from flor_plugins.loops.active_loops import Follower, Level, Stage, stage
+from flor_plugins.loops.registry import Registered
 
 Begun = tuple[Stage, Level]
 
@@ -37,7 +37,7 @@ def listen(begins: Callable[[Registered], Any], *, is_recorded: bool) -> None:
         begins(on.registered)
         if is_recorded:
             return original(on, main)
-        live.connect(None)
+        log.connect(None)
         return None
 
     on.begin = begin

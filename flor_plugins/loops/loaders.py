@@ -13,9 +13,9 @@ from typing import Any
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
-from flor_plugins.loop.registered import Registered
-from flor_plugins.loop.variables import Frames, is_of_users, scopes
-from flor_plugins.state import loaders, rng
+from flor_plugins.loops.frame_variables import Frames, is_of_users, scopes
+from flor_plugins.loops.registry import Registered
+from flor_plugins.state import loader_iteration, rng
 
 _DRAWING = (DataLoader, Sampler, rng.Generator)
 
@@ -52,8 +52,12 @@ def capture(found: Sources) -> dict[str, Any]:
     return {
         "now": rng.capture(),
         "generators": rng.capture_generators(generators(found)),
-        "loaders": {name: loaders.loader_state(one) for name, one in _counting(found)},
-        "running": [name for name, one in _persistent(found) if loaders.has_running_workers(_base(one))],
+        "loaders": {name: loader_iteration.loader_state(one) for name, one in _counting(found)},
+        "running": [
+            name
+            for name, one in _persistent(found)
+            if loader_iteration.has_running_workers(_base(one))
+        ],
     }
 
 
@@ -62,12 +66,12 @@ def restore(found: Sources, moment: Mapping[str, Any]) -> None:
     for name, one in _persistent(found):
         # Their first iterator draws a seed, later ones don't.
         if name not in moment["running"]:
-            loaders.end_workers(_base(one))
-        elif not loaders.has_running_workers(_base(one)):
+            loader_iteration.end_workers(_base(one))
+        elif not loader_iteration.has_running_workers(_base(one)):
             iter(_base(one))
     for name, one in _counting(found):
         if name in moment["loaders"]:
-            loaders.restore_loader(one, moment["loaders"][name])
+            loader_iteration.restore_loader(one, moment["loaders"][name])
     rng.restore_generators(generators(found), moment["generators"])
     rng.restore(moment["now"])
 
@@ -75,16 +79,24 @@ def restore(found: Sources, moment: Mapping[str, Any]) -> None:
 def end_workers(found: Sources) -> None:
     """Stop persistent workers of loaders that are no longer needed."""
     for _, one in _persistent(found):
-        loaders.end_workers(_base(one))
+        loader_iteration.end_workers(_base(one))
 
 
 def _counting(found: Sources) -> Iterator[tuple[str, Any]]:
     """accelerate's loaders, which count their epochs."""
-    yield from ((name, one) for name, one in found.items() if isinstance(getattr(one, "iteration", None), int))
+    yield from (
+        (name, one)
+        for name, one in found.items()
+        if isinstance(getattr(one, "iteration", None), int)
+    )
 
 
 def _persistent(found: Sources) -> Iterator[tuple[str, Any]]:
-    yield from ((name, one) for name, one in found.items() if loaders.has_persistent_workers(_base(one)))
+    yield from (
+        (name, one)
+        for name, one in found.items()
+        if loader_iteration.has_persistent_workers(_base(one))
+    )
 
 
 def _base(loader: Any) -> Any:

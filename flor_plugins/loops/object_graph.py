@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from flor_plugins.loop.variables import is_of_users
+from flor_plugins.loops.frame_variables import is_of_users
 from flor_plugins.state import rng
 from flor_plugins.state.module import is_plain
 
@@ -54,7 +54,9 @@ def inside(owners: Mapping[str, Any], known: Collection[int]) -> Owners:
         found[name] = one
         if is_environment(one):
             packages |= {_package(kind) for kind in type(one).__mro__} - _OF_NO_ENVIRONMENT
-        waiting.extend((f"{name}.{key}", part) for key, part in parts(one) if _is_followed(part, packages))
+        waiting.extend(
+            (f"{name}.{key}", part) for key, part in parts(one) if _is_followed(part, packages)
+        )
     return found
 
 
@@ -62,14 +64,21 @@ def foreign_state(environment: Any) -> Iterator[tuple[str, str]]:
     """What an environment keeps where no State reaches: attribute, and what it is."""
     for key, value in parts(environment) if is_environment(environment) else ():
         if isinstance(value, BaseProcess):
-            yield key, "a process of its own; use environments of this process (gymnasium's SyncVectorEnv)"
+            yield (
+                key,
+                "a process of its own; use environments of this process (gymnasium's SyncVectorEnv)",
+            )
         elif _is_foreign(value):
             yield key, f"what is not made in Python ({type(value).__name__})"
 
 
 def _is_foreign(one: Any) -> bool:
     """Has it its state in C? The emulators and physics of simulators have; what pygame has is only drawn."""
-    return not (hasattr(one, "__dict__") or isinstance(one, type) or _package(type(one)) in _OF_NO_ENVIRONMENT)
+    return not (
+        hasattr(one, "__dict__")
+        or isinstance(one, type)
+        or _package(type(one)) in _OF_NO_ENVIRONMENT
+    )
 
 
 def parts(owner: Any) -> Iterator[tuple[str, Any]]:

@@ -11,15 +11,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from flor_plugins.loop.capture import known_ids, owners_of
-from flor_plugins.loop.nested import foreign_state, is_environment
-from flor_plugins.loop.registered import Registered, unwrapped
-from flor_plugins.loop.variables import Frames, Variables, is_of_users, scopes
-from flor_plugins.record import attributes, obstacles
+from flor_plugins.loops.frame_variables import Frames, Variables, is_of_users, scopes
+from flor_plugins.loops.object_graph import foreign_state, is_environment
+from flor_plugins.loops.registry import Registered, unwrapped
+from flor_plugins.loops.state import known_ids, owners_of
+from flor_plugins.recorder.replayability import hidden_state, obstacles
 from flor_plugins.records import Obstacle
-from flor_plugins.state import loaders
+from flor_plugins.state import loader_iteration
 
-OF_MODULE = "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
+OF_MODULE = (
+    "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
+)
 OF_OWNER = "give its class state_dict and load_state_dict that hold it, and flor.checkpoints an object of it"
 _SHARDED = ("FullyShardedDataParallel", "DeepSpeedEngine")
 
@@ -52,7 +54,11 @@ def obstacles_of(registered: Registered, frames: Frames) -> list[Obstacle]:
     return [
         *obstacles.of_kernels(device),
         *_of_strategy(registered),
-        *(found for name, one in _loaders(registered, frames).items() for found in _of_loader(name, one)),
+        *(
+            found
+            for name, one in _loaders(registered, frames).items()
+            for found in _of_loader(name, one)
+        ),
         *_of_modules(registered),
         *_of_owners(registered),
         *_of_variables(registered, frames),
@@ -61,7 +67,9 @@ def obstacles_of(registered: Registered, frames: Frames) -> list[Obstacle]:
 
 def _of_strategy(registered: Registered) -> Iterator[Obstacle]:
     for name, one in registered.objects.items():
-        kind = next((kind.__name__ for kind in type(one).__mro__ if kind.__name__ in _SHARDED), None)
+        kind = next(
+            (kind.__name__ for kind in type(one).__mro__ if kind.__name__ in _SHARDED), None
+        )
         if kind is not None:
             yield obstacles.of_sharding(f"{kind} ({name})")
 
@@ -78,7 +86,9 @@ def _loaders(registered: Registered, frames: Frames) -> dict[str, Any]:
 def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
     role = "validation" if name.lower().startswith(("val", "eval", "test")) else "training"
     yield from obstacles.of_loader(role, loader)
-    if role == "training" and loaders.has_persistent_workers(getattr(loader, "base_dataloader", loader)):
+    if role == "training" and loader_iteration.has_persistent_workers(
+        getattr(loader, "base_dataloader", loader)
+    ):
         yield Obstacle(
             "partial",
             f"`{name}` has persistent_workers=True: random numbers that its workers draw go on from epoch to epoch, "
@@ -90,7 +100,7 @@ def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
 def _of_modules(registered: Registered) -> Iterator[Obstacle]:
     known = known_ids(registered)
     for one in registered.modules().values():
-        yield from attributes.of_modules(one, known, OF_MODULE)
+        yield from hidden_state.of_modules(one, known, OF_MODULE)
 
 
 def _of_owners(registered: Registered) -> Iterator[Obstacle]:
@@ -98,9 +108,11 @@ def _of_owners(registered: Registered) -> Iterator[Obstacle]:
     owners = owners_of(registered)
     known = known_ids(registered) | {id(one) for one in owners.values()}
     for name, one in owners.items():
-        yield from attributes.of_owner("the object", one, known, OF_OWNER)
+        yield from hidden_state.of_owner("the object", one, known, OF_OWNER)
         for key, kind in foreign_state(one):
-            yield Obstacle("partial", f"{name} keeps in `{key}` {kind}, which no checkpoint holds", OF_OWNER)
+            yield Obstacle(
+                "partial", f"{name} keeps in `{key}` {kind}, which no checkpoint holds", OF_OWNER
+            )
 
 
 def _of_variables(registered: Registered, frames: Frames) -> Iterator[Obstacle]:
@@ -121,7 +133,9 @@ def _looked_at(name: str, one: Any) -> Iterator[tuple[str, Any]]:
     """A variable; of an object of the user's own the environments, too, in which it acts."""
     yield name, one
     if is_of_users(one):
-        yield from ((f"{name}.{key}", part) for key, part in vars(one).items() if is_environment(part))
+        yield from (
+            (f"{name}.{key}", part) for key, part in vars(one).items() if is_environment(part)
+        )
 
 
 def _place(scope: str) -> str:
@@ -130,7 +144,9 @@ def _place(scope: str) -> str:
 
 def _kind(one: Any, known: frozenset[int]) -> str:
     if isinstance(one, nn.Module):
-        is_trained = any(p.requires_grad for p in one.parameters()) and id(unwrapped(one)) not in known
+        is_trained = (
+            any(p.requires_grad for p in one.parameters()) and id(unwrapped(one)) not in known
+        )
         return f"a module that is trained ({type(one).__name__})" if is_trained else ""
     if isinstance(one, Optimizer | LRScheduler):
         inner = getattr(one, "optimizer", None) if isinstance(one, Optimizer) else None
@@ -139,6 +155,6 @@ def _kind(one: Any, known: frozenset[int]) -> str:
         return type(one).__name__ if one.is_enabled() else ""
     if is_environment(one):
         return f"an environment ({type(one).__name__})"
-    if attributes.is_iterator(one) and not isinstance(one, type):
+    if hidden_state.is_iterator(one) and not isinstance(one, type):
         return f"an iterator ({type(one).__name__})"
     return ""

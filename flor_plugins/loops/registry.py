@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from flor_plugins.errors import FlorError
-from flor_plugins.state import objects, rng
+from flor_plugins.state import rng, user_objects
 
 MAIN_NAMES = ("model", "net")
 _CONTENTS = (list, dict, set, deque, bytearray, np.ndarray, torch.Tensor)
@@ -30,7 +30,7 @@ class Registered:
 
     def add(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Take more objects; those without a name are called by class and number. Raises FlorError if it can't."""
-        numbered = {name: one for name, one in objects.numbered(positional) if one is not None}
+        numbered = {name: one for name, one in user_objects.numbered(positional) if one is not None}
         for name, one in {**numbered, **{n: o for n, o in named.items() if o is not None}}.items():
             if not _is_kept(one):
                 raise FlorError(
@@ -42,7 +42,9 @@ class Registered:
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules below their wrappers (DDP, torch.compile)."""
-        return {name: unwrapped(one) for name, one in self.objects.items() if isinstance(one, nn.Module)}
+        return {
+            name: unwrapped(one) for name, one in self.objects.items() if isinstance(one, nn.Module)
+        }
 
     @property
     def main(self) -> tuple[str, nn.Module] | None:
@@ -66,7 +68,9 @@ class Registered:
 
     def loaders(self) -> Iterator[tuple[str, Any]]:
         """Data loaders; what they draw is drawn again, whatever state_dict they have."""
-        yield from ((name, one) for name, one in self.objects.items() if isinstance(one, DataLoader))
+        yield from (
+            (name, one) for name, one in self.objects.items() if isinstance(one, DataLoader)
+        )
 
     def generators(self) -> dict[str, rng.Generator]:
         return {name: one for name, one in self.objects.items() if isinstance(one, rng.Generator)}
@@ -81,7 +85,9 @@ class Registered:
 
     def owners(self) -> dict[str, Any]:
         """Objects of the user's own, of which plain attributes, generators and modules are kept."""
-        return {n: o for n, o in self._others() if not _is_stateful(o) and not isinstance(o, _CONTENTS)}
+        return {
+            n: o for n, o in self._others() if not _is_stateful(o) and not isinstance(o, _CONTENTS)
+        }
 
     def _others(self) -> Iterator[tuple[str, Any]]:
         kinds = (nn.Module, Optimizer, DataLoader, rng.Generator)
@@ -91,7 +97,9 @@ class Registered:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The user's module below DistributedDataParallel and torch.compile."""
     while isinstance(module, DistributedDataParallel) or hasattr(module, "_orig_mod"):
-        inner: Any = module.module if isinstance(module, DistributedDataParallel) else module._orig_mod
+        inner: Any = (
+            module.module if isinstance(module, DistributedDataParallel) else module._orig_mod
+        )
         module = inner
     return module
 
@@ -117,12 +125,16 @@ def _raw(optimizer: Any) -> Optimizer:
 
 
 def _is_stateful(one: Any) -> bool:
-    return callable(getattr(one, "state_dict", None)) and callable(getattr(one, "load_state_dict", None))
+    return callable(getattr(one, "state_dict", None)) and callable(
+        getattr(one, "load_state_dict", None)
+    )
 
 
 def _is_kept(one: Any) -> bool:
     kinds = (nn.Module, Optimizer, DataLoader, rng.Generator, *_CONTENTS)
-    return not isinstance(one, type) and (isinstance(one, kinds) or _is_stateful(one) or hasattr(one, "__dict__"))
+    return not isinstance(one, type) and (
+        isinstance(one, kinds) or _is_stateful(one) or hasattr(one, "__dict__")
+    )
 
 
 def _shown(one: Any) -> str:

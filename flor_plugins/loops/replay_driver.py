@@ -14,13 +14,13 @@ from types import FrameType
 from typing import Any
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.loop import capture, loading
-from flor_plugins.loop.enter import Entry, rewindable
-from flor_plugins.loop.harvest import Harvest
-from flor_plugins.loop.stage import Level, Stage, source_of
-from flor_plugins.loop.variables import Variables, frames_to
+from flor_plugins.loops import loaders, state
+from flor_plugins.loops.active_loops import Level, Stage, source_of
+from flor_plugins.loops.collector import Harvest
+from flor_plugins.loops.fast_forward import Entry, rewindable
+from flor_plugins.loops.frame_variables import Variables, frames_to
 from flor_plugins.records import Pass, Position, Stretch
-from flor_plugins.replay.session import Session, guarded
+from flor_plugins.replayer.worker_session.session import Session, guarded
 
 _AT_MAIN: Any = object()  # the passes can go on when the main loop asks for its next item
 
@@ -30,7 +30,9 @@ def drive(begun: tuple[Stage, Level], go: Callable[[], Any], session: Session) -
     return Driver(*begun, session)
 
 
-def pass_over(begun: tuple[Stage, Level], go: Callable[[], Any], sections: Mapping[str, Any], end: Position) -> _Passed:
+def pass_over(
+    begun: tuple[Stage, Level], go: Callable[[], Any], sections: Mapping[str, Any], end: Position
+) -> _Passed:
     """Leave a training as if it had been done: its last State is restored, no iteration is made."""
     return _Passed(*begun, dict(sections))
 
@@ -48,8 +50,10 @@ class Driver:
     def _bind(self, on: Stage, main: Level) -> None:
         session, self._stage, self._main = self._session, on, main
         self._registered = on.registered
-        self._harvest = Harvest(on.registered, session.timeline, session.hooks, session.run.name, guarded)
-        self._variables = Variables(frames_to(main.code), capture.known_parts(on.registered))
+        self._harvest = Harvest(
+            on.registered, session.timeline, session.hooks, session.run.name, guarded
+        )
+        self._variables = Variables(frames_to(main.code), state.known_parts(on.registered))
         self._entry: Entry | None = None
         self._number = 0  # of inner loops that have begun in this epoch
         self._step = 0  # at the last boundary
@@ -87,7 +91,7 @@ class Driver:
         self._number += 1
         if self._entry is not None and self._entry.is_at(self._number):
             entry, self._entry = self._entry, None
-            variables = Variables(frames_to(self._main.code), capture.known_parts(self._registered))
+            variables = Variables(frames_to(self._main.code), state.known_parts(self._registered))
             self._harvest.sources = entry.at_inner(self._main, inner, variables)
             self._harvest.go_on(inner, self._step, entry.values())
             self._is_entered = True
@@ -101,7 +105,9 @@ class Driver:
         if inner.count and not self._is_entered:
             self._harvest.iteration_over(inner)
         self._is_entered = False
-        is_inner = len(self._stage.levels) == 2 and inner.phase == "train" and not self._harvest.muted
+        is_inner = (
+            len(self._stage.levels) == 2 and inner.phase == "train" and not self._harvest.muted
+        )
         if is_inner and self._harvest.step != self._step and self._is_reached(epoch_ended=False):
             self._leave()
         item = next(source_of(inner))
@@ -161,7 +167,7 @@ class Driver:
                 for stretch in session.stretches(one):
                     yield from self._run_again(stretch)
         self._harvest.detach()
-        loading.end_workers(self._harvest.sources)
+        loaders.end_workers(self._harvest.sources)
 
     def _run_again(self, stretch: Stretch) -> Iterator[Any]:
         """From the State at the stretch's start to its end, through as many epochs as lie between."""
@@ -171,7 +177,9 @@ class Driver:
         while True:
             try:
                 item = next(source_of(self._main))
-            except StopIteration:  # sooner than when it was recorded: the comparison says what is missing
+            except (
+                StopIteration
+            ):  # sooner than when it was recorded: the comparison says what is missing
                 return
             self._main.count += 1
             yield item
@@ -185,7 +193,7 @@ class Driver:
                     f"the script left its loop {self._main.name!r} at epoch {self._main.count}, and it is to be "
                     f"replayed to {stretch.end}; does it look at a clock, or at files?"
                 )
-            self._begin_epoch(loading.sources(self._registered, frames_to(self._main.code)))
+            self._begin_epoch(loaders.sources(self._registered, frames_to(self._main.code)))
 
     def _enter(self, start: Position) -> None:
         sections = self._session.state(start)
@@ -200,7 +208,7 @@ class Driver:
             entry.let_go()
             self._session.restored()
 
-    def _begin_epoch(self, found: loading.Sources) -> None:
+    def _begin_epoch(self, found: loaders.Sources) -> None:
         self._number = 0
         self._harvest.begin_epoch(found)
 
@@ -209,7 +217,10 @@ class Driver:
         self._step = self._harvest.step
         epoch = self._main.count if epoch_ended else self._main.count - 1
         return self._session.boundary(
-            Position(epoch, self._step), epoch_ended=epoch_ended, weights=self._weights, context=self._harvest.context
+            Position(epoch, self._step),
+            epoch_ended=epoch_ended,
+            weights=self._weights,
+            context=self._harvest.context,
         )
 
     def _weights(self) -> Mapping[str, Any]:
@@ -221,9 +232,9 @@ class Driver:
         session = self._session
         with session.passing(one):
             for position in one.positions:
-                sections = session.state(position, only=(capture.MODEL,))
+                sections = session.state(position, only=(state.MODEL,))
                 self._stand_at(position)
-                capture.restore_weights(self._registered, sections)
+                state.restore_weights(self._registered, sections)
                 del sections  # so that the next one is read into the same memory
                 session.restored()
                 session.timeline.add(session.values_of(self._harvest.context()), "validation")
@@ -242,7 +253,7 @@ class _Passed:
     def __init__(self, on: Stage, main: Level, sections: dict[str, Any]) -> None:
         self._stage, self._main = on, main
         self._sections = sections
-        self._variables = Variables(frames_to(main.code), capture.known_parts(on.registered))
+        self._variables = Variables(frames_to(main.code), state.known_parts(on.registered))
 
     def ends_with(self, done: type[BaseException], again: type[BaseException]) -> None:
         """It does not end the script."""

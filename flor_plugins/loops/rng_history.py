@@ -29,10 +29,17 @@ class Trail:
         """The trail that led to a State; a restored training goes on with it."""
         held, moments = sections["loop"], sections["rng"]
         return cls(
-            held["epoch"], held["inner"], held["batch"], moments.get("main"), moments.get("epoch"), held["beginning"]
+            held["epoch"],
+            held["inner"],
+            held["batch"],
+            moments.get("main"),
+            moments.get("epoch"),
+            held["beginning"],
         )
 
-    def begin_epoch(self, epoch: int, moment: Mapping[str, Any], variables: Mapping[str, Any]) -> None:
+    def begin_epoch(
+        self, epoch: int, moment: Mapping[str, Any], variables: Mapping[str, Any]
+    ) -> None:
         """Nothing of the epoch is drawn, and nothing of its body is run."""
         self.epoch, self.inner, self.batch, self.previous = epoch, 0, 0, None
         self.beginning, self.variables = moment, variables
@@ -40,9 +47,16 @@ class Trail:
     def place(self) -> dict[str, Any]:
         """What goes into a State's section "loop"."""
         beginning = self.variables if self.batch else {}
-        return {"epoch": self.epoch, "inner": self.inner, "batch": self.batch, "beginning": beginning}
+        return {
+            "epoch": self.epoch,
+            "inner": self.inner,
+            "batch": self.batch,
+            "beginning": beginning,
+        }
 
     def moments(self) -> dict[str, Any]:
         """What goes into a State's section "rng" beside the present moment."""
         found = {} if self.main is None else {"main": self.main}
-        return {**found, "epoch": self.beginning, "previous": self.previous} if self.batch else found
+        return (
+            {**found, "epoch": self.beginning, "previous": self.previous} if self.batch else found
+        )

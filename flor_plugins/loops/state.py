@@ -13,11 +13,11 @@ from typing import Any
 from torch import nn
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.loop import loading, nested
-from flor_plugins.loop.registered import Registered, set_content
-from flor_plugins.loop.trail import Trail
+from flor_plugins.loops import loaders, object_graph
+from flor_plugins.loops.registry import Registered, set_content
+from flor_plugins.loops.rng_history import Trail
+from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
-from flor_plugins.state import objects, reducer, weights
 from flor_plugins.state import optimizer as optimizer_state
 
 MODEL, OPTIMIZER, LOOP, MODULE, RNG = "model", "optimizer", "loop", "module", "rng"
@@ -25,7 +25,7 @@ MODEL, OPTIMIZER, LOOP, MODULE, RNG = "model", "optimizer", "loop", "module", "r
 
 def capture(
     registered: Registered,
-    found: loading.Sources,
+    found: loaders.Sources,
     trail: Trail,
     variables: Mapping[str, Any],
     values: Mapping[str, Any],
@@ -42,40 +42,53 @@ def capture(
             "modules": {name: one.state_dict() for name, one in others.items()},
             "states": {name: one.state_dict() for name, one in registered.stateful().items()},
             "contents": registered.contents(),
-            "owners": {name: objects.capture(one, known) for name, one in owners_of(registered).items()},
-            "gradient_order": [reducer.capture(one) for one in registered.distributed()],
+            "owners": {
+                name: user_objects.capture(one, known)
+                for name, one in owners_of(registered).items()
+            },
+            "gradient_order": [ddp_buckets.capture(one) for one in registered.distributed()],
             "variables": variables,
             "values": values,
         },
         # Gradients may live on from one update to the next: nobody knows when the body sets them to zero.
         MODULE: {name: module_state.capture(one, gradients=True) for name, one in modules.items()},
-        RNG: {**loading.capture(found), **trail.moments()},
+        RNG: {**loaders.capture(found), **trail.moments()},
     }
 
 
-def restore(registered: Registered, found: loading.Sources, sections: Mapping[str, Any]) -> None:
+def restore(registered: Registered, found: loaders.Sources, sections: Mapping[str, Any]) -> None:
     """Put a State into the objects, which stand at the same moment. RNG comes last: the rest may draw."""
     held, modules = sections[LOOP], registered.modules()
     for one, order in zip(registered.distributed(), held["gradient_order"], strict=True):
-        reducer.restore(one, order)
+        ddp_buckets.restore(one, order)
     restore_weights(registered, sections)
     for name, state in held["modules"].items():
         _load(modules[name], state)
-    for one, state in zip(registered.optimizers().values(), sections.get(OPTIMIZER, ()), strict=False):
+    for one, state in zip(
+        registered.optimizers().values(), sections.get(OPTIMIZER, ()), strict=False
+    ):
         optimizer_state.restore(one, state)
     for name, state in sections[MODULE].items():
-        module_state.restore(modules[name], {**state, **copy.deepcopy({n: state[n] for n in _GIVEN_AWAY})})
+        module_state.restore(
+            modules[name], {**state, **copy.deepcopy({n: state[n] for n in _GIVEN_AWAY})}
+        )
     for name, one in registered.stateful().items():
         one.load_state_dict(copy.deepcopy(held["states"][name]))
     for name, one in registered.contents().items():
         set_content(one, copy.deepcopy(held["contents"][name]))
     for name, one in owners_of(registered).items():
-        if name in held["owners"]:  # else the training has made it since, or it is a State of before they were followed
-            objects.restore(one, held["owners"][name])
-    loading.restore(found, sections[RNG])
+        if (
+            name in held["owners"]
+        ):  # else the training has made it since, or it is a State of before they were followed
+            user_objects.restore(one, held["owners"][name])
+    loaders.restore(found, sections[RNG])
 
 
-_GIVEN_AWAY = ("attributes", "parts", "metrics")  # a State may be restored twice, and these are handed over as they are
+_GIVEN_AWAY = (
+    "attributes",
+    "parts",
+    "metrics",
+)  # a State may be restored twice, and these are handed over as they are
 
 
 def restore_weights(registered: Registered, sections: Mapping[str, Any]) -> None:
@@ -85,12 +98,12 @@ def restore_weights(registered: Registered, sections: Mapping[str, Any]) -> None
 
 def known_parts(registered: Registered) -> set[int]:
     """What tells that something belongs to a registered module."""
-    return {part for one in registered.modules().values() for part in objects.parts(one)}
+    return {part for one in registered.modules().values() for part in user_objects.parts(one)}
 
 
-def owners_of(registered: Registered) -> nested.Owners:
+def owners_of(registered: Registered) -> object_graph.Owners:
     """Registered objects of the user's own, and the environments and objects inside them."""
-    return nested.inside(registered.owners(), known_ids(registered))
+    return object_graph.inside(registered.owners(), known_ids(registered))
 
 
 def known_ids(registered: Registered) -> frozenset[int]:
@@ -101,7 +114,7 @@ def known_ids(registered: Registered) -> frozenset[int]:
 
 
 def _load(module: nn.Module, state: Mapping[str, Any]) -> None:
-    if weights.copy_into(module, state):
+    if fast_load.copy_into(module, state):
         return
     try:
         module.load_state_dict(state)

@@ -42,7 +42,9 @@ def _check_trainer(recipe: Recipe) -> list[Mistake]:
         return [(place, tree)]
     functions = {one.name: one for one in tree.body if isinstance(one, ast.FunctionDef)}
     if name not in functions:
-        return [(place, f"no function {name!r} at the top level of {file}{nearest(name, functions)}")]
+        return [
+            (place, f"no function {name!r} at the top level of {file}{nearest(name, functions)}")
+        ]
     return _check_params(recipe, functions[name].args)
 
 
@@ -50,11 +52,16 @@ def _check_params(recipe: Recipe, takes: ast.arguments) -> list[Mistake]:
     positional = [one.arg for one in takes.args]
     known = [*positional, *(one.arg for one in takes.kwonlyargs)]
     needed = positional[: max(0, len(positional) - len(takes.defaults))]
-    needed += [one.arg for one, d in zip(takes.kwonlyargs, takes.kw_defaults, strict=True) if d is None]
+    needed += [
+        one.arg for one, d in zip(takes.kwonlyargs, takes.kw_defaults, strict=True) if d is None
+    ]
     unknown = [] if takes.kwarg else [key for key in recipe.params if key not in known]
     missing = [key for key in needed if key not in recipe.params]
     return [
-        *((("params", one), f"{recipe.trainer} takes no {one!r}{nearest(one, known)}") for one in unknown),
+        *(
+            (("params", one), f"{recipe.trainer} takes no {one!r}{nearest(one, known)}")
+            for one in unknown
+        ),
         *((("params",), f"{recipe.trainer} needs {one!r}; add it to params") for one in missing),
     ]
 
@@ -64,7 +71,9 @@ def _check_hooks(recipe: Recipe) -> list[Mistake]:
     for index, (hook, path) in enumerate(zip(recipe.replay.hooks, recipe.hook_paths, strict=True)):
         place: Loc = ("replay", "hooks", index)
         if not path.is_file():
-            known = sorted(str(one.relative_to(recipe.folder)) for one in recipe.folder.glob("*/*.py"))
+            known = sorted(
+                str(one.relative_to(recipe.folder)) for one in recipe.folder.glob("*/*.py")
+            )
             found.append((place, f"no hook file {hook!r} beside the recipe{nearest(hook, known)}"))
             continue
         tree = _parse(path)
@@ -84,7 +93,12 @@ def _check_patch(recipe: Recipe) -> list[Mistake]:
             continue
         functions = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
         if function not in functions:
-            found.append((place, f"no function {function!r} at the top level of {path}{nearest(function, functions)}"))
+            found.append(
+                (
+                    place,
+                    f"no function {function!r} at the top level of {path}{nearest(function, functions)}",
+                )
+            )
     return found
 
 

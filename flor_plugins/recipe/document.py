@@ -58,7 +58,9 @@ def read_document(path: Path) -> Document:
         if root is None:
             raise RecipeError(f"{path}:1: the recipe is empty; it begins with `version: 1`")
         if not isinstance(root, yaml.MappingNode):
-            raise RecipeError(f"{path}:{root.start_mark.line + 1}: a recipe is a mapping of keys to values")
+            raise RecipeError(
+                f"{path}:{root.start_mark.line + 1}: a recipe is a mapping of keys to values"
+            )
         twice = [f"{path}:{line}: {text}" for line, text in _duplicates(root, set())]
         if twice:
             raise RecipeError("\n".join(twice))
@@ -108,7 +110,10 @@ def _duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
             line = key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode):
                 if key.value in first:
-                    yield line, f"key {key.value!r} stands already on line {first[key.value]}; remove one"
+                    yield (
+                        line,
+                        f"key {key.value!r} stands already on line {first[key.value]}; remove one",
+                    )
                 first.setdefault(key.value, line)
             yield from _duplicates(value, seen)
     elif isinstance(node, yaml.SequenceNode):
@@ -126,7 +131,9 @@ def _line(node: yaml.Node, loc: Loc) -> int:
                 break
             key, node = pairs[-1]
             line = key.start_mark.line + 1
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        elif (
+            isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value)
+        ):
             node = node.value[part]
             line = node.start_mark.line + 1
         else:

@@ -9,7 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    JsonValue,
+    StringConstraints,
+    ValidationError,
+)
 from pydantic_core import ErrorDetails
 
 from flor_plugins.errors import RecipeError
@@ -31,7 +38,9 @@ def _check_epochs(value: Any) -> Any:
             return value
     elif isinstance(value, list) and value and all(type(one) is int and one >= 0 for one in value):
         return tuple(value)
-    raise ValueError("it is all, last, a range like 1:3 (both ends included), sample:5 or a list like [1, 3]")
+    raise ValueError(
+        "it is all, last, a range like 1:3 (both ends included), sample:5 or a list like [1, 3]"
+    )
 
 
 def _check_list(value: Any) -> Any:
@@ -46,7 +55,9 @@ def _check_list(value: Any) -> Any:
 
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.\-]*$")]
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
-Method = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")]
+Method = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
+]
 Function = Annotated[str, StringConstraints(pattern=r"^.+:[A-Za-z_]\w*$")]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_check_list)]
@@ -164,7 +175,9 @@ def validate(document: Document) -> Recipe:
     try:
         file = _File.model_validate(document.content)
     except ValidationError as error:
-        raise _refusal(document, [_explain(one) for one in error.errors(include_url=False)]) from error
+        raise _refusal(
+            document, [_explain(one) for one in error.errors(include_url=False)]
+        ) from error
     mistakes = _check_versions(file)
     if mistakes:
         raise _refusal(document, mistakes)
@@ -205,12 +218,18 @@ def _explain(error: ErrorDetails) -> tuple[Loc, str]:
     loc: Loc = error["loc"]
     key, last = ".".join(str(part) for part in loc), str(loc[-1])
     if error["type"] == "extra_forbidden":
-        level = {"replay": Replay, "objective": Objective}.get(str(loc[0]), _File) if len(loc) > 1 else _File
+        level = (
+            {"replay": Replay, "objective": Objective}.get(str(loc[0]), _File)
+            if len(loc) > 1
+            else _File
+        )
         return loc, f"unknown key {last!r}{nearest(last, level.model_fields)}"
     if error["type"] == "missing":
         return loc, f"key {key!r} is missing; add `{last}: ...`"
     if error["type"] == "string_pattern_mismatch" and loc[:2] == ("replay", "patch"):
-        wanted = "module:Class.method, like bert:Net.forward" if last == "[key]" else "file.py:function"
+        wanted = (
+            "module:Class.method, like bert:Net.forward" if last == "[key]" else "file.py:function"
+        )
         return loc, f"patch has {error['input']!r}; write {wanted}"
     if error["type"] == "invalid_key" or last == "[key]":
         return loc, f"key {error['input']!r} is not text; put it in quotes"

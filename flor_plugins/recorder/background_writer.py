@@ -14,7 +14,9 @@ from contextlib import suppress
 from typing import Any
 
 Job = Callable[[], Any]
-PAUSE = 0.05  # seconds between two wakings; as much of the last rows is lost when the process is killed
+PAUSE = (
+    0.05  # seconds between two wakings; as much of the last rows is lost when the process is killed
+)
 
 
 class Writer:

@@ -12,11 +12,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.hooks import live
-from flor_plugins.record.begin import begin, warn
-from flor_plugins.record.options import Options
-from flor_plugins.record.recorder import Recorder
-from flor_plugins.record.resume import Resumption
+from flor_plugins.hooks import log
+from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.recorder import Recorder
+from flor_plugins.recorder.resume import Resumption
+from flor_plugins.recorder.start_run import begin, warn
 from flor_plugins.records import Framework, Launch, Position, Run
 from flor_plugins.state import processes
 from flor_plugins.store import ranks, runs
@@ -32,12 +32,18 @@ class RankRecorder(Recorder):
     """
 
     def __init__(
-        self, run: Run, options: Options, parameters: Callable[[], Collection[str]], resumption: Resumption | None
+        self,
+        run: Run,
+        options: Options,
+        parameters: Callable[[], Collection[str]],
+        resumption: Resumption | None,
     ) -> None:
         super().__init__(run, options, resumption)
         self._parameters = parameters
 
-    def checkpoint(self, position: Position, state: Callable[[], Mapping[str, Any]], *, last: bool = False) -> None:
+    def checkpoint(
+        self, position: Position, state: Callable[[], Mapping[str, Any]], *, last: bool = False
+    ) -> None:
         """Of a State what differs between processes; of weights alone nothing does."""
         sections = state()  # where processes share a model's parts, all of them have to ask for it
         if set(sections) != {MODEL}:
@@ -79,10 +85,12 @@ def begin_together(
     except Exception as error:  # the training is the user's and goes on
         if told is not None and told["resumed_at"] is not None:
             raise
-        warn(f"this process is not recorded, so that the run can't be trained again: {type(error).__name__}: {error}")
+        warn(
+            f"this process is not recorded, so that the run can't be trained again: {type(error).__name__}: {error}"
+        )
         return begun[0] if begun else None
     if recorder is not None:
-        live.connect(recorder.log)
+        log.connect(recorder.log)
     return recorder
 
 
@@ -91,18 +99,30 @@ def _told(recorder: Recorder | None) -> dict[str, Any] | None:
     if recorder is None:
         return None
     found = recorder.resumption
-    return {"path": str(recorder.run.path), "resumed_at": None if found is None else str(found.position)}
+    return {
+        "path": str(recorder.run.path),
+        "resumed_at": None if found is None else str(found.position),
+    }
 
 
-def _join(told: Mapping[str, Any], options: Options, parameters: Callable[[], Collection[str]]) -> Recorder:
+def _join(
+    told: Mapping[str, Any], options: Options, parameters: Callable[[], Collection[str]]
+) -> Recorder:
     rank, path = processes.rank(), Path(told["path"])
     whole = runs.load_run(path)
     run = replace(
-        whole, path=ranks.folder(path, rank), process=runs.this_process(), status="running", gaps=(), params={}
+        whole,
+        path=ranks.folder(path, rank),
+        process=runs.this_process(),
+        status="running",
+        gaps=(),
+        params={},
     )
     resumption = None
     if told["resumed_at"] is not None:
         position = Position.parse(told["resumed_at"])
         resumption = Resumption(run, position, ranks.load_checkpoint(path, rank, position))
     runs.save_run(run)
-    return RankRecorder(run, replace(options, every_minutes=None, overhead=None), parameters, resumption)
+    return RankRecorder(
+        run, replace(options, every_minutes=None, overhead=None), parameters, resumption
+    )

@@ -29,7 +29,9 @@ MAX_DEPTH = 20  # a mapping that holds itself ends here
 def launch() -> Launch:
     """How this process was started, enough to start it again; `call` is left at 0."""
     kind, target = _target()
-    return Launch(kind=kind, target=target, argv=tuple(sys.argv[1:]), cwd=_first_cwd(), env=variables())
+    return Launch(
+        kind=kind, target=target, argv=tuple(sys.argv[1:]), cwd=_first_cwd(), env=variables()
+    )
 
 
 def _target() -> tuple[Any, str]:
@@ -109,7 +111,9 @@ def _key(key: Any) -> str:
 
 def _plain(value: Any, depth: int = 0) -> Plain:
     if isinstance(value, enum.Enum):
-        return _plain(value.value) if isinstance(value.value, bool | int | float | str) else value.name
+        return (
+            _plain(value.value) if isinstance(value.value, bool | int | float | str) else value.name
+        )
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, float):
@@ -118,7 +122,11 @@ def _plain(value: Any, depth: int = 0) -> Plain:
         return int(value) if isinstance(value, int) else str(value)
     if isinstance(value, PurePath):
         return str(value)
-    if isinstance(value, list | tuple | set | frozenset) and len(value) <= MAX_ITEMS and depth < MAX_DEPTH:
+    if (
+        isinstance(value, list | tuple | set | frozenset)
+        and len(value) <= MAX_ITEMS
+        and depth < MAX_DEPTH
+    ):
         items = [_plain(each, depth + 1) for each in value]
         return sorted(items, key=repr) if isinstance(value, set | frozenset) else items
     return _short(value)

@@ -62,11 +62,17 @@ def options_of(
                 f"FlorCallback(metrics=[{metric!r}]): decorate the function with @flor.metric(...)"
             )
     if every_n_epochs < 1:
-        raise ValueError(f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on")
+        raise ValueError(
+            f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on"
+        )
     if every_n_steps is not None and every_n_steps < 1:
-        raise ValueError(f"FlorCallback(every_n_steps={every_n_steps}): it counts optimizer updates, from 1 on")
+        raise ValueError(
+            f"FlorCallback(every_n_steps={every_n_steps}): it counts optimizer updates, from 1 on"
+        )
     if every_minutes is not None and every_minutes <= 0:
-        raise ValueError(f"FlorCallback(every_minutes={every_minutes}): minutes above 0, or None for never")
+        raise ValueError(
+            f"FlorCallback(every_minutes={every_minutes}): minutes above 0, or None for never"
+        )
     is_number = isinstance(overhead, (int, float)) and not isinstance(overhead, bool)
     if overhead is not None and not (is_number and 0 < overhead <= 1):  # a NaN is refused as well
         raise ValueError(
@@ -74,8 +80,17 @@ def options_of(
             f"(0.02 is 2 %), or None for no limit"
         )
     return Options(
-        name, project, tuple(tags), tuple(metrics), every_n_epochs, every_n_steps, every_minutes, resume, store,
-        overhead, _disk(disk),
+        name,
+        project,
+        tuple(tags),
+        tuple(metrics),
+        every_n_epochs,
+        every_n_steps,
+        every_minutes,
+        resume,
+        store,
+        overhead,
+        _disk(disk),
     )
 
 
@@ -85,5 +100,7 @@ def _disk(given: str | int | None) -> int | None:
     except ValueError as error:
         raise ValueError(f"FlorCallback(disk={given!r}): {error}") from error
     if nbytes == 0:
-        raise ValueError(f"FlorCallback(disk={given!r}): no checkpoint fits; leave it out for half of the free disk")
+        raise ValueError(
+            f"FlorCallback(disk={given!r}): no checkpoint fits; leave it out for half of the free disk"
+        )
     return nbytes

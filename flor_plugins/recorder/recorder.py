@@ -21,23 +21,25 @@ from typing import Any, Literal
 import torch
 
 from flor_plugins.errors import EncodingError, FlorError, HookError
-from flor_plugins.hooks import live
-from flor_plugins.hooks.calls import Hooks
+from flor_plugins.hooks import log
+from flor_plugins.hooks.dispatch import Hooks
 from flor_plugins.hooks.metric import Metric
-from flor_plugins.record import obstacles
-from flor_plugins.record.keeper import Keeper
-from flor_plugins.record.options import Options
-from flor_plugins.record.policy import Policy
-from flor_plugins.record.resume import TIMELINE, Resumption
-from flor_plugins.record.writer import Writer
+from flor_plugins.recorder.background_writer import Writer
+from flor_plugins.recorder.checkpointing.checkpointer import Keeper
+from flor_plugins.recorder.checkpointing.policy import Policy
+from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.replayability import obstacles
+from flor_plugins.recorder.resume import TIMELINE, Resumption
 from flor_plugins.records import Obstacle, Position, Row, Run, RunStatus, Timing
 from flor_plugins.state.still import still
 from flor_plugins.store import runs
-from flor_plugins.store.journal import Journal
-from flor_plugins.store.timeline import Timeline
-from flor_plugins.store.values import decode_value, encode_value
+from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.metrics.timeline import Timeline
+from flor_plugins.store.metrics.value_codec import decode_value, encode_value
 
-MOST_GAPS = 100  # of a run: something that fails at every step must not make run.json grow without end
+MOST_GAPS = (
+    100  # of a run: something that fails at every step must not make run.json grow without end
+)
 MOST_OBSTACLES = 50
 
 
@@ -64,14 +66,18 @@ class Recorder:
         self._segment = 1
         self._media = run.path / "media"
         self._journal = self._open_journal()
-        self._is_waiting = resumption is not None  # until then, what this process logs is no part of the run
+        self._is_waiting = (
+            resumption is not None
+        )  # until then, what this process logs is no part of the run
         self._here = (Position(0, 0), 0)  # where the last rows were emitted, and how many there
         if resumption is not None:
             self._here = (resumption.position, resumption.sections[TIMELINE]["rows_here"])
             resumption.take_out(self._journal, self._media)
         # A State that waits for the rows' pause is lost with a process that is killed meanwhile.
         put = partial(self._writer.put, soon=True)
-        self._keeper = Keeper(run, options, put=put, sync=lambda: self._journal.sync(), failed=self._failed)
+        self._keeper = Keeper(
+            run, options, put=put, sync=lambda: self._journal.sync(), failed=self._failed
+        )
         # Registered after the writer's own: so it comes before, and what it hands over is still written.
         atexit.register(self._hand_over)
         self._clock: dict[str, float] = {}
@@ -83,7 +89,9 @@ class Recorder:
         """`flor.log` during the run."""
         self.timeline.add(still({name: value}), self.timeline.phase)
 
-    def checkpoint(self, position: Position, state: Callable[[], Mapping[str, Any]], *, last: bool = False) -> None:
+    def checkpoint(
+        self, position: Position, state: Callable[[], Mapping[str, Any]], *, last: bool = False
+    ) -> None:
         """Keep the State that `state` gives, copied beside the training and written behind it.
 
         Its sections are as `codec.encode` takes them. last: the training ends here.
@@ -91,7 +99,9 @@ class Recorder:
         before = self.policy.skipped_count
         lost = self._keeper.keep(position, lambda: self._with_rows(position, state()), last=last)
         after = self.policy.skipped_count
-        if after > before and after & (after - 1) == 0:  # said while it trains, too: a run may be killed
+        if (
+            after > before and after & (after - 1) == 0
+        ):  # said while it trains, too: a run may be killed
             run = self.run = replace(self.run, **self._keeper.skipped())
             self._writer.put(lambda: runs.save_run(run))
         self.note_obstacles(obstacles.of_lost(lost))
@@ -109,7 +119,10 @@ class Recorder:
         state = self.resumption.sections[TIMELINE]
 
         def said(values: Mapping[str, Any]) -> dict[str, Any]:
-            return {n: decode_value(v, self._media) if isinstance(v, (dict, list)) else v for n, v in values.items()}
+            return {
+                n: decode_value(v, self._media) if isinstance(v, (dict, list)) else v
+                for n, v in values.items()
+            }
 
         rows = [[phase, level, said(values)] for phase, level, values in state["open"]]
         self.timeline.restore({**state, "open": rows, "coming": said(state["coming"])})
@@ -118,7 +131,9 @@ class Recorder:
         """What keeps this run from being replayed bit for bit, into run.json; each of them once."""
         new = [one for one in dict.fromkeys(found) if one not in self.run.obstacles]
         if new:
-            run = self.run = replace(self.run, obstacles=(*self.run.obstacles, *new)[:MOST_OBSTACLES])
+            run = self.run = replace(
+                self.run, obstacles=(*self.run.obstacles, *new)[:MOST_OBSTACLES]
+            )
             self._writer.put(lambda: runs.save_run(run))
 
     def start(self, part: Literal["epoch", "validation"]) -> None:
@@ -133,15 +148,19 @@ class Recorder:
     def finish(self, status: RunStatus, error: BaseException | None = None) -> None:
         """The training ended: write the rest, seal the journal, say how it ended."""
         self.timeline.close()
-        live.connect(None)
+        log.connect(None)
         self._hand_over()
         self._writer.put(self._journal.seal)
         self._writer.flush()
         if status == "finished" and self._is_waiting:
-            self.warn("the interrupted run was to go on, and this training never came to where it stood")
+            self.warn(
+                "the interrupted run was to go on, and this training never came to where it stood"
+            )
         elif status == "finished" and self.resumption is not None and self.resumption.again:
             missing = min(step for step, *_ in self.resumption.again)
-            self.warn(f"recorded before the interruption and not again: values of step {missing} and later ones")
+            self.warn(
+                f"recorded before the interruption and not again: values of step {missing} and later ones"
+            )
         self.run = replace(
             self.run,
             status=status,
@@ -160,11 +179,11 @@ class Recorder:
         self._segment += 1
         self._writer = Writer(self._failed)
         self._journal = self._open_journal()
-        live.connect(self.log)
+        log.connect(self.log)
 
     def close_again(self) -> None:
         """Seal what `reopen` opened."""
-        live.connect(None)
+        log.connect(None)
         self.timeline.close()
         self._writer.put(self._journal.seal)
         self._writer.close()
@@ -178,7 +197,11 @@ class Recorder:
         if not self._warned:
             self._warned = True
             try:
-                warnings.warn(f"flor: {what} (run {self.run.name}, {self.run.path})", FlorWarning, stacklevel=3)
+                warnings.warn(
+                    f"flor: {what} (run {self.run.name}, {self.run.path})",
+                    FlorWarning,
+                    stacklevel=3,
+                )
             except FlorWarning as raised:
                 # `python -W error`: still no reason to end the training.
                 print(raised, file=sys.stderr)
@@ -193,7 +216,9 @@ class Recorder:
     def _hand_over(self) -> None:
         """Wait until all checkpoints are written."""
         atexit.unregister(self._hand_over)
-        if os.getpid() != self.run.process.pid:  # a fork of the training that comes to its end: it has no threads
+        if (
+            os.getpid() != self.run.process.pid
+        ):  # a fork of the training that comes to its end: it has no threads
             return
         self._keeper.finish()
         self._writer.flush()
@@ -205,7 +230,9 @@ class Recorder:
 
     def _open_journal(self) -> Journal:
         suffix = "" if self._segment == 1 else f"-{self._segment}"
-        return Journal(self.run.path / "metrics" / f"record-r0{suffix}.jsonl", self.run.path / "media")
+        return Journal(
+            self.run.path / "metrics" / f"record-r0{suffix}.jsonl", self.run.path / "media"
+        )
 
     def _emit(self, row: Row) -> None:
         if self._is_waiting:

@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, FlorError, NoCheckpoint
-from flor_plugins.record import snapshot
-from flor_plugins.record.options import Options
-from flor_plugins.record.saving.presence import wait_for_writer
+from flor_plugins.recorder.checkpointing.writer_lock import wait_for_writer
+from flor_plugins.recorder.code_snapshot import snapshot
+from flor_plugins.recorder.options import Options
 from flor_plugins.records import Launch, Level, Obstacle, Phase, Position, Process, Row, Run
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.files import PARTIAL
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store
-from flor_plugins.store.names import is_measured
+from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.metrics.reserved_names import is_measured
+from flor_plugins.store.metrics.value_codec import encode_value
 from flor_plugins.store.runs import find_run, list_runs, plain
-from flor_plugins.store.values import encode_value
 
 DECIDING = ("python", "machine", "cpu", "packages", "devices", "determinism")  # of an environment
 TIMELINE = "timeline"  # the section of a State that says where its rows stood
@@ -30,7 +30,13 @@ VARIABLE = "FLOR_RESUME"  # set by `flor-hf resume RUN` for the process that it 
 SILENT_S = 1800.0
 # What a requeued job keeps (SLURM, PBS, LSF, Grid Engine): its number; of an array, the number of the task.
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
-TASKS = ("SLURM_ARRAY_TASK_ID", "PBS_ARRAY_INDEX", "LSB_JOBINDEX", "SGE_TASK_ID", "JOB_COMPLETION_INDEX")
+TASKS = (
+    "SLURM_ARRAY_TASK_ID",
+    "PBS_ARRAY_INDEX",
+    "LSB_JOBINDEX",
+    "SGE_TASK_ID",
+    "JOB_COMPLETION_INDEX",
+)
 
 
 @dataclass(slots=True)
@@ -66,7 +72,9 @@ class Resumption:
 
         def is_after(row: Row) -> bool:
             nonlocal here
-            if row.position == self.position:  # those that were open when the State was taken are made again
+            if (
+                row.position == self.position
+            ):  # those that were open when the State was taken are made again
                 here -= 1
                 return here < 0
             return row.position > self.position
@@ -114,18 +122,27 @@ def _at_last_state(run: Run) -> Resumption:
         try:
             for rank in range(1, run.processes):  # else that process would find out alone
                 checkpoints.load_checkpoint(ranks.folder(run.path, rank), position)
-            return Resumption(run, position, checkpoints.load_checkpoint(run.path, position), damaged=tuple(damaged))
+            return Resumption(
+                run,
+                position,
+                checkpoints.load_checkpoint(run.path, position),
+                damaged=tuple(damaged),
+            )
         except DamagedCheckpoint as error:  # as a machine leaves it that lost its power
             damaged.append(f"run {run.name} goes on from an earlier checkpoint: {error}")
             _put_aside(run, position)
-    raise NoCheckpoint(f"run {run.name} ({run.run_id}) can't be resumed: every checkpoint in {run.path} is damaged")
+    raise NoCheckpoint(
+        f"run {run.name} ({run.run_id}) can't be resumed: every checkpoint in {run.path} is damaged"
+    )
 
 
 def last_full(run: Run) -> Position | None:
     """The last position from which the run can go on bit for bit; None without one."""
     _wait_for_writers(run)
     found = ranks.list_checkpoints(run)
-    whole = (one.position for one in found if one.is_full and one.can_train and TIMELINE in one.sections)
+    whole = (
+        one.position for one in found if one.is_full and one.can_train and TIMELINE in one.sections
+    )
     return max(whole, default=None)
 
 
@@ -175,7 +192,9 @@ def check(run: Run, framework: str) -> None:
     Who names a run of another host is believed that it was interrupted.
     """
     if run.framework != framework:
-        raise FlorError(f"run {run.name} was recorded with {run.framework} and can't be resumed with {framework}")
+        raise FlorError(
+            f"run {run.name} was recorded with {run.framework} and can't be resumed with {framework}"
+        )
     if run.status == "finished":
         raise FlorError(f"run {run.name} ({run.run_id}) is finished; there is nothing to resume")
     if run.status == "running" and run.process.host == socket.gethostname():
@@ -204,7 +223,11 @@ def _interrupted(store: Store, first: Run, name: str | None) -> Run | None:
     newest = same[-1] if same else None
     if newest is None or last_full(newest) is None:
         return None
-    later = [run for run in runs if run.process == newest.process and run.launch.call > newest.launch.call]
+    later = [
+        run
+        for run in runs
+        if run.process == newest.process and run.launch.call > newest.launch.call
+    ]
     if not any(is_interrupted(run) for run in (newest, *later)):
         _say_if_silent(newest)
         return None
@@ -224,19 +247,31 @@ def _say_if_silent(run: Run) -> None:
 
 def _before(store: Store, run: Run, call: int) -> Run | None:
     """An earlier training of the process that recorded `run`."""
-    same = [one for one in list_runs(store) if one.process == run.process and one.launch.call == call]
+    same = [
+        one for one in list_runs(store) if one.process == run.process and one.launch.call == call
+    ]
     return next((one for one in same if last_full(one) is not None), None)
 
 
 def _identity(launch: Launch) -> tuple[Any, ...]:
     params = plain(dict(launch.params))
-    return (launch.kind, launch.target, tuple(launch.argv), launch.cwd, launch.call, params, launch.recipe)
+    return (
+        launch.kind,
+        launch.target,
+        tuple(launch.argv),
+        launch.cwd,
+        launch.call,
+        params,
+        launch.recipe,
+    )
 
 
 def _check_code(run: Run, first: Run) -> None:
     then, now = run.code, first.code
     if then is None or now is None:
-        raise FlorError(f"the interrupted run {run.name} ({run.run_id}) can't go on by itself: its code is not known")
+        raise FlorError(
+            f"the interrupted run {run.name} ({run.run_id}) can't go on by itself: its code is not known"
+        )
     changed = snapshot.changes(then, now)
     if changed:
         raise FlorError(
@@ -249,7 +284,9 @@ def _check_code(run: Run, first: Run) -> None:
 def reopened(found: Resumption, process: Process, at: str) -> Run:
     """The run.json of a run that goes on in `process`."""
     resumed = (*found.run.resumed, f"{at} at {found.position}")
-    return replace(found.run, status="running", process=process, finished_at=None, error=None, resumed=resumed)
+    return replace(
+        found.run, status="running", process=process, finished_at=None, error=None, resumed=resumed
+    )
 
 
 def obstacles(was: Run, now: Run) -> list[Obstacle]:
@@ -260,14 +297,18 @@ def obstacles(was: Run, now: Run) -> list[Obstacle]:
     if not differ:
         return []
     reason = f"it was interrupted and went on elsewhere: {'; '.join(differ)}"
-    return [Obstacle("close", reason, "resume where the run began: same machine, packages and settings")]
+    return [
+        Obstacle("close", reason, "resume where the run began: same machine, packages and settings")
+    ]
 
 
 def _short(before: Any, after: Any) -> str:
     """Of two mappings only what differs."""
     if not isinstance(before, dict) or not isinstance(after, dict):
         return f"{before} then, {after} now"
-    names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    names = sorted(
+        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+    )
     return ", ".join(f"{name} {before.get(name)} then, {after.get(name)} now" for name in names[:5])
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import FlorError
-from flor_plugins.hooks import arguments, live
-from flor_plugins.record import environment, obstacles, resume, snapshot
-from flor_plugins.record.options import Options
-from flor_plugins.record.recorder import FlorWarning, Recorder, now
+from flor_plugins.hooks import arg, log
+from flor_plugins.recorder import launch_environment, resume
+from flor_plugins.recorder.code_snapshot import snapshot
+from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.recorder import FlorWarning, Recorder, now
+from flor_plugins.recorder.replayability import obstacles
 from flor_plugins.records import Code, Framework, Launch, Run, Timing
 from flor_plugins.state import processes
 from flor_plugins.store import runs
@@ -31,12 +33,12 @@ def begin(
 ) -> Recorder | None:
     """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be.
 
-    Called by the first of several processes it does the same; the others join it (see record/rank.py).
+    Called by the first of several processes it does the same; the others join it (see recorder/distributed.py).
     """
     try:
         if processes.count() > 1:  # their clocks differ, and a checkpoint needs a part of each
             options = replace(options, every_minutes=None, overhead=None)
-        launched = launch or environment.launch()
+        launched = launch or launch_environment.launch()
         start = Path(launched.folder or launched.cwd)
         if launched.kind == "script":
             start = Path(launched.target).parent
@@ -47,7 +49,7 @@ def begin(
     except Exception as error:  # whatever it is, the training is the user's and goes on
         warn(f"this training is not recorded: {type(error).__name__}: {error}")
         return None
-    live.connect(recorder.log)
+    log.connect(recorder.log)
     return recorder
 
 
@@ -106,7 +108,9 @@ def _first_run(
         why = str(error)
         gaps.append(f"no code snapshot, so this run can't be replayed: {error}")
     if launched.kind == "interactive":
-        gaps.append("started from a prompt or a notebook: there is no script to start again for a replay")
+        gaps.append(
+            "started from a prompt or a notebook: there is no script to start again for a replay"
+        )
     process = runs.this_process()
     earlier = [run for run in runs.list_runs(store) if run.process == process]
     return Run(
@@ -121,9 +125,9 @@ def _first_run(
         process=process,
         path=path,
         tags=tuple(options.tags),
-        environment={**environment.environment(), "job": resume.job()},
-        params={**params, **environment.flatten("", arguments.read())},
-        timing=Timing(build_s=environment.seconds_since_start()),
+        environment={**launch_environment.environment(), "job": resume.job()},
+        params={**params, **launch_environment.flatten("", arg.read())},
+        timing=Timing(build_s=launch_environment.seconds_since_start()),
         gaps=tuple(gaps),
         obstacles=tuple(obstacles.of_launch(launched, code, why)),
         processes=processes.count(),

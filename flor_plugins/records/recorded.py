@@ -186,7 +186,9 @@ class Run:
     @property
     def replay_grade(self) -> ReplayGrade:
         """The best that a replay can be, as far as was known when the run was recorded."""
-        return REPLAY_GRADES[max((REPLAY_GRADES.index(one.grade) for one in self.obstacles), default=0)]
+        return REPLAY_GRADES[
+            max((REPLAY_GRADES.index(one.grade) for one in self.obstacles), default=0)
+        ]
 
 
 @dataclass(frozen=True, slots=True)

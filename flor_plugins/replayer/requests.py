@@ -7,20 +7,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.hooks.load import scan
+from flor_plugins.hooks.hook_files import scan
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.recipe import load_recipe
 from flor_plugins.records import Plan, Position, Run, Task
-from flor_plugins.replay import edits, patching
-from flor_plugins.replay import plan as planning
-from flor_plugins.replay.engine import check, run_all
-from flor_plugins.replay.engines.travel import put_back
-from flor_plugins.replay.givers import without_hook
-from flor_plugins.replay.propagate.sources import Recorded
-from flor_plugins.replay.tasks import Outcome
+from flor_plugins.replayer.backport import request as backport_request
+from flor_plugins.replayer.backport.snapshots import Recorded
+from flor_plugins.replayer.execution.executors import check, run_all
+from flor_plugins.replayer.execution.remote_sync import put_back
+from flor_plugins.replayer.execution.task_runner import Outcome
+from flor_plugins.replayer.method_patching import patches
+from flor_plugins.replayer.planning import planner as planning
+from flor_plugins.replayer.planning.metric_sources import without_hook
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store
-from flor_plugins.store.references import Reference, parse_reference
+from flor_plugins.store.query.references import Reference, parse_reference
 from flor_plugins.store.runs import find_run, plain, this_process
 
 Progress = Callable[[Task, dict[str, Any]], None]
@@ -88,12 +89,16 @@ class Answer:
         return any(row["verdict"] == "diverged" for row in self.rows)
 
 
-def hooks_for(runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None = None) -> tuple[Path, ...]:
+def hooks_for(
+    runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None = None
+) -> tuple[Path, ...]:
     """Where hooks come from: those named; else the script that asks; else the recipes of the runs.
 
     hooks: paths of hook files, or @flor.metric functions (their file is taken).
     """
-    named = [Path(h.function.__code__.co_filename) if isinstance(h, Metric) else Path(h) for h in hooks]
+    named = [
+        Path(h.function.__code__.co_filename) if isinstance(h, Metric) else Path(h) for h in hooks
+    ]
     if not named and main_file and _has_metrics(Path(main_file)):
         named = [Path(main_file)]
     if not named:
@@ -124,12 +129,14 @@ def request(
     patch: `module:Class.method` to `file.py:function`, relative to `folder`. Raises HookError for hooks and patches
     that can't be read, EditRefused where the edit would change the training.
     """
-    methods = patching.read(patch or {}, folder)
+    methods = patches.read(patch or {}, folder)
     found = [one for path in hooks for one in scan(path)]
-    rest = [name for name in without_hook(metrics, found) if not patching.may_log(methods, name)]
-    edit = edits.find(store, runs, rest) if rest else None
-    patched = patching.Patching(methods, Recorded(store, Path.cwd())) if methods else None
-    return planning.Request(tuple(metrics), where, epochs, tuple(hooks), at or {}, edit=edit, patch=patched)
+    rest = [name for name in without_hook(metrics, found) if not patches.may_log(methods, name)]
+    edit = backport_request.find(store, runs, rest) if rest else None
+    patched = patches.Patching(methods, Recorded(store, Path.cwd())) if methods else None
+    return planning.Request(
+        tuple(metrics), where, epochs, tuple(hooks), at or {}, edit=edit, patch=patched
+    )
 
 
 def places_asked(store: Store, runs: Sequence[str]) -> dict[str, Reference]:
@@ -156,11 +163,20 @@ def execute(
         return Answer(plan)
     plan = _with_kept_hooks(store, plan)
     folder = store.replay(plan.replay_id)
-    write_json(folder / "plan.json", {"format": 1, "process": asdict(this_process()), **planning.as_json(plan)})
+    write_json(
+        folder / "plan.json",
+        {"format": 1, "process": asdict(this_process()), **planning.as_json(plan)},
+    )
     by_id = {run.run_id: run for run in runs}
-    outcomes = run_all(store, by_id, plan, progress or (lambda task, event: None), workers=workers, engine=engine)
+    outcomes = run_all(
+        store, by_id, plan, progress or (lambda task, event: None), workers=workers, engine=engine
+    )
     answer = Answer(plan, tuple(outcomes))
-    verdicts = {"passes": answer.rows, "stretches": plain(answer.stretches), "failures": answer.failures}
+    verdicts = {
+        "passes": answer.rows,
+        "stretches": plain(answer.stretches),
+        "failures": answer.failures,
+    }
     write_json(folder / "verdicts.json", {"format": 1, **verdicts})
     put_back(store, plan.replay_id)
     return answer
@@ -187,7 +203,11 @@ def _has_metrics(path: Path) -> bool:
 
 def _estimate(task: Task, passed: dict[str, Any]) -> float | None:
     """What the plan said of the pass; two passes of one way have no epoch in common."""
-    its = [one for one in task.passes if one.way == passed["way"] and set(passed["epochs"]) <= set(one.epochs)]
+    its = [
+        one
+        for one in task.passes
+        if one.way == passed["way"] and set(passed["epochs"]) <= set(one.epochs)
+    ]
     return None if not its or its[0].seconds is None else round(its[0].seconds, 2)
 
 

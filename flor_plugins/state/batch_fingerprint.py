@@ -18,7 +18,11 @@ def checksum(batch: Any) -> torch.Tensor | int:
     Integers sum in any order to the same bits. The order of the samples within a batch does not
     count; that of its tensors does. 0 for a batch without tensors.
     """
-    tensors = [leaf for leaf in _leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided]
+    tensors = [
+        leaf
+        for leaf in _leaves(batch)
+        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided
+    ]
     return by_place([_sum(tensor) for tensor in tensors])
 
 

@@ -19,10 +19,16 @@ def capture(model: Any) -> list[int] | None:
     None where the buckets are still the first ones (up to the second update), where they stay so (static_graph,
     find_unused_parameters), and for a model that is not a DistributedDataParallel.
     """
-    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters or model.static_graph:
+    if (
+        not isinstance(model, DistributedDataParallel)
+        or model.find_unused_parameters
+        or model.static_graph
+    ):
         return None
     known: Any = model._get_ddp_logging_data()
-    found = known.get("rebuilt_per_bucket_param_indices") or known.get("prev_iteration_grad_ready_order_indices")
+    found = known.get("rebuilt_per_bucket_param_indices") or known.get(
+        "prev_iteration_grad_ready_order_indices"
+    )
     return [int(number) for number in found.replace(",", " ").split()] if found else None
 
 
@@ -41,6 +47,8 @@ def restore(model: Any, order: list[int] | None) -> None:
     model.reducer.prepare_for_backward([])
     with torch.enable_grad():
         # Backward visits first what was computed last.
-        nothing = torch.stack([(parameters[number] * 0).sum().double() for number in reversed(order)]).sum()
+        nothing = torch.stack(
+            [(parameters[number] * 0).sum().double() for number in reversed(order)]
+        ).sum()
     nothing.backward()
     model.reducer._rebuild_buckets()  # as the next forward would; from then on nothing changes them

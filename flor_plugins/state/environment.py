@@ -73,7 +73,9 @@ def variables() -> dict[str, str]:
     return {
         name: value
         for name, value in sorted(os.environ.items())
-        if VARIABLES.match(name) and not SECRET_WORDS.search(name.upper()) and not URL_WITH_PASSWORD.search(value)
+        if VARIABLES.match(name)
+        and not SECRET_WORDS.search(name.upper())
+        and not URL_WITH_PASSWORD.search(value)
     }
 
 
@@ -103,7 +105,9 @@ def _determinism() -> dict[str, Any]:
     if torch is None:
         return {}
     switches = dict(SWITCHES)
-    if torch.cuda.is_initialized():  # asked before, it would initialise CUDA to learn the device's generation
+    if (
+        torch.cuda.is_initialized()
+    ):  # asked before, it would initialise CUDA to learn the device's generation
         switches["cudnn_version"] = ("backends.cudnn.version",)
     values = {name: _first_readable(torch, places) for name, places in switches.items()}
     # torch.set_flush_denormal sets the processor's own switch, which python's floats obey, too.

@@ -36,7 +36,9 @@ def copy_into(module: nn.Module, tensors: Mapping[str, Any]) -> bool:
 
 def _own(module: nn.Module) -> dict[str, torch.Tensor] | None:
     """What `load_state_dict` fills, by name; None where it does anything else besides."""
-    if type(module).load_state_dict is not nn.Module.load_state_dict or "load_state_dict" in vars(module):
+    if type(module).load_state_dict is not nn.Module.load_state_dict or "load_state_dict" in vars(
+        module
+    ):
         return None
     if torch.__future__.get_swap_module_params_on_conversion():
         return None
@@ -46,7 +48,9 @@ def _own(module: nn.Module) -> dict[str, torch.Tensor] | None:
         prefix, part = parts.pop()
         if not _loads_plainly(part):
             return None
-        parts += [(f"{prefix}{name}.", one) for name, one in part._modules.items() if one is not None]
+        parts += [
+            (f"{prefix}{name}.", one) for name, one in part._modules.items() if one is not None
+        ]
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 found[prefix + name] = parameter

@@ -25,7 +25,9 @@ class Wrapped:
             return wrapper(original, *args, **kwargs)
 
         setattr(owner, name, call)
-        self._undo.append(lambda: setattr(owner, name, original) if had_own else delattr(owner, name))
+        self._undo.append(
+            lambda: setattr(owner, name, original) if had_own else delattr(owner, name)
+        )
 
     def before(self, owner: Any, name: str, act: Callable[[], Any]) -> None:
         """`act()` runs at the entry of `owner.name`."""

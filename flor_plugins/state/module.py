@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-LARGEST_ARRAY = 2**26  # bytes: what is larger is a data set, or has to be given to whoever saves it by name
+LARGEST_ARRAY = (
+    2**26
+)  # bytes: what is larger is a data set, or has to be given to whoever saves it by name
 _OWN = frozenset(vars(nn.Module())) | {"training"}
 _Modules = list[tuple[str, nn.Module]]
 
@@ -31,8 +33,12 @@ def capture(
         "evaluating": [name for name, m in modules if not m.training],
         "metrics": {name: _metric_state(m) for name, m in metrics},
         "attributes": _attributes(module),
-        "parts": {name: found for name, part in _parts(modules, metrics) if (found := _attributes(part))},
-        "gradients": {name: p.grad for name, p in parameters if p.grad is not None} if gradients else {},
+        "parts": {
+            name: found for name, part in _parts(modules, metrics) if (found := _attributes(part))
+        },
+        "gradients": {name: p.grad for name, p in parameters if p.grad is not None}
+        if gradients
+        else {},
     }
 
 
@@ -66,7 +72,9 @@ def unsaved_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
     return _unsaved(module, list(module.named_modules()), None)
 
 
-def _unsaved(module: nn.Module, modules: _Modules, saved: Collection[str] | None) -> dict[str, torch.Tensor]:
+def _unsaved(
+    module: nn.Module, modules: _Modules, saved: Collection[str] | None
+) -> dict[str, torch.Tensor]:
     names = module.state_dict().keys() if saved is None else saved
     return {name: buffer for name, buffer in _named(modules, "_buffers") if name not in names}
 
@@ -104,7 +112,11 @@ def _set_attributes(module: nn.Module, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if is_plain(value):
             present = getattr(module, name, None)
-            setattr(module, name, _on(value, present.device) if isinstance(present, torch.Tensor) else value)
+            setattr(
+                module,
+                name,
+                _on(value, present.device) if isinstance(present, torch.Tensor) else value,
+            )
 
 
 def _on(value: Any, device: torch.device) -> Any:
@@ -122,12 +134,18 @@ def _parts(modules: _Modules, metrics: _Modules) -> list[tuple[str, nn.Module]]:
 
 def is_plain(value: Any, depth: int = 0) -> bool:
     """Data that the state codec stores without loss; anything else belongs to the script."""
-    if isinstance(value, np.ndarray | np.generic):  # before float and str, which numpy's scalars may also be
+    if isinstance(
+        value, np.ndarray | np.generic
+    ):  # before float and str, which numpy's scalars may also be
         return _is_plain_numpy(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return type(value) in (type(None), bool, int, float, str)
     if isinstance(value, torch.Tensor):
-        return type(value) is torch.Tensor and not value.requires_grad and value.layout is torch.strided
+        return (
+            type(value) is torch.Tensor
+            and not value.requires_grad
+            and value.layout is torch.strided
+        )
     if depth > 4:
         return False
     if type(value) in (list, tuple, set) or type(value).__name__ == "deque":

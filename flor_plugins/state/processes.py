@@ -13,7 +13,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-WAIT = timedelta(minutes=10)  # a snapshot of the code, or a checkpoint that is compared, may take a while
+WAIT = timedelta(
+    minutes=10
+)  # a snapshot of the code, or a checkpoint that is compared, may take a while
 
 
 def rank() -> int:

@@ -12,8 +12,14 @@ import numpy as np
 import torch
 
 Generator = torch.Generator | np.random.Generator | random.Random
-_KINDS = (torch.Generator, np.random.Generator, random.Random)  # of a tuple isinstance is faster than of a union
-_NO_GENERATORS = frozenset((bool, int, float, str, dict, OrderedDict, set, type(None)))  # most that a module has
+_KINDS = (
+    torch.Generator,
+    np.random.Generator,
+    random.Random,
+)  # of a tuple isinstance is faster than of a union
+_NO_GENERATORS = frozenset(
+    (bool, int, float, str, dict, OrderedDict, set, type(None))
+)  # most that a module has
 
 
 def capture() -> dict[str, Any]:
@@ -85,7 +91,11 @@ def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) ->
         return
     attributes = getattr(owner, "__dict__", {})
     for key, value in attributes.items():
-        if type(value) not in _NO_GENERATORS and isinstance(value, _KINDS) and id(value) not in seen:
+        if (
+            type(value) not in _NO_GENERATORS
+            and isinstance(value, _KINDS)
+            and id(value) not in seen
+        ):
             seen.add(id(value))
             found[f"{name}.{key}"] = value
     # a model has hundreds of modules, and this is asked three times an epoch: no names are made for nothing

@@ -82,7 +82,13 @@ def _copy(one: Any, seen: dict[int, Any], memory: set[int]) -> Any:
 
 
 def _tensor(one: torch.Tensor, memory: set[int]) -> torch.Tensor:
-    if one.layout is not torch.strided or one.is_quantized or one.requires_grad or one.is_conj() or one.is_neg():
+    if (
+        one.layout is not torch.strided
+        or one.is_quantized
+        or one.requires_grad
+        or one.is_conj()
+        or one.is_neg()
+    ):
         raise Uncopied("a batch holds a tensor that is sparse, quantized or of an autograd graph")
     place = one.untyped_storage().data_ptr()
     made = one.clone()

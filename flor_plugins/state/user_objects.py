@@ -35,8 +35,15 @@ def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 def parts(model: nn.Module) -> set[int]:
     """What tells that something belongs to a model: ids of its modules, addresses of its tensors' memory."""
     modules = list(model.modules())
-    tensors = [one for part in modules for kind in (part._parameters, part._buffers) for one in kind.values()]
-    return {id(part) for part in modules} | {_address(one) for one in tensors if one is not None} - {0}
+    tensors = [
+        one
+        for part in modules
+        for kind in (part._parameters, part._buffers)
+        for one in kind.values()
+    ]
+    return {id(part) for part in modules} | {
+        _address(one) for one in tensors if one is not None
+    } - {0}
 
 
 def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
@@ -45,7 +52,9 @@ def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
     known: `parts` of the model that is being trained: they are saved elsewhere.
     """
     return {
-        "attributes": {name: value for name, value in vars(owner).items() if is_state(value, known)},
+        "attributes": {
+            name: value for name, value in vars(owner).items() if is_state(value, known)
+        },
         "generators": rng.capture_generators(_generators(owner)),
         "modules": {
             name: {"weights": part.state_dict(), "rest": module_state.capture(part)}
@@ -57,7 +66,9 @@ def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
 
 def restore(owner: Any, state: dict[str, Any]) -> None:
     """Put `capture`'s result back; modules in place."""
-    vars(owner).update(copy.deepcopy(state["attributes"]))  # not setattr, which frozen classes refuse
+    vars(owner).update(
+        copy.deepcopy(state["attributes"])
+    )  # not setattr, which frozen classes refuse
     rng.restore_generators(_generators(owner), state["generators"])
     for name, part in _modules(owner):
         if name in state["modules"]:
@@ -70,7 +81,9 @@ def is_state(value: Any, known: Collection[int] = ()) -> bool:
     if isinstance(value, str) and os.sep in value:
         return False  # a path is another one in the sandbox of a replay
     # A view of a weight (`p.data`) has to stay one.
-    return module_state.is_plain(value) and not any(_address(one) in known for one in _tensors(value))
+    return module_state.is_plain(value) and not any(
+        _address(one) in known for one in _tensors(value)
+    )
 
 
 def _address(tensor: torch.Tensor | np.ndarray) -> int:
@@ -79,7 +92,10 @@ def _address(tensor: torch.Tensor | np.ndarray) -> int:
         if isinstance(tensor, np.ndarray):
             return tensor.ctypes.data
         return tensor.untyped_storage().data_ptr()
-    except (NotImplementedError, RuntimeError):  # sparse tensors and subclasses without memory of their own
+    except (
+        NotImplementedError,
+        RuntimeError,
+    ):  # sparse tensors and subclasses without memory of their own
         return 0
 
 
@@ -97,4 +113,6 @@ def _generators(owner: Any) -> dict[str, rng.Generator]:
 
 
 def _modules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
-    yield from ((name, value) for name, value in vars(owner).items() if isinstance(value, nn.Module))
+    yield from (
+        (name, value) for name, value in vars(owner).items() if isinstance(value, nn.Module)
+    )

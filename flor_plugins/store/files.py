@@ -26,7 +26,9 @@ def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # some network file systems have no locks; there one must not do two things at once
+        with suppress(
+            OSError
+        ):  # some network file systems have no locks; there one must not do two things at once
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
@@ -112,7 +114,9 @@ def _scratch(path: Path) -> Path:
 
 
 def _exists(path: Path) -> StoreError:
-    return StoreError(f"{path} can't be written: it exists already. Delete it first to make it again.")
+    return StoreError(
+        f"{path} can't be written: it exists already. Delete it first to make it again."
+    )
 
 
 def _sync_tree(folder: Path, mode: int) -> None:

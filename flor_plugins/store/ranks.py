@@ -36,10 +36,14 @@ def load_checkpoint(
 
     Errors as `checkpoints.load_checkpoint`, also where this process wrote nothing.
     """
-    return with_own_part(checkpoints.load_checkpoint(run_path, position, only), run_path, rank, position)
+    return with_own_part(
+        checkpoints.load_checkpoint(run_path, position, only), run_path, rank, position
+    )
 
 
-def with_own_part(whole: dict[str, Any], run_path: Path, rank: int, position: Position) -> dict[str, Any]:
+def with_own_part(
+    whole: dict[str, Any], run_path: Path, rank: int, position: Position
+) -> dict[str, Any]:
     """The first process' State at a position with the part of another one laid over it, section by section.
 
     Errors as `checkpoints.load_checkpoint`, where that part is absent or damaged.
@@ -63,7 +67,9 @@ def _over_all(one: Checkpoint, parts: dict[int, dict[Position, Checkpoint]]) -> 
         lost = f"no part of rank {', '.join(map(str, missing))} is there"
         return replace(one, is_full=False, lost=(*one.lost, lost), sections=(MODEL,))
     lost = tuple(_lost(rank, its[one.position]) for rank, its in parts.items() if not missing)
-    return replace(one, is_full=one.is_full and not any(lost), lost=(*one.lost, *filter(None, lost)))
+    return replace(
+        one, is_full=one.is_full and not any(lost), lost=(*one.lost, *filter(None, lost))
+    )
 
 
 def _lost(rank: int, part: Checkpoint) -> str:

@@ -80,7 +80,9 @@ def find_run(store: Store, text: str) -> Run:
     named = [run for run in runs if run.name == text]
     if named:
         return named[-1]
-    begun = [run for run in runs if run.run_id.startswith(text)] if len(text) >= SHORTEST_PREFIX else []
+    begun = (
+        [run for run in runs if run.run_id.startswith(text)] if len(text) >= SHORTEST_PREFIX else []
+    )
     if len(begun) == 1:
         return begun[0]
     raise UnknownRun(_unknown(store, text, begun or runs, is_ambiguous=bool(begun)))
@@ -104,7 +106,11 @@ def is_gone(process: Process) -> bool:
     if Path("/proc/self/stat").exists():
         state = _proc_stat(process.pid)
         # A zombie has ended and waits for its parent; another start means that the pid was given again.
-        return state is None or state[0] in "ZX" or bool(process.started and state[1] != process.started)
+        return (
+            state is None
+            or state[0] in "ZX"
+            or bool(process.started and state[1] != process.started)
+        )
     if sys.platform == "win32":  # there, os.kill(pid, 0) would end the process
         return False
     try:
@@ -131,17 +137,25 @@ def _folders(store: Store) -> list[Path]:
     if not store.runs.is_dir():
         return []
     folders = (path.parent for path in store.runs.glob("*/run.json"))
-    return sorted(folder for folder in folders if not folder.name.startswith("."))  # else unfinished
+    return sorted(
+        folder for folder in folders if not folder.name.startswith(".")
+    )  # else unfinished
 
 
 def _unknown(store: Store, text: str, runs: list[Run], *, is_ambiguous: bool) -> str:
     known = [f"{run.run_id} ({run.name})" for run in reversed(runs)]
     listed = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
     if is_ambiguous:
-        return f"{len(runs)} runs in {store.root} begin with {text!r}: {listed}. Give more of the id."
+        return (
+            f"{len(runs)} runs in {store.root} begin with {text!r}: {listed}. Give more of the id."
+        )
     words = {run.name for run in runs} | {run.run_id for run in runs}
     close = difflib.get_close_matches(text, sorted(words), n=3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "Give a run_id, its beginning, or a name."
+    hint = (
+        f"Did you mean {' or '.join(close)}?"
+        if close
+        else "Give a run_id, its beginning, or a name."
+    )
     return f"no run answers to {text!r} in {store.root}; it has {listed or 'no runs'}. {hint}"
 
 
@@ -157,7 +171,8 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
     fields["timing"] = Timing(**fields.get("timing", {}))
     fields["obstacles"] = tuple(Obstacle(**one) for one in fields.get("obstacles", ()))
     fields["skipped"] = tuple(
-        Skipped(**{**one, "position": Position(**one["position"])}) for one in fields.get("skipped", ())
+        Skipped(**{**one, "position": Position(**one["position"])})
+        for one in fields.get("skipped", ())
     )
     for name in ("tags", "gaps", "resumed"):
         fields[name] = tuple(fields.get(name, ()))
@@ -167,7 +182,9 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
 def plain(value: Any) -> Any:
     """JSON for anything: hyper-parameters hold what the user put there, so the rest becomes text."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):

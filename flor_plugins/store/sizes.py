@@ -6,7 +6,9 @@ import math
 import re
 from fractions import Fraction
 
-_SIZE = re.compile(r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*(?:([kmgtpe])(i?))?b?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(
+    r"(\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})\s*(?:([kmgtpe])(i?))?b?", re.ASCII | re.IGNORECASE
+)
 _POWERS = "kmgtpe"
 _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 
@@ -21,7 +23,9 @@ def parse_size(text: str | int) -> int:
         return text
     found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if not found:
-        raise ValueError(f"not a size: {text!r}; write it like 50GB, 500 MB or 1.5TiB, or as a number of bytes")
+        raise ValueError(
+            f"not a size: {text!r}; write it like 50GB, 500 MB or 1.5TiB, or as a number of bytes"
+        )
     power = _POWERS.index(found[2].lower()) + 1 if found[2] else 0
     # A Fraction: 1.1 as a float is not what was written, and 8.2EB would be off by hundreds of bytes.
     return math.floor(Fraction(found[1]) * (1024 if found[3] else 1000) ** power)

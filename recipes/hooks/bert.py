@@ -61,7 +61,9 @@ def accuracy_by_word_class(ctx: flor.Context) -> dict[str, float]:
         guesses = ctx.model(**inputs).logits.argmax(dim=-1)
         is_asked = labels != -100
         plain = torch.where(is_asked, labels, inputs["input_ids"])
-        for ids, *chunk in zip(plain.tolist(), is_asked.tolist(), (guesses == labels).tolist(), strict=True):
+        for ids, *chunk in zip(
+            plain.tolist(), is_asked.tolist(), (guesses == labels).tolist(), strict=True
+        ):
             classes = word_classes(tokenizer.convert_ids_to_tokens(ids))
             for name, was_asked, was_right in zip(classes, *chunk, strict=True):
                 asked[name] += was_asked

@@ -51,7 +51,9 @@ def greedy_return(ctx: flor.Context) -> float:
     returns, is_going = np.zeros(EPISODES), np.ones(EPISODES, dtype=bool)
     while is_going.any():
         logits, _ = ctx.model(torch.from_numpy(observed).to(ctx.device))
-        observed, rewards, terminated, truncated, _ = environments.step(logits.argmax(dim=-1).cpu().numpy())
+        observed, rewards, terminated, truncated, _ = environments.step(
+            logits.argmax(dim=-1).cpu().numpy()
+        )
         returns += rewards * is_going
         is_going &= ~(terminated | truncated)
     return float(returns.mean())

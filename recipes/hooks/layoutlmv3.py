@@ -29,7 +29,9 @@ def f1_by_label(ctx: flor.Context) -> dict[str, float]:
 @flor.metric(at="epoch")
 def kind_confusion(ctx: flor.Context) -> list[list[int]]:
     """How often a word of each kind (row) was read as each kind (column): O, HEADER, QUESTION, ANSWER."""
-    kinds = torch.tensor([KINDS.index(kind_of(tag)) for _, tag in sorted(ctx.model.config.id2label.items())])
+    kinds = torch.tensor(
+        [KINDS.index(kind_of(tag)) for _, tag in sorted(ctx.model.config.id2label.items())]
+    )
     found = torch.zeros(len(KINDS) ** 2, dtype=torch.int64)
     for probabilities, labels in windows(ctx):
         guesses = kinds[probabilities.argmax(dim=1)]
@@ -71,7 +73,8 @@ def spans(found: list[str]) -> Iterator[Span]:
     begins = [
         index
         for index, tag in enumerate(found)
-        if tag[0] == "B" or (tag[0] == "I" and (index == 0 or kind_of(found[index - 1]) != kind_of(tag)))
+        if tag[0] == "B"
+        or (tag[0] == "I" and (index == 0 or kind_of(found[index - 1]) != kind_of(tag)))
     ]
     for begin in begins:
         end = begin + 1

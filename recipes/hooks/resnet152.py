@@ -36,7 +36,9 @@ def calibration_error(ctx: flor.Context) -> float:
     for logits, labels in readings(ctx):
         confidence, digits = logits.double().softmax(dim=1).max(dim=1)
         bins = (confidence * BINS).ceil().long().clamp(1, BINS) - 1  # a bin holds its upper edge
-        gaps += torch.bincount(bins, weights=(digits == labels).double() - confidence, minlength=BINS)
+        gaps += torch.bincount(
+            bins, weights=(digits == labels).double() - confidence, minlength=BINS
+        )
         total += len(labels)
     return gaps.abs().sum().item() / total
 

@@ -9,7 +9,13 @@ from torch import Tensor
 
 import flor_plugins as flor
 
-KINDS = ("look_up", "reverse_look_up", "extreme", "count", "sum_or_average")  # as recipes/tapas.py numbers them
+KINDS = (
+    "look_up",
+    "reverse_look_up",
+    "extreme",
+    "count",
+    "sum_or_average",
+)  # as recipes/tapas.py numbers them
 OPERATORS = ("NONE", "SUM", "AVERAGE", "COUNT")
 
 
@@ -18,7 +24,9 @@ def accuracy_by_kind(ctx: flor.Context) -> dict[str, float]:
     """Share of right answers among the validation questions of each kind."""
     right, asked = torch.zeros(len(KINDS)), torch.zeros(len(KINDS))
     for batch, logits, operators in readings(ctx):
-        right += torch.bincount(batch["kind"], weights=is_right(batch, logits, operators), minlength=len(KINDS))
+        right += torch.bincount(
+            batch["kind"], weights=is_right(batch, logits, operators), minlength=len(KINDS)
+        )
         asked += torch.bincount(batch["kind"], minlength=len(KINDS))
     return dict(zip(KINDS, (right / asked).tolist(), strict=True))
 
@@ -44,7 +52,10 @@ def readings(ctx: flor.Context) -> Iterator[tuple[dict[str, Tensor], Tensor, Ten
 
 def is_right(batch: dict[str, Tensor], logits: Tensor, operators: Tensor) -> Tensor:
     """(batch,) float32: 1 where the model gave the very cells, or, of a sum, average or count, the number."""
-    is_chosen, sizes = logits > 0, batch["numeric_values_scale"]  # a cell of several tokens counts once
+    is_chosen, sizes = (
+        logits > 0,
+        batch["numeric_values_scale"],
+    )  # a cell of several tokens counts once
     cells = (is_chosen / sizes).sum(dim=1)
     total = torch.where(is_chosen, batch["numeric_values"] / sizes, 0).sum(dim=1)
     given = torch.stack([torch.full_like(total, torch.nan), total, total / cells, cells])

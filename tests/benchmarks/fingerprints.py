@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from flor_plugins.state import batch as fingerprints
+from flor_plugins.state import batch_fingerprint as fingerprints
 
 
 class Texts(Dataset):
@@ -80,14 +80,22 @@ def hf(steps: int, folder: str) -> None:
     from flor_plugins.hf import FlorCallback
 
     config = GPT2Config(
-        vocab_size=1000, n_positions=128, n_embd=128, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=0
+        vocab_size=1000,
+        n_positions=128,
+        n_embd=128,
+        n_layer=2,
+        n_head=4,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     arguments = TrainingArguments(
         folder, per_device_train_batch_size=8, max_steps=steps, use_cpu=True, disable_tqdm=True, report_to="none",
         save_strategy="no", dataloader_pin_memory=False, logging_strategy="no",
     )  # fmt: skip
     callback = FlorCallback(store=f"{folder}/store")
-    Trainer(GPT2LMHeadModel(config), arguments, train_dataset=Texts(8 * steps), callbacks=[callback]).train()
+    Trainer(
+        GPT2LMHeadModel(config), arguments, train_dataset=Texts(8 * steps), callbacks=[callback]
+    ).train()
 
 
 def lightning(steps: int, folder: str) -> None:

@@ -56,7 +56,9 @@ class Segment:
     def written(self, *, and_copied: bool = True) -> list[float]:
         """Of the steps that were written in; of all if there are none."""
         flags = zip(self.seconds, self.is_written, self.is_copied, strict=True)
-        return [one for one, is_in, copied in flags if is_in and (and_copied or not copied)] or list(self.seconds)
+        return [
+            one for one, is_in, copied in flags if is_in and (and_copied or not copied)
+        ] or list(self.seconds)
 
 
 class Watch(pl.Callback):
@@ -80,7 +82,9 @@ class Watch(pl.Callback):
         return sum(not name.startswith(PARTIAL) for name in self._names())
 
     def _names(self) -> list[str]:
-        return os.listdir(self._folder) if self._folder is not None and self._folder.exists() else []
+        return (
+            os.listdir(self._folder) if self._folder is not None and self._folder.exists() else []
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -109,7 +113,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "steps": {name: sum(len(one.seconds) for one in ones) for name, ones in found.items()},
         "share_written_in": mean(written),
         "checkpoints": [one.checkpoints for one in found["writing"]],
-        "checkpoints_asked": 2 + (steps - 1) // every,  # the first and the last state are always saved
+        "checkpoints_asked": 2
+        + (steps - 1) // every,  # the first and the last state are always saved
         "pooled": _pooled(found),
     }
     answer("interference", options, _figures(found, MOST[options.device]), details)
@@ -133,7 +138,9 @@ def _without(setting: Setting) -> Segment:
 
 def _with(setting: Setting) -> Segment:
     store = setting.place.folder()
-    callback = setting.place.callback("lightning", store, every_n_steps=setting.every, every_minutes=None)
+    callback = setting.place.callback(
+        "lightning", store, every_n_steps=setting.every, every_minutes=None
+    )
     seconds, watch = _steps(setting, store, [callback])
     seen = watch.seen[WARM_UP:]
     # The copy begins after every n-th update and may last until the next one.
@@ -157,21 +164,36 @@ def _steps(setting: Setting, store: Path, callbacks: list[Any]) -> tuple[tuple[f
 
 
 def _figures(found: Mapping[str, Sequence[Segment]], most: float) -> list[Figure]:
-    plain = {name: [list(one.seconds) for one in found[name]] for name in ("without", "without again")}
+    plain = {
+        name: [list(one.seconds) for one in found[name]] for name in ("without", "without again")
+    }
     writing = [one.written() for one in found["writing"]]
     figures = []
     for share in reversed(SHARES):
         control = _ratio(plain["without again"], plain["without"], share)
         aim = Aim(most) if share == 0.99 else None
-        figures.append(Figure(f"p{100 * share:.0f} writing", _ratio(writing, plain["without"], share), control, aim))
+        figures.append(
+            Figure(
+                f"p{100 * share:.0f} writing",
+                _ratio(writing, plain["without"], share),
+                control,
+                aim,
+            )
+        )
     rest = [one.written(and_copied=False) for one in found["writing"]]
     control = _ratio(plain["without again"], plain["without"], 0.99)
-    figures.append(Figure("p99 writing, not copying", _ratio(rest, plain["without"], 0.99), control))
+    figures.append(
+        Figure("p99 writing, not copying", _ratio(rest, plain["without"], 0.99), control)
+    )
     return figures
 
 
-def _ratio(of: Sequence[Sequence[float]], over: Sequence[Sequence[float]], share: float) -> Interval:
-    return interval(pair_ratios([quantile(one, share) for one in of], [quantile(one, share) for one in over]))
+def _ratio(
+    of: Sequence[Sequence[float]], over: Sequence[Sequence[float]], share: float
+) -> Interval:
+    return interval(
+        pair_ratios([quantile(one, share) for one in of], [quantile(one, share) for one in over])
+    )
 
 
 def _pooled(found: Mapping[str, Sequence[Segment]]) -> dict[str, dict[str, float]]:

@@ -75,7 +75,9 @@ class Sampler(pl.Callback):
         trainer.should_stop = sample.at >= self.seconds
 
     def _sample(self, at: float) -> Sample:
-        folders = [one for run in run_paths(self.store) for one in (run / "checkpoints").glob("epoch=*")]
+        folders = [
+            one for run in run_paths(self.store) for one in (run / "checkpoints").glob("epoch=*")
+        ]
         folders.sort(key=lambda one: int(one.name.rpartition("=")[2]))
         for one in folders[1:-KEPT]:  # the others refer to the first for what has not changed since
             shutil.rmtree(one)
@@ -125,7 +127,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     shape = LARGE["small" if options.scale == "full" else options.scale]
     with place(options.folder) as there:
         model = shape.build().to(options.device)
-        step = median(nothing(Setting(there, shape, model, every=0, steps=20, device=options.device))[5:])
+        step = median(
+            nothing(Setting(there, shape, model, every=0, steps=20, device=options.device))[5:]
+        )
         every = max(1, math.ceil(options.seconds / step))
         store = there.folder()
         sampler = Sampler(store, 60 * options.minutes)
@@ -161,7 +165,12 @@ def _answer(options: argparse.Namespace, samples: Sequence[Sample], every: int) 
         "shared_once_mb": [one.shared_once / MB for one in _minutes(samples)],
     }
     control = interval([one / usual for one in sizes[:third]])
-    answer("memory", options, [Figure("resident, last third / first third", growth, control, Aim(MOST))], details)
+    answer(
+        "memory",
+        options,
+        [Figure("resident, last third / first third", growth, control, Aim(MOST))],
+        details,
+    )
 
 
 def _minutes(samples: Sequence[Sample]) -> list[Sample]:

@@ -37,7 +37,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
-from flor_plugins.record import budgets
+from flor_plugins.recorder.checkpointing import budgets
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.files import PARTIAL
 from flor_plugins.store.writers import living_writer
@@ -104,7 +104,9 @@ class Training:
         )  # fmt: skip
 
         def fit() -> None:
-            (_hf if self.framework == "hf" else _lightning)(setting, folder, self._callbacks(folder, end), self.epochs)
+            (_hf if self.framework == "hf" else _lightning)(
+                setting, folder, self._callbacks(folder, end), self.epochs
+            )
             turn.spent.finish = time.perf_counter() - end.moment
 
         try:
@@ -126,7 +128,9 @@ class Training:
 
     def _look(self, store: Path) -> None:
         folders = [one / "checkpoints" for one in run_paths(store)]
-        self.late += any(name.startswith(PARTIAL) for one in folders if one.exists() for name in os.listdir(one))
+        self.late += any(
+            name.startswith(PARTIAL) for one in folders if one.exists() for name in os.listdir(one)
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -138,7 +142,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = shape.build().to(options.device)
         copy = Memcpy(adam_state(model))
         memcpy = copy.seconds()
-        step = median(nothing(Setting(there, shape, model, every=0, steps=20, device=options.device))[5:])
+        step = median(
+            nothing(Setting(there, shape, model, every=0, steps=20, device=options.device))[5:]
+        )
         steps = max(LEAST_STEPS, math.ceil(options.memcpys * memcpy / step))
         tell(f"memcpy {1000 * memcpy:.2f} ms, step {1000 * step:.1f} ms, {steps} steps an epoch")
 
@@ -151,7 +157,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for name in NAMES
             }  # fmt: skip
 
-        _interleaved(trainings(0), 0, 1)  # code and memory that only the first fit of a process meets
+        _interleaved(
+            trainings(0), 0, 1
+        )  # code and memory that only the first fit of a process meets
         settling = 0 if options.budget is None else SETTLING
         measured = trainings(settling + options.pairs)
         with patch.object(budgets, "ALLOWANCE_S", FREE_S):
@@ -160,7 +168,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         del one.epochs[:settling]
     print(_table(found), end="\n\n")
     recorded, places = measured["with"], settling + options.pairs + 2
-    print(f"{recorded.checkpoints} checkpoints, {recorded.full} of them whole, of {places} places\n")
+    print(
+        f"{recorded.checkpoints} checkpoints, {recorded.full} of them whole, of {places} places\n"
+    )
     details = {
         "framework": options.framework,
         "state_bytes": copy.nbytes,
@@ -180,14 +190,22 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__, pairs=PAIRS)
     made.add_argument("--framework", choices=("lightning", "hf"), default="lightning")
     made.add_argument("--threads", type=int, default=1, help="that the training computes with")
-    made.add_argument("--memcpys", type=float, default=100, help="of the state, that an epoch takes at least")
-    made.add_argument("--budget", type=float, help="of the callback: the share of the time that recording may cost")
+    made.add_argument(
+        "--memcpys", type=float, default=100, help="of the state, that an epoch takes at least"
+    )
+    made.add_argument(
+        "--budget",
+        type=float,
+        help="of the callback: the share of the time that recording may cost",
+    )
     made.add_argument("--parts", type=int, default=PARTS, help="turns of an epoch; an odd number")
     return made.parse_args(argv)
 
 
 def _interleaved(trainings: Mapping[str, Training], rounds: int, parts: int) -> dict[str, Spent]:
-    return interleave({name: partial(one, name=name) for name, one in trainings.items()}, rounds, parts)
+    return interleave(
+        {name: partial(one, name=name) for name, one in trainings.items()}, rounds, parts
+    )
 
 
 def _tell_writers(store: Path, what: signal.Signals) -> None:
@@ -199,11 +217,19 @@ def _tell_writers(store: Path, what: signal.Signals) -> None:
 def _figure(found: Mapping[str, Spent]) -> Figure:
     epochs = {name: one.epochs for name, one in found.items()}
     control = interval(pair_ratios(epochs["without again"], epochs["without"]))
-    return Figure("with / without", interval(pair_ratios(epochs["with"], epochs["without"])), control, Aim(LIMIT))
+    return Figure(
+        "with / without",
+        interval(pair_ratios(epochs["with"], epochs["without"])),
+        control,
+        Aim(LIMIT),
+    )
 
 
 def _table(found: Mapping[str, Spent]) -> str:
-    rows = [(name, f"{one.begin:.3f}", f"{median(one.epochs):.3f}", f"{one.finish:.3f}") for name, one in found.items()]
+    rows = [
+        (name, f"{one.begin:.3f}", f"{median(one.epochs):.3f}", f"{one.finish:.3f}")
+        for name, one in found.items()
+    ]
     return table(("fit", "begin s", "epoch s", "finish s"), rows)
 
 

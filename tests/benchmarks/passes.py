@@ -25,12 +25,12 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from flor_plugins.hooks.load import Loaded, load
-from flor_plugins.lightning.drive import drive
+from flor_plugins.hooks.hook_files import Loaded, load
+from flor_plugins.lightning.replay_driver import drive
 from flor_plugins.records import Pass, Position, Run, Task
-from flor_plugins.replay.session import Session
+from flor_plugins.replayer.worker_session.session import Session
 from flor_plugins.store.checkpoints import list_checkpoints
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import load_run
 from tests.benchmarks.place import Place, place, run_paths
 from tests.benchmarks.ratios import Aim, alternate, interval, pair_ratios
@@ -44,7 +44,11 @@ SHAPES = {
 }
 TIMES = 3.0  # how much faster K are than one at a time, at the least
 CALIBRATIONS = 4
-BATCHES = {"tiny": 4, "small": 40, "full": 40}  # of validation data; the first one is loaded twice, to compare it
+BATCHES = {
+    "tiny": 4,
+    "small": 40,
+    "full": 40,
+}  # of validation data; the first one is loaded twice, to compare it
 
 METRIC = "held_out_loss"
 HOOK = """
@@ -64,7 +68,10 @@ class Decoded(Tokens):
     def __init__(self, shape: Shape, number: int, rounds: int) -> None:
         super().__init__(shape, number)
         self.rounds = rounds
-        self.packed = [zlib.compress(super(Decoded, self).__getitem__(i)["input_ids"].numpy()) for i in range(number)]
+        self.packed = [
+            zlib.compress(super(Decoded, self).__getitem__(i)["input_ids"].numpy())
+            for i in range(number)
+        ]
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
         for _ in range(self.rounds):
@@ -104,7 +111,9 @@ class Asked:
     def once(self, together: int) -> Took:
         """together: checkpoints in one pass over the data."""
         told: list[dict[str, Any]] = []
-        positions = tuple(one.position for one in list_checkpoints(self.run.path) if one.position.epoch)
+        positions = tuple(
+            one.position for one in list_checkpoints(self.run.path) if one.position.epoch
+        )
         task = Task(self.run.run_id, self.run.name, "", (Pass("state", (METRIC,), "", positions),))
         number = f"20270101-000000-000-{next(self.numbers):06x}"
         session = Session(self.run, task, number, [self.hook], told.append, per_pass=together)
@@ -113,11 +122,19 @@ class Asked:
             enable_checkpointing=False, max_epochs=1,
         )  # fmt: skip
         begin = time.process_time()
-        drive(trainer, partial(trainer.fit, Validated(self.shape.build()), _training(self.shape), self.data), session)
+        drive(
+            trainer,
+            partial(trainer.fit, Validated(self.shape.build()), _training(self.shape), self.data),
+            session,
+        )
         cpu_s = time.process_time() - begin
         session.finish()
         [passed] = [one for one in told if one["event"] == "passed"]
-        rows = [row for writer, row in read_run(self.run.path, (METRIC,)) if writer.startswith(f"replay-{number}")]
+        rows = [
+            row
+            for writer, row in read_run(self.run.path, (METRIC,))
+            if writer.startswith(f"replay-{number}")
+        ]
         for journal in (self.run.path / "metrics").glob(f"replay-{number}-*"):
             journal.unlink()  # a value that is there is not stored again
         values = {row.position: row.values[METRIC] for row in rows if METRIC in row.values}
@@ -138,17 +155,29 @@ def main(argv: Sequence[str] | None = None) -> None:
         asked = Asked(run, data, shape, load(hook), count())
         _check(asked, options.together)
         ways = {"one": 1, "one again": 1, "together": options.together}
-        found = alternate({name: partial(asked.once, together) for name, together in ways.items()}, options.pairs)
+        found = alternate(
+            {name: partial(asked.once, together) for name, together in ways.items()}, options.pairs
+        )
         print(_table(found, options.together), end="\n\n")
-        details = {"forward_s": costs.forward_s, "loader_s": costs.loader_s, "costs": costs.loader_s / costs.forward_s}
+        details = {
+            "forward_s": costs.forward_s,
+            "loader_s": costs.loader_s,
+            "costs": costs.loader_s / costs.forward_s,
+        }
         seconds = {name: median(map(_clock, ones)) for name, ones in found.items()}
-        answer("passes", options, _figures(found, options.together), {**details, "seconds": seconds})
+        answer(
+            "passes", options, _figures(found, options.together), {**details, "seconds": seconds}
+        )
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__)
-    made.add_argument("--together", type=int, default=8, help="checkpoints in one pass over the data")
-    made.add_argument("--costs", type=float, default=4.0, help="what loading takes, in forward passes")
+    made.add_argument(
+        "--together", type=int, default=8, help="checkpoints in one pass over the data"
+    )
+    made.add_argument(
+        "--costs", type=float, default=4.0, help="what loading takes, in forward passes"
+    )
     return made.parse_args(argv)
 
 
@@ -157,7 +186,13 @@ def _recorded(there: Place, shape: Shape, epochs: int) -> Run:
     folder = there.folder()
     callback = there.callback("lightning", folder, every_n_epochs=1)
     options = {"max_epochs": epochs, "limit_train_batches": 2}
-    fit(Masked(shape.build()), _training(shape), callbacks=[callback], folder=there.folder(), **options)
+    fit(
+        Masked(shape.build()),
+        _training(shape),
+        callbacks=[callback],
+        folder=there.folder(),
+        **options,
+    )
     [path] = run_paths(folder)
     return load_run(path)
 
@@ -192,9 +227,13 @@ def _calibrated(shape: Shape, batches: int, costs: float) -> Costs:
     for _ in range(CALIBRATIONS):
         data = _loader(shape, batches, rounds)
         seconds = [(forward(data), loading(data)) for _ in range(5)]
-        made = Costs(median(one for one, _ in seconds), median(other for _, other in seconds), rounds)
+        made = Costs(
+            median(one for one, _ in seconds), median(other for _, other in seconds), rounds
+        )
         rounds = max(1, round(rounds * costs * made.forward_s / made.loader_s))
-    tell(f"a pass takes {made.forward_s:.3f} s in the model and {made.loader_s:.3f} s in the loader")
+    tell(
+        f"a pass takes {made.forward_s:.3f} s in the model and {made.loader_s:.3f} s in the loader"
+    )
     return made
 
 
@@ -210,7 +249,9 @@ def _figures(found: Mapping[str, Sequence[Took]], together: int) -> list[Figure]
     aim = Aim(1 / TIMES) if together >= 8 else None
     figures = []
     for name, seconds, limit in (("", _clock, aim), (", processor", _cpu, None)):
-        one, other, again = (list(map(seconds, found[way])) for way in ("one", "together", "one again"))
+        one, other, again = (
+            list(map(seconds, found[way])) for way in ("one", "together", "one again")
+        )
         ratio, control = interval(pair_ratios(other, one)), interval(pair_ratios(again, one))
         figures.append(Figure(f"{together} in a pass / 1{name}", ratio, control, limit))
     return figures

@@ -19,7 +19,9 @@ import flor_plugins
 from flor_plugins.records import Launch
 from flor_plugins.store.checkpoints import list_checkpoints
 
-_IDENTITY = {f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+_IDENTITY = {
+    f"GIT_{who}_{what}": "a@b" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +47,28 @@ class Place:
         known = inspect.signature(made).parameters
         budget = {"overhead": None} if "overhead" in known else {}
         callback = made("benchmark", store=folder, **{**budget, **options})
-        callback.launch = Launch(kind="script", target=str(self.project / "train.py"), cwd=str(self.project))
+        callback.launch = Launch(
+            kind="script", target=str(self.project / "train.py"), cwd=str(self.project)
+        )
         return callback
 
 
 @contextmanager
 def place(folder: str | None = None) -> Iterator[Place]:
     """Yield a Place; everything written there is deleted afterwards."""
-    with tempfile.TemporaryDirectory(prefix="flor-benchmark-", dir=folder, ignore_cleanup_errors=True) as root:
+    with tempfile.TemporaryDirectory(
+        prefix="flor-benchmark-", dir=folder, ignore_cleanup_errors=True
+    ) as root:
         project = Path(root) / "project"
         source = Path(flor_plugins.__file__).parent
-        shutil.copytree(source, project / "flor_plugins", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            source, project / "flor_plugins", ignore=shutil.ignore_patterns("__pycache__")
+        )
         (project / "train.py").write_text("# stands for the script of a user\n", encoding="utf-8")
         for command in ("init -q -b main", "add .", "commit -q -m first"):
-            subprocess.run(["git", *command.split()], cwd=project, env=os.environ | _IDENTITY, check=True)
+            subprocess.run(
+                ["git", *command.split()], cwd=project, env=os.environ | _IDENTITY, check=True
+            )
         yield Place(Path(root), project, count())
 
 

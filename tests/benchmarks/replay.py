@@ -23,15 +23,27 @@ from statistics import median
 from typing import Any
 
 import flor_plugins as flor
-from flor_plugins.replay.warm import servers
+from flor_plugins.replayer.execution.fork_client import servers
 from tests.benchmarks.place import place
 from tests.benchmarks.ratios import Aim, alternate, interval, pair_ratios
 from tests.benchmarks.report import Figure, answer, parser, quiet, table, tell
 from tests.benchmarks.workloads import Shape
 
-SHAPES = {"tiny": Shape(1, 32, 100, 2, 8), "small": Shape(2, 128, 1000, 4, 32), "full": Shape(4, 256, 2000, 8, 32)}
-TEXTS = {"tiny": 20, "small": 80, "full": 320}  # of training data: at full scale 20 epochs take about a minute
-THROUGH = {"tiny": 1, "small": 4, "full": 6}  # passes over the validation data by the hook for several runs
+SHAPES = {
+    "tiny": Shape(1, 32, 100, 2, 8),
+    "small": Shape(2, 128, 1000, 4, 32),
+    "full": Shape(4, 256, 2000, 8, 32),
+}
+TEXTS = {
+    "tiny": 20,
+    "small": 80,
+    "full": 320,
+}  # of training data: at full scale 20 epochs take about a minute
+THROUGH = {
+    "tiny": 1,
+    "small": 4,
+    "full": 6,
+}  # passes over the validation data by the hook for several runs
 TIMES, TIMES_BY_TWO = 20.0, 1.7
 REQUEST_S = 1.0  # asked again
 
@@ -110,14 +122,18 @@ class Asked:
     def record(self, name: str) -> None:
         known = {key: value for key, value in os.environ.items() if key != "FLOR_DIR"}
         command = [sys.executable, "train.py", name, str(self.epochs)]
-        subprocess.run(command, cwd=self.project, env=known | _SINGLE, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            command, cwd=self.project, env=known | _SINGLE, check=True, stdout=subprocess.DEVNULL
+        )
 
     def again(self) -> float:
         begin = time.perf_counter()
         self.record("again")
         return time.perf_counter() - begin
 
-    def replay(self, metric: str, names: Sequence[str], *, workers: int = 1, cold: bool = False) -> float:
+    def replay(
+        self, metric: str, names: Sequence[str], *, workers: int = 1, cold: bool = False
+    ) -> float:
         """Seconds until the frame is there. Nothing that was stored before is used."""
         for one in self.project.glob(".flor/runs/*/metrics/replay-*"):
             one.unlink()
@@ -133,7 +149,9 @@ class Asked:
         seconds = time.perf_counter() - begin
         there = frame.loc[frame["name"].isin(names), metric].notna().sum()
         if there != len(names) * self.epochs:
-            raise AssertionError(f"{there} values of {metric} for {names}, not one for each of {self.epochs} epochs")
+            raise AssertionError(
+                f"{there} values of {metric} for {names}, not one for each of {self.epochs} epochs"
+            )
         self.first_s += first
         return seconds
 
@@ -144,7 +162,9 @@ class Asked:
         return time.perf_counter() - begin
 
     def _ask(self, metric: str, names: Sequence[str], **how: Any) -> Any:
-        return flor.replay([metric], hooks=[self.hooks], run=list(names), store=self.project / ".flor", **how)
+        return flor.replay(
+            [metric], hooks=[self.hooks], run=list(names), store=self.project / ".flor", **how
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -163,7 +183,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             servers().close()
     print(_table({**one, **two}), end="\n\n")
     seconds = {name: median(ones) for name, ones in {**one, **two}.items()}
-    answer("replay", options, _figures(one, two), {"seconds": seconds, "runs": options.runs, "epochs": options.epochs})
+    answer(
+        "replay",
+        options,
+        _figures(one, two),
+        {"seconds": seconds, "runs": options.runs, "epochs": options.epochs},
+    )
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -210,14 +235,23 @@ def _two(asked: Asked, names: Sequence[str], pairs: int) -> dict[str, list[float
     return alternate(ways, pairs)
 
 
-def _figures(one: Mapping[str, Sequence[float]], two: Mapping[str, Sequence[float]]) -> list[Figure]:
+def _figures(
+    one: Mapping[str, Sequence[float]], two: Mapping[str, Sequence[float]]
+) -> list[Figure]:
     again = one["training again"]
     control = interval(pair_ratios(one["training again, once more"], again))
     figures = [
         Figure(
-            "replay, warm / training again", interval(pair_ratios(one["replay, warm"], again)), control, Aim(1 / TIMES)
+            "replay, warm / training again",
+            interval(pair_ratios(one["replay, warm"], again)),
+            control,
+            Aim(1 / TIMES),
         ),
-        Figure("replay, cold / training again", interval(pair_ratios(one["replay, cold"], again)), control),
+        Figure(
+            "replay, cold / training again",
+            interval(pair_ratios(one["replay, cold"], again)),
+            control,
+        ),
     ]
     ratio = interval(pair_ratios(two["two workers"], two["one worker"]))
     control = interval(pair_ratios(two["one worker, once more"], two["one worker"]))

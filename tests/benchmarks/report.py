@@ -50,11 +50,22 @@ class Figure:
 
 def parser(about: str | None, *, pairs: int = 11) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
-    made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--scale", choices=SCALES, default="full", help="size of the model; tiny only shows that it runs")
-    made.add_argument("--pairs", type=int, default=pairs, help=f"how many pairs are measured (default {pairs})")
+    made = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--scale",
+        choices=SCALES,
+        default="full",
+        help="size of the model; tiny only shows that it runs",
+    )
+    made.add_argument(
+        "--pairs", type=int, default=pairs, help=f"how many pairs are measured (default {pairs})"
+    )
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    made.add_argument("--folder", default=None, help="where scratch files go (default: the system's place)")
+    made.add_argument(
+        "--folder", default=None, help="where scratch files go (default: the system's place)"
+    )
     return made
 
 
@@ -63,7 +74,11 @@ def quiet() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
         logging.getLogger(name).setLevel(logging.ERROR)
     disable_progress_bar()
-    for message in (r"The .*_dataloader. does not have many workers", r"The number of training batches", r".*LeafSpec"):
+    for message in (
+        r"The .*_dataloader. does not have many workers",
+        r"The number of training batches",
+        r".*LeafSpec",
+    ):
         warnings.filterwarnings("ignore", message)
 
 
@@ -77,12 +92,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = []
     for row in (head, *rows):
-        cells = (one.ljust(w) if i == 0 else one.rjust(w) for i, (one, w) in enumerate(zip(row, widths, strict=True)))
+        cells = (
+            one.ljust(w) if i == 0 else one.rjust(w)
+            for i, (one, w) in enumerate(zip(row, widths, strict=True))
+        )
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
-def answer(benchmark: str, options: argparse.Namespace, figures: Sequence[Figure], details: Mapping[str, Any]) -> None:
+def answer(
+    benchmark: str,
+    options: argparse.Namespace,
+    figures: Sequence[Figure],
+    details: Mapping[str, Any],
+) -> None:
     """Print the figures as a table, then everything as one line of JSON."""
     rows = [
         (
@@ -96,7 +119,10 @@ def answer(benchmark: str, options: argparse.Namespace, figures: Sequence[Figure
         )
         for one in figures
     ]
-    print(table(("figure", "median", "95 % interval", "aim", "control", "n", "verdict"), rows), end="\n\n")
+    print(
+        table(("figure", "median", "95 % interval", "aim", "control", "n", "verdict"), rows),
+        end="\n\n",
+    )
     line = {
         "benchmark": benchmark,
         "scale": options.scale,

@@ -28,8 +28,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flor_plugins.records import Position
-from flor_plugins.replay.prefetch import Prefetch, Wanted
-from flor_plugins.state.weights import copy_into
+from flor_plugins.replayer.worker_session.prefetch import Prefetch, Wanted
+from flor_plugins.state.fast_load import copy_into
 from flor_plugins.store import codec
 from flor_plugins.store.checkpoints import load_checkpoint, save_checkpoint
 from tests.benchmarks.place import place
@@ -37,7 +37,12 @@ from tests.benchmarks.ratios import Aim, alternate, interval, pair_ratios
 from tests.benchmarks.report import Figure, answer, parser, quiet, table, tell
 from tests.benchmarks.workloads import LARGE, Memcpy
 
-LIMITS = {"warm, read ahead": 1.1, "warm, into the model": 1.1, "cold, read ahead": 2.0, "cold, into the model": 2.0}
+LIMITS = {
+    "warm, read ahead": 1.1,
+    "warm, into the model": 1.1,
+    "cold, read ahead": 2.0,
+    "cold, into the model": 2.0,
+}
 SECTION = "model"
 LEARNING_RATE = 1e-5  # how far AdamW moves a weight in one step; an epoch here is one step, and the worst for a delta
 
@@ -69,7 +74,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(_table(found), end="\n\n")
     nbytes = sum(one.nbytes for one in model.state_dict().values())
     seconds = {name: median(ones) for name, ones in found.items()}
-    details = {"weights_bytes": nbytes, "seconds": seconds, "cold": "measured" if cold else "absent"}
+    details = {
+        "weights_bytes": nbytes,
+        "seconds": seconds,
+        "cold": "measured" if cold else "absent",
+    }
     answer("restore", options, _figures(found), details)
 
 
@@ -89,20 +98,24 @@ def _record(folder: Path, model: torch.nn.Module, epochs: int) -> None:
         state = model.state_dict()
         save_checkpoint(folder / "run", _position(epoch), codec.encode({SECTION: state}), known)
         torch.save(state, folder / f"{epoch}.pt")
-        save_file({name: one.clone() for name, one in state.items()}, folder / f"{epoch}.safetensors")
+        save_file(
+            {name: one.clone() for name, one in state.items()}, folder / f"{epoch}.safetensors"
+        )
 
 
 def _cooled(folder: Path) -> Path | None:
     """A copy of the run in the cold tier; None if there is no such tier."""
     try:
-        cool_run = import_module("flor_plugins.store.checkpoints.cold").cool_run
+        cool_run = import_module("flor_plugins.store.checkpoints.compression").cool_run
     except (ModuleNotFoundError, AttributeError):
         tell("cold tier: absent")
         return None
     shutil.copytree(folder / "run", folder / "cold")
     begin = time.perf_counter()
     cool_run(folder / "cold", keep=0)
-    sizes = [sum(one.stat().st_size for one in (folder / name).rglob("*")) for name in ("cold", "run")]
+    sizes = [
+        sum(one.stat().st_size for one in (folder / name).rglob("*")) for name in ("cold", "run")
+    ]
     tell(f"cooled in {time.perf_counter() - begin:.1f} s to {sizes[0] / sizes[1]:.3f} of its size")
     return folder / "cold"
 
@@ -110,10 +123,15 @@ def _cooled(folder: Path) -> Path | None:
 def _variants(folder: Path, cold: Path | None, model: torch.nn.Module) -> dict[str, Way]:
     copy = Memcpy(model.state_dict().values())
     read_back = {
-        "torch.load": lambda epoch: torch.load(folder / f"{epoch}.pt", mmap=True, weights_only=True),
+        "torch.load": lambda epoch: torch.load(
+            folder / f"{epoch}.pt", mmap=True, weights_only=True
+        ),
         "safetensors": lambda epoch: load_file(folder / f"{epoch}.safetensors"),
     }
-    variants = {"memcpy": Way(lambda epoch: copy.once()), "memcpy again": Way(lambda epoch: copy.once())}
+    variants = {
+        "memcpy": Way(lambda epoch: copy.once()),
+        "memcpy again": Way(lambda epoch: copy.once()),
+    }
     for name, read in read_back.items():
         variants[name] = Way(lambda epoch, read=read: model.load_state_dict(read(epoch)))
     for name, run in {"warm": folder / "run", "cold": cold}.items():
@@ -153,7 +171,9 @@ def _in_place(run: Path, model: torch.nn.Module, epoch: int) -> None:
     load_checkpoint(run, _position(epoch), [SECTION], into=_live(model))
 
 
-def _through(run: Path, model: torch.nn.Module, buffers: Mapping[str, torch.Tensor] | None, epoch: int) -> None:
+def _through(
+    run: Path, model: torch.nn.Module, buffers: Mapping[str, torch.Tensor] | None, epoch: int
+) -> None:
     """As the adapters restore a State that was not read ahead."""
     _set(model, load_checkpoint(run, _position(epoch), [SECTION], into=buffers)[SECTION])
 
@@ -203,12 +223,16 @@ def _figures(found: Mapping[str, Sequence[float]]) -> list[Figure]:
         if not name.startswith("memcpy"):
             limit = LIMITS.get(name)
             ratio = interval(pair_ratios(seconds, found["memcpy"]))
-            figures.append(Figure(f"{name} / memcpy", ratio, control, None if limit is None else Aim(limit)))
+            figures.append(
+                Figure(f"{name} / memcpy", ratio, control, None if limit is None else Aim(limit))
+            )
     return figures
 
 
 def _table(found: Mapping[str, Sequence[float]]) -> str:
-    return table(("restore", "ms"), [(name, f"{1000 * median(ones):.2f}") for name, ones in found.items()])
+    return table(
+        ("restore", "ms"), [(name, f"{1000 * median(ones):.2f}") for name, ones in found.items()]
+    )
 
 
 if __name__ == "__main__":

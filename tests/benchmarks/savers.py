@@ -60,7 +60,9 @@ def model_checkpoint(setting: Setting) -> list[float]:
 
 
 def async_checkpoint_io(setting: Setting) -> list[float]:
-    return _lightning(setting, lambda folder: [_model_checkpoint(setting, folder)], [AsyncCheckpointIO()])
+    return _lightning(
+        setting, lambda folder: [_model_checkpoint(setting, folder)], [AsyncCheckpointIO()]
+    )
 
 
 def torch_save(setting: Setting) -> list[float]:
@@ -125,16 +127,26 @@ SAVERS: Mapping[str, Saver] = MappingProxyType(
 class Saving(pl.Callback):
     """Calls `save(state, folder)` every few steps, after the optimizer's update; a new folder each time."""
 
-    def __init__(self, every: int, folder: Path, save: Callable[[dict[str, Any], Path], None]) -> None:
+    def __init__(
+        self, every: int, folder: Path, save: Callable[[dict[str, Any], Path], None]
+    ) -> None:
         self.every, self.folder, self.save = every, folder, save
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
     ) -> None:
         if trainer.global_step % self.every == 0:
             folder = self.folder / str(trainer.global_step)
             folder.mkdir()
-            self.save({"model": pl_module.state_dict(), "optimizer": trainer.optimizers[0].state_dict()}, folder)
+            self.save(
+                {"model": pl_module.state_dict(), "optimizer": trainer.optimizers[0].state_dict()},
+                folder,
+            )
 
 
 class DcpSaving(Saving):
@@ -158,16 +170,22 @@ class DcpSaving(Saving):
 
 
 def _callback(setting: Setting, framework: str, folder: Path) -> Any:
-    return setting.place.callback(framework, folder, every_n_steps=setting.every, every_minutes=None)
+    return setting.place.callback(
+        framework, folder, every_n_steps=setting.every, every_minutes=None
+    )
 
 
 def _model_checkpoint(setting: Setting, folder: Path) -> ModelCheckpoint:
     # save_top_k=-1: deleting the one before would be counted, too
-    return ModelCheckpoint(folder, every_n_train_steps=setting.every, save_top_k=-1, save_weights_only=False)
+    return ModelCheckpoint(
+        folder, every_n_train_steps=setting.every, save_top_k=-1, save_weights_only=False
+    )
 
 
 def _lightning(
-    setting: Setting, callbacks: Callable[[Path], Sequence[pl.Callback]], plugins: Sequence[Any] = ()
+    setting: Setting,
+    callbacks: Callable[[Path], Sequence[pl.Callback]],
+    plugins: Sequence[Any] = (),
 ) -> list[float]:
     folder = setting.place.folder()
     loader = DataLoader(Tokens(setting.shape), setting.shape.batch)
@@ -201,7 +219,9 @@ def _dcp(setting: Setting, *, is_reused: bool = False, **options: Any) -> list[f
     dist.init_process_group("gloo", init_method=f"file://{group}", rank=0, world_size=1)
     try:
         with _stager(setting.device, is_reused) as given:
-            return _lightning(setting, lambda folder: [DcpSaving(setting.every, folder, {**given, **options})])
+            return _lightning(
+                setting, lambda folder: [DcpSaving(setting.every, folder, {**given, **options})]
+            )
     finally:
         dist.destroy_process_group()
 
@@ -215,7 +235,10 @@ def _stager(device: str, is_reused: bool) -> Iterator[dict[str, Any]]:
     is_cuda = device == "cuda"
     stager = DefaultStager(
         StagingOptions(
-            use_pinned_memory=is_cuda, use_shared_memory=True, use_async_staging=False, use_non_blocking_copy=is_cuda
+            use_pinned_memory=is_cuda,
+            use_shared_memory=True,
+            use_async_staging=False,
+            use_non_blocking_copy=is_cuda,
         )
     )
     try:

@@ -27,10 +27,19 @@ from tests.benchmarks.savers import SAVERS, Setting, nothing
 from tests.benchmarks.workloads import LARGE, Memcpy, adam_state
 
 MOST_MEMCPYS = 1.2
-WINDOW_S = {"tiny": 0.1, "small": 2.0, "full": 12.0}  # from one checkpoint to the next: a gigabyte is written in 5 s
+WINDOW_S = {
+    "tiny": 0.1,
+    "small": 2.0,
+    "full": 12.0,
+}  # from one checkpoint to the next: a gigabyte is written in 5 s
 SHOWN = 10  # steps after a checkpoint, of which it is told what each of them lost
 LEAST_STEPS = 12  # from one checkpoint to the next
-ANCHORS = {"AsyncCheckpointIO": 3, "ModelCheckpoint": 10, "torch.save": 10, "save_strategy (hf)": 10}  # times less
+ANCHORS = {
+    "AsyncCheckpointIO": 3,
+    "ModelCheckpoint": 10,
+    "torch.save": 10,
+    "save_strategy (hf)": 10,
+}  # times less
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +78,15 @@ def losses(steps: Sequence[float], every: int) -> list[Lost]:
     """
     found = []
     quiet_steps = every // 3
-    for at in range(every - 1, len(steps) - every + 2, every):  # the step that the checkpoint follows, from 0
+    for at in range(
+        every - 1, len(steps) - every + 2, every
+    ):  # the step that the checkpoint follows, from 0
         inside = steps[at : at + every - 1]
         before, after = steps[at - quiet_steps : at], inside[-quiet_steps:]
         usual = median([*before, *after])
-        found.append(Lost(tuple(one - usual for one in inside), usual, median(after) / median(before)))
+        found.append(
+            Lost(tuple(one - usual for one in inside), usual, median(after) / median(before))
+        )
     return found
 
 
@@ -85,25 +98,40 @@ def main(argv: Sequence[str] | None = None) -> None:
         model = shape.build().to(options.device)
         copy = Memcpy(adam_state(model))
         tell(f"state of {copy.nbytes / 1e6:.0f} MB, memcpy {1000 * copy.seconds():.1f} ms")
-        trial = nothing(Setting(there, shape, model, every=LEAST_STEPS, steps=LEAST_STEPS, device=options.device))
+        trial = nothing(
+            Setting(
+                there, shape, model, every=LEAST_STEPS, steps=LEAST_STEPS, device=options.device
+            )
+        )
         step = median(trial[3:])
         every = max(LEAST_STEPS, math.ceil(options.window / step))
         tell(f"step {1000 * step:.0f} ms, a checkpoint every {every} steps")
-        setting = Setting(there, shape, model, every, (options.windows + 2) * every - 1, options.device)
+        setting = Setting(
+            there, shape, model, every, (options.windows + 2) * every - 1, options.device
+        )
         fits = alternate(
             {name: partial(_measure, name, setting, copy) for name in options.savers},
             math.ceil(options.pairs / options.windows),
         )
     print(_table(fits), end="\n\n")
-    details = {"state_bytes": copy.nbytes, "every_steps": every, "step_s": step, "savers": _details(fits)}
+    details = {
+        "state_bytes": copy.nbytes,
+        "every_steps": every,
+        "step_s": step,
+        "savers": _details(fits),
+    }
     answer("stall", options, _figures(fits), details)
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     made = parser(__doc__)
-    made.add_argument("--savers", default=",".join(SAVERS), help="comma-separated; those without and ours always")
+    made.add_argument(
+        "--savers", default=",".join(SAVERS), help="comma-separated; those without and ours always"
+    )
     made.add_argument("--windows", type=int, default=2, help="checkpoints measured in each fit")
-    made.add_argument("--window", type=float, default=None, help="seconds from one checkpoint to the next")
+    made.add_argument(
+        "--window", type=float, default=None, help="seconds from one checkpoint to the next"
+    )
     options = made.parse_args(argv)
     asked = options.savers.split(",")
     unknown = [name for name in asked if name not in SAVERS]
@@ -142,7 +170,10 @@ def _figures(fits: Mapping[str, Sequence[Fit]]) -> list[Figure]:
                 continue
             theirs = _memcpys(fits[name])
             aim = Aim(1 / ANCHORS[name], 0.0) if name in ANCHORS else None
-            quotient, still = interval(pair_ratios(ours, theirs)), interval(pair_ratios(control, theirs))
+            quotient, still = (
+                interval(pair_ratios(ours, theirs)),
+                interval(pair_ratios(control, theirs)),
+            )
             figures.append(Figure(f"flor{mark} / {name}", quotient, still, aim))
     return figures
 
@@ -197,7 +228,10 @@ def _details(fits: Mapping[str, Sequence[Fit]]) -> dict[str, Any]:
 
 def _by_step(fits: Sequence[Fit]) -> list[float]:
     """What the first step after a checkpoint lost, the second and so on: medians, in ms."""
-    return [1000 * median(ones) for ones in zip(*(one.steps for fit in fits for one in fit.others), strict=True)]
+    return [
+        1000 * median(ones)
+        for ones in zip(*(one.steps for fit in fits for one in fit.others), strict=True)
+    ]
 
 
 if __name__ == "__main__":

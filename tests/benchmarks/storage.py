@@ -41,7 +41,7 @@ from transformers import (
 )
 
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
-from flor_plugins.store.checkpoints.cold import cool_run
+from flor_plugins.store.checkpoints.compression import cool_run
 from tests.benchmarks.place import Place, place, remove, require, run_paths
 from tests.benchmarks.ratios import Aim, Interval
 from tests.benchmarks.report import Figure, answer, parser, quiet, table, tell
@@ -100,7 +100,9 @@ class Workload:
     def state_bytes(self) -> int:
         """Of the model and its AdamW."""
         weights = {one.data_ptr(): one.nbytes for one in self.model.state_dict().values()}
-        return sum(weights.values()) + 2 * sum(one.nbytes for one in self.model.parameters() if one.requires_grad)
+        return sum(weights.values()) + 2 * sum(
+            one.nbytes for one in self.model.parameters() if one.requires_grad
+        )
 
     @property
     def budget(self) -> int:
@@ -116,7 +118,11 @@ class Texts(Dataset):
 
     def __init__(self, texts: Sequence[str], course: Course, *, is_labelled: bool = False) -> None:
         self.texts = [torch.frombuffer(bytearray(one.encode()), dtype=torch.uint8) for one in texts]
-        self.count, self.length, self.is_labelled = course.steps * course.batch, course.length, is_labelled
+        self.count, self.length, self.is_labelled = (
+            course.steps * course.batch,
+            course.length,
+            is_labelled,
+        )
 
     def __len__(self) -> int:
         return self.count
@@ -131,7 +137,10 @@ class Texts(Dataset):
 def workloads(scale: str) -> Iterator[Workload]:
     """The four of them. The second goes on with the model of the first as the caller has left it."""
     small, large = SMALL[scale], LARGE[scale]
-    manual, source = "\n".join(topics.values()), inspect.getsource(argparse) + inspect.getsource(tokenize)
+    manual, source = (
+        "\n".join(topics.values()),
+        inspect.getsource(argparse) + inspect.getsource(tokenize),
+    )
     model = GPT2LMHeadModel(small.config())
     yield Workload("from scratch", 1 / 3.5, 1e-3, model, Texts([manual], small), small)
     yield Workload("fine-tuning", 1 / 4.2, 5e-5, model, Texts([source], small), small)
@@ -140,10 +149,17 @@ def workloads(scale: str) -> Iterator[Workload]:
     head.transformer.requires_grad_(False)
     yield Workload("frozen backbone", 1 / 50, 1e-3, head, kinds, large)
     adapters = LoraConfig(
-        r=8, lora_alpha=16, lora_dropout=0.05, target_modules=["c_attn"], fan_in_fan_out=True, task_type="CAUSAL_LM"
+        r=8,
+        lora_alpha=16,
+        lora_dropout=0.05,
+        target_modules=["c_attn"],
+        fan_in_fan_out=True,
+        task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")  # of peft's code, not of ours
+        warnings.filterwarnings(
+            "ignore", ".is_gradient_checkpointing. is deprecated"
+        )  # of peft's code, not of ours
         lora = get_peft_model(GPT2LMHeadModel(large.config()), adapters)
     yield Workload("LoRA", 1 / 50, 2e-4, lora, Texts([manual], large), large)
 
@@ -179,7 +195,9 @@ def hashes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
     found = {}
     for name, one in weights.items():
         there = one.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        found[name] = hashlib.sha256(f"{one.dtype} {tuple(one.shape)} ".encode() + there).hexdigest()
+        found[name] = hashlib.sha256(
+            f"{one.dtype} {tuple(one.shape)} ".encode() + there
+        ).hexdigest()
     return found
 
 
@@ -223,7 +241,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _measure(there: Place, workload: Workload, device: str) -> Found:
     store, seen = there.folder(), Seen()
     found = Found(workload.state_bytes, workload.budget, workload.course.epochs)
-    _train(workload, store, [Witness(seen), there.callback("hf", store, disk=workload.budget)], device)
+    _train(
+        workload, store, [Witness(seen), there.callback("hf", store, disk=workload.budget)], device
+    )
     require(store, seen.hashes)
     [run] = run_paths(store)
     found.losses = (seen.losses[0], seen.losses[-1])
@@ -249,7 +269,9 @@ def _train(workload: Workload, folder: Path, callbacks: Sequence[Any], device: s
         weight_decay=0.01, logging_strategy="epoch", save_strategy="no", use_cpu=device == "cpu", report_to="none",
         disable_tqdm=True, dataloader_pin_memory=False,
     )  # fmt: skip
-    trainer = Trainer(workload.model, arguments, train_dataset=workload.texts, callbacks=list(callbacks))
+    trainer = Trainer(
+        workload.model, arguments, train_dataset=workload.texts, callbacks=list(callbacks)
+    )
     trainer.remove_callback(PrinterCallback)
     trainer.train()
 
@@ -271,9 +293,13 @@ def verify(run: Path, hashes: Mapping[int, Mapping[str, str]]) -> int:
     positions = {one.position.step: one.position for one in list_checkpoints(run)}
     for step, expected in hashes.items():
         there = hashes_of(load_checkpoint(run, positions[step], ["model"])["model"])
-        wrong = sorted(name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name))
+        wrong = sorted(
+            name for name in expected.keys() | there.keys() if expected.get(name) != there.get(name)
+        )
         if wrong:
-            raise AssertionError(f"{run}: at {positions[step]} these weights are not the trained ones: {wrong[:5]}")
+            raise AssertionError(
+                f"{run}: at {positions[step]} these weights are not the trained ones: {wrong[:5]}"
+            )
     return len(hashes) - 1
 
 
@@ -285,12 +311,33 @@ def figure(workload: Workload, found: Found) -> Figure:
 
 
 def _table(found: Mapping[str, Found]) -> str:
-    head = ("training", "epochs", "state MB", "loss", "budget", "written", "gc", "all packed", "full", "packed in")
+    head = (
+        "training",
+        "epochs",
+        "state MB",
+        "loss",
+        "budget",
+        "written",
+        "gc",
+        "all packed",
+        "full",
+        "packed in",
+    )
     rows = []
     for name, one in found.items():
-        shares = [f"1/{1 / one.ratio(size):.2f}" for size in (one.budget, one.written, one.cooled, one.all_cooled)]
-        loss, full = "{:.2f} to {:.2f}".format(*one.losses), str(sum(epoch > 0 for epoch in one.full_at))
-        epochs, size, seconds = str(one.epochs), f"{one.state_bytes / MB:.1f}", f"{one.cool_s:.1f} s"
+        shares = [
+            f"1/{1 / one.ratio(size):.2f}"
+            for size in (one.budget, one.written, one.cooled, one.all_cooled)
+        ]
+        loss, full = (
+            "{:.2f} to {:.2f}".format(*one.losses),
+            str(sum(epoch > 0 for epoch in one.full_at)),
+        )
+        epochs, size, seconds = (
+            str(one.epochs),
+            f"{one.state_bytes / MB:.1f}",
+            f"{one.cool_s:.1f} s",
+        )
         rows.append((name, epochs, size, loss, *shares, full, seconds))
     return table(head, rows)
 

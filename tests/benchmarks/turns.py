@@ -88,7 +88,9 @@ class Turn:
         self._turns, self._name, self._steps = turns, name, steps
         self._at_middle, self._rest, self._go_on = middle, rest, go_on
         self._middle = steps // 2
-        self._changes = {(self._middle + part * steps // turns.parts) % steps for part in range(turns.parts)}
+        self._changes = {
+            (self._middle + part * steps // turns.parts) % steps for part in range(turns.parts)
+        }
         self._count = 0
         self._started = self._sum = 0.0
 
@@ -129,7 +131,9 @@ class Turn:
             self._go_on()
 
 
-def interleave(trainings: Mapping[str, Callable[[Turns], Any]], rounds: int, parts: int = 1) -> dict[str, Spent]:
+def interleave(
+    trainings: Mapping[str, Callable[[Turns], Any]], rounds: int, parts: int = 1
+) -> dict[str, Spent]:
     """Call each with the turns, in a thread of its own; each has to make a Turn and to train rounds + 1 epochs."""
     turns = Turns(list(trainings), rounds, parts)
     errors: list[BaseException] = []
@@ -143,7 +147,9 @@ def interleave(trainings: Mapping[str, Callable[[Turns], Any]], rounds: int, par
             turns.fail()
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=[one], name=name) for name, one in trainings.items()]
+    threads = [
+        threading.Thread(target=run, args=[one], name=name) for name, one in trainings.items()
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -57,7 +57,9 @@ class Tokens(Dataset):
         return self.count
 
     def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
-        x = torch.randint(0, self.shape.words, (self.shape.length,), generator=torch.Generator().manual_seed(i))
+        x = torch.randint(
+            0, self.shape.words, (self.shape.length,), generator=torch.Generator().manual_seed(i)
+        )
         return {"input_ids": x, "labels": x}
 
 
@@ -112,7 +114,9 @@ class Memcpy:
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         self._from = [one.detach() for one in tensors]
-        self._into = [torch.zeros(one.shape, dtype=one.dtype, pin_memory=one.is_cuda) for one in self._from]
+        self._into = [
+            torch.zeros(one.shape, dtype=one.dtype, pin_memory=one.is_cuda) for one in self._from
+        ]
         self.nbytes = sum(one.nbytes for one in self._from)
 
     def seconds(self) -> float:
@@ -175,7 +179,11 @@ def train(
     )  # fmt: skip
     held_out = Tokens(shape, validate) if validate else None
     trainer = Trainer(
-        model, arguments, train_dataset=Tokens(shape, count), eval_dataset=held_out, callbacks=list(callbacks)
+        model,
+        arguments,
+        train_dataset=Tokens(shape, count),
+        eval_dataset=held_out,
+        callbacks=list(callbacks),
     )
     trainer.remove_callback(PrinterCallback)
     trainer.train()

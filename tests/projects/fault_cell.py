@@ -21,7 +21,7 @@ from pathlib import Path
 import resume_cell
 import xxhash
 
-from flor_plugins.record.saving.courier import Courier
+from flor_plugins.recorder.checkpointing.writer_client import Courier
 
 NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000  # linux/sched.h
 READ_ONLY, REMOUNT, BIND, REC, PRIVATE = 1, 32, 4096, 16384, 1 << 18  # linux/mount.h
@@ -77,7 +77,10 @@ def happen(nth):
     if kind == "writer" and nth >= int(number) and (nth - int(number)) % 3 == 0:
         kill_writer()
     if nth == int(number):
-        while kind not in ("none", "writer") and len(list(STORE.glob("runs/*/checkpoints/epoch=*/state.json"))) < 3:
+        while (
+            kind not in ("none", "writer")
+            and len(list(STORE.glob("runs/*/checkpoints/epoch=*/state.json"))) < 3
+        ):
             time.sleep(0.01)  # so that something is there to go on from
         if kind == "full":
             fill()

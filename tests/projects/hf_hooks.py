@@ -18,7 +18,9 @@ def token_accuracy(ctx):
 def update_norm(ctx):
     before = [p.detach().clone() for p in ctx.model.parameters()]
     yield
-    return torch.stack([(p - b).norm() for p, b in zip(ctx.model.parameters(), before, strict=True)]).norm()
+    return torch.stack(
+        [(p - b).norm() for p, b in zip(ctx.model.parameters(), before, strict=True)]
+    ).norm()
 
 
 @flor.metric(at="validation", reduce="sum")

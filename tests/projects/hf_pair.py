@@ -53,7 +53,10 @@ class Net(torch.nn.Module):
         out = self.net(x)
         if self.training:
             self.own = 0.5 * self.own + float(x.sum())
-        return {"loss": torch.nn.functional.cross_entropy(out, labels) * (1 + 1e-3 * self.own), "logits": out}
+        return {
+            "loss": torch.nn.functional.cross_entropy(out, labels) * (1 + 1e-3 * self.own),
+            "logits": out,
+        }
 
 
 class Telling(Trainer):
@@ -86,7 +89,9 @@ def main():
     )
     rank, model = settings.process_index, Net()
     known = NAME != "without" and (NAME != "first" or rank == 0)
-    recorded = [FlorCallback(NAME, every_n_steps=3, metrics=[seen, share], resume=RESUME)] if known else []
+    recorded = (
+        [FlorCallback(NAME, every_n_steps=3, metrics=[seen, share], resume=RESUME)] if known else []
+    )
     data = {"train_dataset": Points(68, True), "eval_dataset": Points(20, False)}
     trainer = Telling(model, settings, callbacks=recorded, **data)
     for seed in (torch.manual_seed, np.random.seed, random.seed):

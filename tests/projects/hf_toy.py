@@ -32,7 +32,13 @@ def build(callbacks, lr=1e-3, epochs=3, accumulate=1, **settings):
     torch.manual_seed(3)
     model = GPT2LMHeadModel(
         GPT2Config(
-            vocab_size=54, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+            vocab_size=54,
+            n_positions=16,
+            n_embd=16,
+            n_layer=1,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=0,
         )
     )
     fixed = {
@@ -47,7 +53,9 @@ def build(callbacks, lr=1e-3, epochs=3, accumulate=1, **settings):
         "report_to": "none",
         "dataloader_pin_memory": False,
     }
-    arguments = TrainingArguments(num_train_epochs=epochs, learning_rate=lr, **{**fixed, **settings})
+    arguments = TrainingArguments(
+        num_train_epochs=epochs, learning_rate=lr, **{**fixed, **settings}
+    )
     return Trainer(
         model=model,
         args=arguments,

@@ -53,7 +53,9 @@ def push_to_hub():
     api = HfApi(endpoint=os.environ["HF_ENDPOINT"], token="hf_none")
     calls = (
         lambda: create_repo("me/model", token="hf_none", exist_ok=True),
-        lambda: upload_file(path_or_fileobj=b"x", path_in_repo="x", repo_id="me/model", token="hf_none"),
+        lambda: upload_file(
+            path_or_fileobj=b"x", path_in_repo="x", repo_id="me/model", token="hf_none"
+        ),
         lambda: api.upload_folder(folder_path="ignored", repo_id="me/model"),
         lambda: api.delete_repo("me/model"),
     )
@@ -82,9 +84,14 @@ def _write(path):
 
 
 def spawn():
-    subprocess.run([sys.executable, "-c", f"open({str(HOME / 'canary.txt')!r}, 'w')"], stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", f"open({str(HOME / 'canary.txt')!r}, 'w')"],
+        stderr=subprocess.DEVNULL,
+    )
     for way in ("fork", "spawn"):
-        child = multiprocessing.get_context(way).Process(target=_write, args=(str(OUTSIDE / "canary.txt"),))
+        child = multiprocessing.get_context(way).Process(
+            target=_write, args=(str(OUTSIDE / "canary.txt"),)
+        )
         child.start()
         child.join()
     subprocess.run(["sh", "-c", f"echo x > '{OUTSIDE}/by-sh.txt'"], stderr=subprocess.DEVNULL)
@@ -153,7 +160,11 @@ def hf(act):
     import hf_toy
 
     trainer = hf_toy.build(
-        [hf_toy.FlorCallback(sys.argv[2])], 1e-3, 1, output_dir=str(OUTSIDE / "saved"), save_strategy="epoch"
+        [hf_toy.FlorCallback(sys.argv[2])],
+        1e-3,
+        1,
+        output_dir=str(OUTSIDE / "saved"),
+        save_strategy="epoch",
     )
     trainer.train()
     trainer.save_model(str(OUTSIDE / "saved"))
@@ -163,4 +174,6 @@ def hf(act):
 if __name__ == "__main__":
     torch.set_num_threads(1)
     ACTS[sys.argv[2]]()
-    {"lightning": lightning, "hf": hf}[sys.argv[1]](ACTS[sys.argv[2]] if sys.argv[2] == "save_checkpoints" else int)
+    {"lightning": lightning, "hf": hf}[sys.argv[1]](
+        ACTS[sys.argv[2]] if sys.argv[2] == "save_checkpoints" else int
+    )

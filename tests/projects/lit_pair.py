@@ -103,7 +103,9 @@ def main():
         enable_model_summary=False,
     )
     model = Net()
-    trainer.fit(model, DataLoader(Points(68, True), 4, shuffle=True), DataLoader(Points(20, False), 4))
+    trainer.fit(
+        model, DataLoader(Points(68, True), 4, shuffle=True), DataLoader(Points(20, False), 4)
+    )
     torch.save(model.state_dict(), f"out/{NAME}-{trainer.global_rank}.pt")
 
 

@@ -69,7 +69,9 @@ class Net(pl.LightningModule):
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), self.hparams.lr)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, self.hparams.lr * 3, total_steps=100)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.hparams.lr * 3, total_steps=100
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

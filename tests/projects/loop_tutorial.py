@@ -20,7 +20,10 @@ learning_rate = flor.arg("lr", 1e-2)
 
 samples = torch.randn(240, 20, generator=torch.Generator().manual_seed(0))
 dataset = torchdata.TensorDataset(samples, samples[:, :4].argmax(1))
-train_dataset, test_dataset = torchdata.Subset(dataset, range(160)), torchdata.Subset(dataset, range(160, 240))
+train_dataset, test_dataset = (
+    torchdata.Subset(dataset, range(160)),
+    torchdata.Subset(dataset, range(160, 240)),
+)
 train_loader = torchdata.DataLoader(dataset=train_dataset, batch_size=batch_size, shuffle=True)
 test_loader = torchdata.DataLoader(dataset=test_dataset, batch_size=batch_size)
 
@@ -28,7 +31,11 @@ test_loader = torchdata.DataLoader(dataset=test_dataset, batch_size=batch_size)
 class NeuralNet(nn.Module):
     def __init__(self, hidden_size):
         super().__init__()
-        self.fc1, self.relu, self.fc2 = nn.Linear(20, hidden_size), nn.ReLU(), nn.Linear(hidden_size, 4)
+        self.fc1, self.relu, self.fc2 = (
+            nn.Linear(20, hidden_size),
+            nn.ReLU(),
+            nn.Linear(hidden_size, 4),
+        )
 
     def forward(self, x):
         return self.fc2(self.relu(self.fc1(x)))

@@ -6,7 +6,9 @@ import flor_plugins as flor
 @flor.metric(at="epoch")
 def seen(ctx):
     """Samples of the validation loader."""
-    return sum(len(batch["x"] if isinstance(batch, dict) else batch[0]) for batch in ctx.val_dataloader)
+    return sum(
+        len(batch["x"] if isinstance(batch, dict) else batch[0]) for batch in ctx.val_dataloader
+    )
 
 
 @flor.metric(at="epoch")

@@ -18,7 +18,7 @@ from pathlib import Path
 import fault_cell
 import resume_cell
 
-from flor_plugins.record.saving import courier
+from flor_plugins.recorder.checkpointing import writer_client
 
 STORE, CODE = Path(".flor").absolute(), "code.git"
 number, seed = map(int, os.environ.pop("POWER", "0:0").split(":"))
@@ -47,7 +47,9 @@ class Disk:
             with self._lock:
                 hidden = self.contents.get(other) if other in self.names else None
                 rename(one, other, **options)
-                self.contents = {_moved(path, one, other): content for path, content in self.contents.items()}
+                self.contents = {
+                    _moved(path, one, other): content for path, content in self.contents.items()
+                }
                 self.names = {_moved(path, one, other) for path in self.names - {one}}
                 self.loose.append((one, other, hidden))
                 self._happened(other)
@@ -62,11 +64,17 @@ class Disk:
             self.lose_power(random.Random(seed))
 
     def lose_power(self, chance):
-        whole = [one for one in STORE.glob("runs/*/checkpoints/epoch=*") if not self._is_forgotten(one)]
+        whole = [
+            one for one in STORE.glob("runs/*/checkpoints/epoch=*") if not self._is_forgotten(one)
+        ]
         Path("safe.txt").write_text("".join(f"{one.name}\n" for one in whole))
         after = Path("flor_after").absolute()
         shutil.copytree(STORE / CODE, after / CODE)
-        there = {path: path.read_bytes() for path in STORE.rglob("*") if path.is_file() and CODE not in path.parts}
+        there = {
+            path: path.read_bytes()
+            for path in STORE.rglob("*")
+            if path.is_file() and CODE not in path.parts
+        }
         for path, content in there.items():
             _put(after / path.relative_to(STORE), self._torn(path, content, chance))
         for one, other, hidden in reversed(self.loose):
@@ -77,7 +85,9 @@ class Disk:
                 _put(now, hidden)
             elif now.exists() and was.parent.exists():
                 now.rename(was)
-        for path in sorted({one for file in there for one in (file, *file.parents) if STORE in one.parents}):
+        for path in sorted(
+            {one for file in there for one in (file, *file.parents) if STORE in one.parents}
+        ):
             target = after / path.relative_to(STORE)
             if path not in self.names and target.exists() and chance.random() < 0.5:
                 shutil.rmtree(target) if target.is_dir() else target.unlink()
@@ -85,7 +95,11 @@ class Disk:
 
     def _is_forgotten(self, path):
         unsafe = {other for _, other, _ in self.loose}
-        return any(one in unsafe or one not in self.names for one in (path, *path.parents) if STORE in one.parents)
+        return any(
+            one in unsafe or one not in self.names
+            for one in (path, *path.parents)
+            if STORE in one.parents
+        )
 
     def _torn(self, path, content, chance):
         safe = self.contents.get(path, b"")
@@ -108,7 +122,11 @@ if __name__ == "__main__":
     fault_cell.said(resume_cell.HfStop)
     if number:
         disk = Disk()
-        os.fsync, os.rename, os.replace = disk.fsync, disk.renaming(os.rename), disk.renaming(os.replace)
-        courier.RESTARTS = 0  # a thread writes: its syncs are seen, too
+        os.fsync, os.rename, os.replace = (
+            disk.fsync,
+            disk.renaming(os.rename),
+            disk.renaming(os.replace),
+        )
+        writer_client.RESTARTS = 0  # a thread writes: its syncs are seen, too
     getattr(resume_cell, sys.argv[1])(sys.argv[2])
     print("AFTER TRAINING", disk._count if number else "")

@@ -18,7 +18,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from flor_plugins.record.saving.courier import Courier
+from flor_plugins.recorder.checkpointing.writer_client import Courier
 
 moment, name, number, seconds = (os.environ.pop("STOP", "::0") + ":0").split(":")[:4]
 
@@ -31,7 +31,9 @@ def stop(here, step):
         time.sleep(0.01)  # the last State is being written
     moment = ""
     if float(seconds):
-        threading.Timer(float(seconds), os.kill, (os.getpid(), getattr(signal, f"SIG{name}"))).start()
+        threading.Timer(
+            float(seconds), os.kill, (os.getpid(), getattr(signal, f"SIG{name}"))
+        ).start()
     else:
         os.kill(os.getpid(), getattr(signal, f"SIG{name}"))
 
@@ -74,7 +76,9 @@ class HfStop(TrainerCallback):
 def lightning(cell):
     cells, made = import_module("tests.cells_lightning"), import_module("flor_plugins.lightning")
     # no budget of time: on a busy machine, too, each State is taken
-    callback = made.FlorCallback(resume="auto", every_n_steps=cells.CELLS[cell].every, overhead=None)
+    callback = made.FlorCallback(
+        resume="auto", every_n_steps=cells.CELLS[cell].every, overhead=None
+    )
     _, trainer, train = cells.train(cell, Path("out"), callback, seed=5)
     trainer.callbacks.insert(0, LightningStop())
     if "OWN" in os.environ and list(Path("out").glob("*.ckpt")):
@@ -85,10 +89,16 @@ def lightning(cell):
 
 def hf(cell):
     cells, made = import_module("tests.cells_hf"), import_module("flor_plugins.hf")
-    callback = made.FlorCallback(resume="auto", every_n_steps=cells.every_n_steps(cell), overhead=None)
+    callback = made.FlorCallback(
+        resume="auto", every_n_steps=cells.every_n_steps(cell), overhead=None
+    )
     trainer, train = cells.train(cell, Path("out"), callback)
     trainer.callback_handler.callbacks.insert(0, HfStop())
-    train(resume_from_checkpoint=get_last_checkpoint("out") if "OWN" in os.environ and os.path.exists("out") else None)
+    train(
+        resume_from_checkpoint=get_last_checkpoint("out")
+        if "OWN" in os.environ and os.path.exists("out")
+        else None
+    )
 
 
 def for_recipe(cell):

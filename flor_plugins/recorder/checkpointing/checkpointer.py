@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from flor_plugins.record.options import Options
-from flor_plugins.record.policy import Policy
-from flor_plugins.record.saving.saver import Saver
-from flor_plugins.record.saving.window import Window
+from flor_plugins.recorder.checkpointing.policy import Policy
+from flor_plugins.recorder.checkpointing.staging import Saver
+from flor_plugins.recorder.checkpointing.update_window import Window
+from flor_plugins.recorder.options import Options
 from flor_plugins.records import Position, Run
 from flor_plugins.store import checkpoints
 
@@ -99,13 +99,17 @@ class Keeper:
 
     # ---- inside
 
-    def _save(self, position: Position, state: Callable[[], Mapping[str, Any]], must: bool) -> tuple[str, ...] | None:
+    def _save(
+        self, position: Position, state: Callable[[], Mapping[str, Any]], must: bool
+    ) -> tuple[str, ...] | None:
         is_full = self.policy.takes_optimizer(position)
         sections = {name: part for name, part in state().items() if is_full or name != OPTIMIZER}
         if not sections:
             self.policy.saved(position)
             return ()
-        lost = self._saver.save(position, sections, self._window.constants(), is_full=is_full, wait=must)
+        lost = self._saver.save(
+            position, sections, self._window.constants(), is_full=is_full, wait=must
+        )
         if lost is not None:
             self.policy.saved(position)
         if must and position.step:  # the last one: no update follows that would end its window
@@ -121,7 +125,9 @@ class Keeper:
             if self._updates == 2:  # the optimizer has its state
                 nbytes = self._window.nbytes()
                 self.policy.trains(*nbytes)
-                self._saver.prepare(int(1.02 * sum(nbytes)))  # buffers of the model have some bytes, too
+                self._saver.prepare(
+                    int(1.02 * sum(nbytes))
+                )  # buffers of the model have some bytes, too
         except Exception as error:
             self._failed(error)
         self.policy.spent(time.perf_counter() - started)
@@ -143,6 +149,10 @@ def _policy(run: Run, options: Options) -> Policy:
     """Of a run that goes on, what it has counts."""
     saved = checkpoints.list_checkpoints(run.path)
     used, disk = sum(one.nbytes for one in saved), None
-    if run.processes == 1:  # several processes have to decide alike, and their disks and clocks differ
-        disk = used + shutil.disk_usage(run.path).free // 2 if options.disk is None else options.disk
+    if (
+        run.processes == 1
+    ):  # several processes have to decide alike, and their disks and clocks differ
+        disk = (
+            used + shutil.disk_usage(run.path).free // 2 if options.disk is None else options.disk
+        )
     return Policy(options, (one.position for one in saved), disk_bytes=disk, used_bytes=used)

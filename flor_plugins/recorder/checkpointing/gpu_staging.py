@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from flor_plugins.record.saving.buffers import Buffer
-from flor_plugins.record.saving.copying import Item
+from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
+from flor_plugins.recorder.checkpointing.staging_copy import Item
 
 MOST_OF_FREE = 0.5  # share of a device's free memory that copies may take
 
@@ -82,7 +82,9 @@ class DeviceCopies:
 
     def _fits(self, item: Item) -> bool:
         held = self._staged.get(item.key)
-        return held is not None and held.shape == item.live().shape and held.dtype == item.live().dtype
+        return (
+            held is not None and held.shape == item.live().shape and held.dtype == item.live().dtype
+        )
 
     def _memory(self, item: Item) -> torch.Tensor:
         if not self._fits(item):

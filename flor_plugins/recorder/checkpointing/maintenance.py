@@ -9,8 +9,8 @@ from pathlib import Path
 
 from flor_plugins.errors import StoreError
 from flor_plugins.store.checkpoints import list_checkpoints
-from flor_plugins.store.checkpoints.files import STATE
-from flor_plugins.store.checkpoints.write import Known
+from flor_plugins.store.checkpoints.manifest import STATE
+from flor_plugins.store.checkpoints.writer import Known
 
 QUIET_S = 30.0  # without a state to write, before anything is compressed
 IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and the machine is idle
@@ -36,7 +36,7 @@ class Upkeep:
         """
         self._used += nbytes
         if budget is not None and self._used > budget:
-            from flor_plugins.store.retention.thinning import thin
+            from flor_plugins.store.gc.thinning import thin
 
             with suppress(StoreError):  # it is tried again after the next one
                 thin(self._run_path, int(ROOM * budget), self._known)
@@ -48,9 +48,13 @@ class Upkeep:
         """Compress older checkpoints, if the machine is idle, until something more important comes."""
         if os.getloadavg()[0] > IDLE_LOAD * (os.cpu_count() or 1):
             return
-        from flor_plugins.store.checkpoints.cold import cool_run  # loads numpy and pyarrow: not before it is used
+        from flor_plugins.store.checkpoints.compression import (
+            cool_run,  # loads numpy and pyarrow: not before it is used
+        )
 
-        with suppress(Needed, StoreError, OSError):  # what is done is done; gc does the rest one day
+        with suppress(
+            Needed, StoreError, OSError
+        ):  # what is done is done; gc does the rest one day
             cool_run(self._run_path, pace=self._pace)
         self._count()
 
@@ -63,7 +67,9 @@ class Upkeep:
             raise Needed
 
     def _on_disk(self) -> int:
-        with suppress(Exception):  # damaged, or deleted this moment; it is counted again after the next thinning
+        with suppress(
+            Exception
+        ):  # damaged, or deleted this moment; it is counted again after the next thinning
             found = list_checkpoints(self._run_path)
             return sum(one.nbytes + (one.path / STATE).stat().st_size for one in found)
         return 0

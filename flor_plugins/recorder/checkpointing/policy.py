@@ -8,8 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Lock
 
-from flor_plugins.record.budgets import SERIES, DiskBudget, Spacing, TimeBudget
-from flor_plugins.record.options import Options
+from flor_plugins.recorder.checkpointing.budgets import SERIES, DiskBudget, Spacing, TimeBudget
+from flor_plugins.recorder.options import Options
 from flor_plugins.records import Position, Skipped
 from flor_plugins.store.sizes import format_size
 
@@ -49,8 +49,12 @@ class Policy:
         self._saved = set(saved)
         self._last_step = max((one.step for one in self._saved), default=0)
         self._timed_at = self._full_at = self._full_before = clock()
-        self._full: Position | None = None  # the last one that was taken at `_full_at`; before it: at `_full_before`
-        self._is_late = False  # the clock's wish was refused, and is granted as soon as there is time
+        self._full: Position | None = (
+            None  # the last one that was taken at `_full_at`; before it: at `_full_before`
+        )
+        self._is_late = (
+            False  # the clock's wish was refused, and is granted as soon as there is time
+        )
         self._end: Position | None = None
         self._refused: Position | None = None
         self._chosen: tuple[Position, bool] | None = None  # what `takes_optimizer` said last
@@ -70,7 +74,9 @@ class Policy:
         All of them, not only every n-th.
         """
         # For data without a length the HF Trainer counts epochs up to sys.maxsize.
-        self._to_come = boundaries if boundaries is not None and 0 <= boundaries < NOBODY_KNOWS else None
+        self._to_come = (
+            boundaries if boundaries is not None and 0 <= boundaries < NOBODY_KNOWS else None
+        )
 
     def wants(self, position: Position, *, last: bool = False) -> bool:
         """Is one due at this epoch boundary? last: the training ends here."""
@@ -205,12 +211,19 @@ class Policy:
             self._is_late = self._is_late or by_clock
             return self._refuse(position, self._time.refusal)
         spacing = self._spacing()
-        if spacing.taken is None or self._since_taken + 1 < spacing.taken or not self._disk.fits(is_full=False):
+        if (
+            spacing.taken is None
+            or self._since_taken + 1 < spacing.taken
+            or not self._disk.fits(is_full=False)
+        ):
             self._wishes += 1
             self._since_taken += 1
             self._timed_at = self._clock()
             self._is_late = False
-            return self._refuse(position, f"checkpoints are thinned to fit into {format_size(self._disk.nbytes or 0)}")
+            return self._refuse(
+                position,
+                f"checkpoints are thinned to fit into {format_size(self._disk.nbytes or 0)}",
+            )
         return True
 
     def _refuse(self, position: Position, why: str) -> bool:

@@ -7,7 +7,10 @@ import os
 import sys
 from contextlib import suppress
 
-IOPRIO_SET = {"x86_64": 251, "aarch64": 30}  # system call numbers (linux/asm-generic/unistd.h and x86's own)
+IOPRIO_SET = {
+    "x86_64": 251,
+    "aarch64": 30,
+}  # system call numbers (linux/asm-generic/unistd.h and x86's own)
 IDLE = 3 << 13  # linux/ioprio.h: class idle
 LOWEST, USUAL = 19, 0  # niceness
 
@@ -29,5 +32,8 @@ def share(pid: int, niceness: int) -> None:
     niceness: a process that is alone in its session takes as much as a whole training. That share may be raised
     again, which a niceness may not. Linux refuses more than ten changes a second.
     """
-    with suppress(OSError), open(f"/proc/{pid}/autogroup", "w") as file:  # no autogroups, no Linux, or too soon
+    with (
+        suppress(OSError),
+        open(f"/proc/{pid}/autogroup", "w") as file,
+    ):  # no autogroups, no Linux, or too soon
         file.write(str(niceness))

@@ -11,13 +11,13 @@ from typing import Any, Protocol
 import torch
 
 from flor_plugins.errors import StoreError
-from flor_plugins.record.saving import copying, devices
-from flor_plugins.record.saving.buffers import Buffer, Pool
-from flor_plugins.record.saving.copying import Copier, Copies, Item, Place
-from flor_plugins.record.saving.courier import Courier, Letter
-from flor_plugins.record.saving.devices import DeviceCopies
-from flor_plugins.record.saving.habits import Habits, Written
-from flor_plugins.record.saving.scribe import Message
+from flor_plugins.recorder.checkpointing import gpu_staging, staging_copy
+from flor_plugins.recorder.checkpointing.gpu_staging import DeviceCopies
+from flor_plugins.recorder.checkpointing.mutation_tracker import Habits, Written
+from flor_plugins.recorder.checkpointing.shared_buffers import Buffer, Pool
+from flor_plugins.recorder.checkpointing.staging_copy import Copier, Copies, Item, Place
+from flor_plugins.recorder.checkpointing.writer_client import Courier, Letter
+from flor_plugins.recorder.checkpointing.writer_process import Message
 from flor_plugins.records import Position
 from flor_plugins.store.codec import Encoded, survey
 
@@ -51,7 +51,7 @@ class _Layout:
 
     def place(self, item: Item) -> None:
         item.place = Place(self.nbytes, item.nbytes)
-        self.nbytes += -(-item.nbytes // copying.ALIGNMENT) * copying.ALIGNMENT
+        self.nbytes += -(-item.nbytes // staging_copy.ALIGNMENT) * staging_copy.ALIGNMENT
 
 
 @dataclass(slots=True)
@@ -68,7 +68,13 @@ class _State:
 
     def job(self) -> Message:
         pieces = [
-            [one.key, one.dtype, list(one.shape), None if one.place is None else one.place.offset, one.hash]
+            [
+                one.key,
+                one.dtype,
+                list(one.shape),
+                None if one.place is None else one.place.offset,
+                one.hash,
+            ]
             for one in self.items
         ]
         return {
@@ -141,13 +147,20 @@ class Saver:
         if buffer is None:
             return None
         try:
-            copies = Copies(buffer, layout.later, layout.watched, self._begin_on(layout.on_devices, constants, buffer))
+            copies = Copies(
+                buffer,
+                layout.later,
+                layout.watched,
+                self._begin_on(layout.on_devices, constants, buffer),
+            )
             for item in layout.at_once:
-                copying.copy(item, buffer)
+                staging_copy.copy(item, buffer)
         except BaseException:
             self._pool.give(buffer)
             raise
-        taken = {item.key: self._habits.taken(item.key, item.live(), constants) for item in layout.items}
+        taken = {
+            item.key: self._habits.taken(item.key, item.live(), constants) for item in layout.items
+        }
         known = {key: entry for key, entry in taken.items() if entry is not None}
         self._open = _State(position, encoded, is_full, buffer, layout.items, copies, known)
         if layout.later or layout.on_devices:
@@ -176,7 +189,9 @@ class Saver:
         if copies.torn:
             self._give_up(state, copies.torn)
             return
-        for item in state.items:  # the training's own memory must not be kept alive until all is written
+        for (
+            item
+        ) in state.items:  # the training's own memory must not be kept alive until all is written
             item.tensor = None
         state.encoded.tensors.clear()
         self._put(lambda: self._hand_over(state))
@@ -202,7 +217,7 @@ class Saver:
         layout = _Layout()
         for key, tensor in tensors.items():
             how, item = self._habits.treatment(key, tensor, constants), Item.of(key, tensor)
-            is_small = how == "later" and tensor.is_cpu and item.nbytes <= copying.AT_ONCE
+            is_small = how == "later" and tensor.is_cpu and item.nbytes <= staging_copy.AT_ONCE
             if is_small or tensor.device.type not in ("cpu", "cuda"):
                 how = "now"
             layout.items.append(item)
@@ -223,14 +238,14 @@ class Saver:
         self, items: Mapping[torch.device, list[Item]], constants: set[int], buffer: Buffer
     ) -> list[DeviceCopies]:
         for device, ones in items.items():
-            devices.pin(buffer)
+            gpu_staging.pin(buffer)
             if device not in self._devices:
                 self._devices[device] = DeviceCopies(device)
             self._devices[device].begin(ones, constants)
         return [self._devices[device] for device in items]
 
     def _dropped(self, buffer: Buffer) -> None:
-        devices.unpin(buffer)
+        gpu_staging.unpin(buffer)
         self._courier.forget(buffer)
 
     def _give_up(self, state: _State, torn: Collection[str]) -> None:
@@ -262,7 +277,9 @@ class Saver:
             for device in state.copies.devices:
                 device.wait()
             self._sync()
-            self._courier.send(Letter({**state.job(), "budget": self._budget}, state.buffer, answered))
+            self._courier.send(
+                Letter({**state.job(), "budget": self._budget}, state.buffer, answered)
+            )
         except Exception as error:
             self._pool.give(state.buffer)
             self._told.not_written(state.position, error)

@@ -17,13 +17,16 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from flor_plugins.record.saving.buffers import Buffer
+from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
 from flor_plugins.store.checkpoints.hashes import hash_of
 from flor_plugins.store.codec.tensors import DTYPE_NAMES
 
 ALIGNMENT = LINE = 64  # bytes of a cache line
 AT_ONCE = 4096  # bytes of a tensor that is copied as fast as it is looked at to be copied later
-LINES, ELEMENTS = 4, 16  # that are sampled of a tensor that is copied later: lines where it is row-major
+LINES, ELEMENTS = (
+    4,
+    16,
+)  # that are sampled of a tensor that is copied later: lines where it is row-major
 _INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -56,7 +59,9 @@ class Item:
     def of(cls, key: str, tensor: torch.Tensor) -> Item:
         dtype = DTYPE_NAMES[tensor.dtype]
         version = 0 if tensor.is_inference() else tensor._version
-        return cls(key, tensor, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), version)
+        return cls(
+            key, tensor, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), version
+        )
 
     def live(self) -> torch.Tensor:
         assert self.tensor is not None
@@ -82,14 +87,22 @@ class Copies:
     """
 
     def __init__(
-        self, buffer: Buffer, later: list[Item], watched: list[Item], devices: Sequence[OnDevice] = ()
+        self,
+        buffer: Buffer,
+        later: list[Item],
+        watched: list[Item],
+        devices: Sequence[OnDevice] = (),
     ) -> None:
         self.buffer, self.devices = buffer, devices
         self.torn: list[str] = []  # keys of tensors that were written to before they were copied
         self.still: dict[str, bool] = {}  # key of each watched tensor: did it stay as it was?
         self._later, self._watched = later, watched
         self._left = deque(later)
-        self._samples = {item.key: _sample(item, array_of(item.live())) for item in later if item.place is not None}
+        self._samples = {
+            item.key: _sample(item, array_of(item.live()))
+            for item in later
+            if item.place is not None
+        }
         self._begun = threading.Lock()  # held by the one that sees to the devices
         self._worked = threading.Event()
         self.beside_s = 0.0  # seconds of a processor that copying beside the training has taken
@@ -118,7 +131,9 @@ class Copies:
         Called by the training's own thread when the first update is about to be made. Raises what went wrong in
         the background.
         """
-        self.work(beside=False)  # unless the other thread has begun: it may have been busy with something else
+        self.work(
+            beside=False
+        )  # unless the other thread has begun: it may have been busy with something else
         try:
             while self._step(from_end=True):
                 pass
@@ -217,7 +232,9 @@ def _copied(item: Item, buffer: Buffer) -> np.ndarray:
     """What `array_of` was copied, in one row."""
     assert item.place is not None
     source = array_of(item.live())
-    return buffer.array[item.place.offset : item.place.offset + item.place.nbytes].view(source.dtype)
+    return buffer.array[item.place.offset : item.place.offset + item.place.nbytes].view(
+        source.dtype
+    )
 
 
 def memory_of(tensor: torch.Tensor) -> memoryview:

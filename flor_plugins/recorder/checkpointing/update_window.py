@@ -41,7 +41,11 @@ class Window:
 
     def constants(self) -> set[int]:
         """The addresses of all tensors that only an update changes: trained parameters and optimizer states."""
-        return {one.data_ptr() for held in self._optimizers for one in chain(_parameters(held), _states(held))}
+        return {
+            one.data_ptr()
+            for held in self._optimizers
+            for one in chain(_parameters(held), _states(held))
+        }
 
     def nbytes(self) -> tuple[int, int]:
         """Bytes of the trained parameters, and of the optimizers' states."""

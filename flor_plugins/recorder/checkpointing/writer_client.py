@@ -19,16 +19,16 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flor_plugins.record.saving.buffers import Buffer
-from flor_plugins.record.saving.presence import announce, leave
-from flor_plugins.record.saving.priority import USUAL, share
-from flor_plugins.record.saving.scribe import Message, Scribe, messages, packed
+from flor_plugins.recorder.checkpointing.priority import USUAL, share
+from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
+from flor_plugins.recorder.checkpointing.writer_lock import announce, leave
+from flor_plugins.recorder.checkpointing.writer_process import Message, Scribe, messages, packed
 
 HURRY_S = 0.2  # how often a writer that is waited for is given its share of the processors: it may not be up yet
 RESTARTS = 3  # of a writer that dies; then a thread writes
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from flor_plugins.record.saving.scribe import main; main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
+    "from flor_plugins.recorder.checkpointing.writer_process import main; main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
 )
 
 
@@ -124,7 +124,9 @@ class Courier:
         except Exception as error:
             # said as Python says it of a thread; those that come after it are answered all the same
             thread = threading.current_thread()
-            threading.excepthook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
+            threading.excepthook(
+                threading.ExceptHookArgs((type(error), error, error.__traceback__, thread))
+            )
         finally:
             with self._idle:
                 self._waiting.pop(answer["number"], None)
@@ -134,10 +136,19 @@ class Courier:
 class _Process:
     """A writer in a process of its own. died: called when it is gone without having been closed."""
 
-    def __init__(self, run_path: Path, answered: Callable[[Message], None], died: Callable[[], None]) -> None:
+    def __init__(
+        self, run_path: Path, answered: Callable[[Message], None], died: Callable[[], None]
+    ) -> None:
         ours, theirs = socket.socketpair()
         # -I and -S: nothing of the user's environment runs there; what is imported is found as it is here
-        command = [sys.executable, "-I", "-S", "-c", _START, json.dumps([*map(os.path.abspath, sys.path)])]
+        command = [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            _START,
+            json.dumps([*map(os.path.abspath, sys.path)]),
+        ]
         try:
             self._process = subprocess.Popen(
                 [*command, str(theirs.fileno()), os.path.abspath(run_path), str(os.getpid())],
@@ -153,13 +164,17 @@ class _Process:
             raise
         finally:
             theirs.close()
-        with suppress(OSError):  # of a store that can't be written to; what is sent will be answered so
+        with suppress(
+            OSError
+        ):  # of a store that can't be written to; what is sent will be answered so
             announce(run_path, self._process.pid)
         self._channel, self._answered, self._died = ours, answered, died
         self._outbox: queue.SimpleQueue[tuple[bytes, list[int]] | None] = queue.SimpleQueue()
         self._known: set[int] = set()
         both = (self._talk, self._listen)
-        self._threads = [threading.Thread(target=one, daemon=True, name="flor-courier") for one in both]
+        self._threads = [
+            threading.Thread(target=one, daemon=True, name="flor-courier") for one in both
+        ]
         for one in self._threads:
             one.start()
 

@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
-from flor_plugins.record.saving.presence import leave
-from flor_plugins.record.saving.priority import USUAL, share, step_back
-from flor_plugins.record.saving.upkeep import QUIET_S, Upkeep
+from flor_plugins.recorder.checkpointing.maintenance import QUIET_S, Upkeep
+from flor_plugins.recorder.checkpointing.priority import USUAL, share, step_back
+from flor_plugins.recorder.checkpointing.writer_lock import leave
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, known_tensors
-from flor_plugins.store.checkpoints.files import STATE, read_state, records
-from flor_plugins.store.checkpoints.links import Holders
-from flor_plugins.store.checkpoints.write import Draft, Known, Piece, write_folder
+from flor_plugins.store.checkpoints.manifest import STATE, read_state, records
+from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.writer import Draft, Known, Piece, write_folder
 
 Message = dict[str, Any]
 LOOK_MS = 500  # how often the writer looks whether the training is still there
@@ -49,8 +49,12 @@ class Scribe:
         answer: Message = {"number": job["number"], "position": job["position"]}
         try:
             state = self._written(job, memory)
-        except Exception as error:  # whatever it is: to die of it would cost the states that come after it, too
-            why = str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+        except (
+            Exception
+        ) as error:  # whatever it is: to die of it would cost the states that come after it, too
+            why = (
+                str(error) if isinstance(error, StoreError) else f"{type(error).__name__}: {error}"
+            )
             return {**answer, "failed": why}
         return {
             **answer,
@@ -62,7 +66,10 @@ class Scribe:
     def _files(self, position: str, state: Message) -> dict[str, int]:
         """The files that were written for it, in bytes."""
         own = {name: size for name, size in state["files"].items() if "/" not in name}
-        return {**own, STATE: (folder_of(self._run_path, Position.parse(position)) / STATE).stat().st_size}
+        return {
+            **own,
+            STATE: (folder_of(self._run_path, Position.parse(position)) / STATE).stat().st_size,
+        }
 
     def _written(self, job: Message, memory: memoryview) -> Message:
         """Its state.json."""
@@ -84,7 +91,11 @@ class Scribe:
 
 def main(handle: int, run_path: str, training: int) -> None:
     """Serve the training at the other end of a socket until it hangs up. training: its process id."""
-    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a terminal's Ctrl-C is not meant for us
+    for one in (
+        signal.SIGINT,
+        signal.SIGTERM,
+        signal.SIGHUP,
+    ):  # a terminal's Ctrl-C is not meant for us
         signal.signal(one, signal.SIG_IGN)
     step_back()
     channel = socket.socket(fileno=handle)
@@ -140,7 +151,9 @@ def messages(
     """
     pending = bytearray()
     while True:
-        while len(pending) >= 8 and len(pending) - 8 >= (size := int.from_bytes(pending[:8], "little")):
+        while len(pending) >= 8 and len(pending) - 8 >= (
+            size := int.from_bytes(pending[:8], "little")
+        ):
             yield json.loads(pending[8 : 8 + size])
             del pending[: 8 + size]
         if not goes_on():
@@ -170,7 +183,9 @@ def _known(run_path: Path) -> Known:
     """What is on the disk: of a resumed run there is something, and of one whose writer was killed."""
     try:
         return known_tensors(run_path)
-    except Exception:  # damaged, or deleted this moment; then all is written anew, which costs space and no more
+    except (
+        Exception
+    ):  # damaged, or deleted this moment; then all is written anew, which costs space and no more
         return {}
 
 
@@ -184,7 +199,9 @@ def _still_stands(folder: Path, state: Message) -> None:
             holders.chain(key)
     except DamagedCheckpoint as error:
         shutil.rmtree(folder, ignore_errors=True)
-        raise StoreError(f"the checkpoint {folder} is not kept, because what it needs is gone: {error}") from error
+        raise StoreError(
+            f"the checkpoint {folder} is not kept, because what it needs is gone: {error}"
+        ) from error
 
 
 def _piece(one: list[Any], memory: memoryview) -> Piece:

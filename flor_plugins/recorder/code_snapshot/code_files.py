@@ -33,7 +33,9 @@ def within_limits(root: Path, paths: Iterable[str], left_out: list[str]) -> list
     Code first, so that it is data that is cut where there is too much.
     """
     kept, total, cut = [], 0, 0
-    for path in sorted(paths, key=lambda path: (Path(path).suffix.lower() not in CODE_SUFFIXES, path)):
+    for path in sorted(
+        paths, key=lambda path: (Path(path).suffix.lower() not in CODE_SUFFIXES, path)
+    ):
         size = _size(root / path)
         why = _why_not(root / path, size, is_folder=path.endswith("/"))
         if why:
@@ -44,7 +46,9 @@ def within_limits(root: Path, paths: Iterable[str], left_out: list[str]) -> list
             kept.append(path)
             total += size
     if cut:
-        left_out.append(f"{cut} more files (over {MAX_FILES} files or {_megabytes(MAX_TOTAL_BYTES)} in all)")
+        left_out.append(
+            f"{cut} more files (over {MAX_FILES} files or {_megabytes(MAX_TOTAL_BYTES)} in all)"
+        )
     return kept
 
 
@@ -69,7 +73,9 @@ def scan(folder: Path, store: Path, left_out: list[str]) -> list[str]:
             break
         nested = [name for name in folders if os.path.exists(os.path.join(here, name, ".git"))]
         found += [os.path.normpath(os.path.join(inside, name)) + "/" for name in nested]
-        kept = [name for name in folders if name not in nested and _may_hold_code(here, name, store)]
+        kept = [
+            name for name in folders if name not in nested and _may_hold_code(here, name, store)
+        ]
         folders[:] = sorted(kept)
         code = [name for name in files if os.path.splitext(name)[1].lower() in CODE_SUFFIXES]
         found += [os.path.normpath(os.path.join(inside, name)) for name in code]

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import SnapshotError, StoreError
-from flor_plugins.record.code_files import scan, why_unchanged, within_limits
+from flor_plugins.recorder.code_snapshot.code_files import scan, why_unchanged, within_limits
 from flor_plugins.records import Code
-from flor_plugins.store.commits import QUIET, told
 from flor_plugins.store.files import whole_folder
+from flor_plugins.store.remote.commits import QUIET, told
 
 if TYPE_CHECKING:
     from git import Repo
@@ -106,7 +106,9 @@ def changes(then: Code, now: Code) -> list[str]:
         where = now.git_dir if repo is None else os.path.abspath(repo.git_dir)
         git = _Git(where, now.root, os.path.join(where, "index"))
         tracked = set() if repo is None else set(git.paths("ls-files", "--cached", "-z"))
-        differ = git.paths("diff-tree", "-r", "-z", "--no-renames", "--name-only", then.vid, now.vid)
+        differ = git.paths(
+            "diff-tree", "-r", "-z", "--no-renames", "--name-only", then.vid, now.vid
+        )
     return [path for path in differ if path in tracked or path.endswith(".py")]
 
 
@@ -181,7 +183,9 @@ def _make_bare(git_dir: Path) -> None:
 
     try:
         with whole_folder(git_dir) as scratch:
-            Git(scratch).execute(["git", *QUIET, "init", "--bare", "--quiet", "--template=", str(scratch)])
+            Git(scratch).execute(
+                ["git", *QUIET, "init", "--bare", "--quiet", "--template=", str(scratch)]
+            )
     except StoreError:
         if not git_dir.exists():
             raise
@@ -204,7 +208,11 @@ def _commit(git: _Git, run_id: str) -> str:
         vid = head if head_tree == tree else ""
     if not vid:
         who = {"NAME": "flor", "EMAIL": "flor@localhost", "DATE": f"@{moment} +0000"}
-        env = {f"GIT_{role}_{key}": value for role in ("AUTHOR", "COMMITTER") for key, value in who.items()}
+        env = {
+            f"GIT_{role}_{key}": value
+            for role in ("AUTHOR", "COMMITTER")
+            for key, value in who.items()
+        }
         links = [word for head in parents for word in ("-p", head)]
         vid = git.line("commit-tree", tree, *links, "-m", "code of a run, kept by flor", **env)
     git.run("update-ref", f"refs/flor/{run_id}", vid)
@@ -222,7 +230,9 @@ def _stage_changes(git: _Git, root: Path, store: str | None) -> list[str]:
         else:
             changed.append(path)
     untracked = git.paths("ls-files", "--others", "--exclude-standard", "-z")
-    outside = [path for path in untracked if store is None or not f"{path}/".startswith(f"{store}/")]
+    outside = [
+        path for path in untracked if store is None or not f"{path}/".startswith(f"{store}/")
+    ]
     _stage(git, [*changed, *within_limits(root, outside, left_out)])
     if store is not None:  # somebody may have committed a store
         kept = git.paths("ls-files", "--cached", "-z", "--", f":(top,literal){store}")
@@ -231,7 +241,9 @@ def _stage_changes(git: _Git, root: Path, store: str | None) -> list[str]:
 
 
 def _stage(git: _Git, paths: Iterable[str]) -> None:
-    git.run("update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=_zero_ended(paths))
+    git.run(
+        "update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=_zero_ended(paths)
+    )
 
 
 def _zero_ended(paths: Iterable[str]) -> bytes:

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import FlorError, StoreError
-from flor_plugins.record import snapshot
-from flor_plugins.record.imports import hf, lightning
-from flor_plugins.record.imports.found import Found
-from flor_plugins.record.imports.launches import nothing
+from flor_plugins.recorder.code_snapshot import snapshot
+from flor_plugins.recorder.importers import hf, lightning
+from flor_plugins.recorder.importers.found_checkpoints import Found
+from flor_plugins.recorder.importers.launches import nothing
 from flor_plugins.records import Launch, Obstacle, Process, Run
 from flor_plugins.store import checkpoints, codec, runs
 from flor_plugins.store.files import read_json, write_json
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store, find_store, new_id
+from flor_plugins.store.metrics.journal import Journal
 
 # In the run's folder: which files it was made of, so that a second import finds it.
 SOURCE = "imported.json"
@@ -73,7 +73,9 @@ def _find(path: Path) -> Found:
         return lightning.find(path)
     if of_hf:
         return hf.find(path)
-    deeper = sorted({str(one.parent) for kind in ("*.ckpt", "checkpoint-*") for one in _below(path, kind)})
+    deeper = sorted(
+        {str(one.parent) for kind in ("*.ckpt", "checkpoint-*") for one in _below(path, kind)}
+    )
     hint = f" There are some in {', '.join(deeper[:5])}: name one of those." if deeper else ""
     raise StoreError(
         f"{path} was to be imported, and is no .ckpt file, no checkpoint-* folder and no folder of those.{hint}"
@@ -85,7 +87,13 @@ def _below(path: Path, pattern: str) -> list[Path]:
     return [one for depth in ("*", "*/*", "*/*/*") for one in path.glob(f"{depth}/{pattern}")]
 
 
-def _make(home: Store, found: Found, sources: list[dict[str, Any]], name: str | None, launch: Launch | None) -> Run:
+def _make(
+    home: Store,
+    found: Found,
+    sources: list[dict[str, Any]],
+    name: str | None,
+    launch: Launch | None,
+) -> Run:
     run_id = new_id()
     folder = home.run(run_id)
     moments = [one.path.stat().st_mtime for one in found.checkpoints]
@@ -138,16 +146,29 @@ def _with_launch(home: Store, run: Run, launch: Launch | None, source: Path) -> 
     if launch is None:
         how = f"flor-{run.framework} import '{source}' -- python train.py ..."
         none = Obstacle("none", "imported without the command that trained it", f"say it: {how}")
-        return replace(run, obstacles=(weights, none), gaps=(*run.gaps, f"{none.reason}; to replay it, {none.remedy}"))
+        return replace(
+            run,
+            obstacles=(weights, none),
+            gaps=(*run.gaps, f"{none.reason}; to replay it, {none.remedy}"),
+        )
     start = Path(launch.folder or launch.cwd)
     try:
         code = snapshot.take(home, run.run_id, start)
     except FlorError as error:
         gap = f"no code snapshot, so this run can't be replayed: {error}"
-        return replace(run, obstacles=(weights, Obstacle("none", gap, "see the message")), gaps=(*run.gaps, gap))
+        return replace(
+            run,
+            obstacles=(weights, Obstacle("none", gap, "see the message")),
+            gaps=(*run.gaps, gap),
+        )
     gap = f"the code is that of the import ({_moment(datetime.now(UTC).timestamp())}), maybe not of the training"
     return replace(
-        run, launch=launch, code=code, project=start.name, obstacles=(weights,), gaps=(*run.gaps, gap)
+        run,
+        launch=launch,
+        code=code,
+        project=start.name,
+        obstacles=(weights,),
+        gaps=(*run.gaps, gap),
     )
 
 
@@ -165,7 +186,9 @@ def _earlier(home: Store, sources: Sequence[dict[str, Any]]) -> Run | None:
     """The run that was made of the same files, if they are unchanged since."""
     for run in runs.list_runs(home):
         file = run.path / SOURCE
-        if file.is_file() and sorted(map(_key, read_json(file)["files"])) == sorted(map(_key, sources)):
+        if file.is_file() and sorted(map(_key, read_json(file)["files"])) == sorted(
+            map(_key, sources)
+        ):
             return run
     return None
 
@@ -176,7 +199,9 @@ def _key(source: dict[str, Any]) -> tuple[str, int, int]:
 
 def _name(path: Path) -> str:
     """Of the file or folder; lightning_logs/version_0/checkpoints is version_0."""
-    return path.parent.name if path.name == "checkpoints" else path.name.removesuffix(lightning.ENDING)
+    return (
+        path.parent.name if path.name == "checkpoints" else path.name.removesuffix(lightning.ENDING)
+    )
 
 
 def _moment(seconds: float) -> str:

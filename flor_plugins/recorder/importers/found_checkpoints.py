@@ -43,5 +43,7 @@ def one_each(stored: list[Stored]) -> tuple[tuple[Stored, ...], list[str]]:
     for one in stored:
         first = kept.setdefault(one.position, one)
         if first is not one:
-            notes.append(f"{one.path} is left out: {first.path.name} is of the same position, {one.position}")
+            notes.append(
+                f"{one.path} is left out: {first.path.name} is of the same position, {one.position}"
+            )
     return tuple(kept[position] for position in sorted(kept)), notes

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError
-from flor_plugins.record.environment import flatten
-from flor_plugins.record.imports.found import Found, Stored, one_each
+from flor_plugins.recorder.importers.found_checkpoints import Found, Stored, one_each
+from flor_plugins.recorder.launch_environment import flatten
 from flor_plugins.records import Level, Phase, Position, Row
 
 STATE = "trainer_state.json"
@@ -20,8 +20,15 @@ _CONFIG = "config.json"
 _WHOLE = ("model.safetensors", "pytorch_model.bin")
 _ADAPTER = "adapter_config.json"
 # Fields of TrainerState that are settings; the others of trainer_state.json say how far it came.
-_SETTINGS = ("num_train_epochs", "max_steps", "logging_steps", "eval_steps", "save_steps", "train_batch_size")
-# As in hf/harvest.py: "loss" is each update's own, and the Trainer logs a mean since its last log.
+_SETTINGS = (
+    "num_train_epochs",
+    "max_steps",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+    "train_batch_size",
+)
+# As in hf/collector.py: "loss" is each update's own, and the Trainer logs a mean since its last log.
 _RENAMED = {"loss": "loss_logged"}
 _ROUNDING = 1e-6  # the Trainer counts epochs in floats
 
@@ -39,7 +46,11 @@ class _Held:
 
 def folders_in(path: Path) -> list[Path]:
     """The checkpoint folders at `path`: those in it, else itself."""
-    inside = [one for one in path.glob("checkpoint-*") if one.is_dir() and re.fullmatch(r"checkpoint-\d+", one.name)]
+    inside = [
+        one
+        for one in path.glob("checkpoint-*")
+        if one.is_dir() and re.fullmatch(r"checkpoint-\d+", one.name)
+    ]
     if inside:
         return sorted(inside, key=lambda one: int(one.name.rpartition("-")[2]))
     return [path] if (path / STATE).is_file() or path.name.startswith("checkpoint-") else []
@@ -57,7 +68,9 @@ def find(path: Path) -> Found:
     notes += [*doubles, *_strays(held, newest)]
     if path / STATE not in files and (path / STATE).is_file():
         # `save_state()` after the training: what was logged after the last checkpoint, too
-        newest = max(newest, _state(path / STATE), key=lambda state: len(state.get("log_history") or ()))
+        newest = max(
+            newest, _state(path / STATE), key=lambda state: len(state.get("log_history") or ())
+        )
         files.append(path / STATE)
     at = max(one.stat().st_mtime for one in files if one.name == STATE)
     return Found(
@@ -86,10 +99,16 @@ def _readable(path: Path) -> tuple[list[_Held], list[str]]:
             continue
         epochs = float(state.get("epoch") or 0.0)
         position = Position(_completed(epochs), int(state["global_step"]))
-        stored = Stored(folder, position, _is_whole(epochs), lambda files=weights: read_weights(files))
+        stored = Stored(
+            folder, position, _is_whole(epochs), lambda files=weights: read_weights(files)
+        )
         held.append(_Held(stored, state, (folder / STATE, *weights)))
     if not held:
-        raise refused[0] if refused else StoreError(f"{path} was to be imported, and no checkpoint-* folder is there")
+        raise (
+            refused[0]
+            if refused
+            else StoreError(f"{path} was to be imported, and no checkpoint-* folder is there")
+        )
     return held, notes
 
 
@@ -104,7 +123,9 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             shards = tuple(folder / shard for shard in names)
             missing = [shard.name for shard in shards if not shard.is_file()]
             if missing or not shards:
-                raise StoreError(f"{index} names {', '.join(missing) or 'no shards'}, which is not there")
+                raise StoreError(
+                    f"{index} names {', '.join(missing) or 'no shards'}, which is not there"
+                )
             return shards
     if (folder / _ADAPTER).is_file():
         raise StoreError(
@@ -144,7 +165,9 @@ def read_weights(files: Sequence[Path]) -> dict[str, Any]:
                 weights.update(torch.load(file, map_location="cpu", weights_only=True))
         except Exception as error:  # torn files make every kind of error
             why = str(error).partition("\n")[0][:200]
-            raise StoreError(f"{file} can't be read as a model's weights: {type(error).__name__}: {why}") from error
+            raise StoreError(
+                f"{file} can't be read as a model's weights: {type(error).__name__}: {why}"
+            ) from error
     return weights
 
 

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import StoreError
-from flor_plugins.record.environment import flatten
-from flor_plugins.record.imports.found import Found, Stored, one_each
+from flor_plugins.recorder.importers.found_checkpoints import Found, Stored, one_each
+from flor_plugins.recorder.launch_environment import flatten
 from flor_plugins.records import Level, Phase, Position, Row
 from flor_plugins.store.checkpoints import load_folder
-from flor_plugins.store.checkpoints.files import STATE
+from flor_plugins.store.checkpoints.manifest import STATE
 
 ENDING = ".ckpt"
 _HPARAMS = ("datamodule_hyper_parameters", "hyper_parameters")
@@ -27,7 +27,12 @@ def files_in(path: Path) -> list[Path]:
     if path.suffix == ENDING:
         return [path]
     found = sorted(path.glob(f"*{ENDING}")) or sorted((path / "checkpoints").glob(f"*{ENDING}"))
-    return list({one.resolve(): one for one in sorted(found, key=lambda one: one.is_symlink(), reverse=True)}.values())
+    return list(
+        {
+            one.resolve(): one
+            for one in sorted(found, key=lambda one: one.is_symlink(), reverse=True)
+        }.values()
+    )
 
 
 def find(path: Path) -> Found:
@@ -52,11 +57,18 @@ def find(path: Path) -> Found:
             epoch = stored[-1].position.epoch
             notes.append(f"{file} does not say how many epochs were complete: {epoch} is a guess")
         if int(checkpoint[_STEP]) > newest[_STEP]:
-            newest = {_STEP: int(checkpoint[_STEP]), **{key: checkpoint.get(key) for key in _HPARAMS}}
+            newest = {
+                _STEP: int(checkpoint[_STEP]),
+                **{key: checkpoint.get(key) for key in _HPARAMS},
+            }
         for name, values in _scores(checkpoint).items():
             scores.setdefault(name, {}).update(values)
     if not stored:
-        raise refused[0] if refused else StoreError(f"{path} was to be imported, and no {ENDING} file is there")
+        raise (
+            refused[0]
+            if refused
+            else StoreError(f"{path} was to be imported, and no {ENDING} file is there")
+        )
     kept, doubles = one_each(stored)
     files, rows = tuple(one.path for one in stored), tuple(_rows(kept, scores))
     return Found("lightning", path, kept, files, rows, _params(newest), (*notes, *doubles))
@@ -83,7 +95,9 @@ def read_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     except Exception as error:  # torn files make every kind of error
         raise StoreError(_refusal(path, error)) from error
     if not isinstance(found, dict):
-        raise StoreError(f"{path} was to be read as a checkpoint of Lightning, and holds a {type(found).__name__}")
+        raise StoreError(
+            f"{path} was to be read as a checkpoint of Lightning, and holds a {type(found).__name__}"
+        )
     return found
 
 
@@ -164,7 +178,11 @@ def _rows(stored: Iterable[Stored], scores: Mapping[str, Mapping[str, float]]) -
     for one in stored:
         values = scores.get(one.path.name, {})
         for phase in phases:
-            own = {name: value for name, value in values.items() if name.startswith("train") == (phase == "train")}
+            own = {
+                name: value
+                for name, value in values.items()
+                if name.startswith("train") == (phase == "train")
+            }
             if own:
                 level: Level = "epoch" if one.ends_epoch else "step"
                 yield Row(one.position, phase, level, own, one.path.stat().st_mtime)

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from flor_plugins.errors import FlorError
-from flor_plugins.hooks import arguments
-from flor_plugins.record.resume import VARIABLE
+from flor_plugins.hooks import arg
+from flor_plugins.recorder.resume import VARIABLE
 from flor_plugins.records import Launch, Run
 from flor_plugins.store.runs import plain
 
-_START = "flor_plugins.record.start"
+_START = "flor_plugins.recorder.launching.run_script"
 
 
 def command(run: Run, moved: Mapping[str, str] | None = None) -> list[str]:
@@ -48,7 +48,7 @@ def environment(run: Run, moved: Mapping[str, str] | None = None) -> dict[str, s
     recorded = {name: value for name, value in run.launch.env.items() if not _of_a_process(name)}
     found = {**os.environ, **recorded, VARIABLE: run.run_id, "FLOR_DIR": str(run.path.parents[1])}
     if run.framework == "loop":  # its parameters are what flor.arg gave, random defaults among them
-        found[arguments.VARIABLE] = json.dumps(plain(dict(run.params)))
+        found[arg.VARIABLE] = json.dumps(plain(dict(run.params)))
     if moved:
         copies = [_moved(run.launch.cwd, moved), *found.get("PYTHONPATH", "").split(os.pathsep)]
         found["PYTHONPATH"] = os.pathsep.join(_moved(copy, moved) for copy in copies if copy)
@@ -57,7 +57,10 @@ def environment(run: Run, moved: Mapping[str, str] | None = None) -> dict[str, s
 
 def _moved(path: str, moved: Mapping[str, str]) -> str:
     """Where a path of the run's code lies now."""
-    return next((new + path[len(old) :] for old, new in moved.items() if Path(path).is_relative_to(old)), path)
+    return next(
+        (new + path[len(old) :] for old, new in moved.items() if Path(path).is_relative_to(old)),
+        path,
+    )
 
 
 def _processes(launch: Launch) -> list[str]:
@@ -74,5 +77,13 @@ def _processes(launch: Launch) -> list[str]:
 
 
 def _of_a_process(name: str) -> bool:
-    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT")
+    names = (
+        "RANK",
+        "LOCAL_RANK",
+        "WORLD_SIZE",
+        "LOCAL_WORLD_SIZE",
+        "GROUP_RANK",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
     return name in names or name.startswith("TORCHELASTIC_")

@@ -1,8 +1,8 @@
 """The process that records: a version of a recipe, or a command with the callback put on.
 
-python -m flor_plugins.record.start recipe RECIPE.yaml VERSION
-python -m flor_plugins.record.start script FRAMEWORK NAME SCRIPT [ARG ...]
-python -m flor_plugins.record.start module FRAMEWORK NAME MODULE [ARG ...]
+python -m flor_plugins.recorder.launching.run_script recipe RECIPE.yaml VERSION
+python -m flor_plugins.recorder.launching.run_script script FRAMEWORK NAME SCRIPT [ARG ...]
+python -m flor_plugins.recorder.launching.run_script module FRAMEWORK NAME MODULE [ARG ...]
 """
 
 from __future__ import annotations
@@ -12,28 +12,32 @@ import runpy
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from flor_plugins import adapter
 from flor_plugins.errors import FlorError, MissingDependency, RecipeError
 from flor_plugins.recipe import build_trainer, load_recipe
-from flor_plugins.record import environment
-from flor_plugins.record.expected import expect, expected_runs
+from flor_plugins.recorder import launch_environment
+from flor_plugins.recorder.launching.launch_context import expect, expected_runs
 from flor_plugins.records import Launch
 
 
 def recipe(
-    path: Path, version: str, *, is_recorded: bool = True, begins: Callable[[Any], Any] = lambda built: None
+    path: Path,
+    version: str,
+    *,
+    is_recorded: bool = True,
+    begins: Callable[[Any], Any] = lambda built: None,
 ) -> None:
     """Train one version of a recipe, with the callback on where `is_recorded`.
 
     begins: called with what the recipe's function has built, right before it is trained. Of a function that trains
-    by itself, with flor.loop, neither is heard: see `listen` in loop/intercept.py.
+    by itself, with flor.loop, neither is heard: see `listen` in loops/intercept.py.
     """
     asked = load_recipe(path)
     params = asked.params_of(version)
-    launched = environment.launch()
+    launched = launch_environment.launch()
     launch = Launch(
         kind="recipe",
         target=asked.trainer,
@@ -51,9 +55,9 @@ def recipe(
     framework = _framework_of(built, asked.trainer)
     callback = None
     if is_recorded:
-        callback = import_module(f"flor_plugins.{framework}").FlorCallback(version, project=asked.name)
+        callback = adapter.package_of(framework).FlorCallback(version, project=asked.name)
         callback.launch = launch
-    intercept = import_module(f"flor_plugins.{framework}.intercept")
+    intercept = adapter.package_of(framework, "intercept")
     begins(built)
     intercept.train(built, callback)
 
@@ -61,7 +65,7 @@ def recipe(
 def command(kind: str, framework: str, name: str, target: str, arguments: list[str]) -> None:
     """Run a script or a module; every trainer that it trains gets a FlorCallback. Hand-written loops need none."""
     folder = Path(target).resolve().parent if kind == "script" else Path.cwd()
-    launched = environment.launch()
+    launched = launch_environment.launch()
     launch = Launch(
         kind="script" if kind == "script" else "module",
         target=str(Path(target).resolve()) if kind == "script" else target,
@@ -77,7 +81,9 @@ def command(kind: str, framework: str, name: str, target: str, arguments: list[s
         sys.path.insert(0, str(folder))
         runpy.run_path(target, run_name="__main__")
     else:
-        if not sys.flags.safe_path:  # else the code is a copy that lies elsewhere, see record/relaunch.py
+        if (
+            not sys.flags.safe_path
+        ):  # else the code is a copy that lies elsewhere, see recorder/launching/relaunch.py
             sys.path.insert(0, os.getcwd())
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     if missing is not None and not expected_runs():
@@ -87,7 +93,7 @@ def command(kind: str, framework: str, name: str, target: str, arguments: list[s
 def _put_on(framework: str, name: str, launch: Launch) -> MissingDependency | None:
     """What is missing for it is said when the script has ended: one with a hand-written loop needs no trainer."""
     try:
-        made = import_module(f"flor_plugins.{framework}").FlorCallback
+        made = adapter.package_of(framework).FlorCallback
     except MissingDependency as error:
         return error
 
@@ -96,7 +102,7 @@ def _put_on(framework: str, name: str, launch: Launch) -> MissingDependency | No
         one.launch = replace(launch, injected=True)
         return one
 
-    import_module(f"flor_plugins.{framework}.intercept").put_on(callback)
+    adapter.package_of(framework, "intercept").put_on(callback)
     return None
 
 

@@ -24,7 +24,15 @@ from flor_plugins.state.module import is_plain
 
 # Methods that build: a replay runs them again. `setup` ... are Lightning's.
 _BUILDING = frozenset(
-    ("__init__", "__post_init__", "__setstate__", "setup", "prepare_data", "configure_model", "configure_optimizers")
+    (
+        "__init__",
+        "__post_init__",
+        "__setstate__",
+        "setup",
+        "prepare_data",
+        "configure_model",
+        "configure_optimizers",
+    )
 )
 _ADDING = ("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "rotate")
 _MUTATORS = frozenset((*_ADDING, "pop", "popleft", "popitem", "remove", "discard", "clear"))
@@ -48,7 +56,11 @@ def of_owner(what: str, owner: Any, known: Container[int], remedy: str) -> Itera
     changing = changing_attributes(type(owner))
     for name, value in getattr(owner, "__dict__", {}).items():
         # Modules that are attributes are recorded; those in a list are not.
-        inside = [] if isinstance(value, nn.Module) else [one for one in _parts(value) if id(one) not in known]
+        inside = (
+            []
+            if isinstance(value, nn.Module)
+            else [one for one in _parts(value) if id(one) not in known]
+        )
         kind = next((kind for kind in map(_kind, inside) if kind), "")
         hidden = next((one for one in inside if _has_state(one)), None)
         if kind or hidden is not None:
@@ -62,14 +74,20 @@ def of_modules(root: nn.Module, known: Container[int], remedy: str) -> Iterator[
 
     A module that brings a state of its own (`get_extra_state`) is left out.
     """
-    kinds = {type(one) for one in root.modules() if type(one).get_extra_state is nn.Module.get_extra_state}
+    kinds = {
+        type(one)
+        for one in root.modules()
+        if type(one).get_extra_state is nn.Module.get_extra_state
+    }
     changing = {kind: changing_attributes(kind) for kind in kinds if _is_users(kind)}
     for module in root.modules():
         if type(module) in changing:
             yield from _of_module(module, changing[type(module)], known, remedy)
 
 
-def _of_module(module: nn.Module, changing: Container[str], known: Container[int], remedy: str) -> Iterator[Obstacle]:
+def _of_module(
+    module: nn.Module, changing: Container[str], known: Container[int], remedy: str
+) -> Iterator[Obstacle]:
     for name, value in vars(module).items():
         is_saved = is_plain(value) and not name.startswith("_")
         if is_saved or name in _OF_MODULES or id(value) in known or _is_generator(value):
@@ -102,7 +120,11 @@ def _updates(kind: type) -> Iterator[str]:
     except (OSError, TypeError, SyntaxError):
         return
     for method in tree.body[0].body if isinstance(tree.body[0], ast.ClassDef) else []:
-        if isinstance(method, ast.FunctionDef) and method.name not in _BUILDING and method.args.args:
+        if (
+            isinstance(method, ast.FunctionDef)
+            and method.name not in _BUILDING
+            and method.args.args
+        ):
             me = method.args.args[0].arg
             for node in ast.walk(method):
                 yield from _updated(node, me)
@@ -143,7 +165,12 @@ def is_iterator(value: Any) -> bool:
 
 def reads_a_file(value: Any) -> bool:
     """An open file that is read: its position is state. What is only written does not come back."""
-    return isinstance(value, io.IOBase) and not value.closed and value.readable() and not value.writable()
+    return (
+        isinstance(value, io.IOBase)
+        and not value.closed
+        and value.readable()
+        and not value.writable()
+    )
 
 
 def where(kind: type) -> str:
@@ -151,7 +178,9 @@ def where(kind: type) -> str:
     for method in vars(kind).values():
         code = getattr(method, "__code__", None)
         if code is not None and os.path.isfile(code.co_filename):
-            return f"{kind.__qualname__} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+            return (
+                f"{kind.__qualname__} ({os.path.basename(code.co_filename)}:{code.co_firstlineno})"
+            )
     return kind.__qualname__
 
 
@@ -166,7 +195,9 @@ def _kind(value: Any) -> str:
     own = type(value).__mro__[:-1]  # a subclass of what a library made is the library's to describe
     if own and all(_is_users(one) or one.__module__ in ("abc", "typing") for one in own):
         names = sorted(changing_attributes(type(value)) & getattr(value, "__dict__", {}).keys())
-        return f"an object, {where(type(value))}, that changes its {', '.join(names)}" if names else ""
+        return (
+            f"an object, {where(type(value))}, that changes its {', '.join(names)}" if names else ""
+        )
     return ""
 
 
@@ -181,7 +212,9 @@ def _has_state(value: Any) -> bool:
     if not isinstance(value, nn.Module):
         return False
     tensors = next(value.parameters(), None), next(value.buffers(), None)
-    return any(one is not None for one in tensors) or any(hasattr(one, "_update_count") for one in value.modules())
+    return any(one is not None for one in tensors) or any(
+        hasattr(one, "_update_count") for one in value.modules()
+    )
 
 
 def _is_trained(value: Any) -> bool:
@@ -191,7 +224,10 @@ def _is_trained(value: Any) -> bool:
 
 def _is_generator(value: Any) -> bool:
     """Recorded by state/rng.py, wherever it is."""
-    return isinstance(value, torch.Generator) or type(value).__module__ in ("random", "numpy.random._generator")
+    return isinstance(value, torch.Generator) or type(value).__module__ in (
+        "random",
+        "numpy.random._generator",
+    )
 
 
 def _is_users(kind: type) -> bool:
@@ -202,7 +238,11 @@ def _is_users(kind: type) -> bool:
         file = os.path.realpath(inspect.getfile(kind))
     except (OSError, TypeError):  # made in C, or at a prompt
         return False
-    return not file.startswith(_LIBRARIES) and "site-packages" not in file and "dist-packages" not in file
+    return (
+        not file.startswith(_LIBRARIES)
+        and "site-packages" not in file
+        and "dist-packages" not in file
+    )
 
 
 def _state(value: Any) -> str:
@@ -210,4 +250,6 @@ def _state(value: Any) -> str:
 
 
 def _lost(owner: str, name: str, kind: str, remedy: str) -> Obstacle:
-    return Obstacle("partial", f"{owner} keeps in `{name}` {kind}, which no checkpoint holds", remedy)
+    return Obstacle(
+        "partial", f"{owner} keeps in `{name}` {kind}, which no checkpoint holds", remedy
+    )

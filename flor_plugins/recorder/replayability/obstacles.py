@@ -12,14 +12,21 @@ from typing import Any
 import torch
 from torch.utils import data
 
-from flor_plugins.record.attributes import is_iterator, of_object, reads_a_file, where
+from flor_plugins.recorder.replayability.hidden_state import (
+    is_iterator,
+    of_object,
+    reads_a_file,
+    where,
+)
 from flor_plugins.records import Code, Launch, Obstacle
 
 MOST_NAMED = 5  # paths that one reason names; checkpoints list them all
 
 _OF_DATASETS = (data.Subset, data.ConcatDataset, data.StackDataset, data.ChainDataset)
 # Collate functions that only put together: they draw nothing.
-_FIXED_COLLATES = frozenset(("default_collate", "default_convert", "default_data_collator", "DataCollatorWithPadding"))
+_FIXED_COLLATES = frozenset(
+    ("default_collate", "default_convert", "default_data_collator", "DataCollatorWithPadding")
+)
 
 
 def of_launch(launch: Launch, code: Code | None, why: str = "") -> list[Obstacle]:
@@ -27,10 +34,14 @@ def of_launch(launch: Launch, code: Code | None, why: str = "") -> list[Obstacle
     found = []
     if code is None:
         reason = "there is no snapshot of the code" + (f": {why}" if why else "")
-        found.append(Obstacle("none", reason, "mend what `flor-hf doctor` names, then record again"))
+        found.append(
+            Obstacle("none", reason, "mend what `flor-hf doctor` names, then record again")
+        )
     if launch.kind == "interactive":
         reason = "it was started from a prompt or a notebook: there is no script to start again"
-        remedy = "put the training into a script, or into a function that a recipe names, and run that"
+        remedy = (
+            "put the training into a script, or into a function that a recipe names, and run that"
+        )
         found.append(Obstacle("none", reason, remedy))
     return found
 
@@ -45,7 +56,9 @@ def of_kernels(device: torch.device | str) -> list[Obstacle]:
     )
 
 
-def of_device(kind: str, *, deterministic: bool, warn_only: bool, benchmark: bool) -> list[Obstacle]:
+def of_device(
+    kind: str, *, deterministic: bool, warn_only: bool, benchmark: bool
+) -> list[Obstacle]:
     """kind: "cpu", "cuda", "mps" ...; the rest are torch's flags of these names."""
     if kind == "cpu":  # its kernels repeat for equal numbers of threads
         return []
@@ -108,7 +121,9 @@ def of_stream(role: str, part: str, source: Any) -> Iterator[Obstacle]:
         if reads_a_file(value) and isinstance(source, data.IterableDataset):
             kind = "an open file"
         if kind:
-            yield Obstacle("partial", f"{owner} keeps {kind} in `{name}`: its position is not recorded", remedy)
+            yield Obstacle(
+                "partial", f"{owner} keeps {kind} in `{name}`: its position is not recorded", remedy
+            )
 
 
 def of_sampler(role: str, part: str, sampler: Any) -> Iterator[Obstacle]:
@@ -155,8 +170,14 @@ def _of_section(section: str, leaves: list[str]) -> Obstacle:
     more = f" and {len(leaves) - MOST_NAMED} more" if len(leaves) > MOST_NAMED else ""
     reason = f"parts of the state can't be stored: {'; '.join(leaves[:MOST_NAMED])}{more}"
     if section == "model":  # then there are no weights to load
-        return Obstacle("none", reason, "keep such tensors out of the state_dict, or make them dense and unquantized")
-    remedy = "keep plain Python data, tensors and arrays in the state, and build all else in the script"
+        return Obstacle(
+            "none",
+            reason,
+            "keep such tensors out of the state_dict, or make them dense and unquantized",
+        )
+    remedy = (
+        "keep plain Python data, tensors and arrays in the state, and build all else in the script"
+    )
     return Obstacle("partial", reason, remedy)
 
 

@@ -8,12 +8,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replay.propagate.align import Pair, Votes, align, flat, likeness, pairs, ratio
-from flor_plugins.replay.propagate.names import binds, family, parameters, reads
-from flor_plugins.replay.propagate.tree import FUNCTIONS, Block, Scope, Version, blocks, is_docstring
+from flor_plugins.replayer.backport.matching import Pair, Votes, align, flat, likeness, pairs, ratio
+from flor_plugins.replayer.backport.names import binds, family, parameters, reads
+from flor_plugins.replayer.backport.syntax import (
+    FUNCTIONS,
+    Block,
+    Scope,
+    Version,
+    blocks,
+    is_docstring,
+)
 
 if TYPE_CHECKING:
-    from flor_plugins.replay.propagate.edit import Insertion
+    from flor_plugins.replayer.backport.edit import Insertion
 
 MIN_PLACE = 0.6  # of a place's score, which is 1 where nothing has changed
 MARGIN = 0.06  # a second place that is nearly as good makes both uncertain
@@ -23,7 +30,15 @@ SAME_CLASS = 0.85  # a class whose body is that alike may have another name
 FAR = 0.85  # each statement between a statement and its nearest known neighbour makes the neighbour say less
 MAX_SCOPES = 8
 # Of these the values of parameters and gradients change, whatever stands between the brackets.
-UPDATES = ("backward", "manual_backward", "step", "zero_grad", "clip_grad_norm_", "clip_grad_value_", "clip_gradients")
+UPDATES = (
+    "backward",
+    "manual_backward",
+    "step",
+    "zero_grad",
+    "clip_grad_norm_",
+    "clip_grad_value_",
+    "clip_gradients",
+)
 LOGS = ("log", "log_dict", "print", "info", "debug")
 
 
@@ -87,7 +102,9 @@ class Finder:
         source, index = self._spot(group)
         if source.scope.is_class:
             return self._in_class(group, source, index)
-        found = sorted(self._candidates(source, index), key=lambda place: place[0].score, reverse=True)
+        found = sorted(
+            self._candidates(source, index), key=lambda place: place[0].score, reverse=True
+        )
         if not found or found[0][0].score < MIN_PLACE:
             near = ", ".join(str(place) for place, _ in found[:3]) or "nothing there is like it"
             raise CannotCarry(
@@ -109,7 +126,12 @@ class Finder:
                 f"{'.'.join(group.first.scope)}. Record once with it."
             )
         spots = [
-            (_neighbours(block, index, group.first), -abs(_line(block, index) - group.first.line), block, index)
+            (
+                _neighbours(block, index, group.first),
+                -abs(_line(block, index) - group.first.line),
+                block,
+                index,
+            )
             for block in blocks(scope)
             for index in range(len(block.body) + 1)
         ]
@@ -125,8 +147,15 @@ class Finder:
                 if anchored is None:
                     continue
                 low, high, sides = anchored
-                around = ratio(source.headers, block.headers) if source.headers or block.headers else 1.0
-                found.append((Place(block, low, 0.45 * like + 0.4 * sides + 0.15 * around, source.scope), high))
+                around = (
+                    ratio(source.headers, block.headers) if source.headers or block.headers else 1.0
+                )
+                found.append(
+                    (
+                        Place(block, low, 0.45 * like + 0.4 * sides + 0.15 * around, source.scope),
+                        high,
+                    )
+                )
         return found
 
     def _scopes(self, source: Scope) -> list[tuple[Scope, float]]:
@@ -134,11 +163,21 @@ class Finder:
         is_same_file = self.old.texts.get(source.path) == self.base.texts[source.path]
         if same is not None and (is_same_file or source.path in self.exact):
             return [(same, 1.0)]
-        if same is not None and type(same.node) is type(source.node) and likeness(source.node, same.node) >= SAME:
+        if (
+            same is not None
+            and type(same.node) is type(source.node)
+            and likeness(source.node, same.node) >= SAME
+        ):
             return [(same, self.scope_likeness(source, same))]
         kind = type(source.node)
-        found = [(one, self.scope_likeness(source, one)) for one in self.old.scopes if type(one.node) is kind]
-        found = sorted((pair for pair in found if pair[1] >= MIN_SCOPE), key=lambda pair: pair[1], reverse=True)
+        found = [
+            (one, self.scope_likeness(source, one))
+            for one in self.old.scopes
+            if type(one.node) is kind
+        ]
+        found = sorted(
+            (pair for pair in found if pair[1] >= MIN_SCOPE), key=lambda pair: pair[1], reverse=True
+        )
         return found[:MAX_SCOPES]
 
     def scope_likeness(self, base: Scope, old: Scope) -> float:
@@ -147,8 +186,13 @@ class Finder:
         body = likeness(base.node, old.node)
         if not base.names:
             return 0.6 * body + 0.4 * same_path
-        called = {*self.votes.names(base.name), *(name[5:] for name in self.votes.names(f"self.{base.name}"))}
-        name = 1.0 if old.name == base.name or old.name in called else 0.6 * ratio(base.name, old.name)
+        called = {
+            *self.votes.names(base.name),
+            *(name[5:] for name in self.votes.names(f"self.{base.name}")),
+        }
+        name = (
+            1.0 if old.name == base.name or old.name in called else 0.6 * ratio(base.name, old.name)
+        )
         owner = self._owner_likeness(base, old)
         if base.is_class:
             name = max(name, body if body >= SAME_CLASS else 0.0)
@@ -169,7 +213,9 @@ class Finder:
         places = [self._among_methods(source, index, scope, like) for scope, like in found]
         if not places or places[0].score < MIN_PLACE:
             near = ", ".join(map(str, places[:3])) or "no class there is like it"
-            raise CannotCarry(f"{group} has no class in this version like {source.scope}. Nearest: {near}. Use a hook.")
+            raise CannotCarry(
+                f"{group} has no class in this version like {source.scope}. Nearest: {near}. Use a hook."
+            )
         if len(places) > 1 and places[1].score > places[0].score - MARGIN:
             raise CannotCarry(_two_places(group, places[0], places[1]))
         return places[0]
@@ -183,7 +229,9 @@ class Finder:
     def _between(self, group: Group, place: Place, high: int) -> Place:
         """A place among statements that only this version has: where they do not matter to the group, or not at all."""
         names = self.local_names(place, group)
-        touching = [index for index in range(place.index, high) if _touches(place.block.body[index], names)]
+        touching = [
+            index for index in range(place.index, high) if _touches(place.block.body[index], names)
+        ]
         if not touching:
             return place
         last = Place(place.block, touching[-1] + 1, place.score, place.source)
@@ -219,7 +267,9 @@ def vote(votes: Votes, base: Scope, old: Scope) -> None:
         votes.add(pair)
 
 
-def _anchors(base: list[ast.stmt], index: int, old: list[ast.stmt]) -> tuple[int, int, float] | None:
+def _anchors(
+    base: list[ast.stmt], index: int, old: list[ast.stmt]
+) -> tuple[int, int, float] | None:
     """Between which statements of `old` the place before base[index] lies, and how sure its neighbours make that."""
     found = align(base, old)
     above = next((i for i in range(index - 1, -1, -1) if i in found), None)
@@ -229,8 +279,16 @@ def _anchors(base: list[ast.stmt], index: int, old: list[ast.stmt]) -> tuple[int
     first = 1 if old and is_docstring(old[0]) else 0
     low = found[above][0] + 1 if above is not None else first
     high = found[below][0] if below is not None else len(old)
-    before = found[above][1] * FAR ** (index - 1 - above) if above is not None else float(index == 0) * 0.9
-    after = found[below][1] * FAR ** (below - index) if below is not None else float(index == len(base)) * 0.9
+    before = (
+        found[above][1] * FAR ** (index - 1 - above)
+        if above is not None
+        else float(index == 0) * 0.9
+    )
+    after = (
+        found[below][1] * FAR ** (below - index)
+        if below is not None
+        else float(index == len(base)) * 0.9
+    )
     if above is None:
         low = high  # directly before the only neighbour that is known
     return low, high, (before + after) / 2

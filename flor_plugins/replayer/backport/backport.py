@@ -9,17 +9,23 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replay.propagate.imports import Thing, module_path, thing
-from flor_plugins.replay.propagate.merge import merged
-from flor_plugins.replay.propagate.names import attributes, binds, function_locals, is_bound_before, reads
-from flor_plugins.replay.propagate.place import Finder, Group, Place
-from flor_plugins.replay.propagate.pure import extras, shapes
-from flor_plugins.replay.propagate.supply import Supply, rewritten
-from flor_plugins.replay.propagate.texts import Put, patch, put_in, taken
-from flor_plugins.replay.propagate.tree import Scope, Version, first_line, parsed, shape
+from flor_plugins.replayer.backport.anchors import Finder, Group, Place
+from flor_plugins.replayer.backport.dependencies import Supply, rewritten
+from flor_plugins.replayer.backport.git_merge import merged
+from flor_plugins.replayer.backport.imports import Thing, module_path, thing
+from flor_plugins.replayer.backport.insert_proof import extras, shapes
+from flor_plugins.replayer.backport.names import (
+    attributes,
+    binds,
+    function_locals,
+    is_bound_before,
+    reads,
+)
+from flor_plugins.replayer.backport.splice import Put, patch, put_in, taken
+from flor_plugins.replayer.backport.syntax import Scope, Version, first_line, parsed, shape
 
 if TYPE_CHECKING:
-    from flor_plugins.replay.propagate.edit import Edit, Insertion
+    from flor_plugins.replayer.backport.edit import Edit, Insertion
 
 Way = Literal["same", "merged", "aligned"]
 
@@ -72,7 +78,9 @@ def _merges(edit: Edit, old: Mapping[str, str]) -> dict[str, str]:
     found = {}
     for path in {one.path for one in edit.insertions if one.path in edit.base and one.path in old}:
         base, edited = edit.base[path], edit.edited[path]
-        text = edited if old[path] == base else merged(path, base=base, edited=edited, old=old[path])
+        text = (
+            edited if old[path] == base else merged(path, base=base, edited=edited, old=old[path])
+        )
         if text is not None:
             found[path] = text
     return found
@@ -90,8 +98,12 @@ def _is_as_good(old: str, aligned: str, git: str, texts: Mapping[str, str], path
     here = Counter((one.scope, text) for one in found for text in shapes([one.node]))
     there = Counter((one.scope, text) for one in came for text in shapes([one.node]))
     surplus = set((there - here).keys())
-    idle = [one.node for one in came if any((one.scope, text) in surplus for text in shapes([one.node]))]
-    return not here - there and (not idle or all(_is_idle(one, Version(texts), path) for one in idle))
+    idle = [
+        one.node for one in came if any((one.scope, text) in surplus for text in shapes([one.node]))
+    ]
+    return not here - there and (
+        not idle or all(_is_idle(one, Version(texts), path) for one in idle)
+    )
 
 
 def _is_idle(node: ast.stmt, version: Version, path: str) -> bool:
@@ -101,7 +113,9 @@ def _is_idle(node: ast.stmt, version: Version, path: str) -> bool:
         return isinstance(node.value, ast.Constant)
     if isinstance(node, ast.Import):
         return not any(module_path(version, path, alias.name, 0) for alias in node.names)
-    return isinstance(node, ast.ImportFrom) and not module_path(version, path, node.module or "", node.level)
+    return isinstance(node, ast.ImportFrom) and not module_path(
+        version, path, node.module or "", node.level
+    )
 
 
 class _Carrying:
@@ -128,7 +142,11 @@ class _Carrying:
     def _groups(self) -> list[Group]:
         """The statements that have a place of their own; the others come along as they are needed."""
         groups: list[Group] = []
-        kept = [one for one in self.edit.insertions if one.path in self.base.trees and not self._comes_along(one)]
+        kept = [
+            one
+            for one in self.edit.insertions
+            if one.path in self.base.trees and not self._comes_along(one)
+        ]
         for one in sorted(kept, key=lambda one: (one.path, one.line)):
             node = self._node(one)
             last = groups[-1] if groups else None
@@ -153,7 +171,9 @@ class _Carrying:
             node for node in here if type(node) is type(meant)
         ]
         if not here:
-            raise CannotCarry(f"{one.path}:{one.line} is not what it was when the edit was read. Ask again.")
+            raise CannotCarry(
+                f"{one.path}:{one.line} is not what it was when the edit was read. Ask again."
+            )
         return here[0]
 
     def _placed(self, group: Group) -> list[Put]:
@@ -174,8 +194,12 @@ class _Carrying:
         plain = {one for one in new if not one.startswith("self.")}
         owner = self.old.class_of(scope)
         known = attributes(self.old, owner) if owner is not None else set()
-        used = {one.id for one in ast.walk(scope.node) if isinstance(one, ast.Name)} | function_locals(self.old, scope)
-        taken_already = known & {one.removeprefix("self.") for one in (new if scope.is_class else new - plain)}
+        used = {
+            one.id for one in ast.walk(scope.node) if isinstance(one, ast.Name)
+        } | function_locals(self.old, scope)
+        taken_already = known & {
+            one.removeprefix("self.") for one in (new if scope.is_class else new - plain)
+        }
         if not scope.is_class:
             taken_already |= used & plain
         if taken_already:
@@ -192,13 +216,17 @@ class _Carrying:
         first = group.first
         source = self.edited.scope(first.path, first.scope)
         assert source is not None
-        if name in function_locals(self.base, place.source) or self._is_script_variable(name, place.source):
+        if name in function_locals(self.base, place.source) or self._is_script_variable(
+            name, place.source
+        ):
             return self._variable(name, place, asked)
         if name in function_locals(self.edited, source):  # the edit's own, placed above
             return name
         there = self.supply.bring(name, first.path, place.block.scope.path, asked)
         if there in function_locals(self.old, place.block.scope):
-            raise CannotCarry(f"{asked} reads {name!r}; in {place.block.scope} {there!r} is a variable. Rename it.")
+            raise CannotCarry(
+                f"{asked} reads {name!r}; in {place.block.scope} {there!r} is a variable. Rename it."
+            )
         return there
 
     def _is_script_variable(self, name: str, source: Scope) -> bool:
@@ -219,7 +247,9 @@ class _Carrying:
         line = first_line(body[index]) if index < len(body) else (body[-1].end_lineno or 0) + 1
         if not is_bound_before(self.old, scope, choices[0], line):
             called = "" if choices[0] == name else f" (there {choices[0]!r})"
-            raise CannotCarry(f"{asked} reads {name!r}{called}, which {scope} does not define before line {line}.")
+            raise CannotCarry(
+                f"{asked} reads {name!r}{called}, which {scope} does not define before line {line}."
+            )
         return choices[0]
 
     def _attribute(self, name: str, place: Place, asked: str) -> str:
@@ -231,7 +261,9 @@ class _Carrying:
         known = [one for one in choices if one.removeprefix("self.") in attributes(self.old, other)]
         if len(known) != 1:
             found = " or ".join(map(repr, known[:2])) if known else "nothing like it"
-            raise CannotCarry(f"{asked} reads {name}; {other} of this version has {found}. Leave this run out.")
+            raise CannotCarry(
+                f"{asked} reads {name}; {other} of this version has {found}. Leave this run out."
+            )
         return known[0]
 
 

@@ -7,7 +7,8 @@ import builtins
 from collections.abc import Mapping
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replay.propagate.imports import (
+from flor_plugins.replayer.backport.anchors import Finder
+from flor_plugins.replayer.backport.imports import (
     Thing,
     has_star,
     import_text,
@@ -16,10 +17,16 @@ from flor_plugins.replay.propagate.imports import (
     module_names,
     thing,
 )
-from flor_plugins.replay.propagate.names import binds, captured, reads, renamed
-from flor_plugins.replay.propagate.place import Finder
-from flor_plugins.replay.propagate.texts import Put, taken
-from flor_plugins.replay.propagate.tree import DEFINITIONS, Version, first_line, is_docstring, shape, statements
+from flor_plugins.replayer.backport.names import binds, captured, reads, renamed
+from flor_plugins.replayer.backport.splice import Put, taken
+from flor_plugins.replayer.backport.syntax import (
+    DEFINITIONS,
+    Version,
+    first_line,
+    is_docstring,
+    shape,
+    statements,
+)
 
 MIN_SAME = 0.85  # a function with another name and nobody who says so is the same one if its body is that alike
 
@@ -43,9 +50,15 @@ class Supply:
         """
         of = thing(self.edited, source, name)
         if of is None:
-            if hasattr(builtins, name) or name in ("__file__", "__name__") or has_star(self.old, target):
+            if (
+                hasattr(builtins, name)
+                or name in ("__file__", "__name__")
+                or has_star(self.old, target)
+            ):
                 return name
-            raise CannotCarry(f"{asked} reads {name!r}, which neither the working tree nor {target} defines.")
+            raise CannotCarry(
+                f"{asked} reads {name!r}, which neither the working tree nor {target} defines."
+            )
         if not of.path:
             return self._import_from_outside(name, source, target, of, asked)
         if self._is_new(of):
@@ -58,8 +71,12 @@ class Supply:
             return True
         return bool(of.name) and of.name not in module_names(self.base, of.path)
 
-    def _import_from_outside(self, name: str, source: str, target: str, of: Thing, asked: str) -> str:
-        known = [one.name for one in imports(self.old, target) if thing(self.old, target, one.name) == of]
+    def _import_from_outside(
+        self, name: str, source: str, target: str, of: Thing, asked: str
+    ) -> str:
+        known = [
+            one.name for one in imports(self.old, target) if thing(self.old, target, one.name) == of
+        ]
         if known:
             return name if name in known else known[-1]
         binding = next(one for one in reversed(imports(self.edited, source)) if one.name == name)
@@ -81,7 +98,11 @@ class Supply:
         home = target if of.path == source or of.path not in self.old.trees else of.path
         home = self._beside(of, home)
         self._define(of, home, asked)
-        return of.name if home == target else self._import_thing(target, Thing(home, of.name), name, asked)
+        return (
+            of.name
+            if home == target
+            else self._import_thing(target, Thing(home, of.name), name, asked)
+        )
 
     def _beside(self, of: Thing, home: str) -> str:
         """Where it has already been brought to: it is defined once, so that all share it."""
@@ -92,7 +113,11 @@ class Supply:
         if there is None:
             self._define(of, target, asked)
             return of.name
-        return there.name if there.path == target and there.name else self._import_thing(target, there, name, asked)
+        return (
+            there.name
+            if there.path == target and there.name
+            else self._import_thing(target, there, name, asked)
+        )
 
     def _import_thing(self, target: str, of: Thing, name: str, asked: str) -> str:
         for one in reversed(imports(self.old, target)):
@@ -103,7 +128,11 @@ class Supply:
                 f"{asked} needs {of.name or 'the module'} of {of.path}, which itself imports {target} in this version: "
                 "they can't import each other. Use a hook, or leave this run out."
             )
-        everything = Version({**self.edited.texts, **self.old.texts}) if of.path not in self.old.texts else self.old
+        everything = (
+            Version({**self.edited.texts, **self.old.texts})
+            if of.path not in self.old.texts
+            else self.old
+        )
         return self._add_import(target, name, import_text(everything, target, of, name), asked)
 
     def _counterpart(self, of: Thing, asked: str) -> Thing | None:
@@ -116,15 +145,23 @@ class Supply:
             )
         if of.path in self.old.trees and of.name in module_names(self.old, of.path):
             there = thing(self.old, of.path, of.name)
-            return there if there is not None and there.path else of  # of: that module takes it from outside
+            return (
+                there if there is not None and there.path else of
+            )  # of: that module takes it from outside
         known = {of.name, *self.finder.votes.names(of.name)}
         found = [Thing(path, name) for name in known for path in self._defining(name)]
         if not found and (scope := self.base.scope(of.path, (of.name,))) is not None:
-            alike = [(self.finder.scope_likeness(scope, one), one) for one in self.old.scopes if len(one.names) == 1]
+            alike = [
+                (self.finder.scope_likeness(scope, one), one)
+                for one in self.old.scopes
+                if len(one.names) == 1
+            ]
             found = [Thing(one.path, one.name) for like, one in alike if like >= MIN_SAME]
         if len(found) > 1:
             where = " and ".join(f"{one.path} ({one.name})" for one in found[:2])
-            raise CannotCarry(f"{asked} reads {of.name!r}, which may be either of {where} in this version.")
+            raise CannotCarry(
+                f"{asked} reads {of.name!r}, which may be either of {where} in this version."
+            )
         return found[0] if found else None
 
     def _defining(self, name: str) -> list[str]:
@@ -144,13 +181,26 @@ class Supply:
                 "Give it another name in the working tree."
             )
         if not self._is_new(of) and not all(_may_be_copied(one) for one in nodes):
-            raise CannotCarry(f"{asked} reads {of.name!r} of {of.path}, which this version has not.")
+            raise CannotCarry(
+                f"{asked} reads {of.name!r} of {of.path}, which this version has not."
+            )
         puts = self.definitions[target, of.name] = []
         for node in nodes:
-            wanted = {name: self.bring(name, of.path, target, asked) for name in _module_reads(node) if name != of.name}
+            wanted = {
+                name: self.bring(name, of.path, target, asked)
+                for name in _module_reads(node)
+                if name != of.name
+            }
             text = rewritten(taken(self.edited.texts[of.path], node), wanted, asked)
             body = self.old.trees[target].body
-            puts.append(Put(target, body, definition_index(self.edited.trees[of.path].body, node, body), text))
+            puts.append(
+                Put(
+                    target,
+                    body,
+                    definition_index(self.edited.trees[of.path].body, node, body),
+                    text,
+                )
+            )
 
     def puts(self) -> list[Put]:
         """All of it, in the order in which it must stand."""
@@ -176,7 +226,9 @@ class Supply:
 def rewritten(text: str, names: Mapping[str, str], asked: str) -> str:
     """The text by the names of the old version; CannotCarry where one of them would be taken for another one."""
     if lost := captured(ast.parse(text).body[0], names):
-        raise CannotCarry(f"{asked} uses {lost[0]!r} for something of its own, and so does this version. Rename it.")
+        raise CannotCarry(
+            f"{asked} uses {lost[0]!r} for something of its own, and so does this version. Rename it."
+        )
     return renamed(text, names)
 
 
@@ -211,11 +263,23 @@ def definition_index(source: list[ast.stmt], node: ast.stmt, body: list[ast.stmt
     at = source.index(node)
     heads = import_index(body)
     places = {one.name: index for index, one in enumerate(body) if isinstance(one, DEFINITIONS)}
-    run = [i for i, one in enumerate(body) if i >= heads and isinstance(one, ast.If | ast.Expr | ast.For)]
+    run = [
+        i
+        for i, one in enumerate(body)
+        if i >= heads and isinstance(one, ast.If | ast.Expr | ast.For)
+    ]
     last = min([*run, len(body)])
     needed = {name for one in body for name in (binds(one) if isinstance(one, ast.Assign) else ())}
-    above = [places[one.name] + 1 for one in source[:at] if isinstance(one, DEFINITIONS) and one.name in places]
-    below = [places[one.name] for one in source[at + 1 :] if isinstance(one, DEFINITIONS) and one.name in places]
+    above = [
+        places[one.name] + 1
+        for one in source[:at]
+        if isinstance(one, DEFINITIONS) and one.name in places
+    ]
+    below = [
+        places[one.name]
+        for one in source[at + 1 :]
+        if isinstance(one, DEFINITIONS) and one.name in places
+    ]
     first_definition = min([*places.values(), last])
     if isinstance(node, ast.Assign | ast.AnnAssign):
         return min(first_definition, *below) if below else first_definition

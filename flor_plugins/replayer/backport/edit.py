@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from flor_plugins.errors import EditRefused
-from flor_plugins.replay.propagate.difference import Added, Changed, compare
-from flor_plugins.replay.propagate.imports import leads_to
-from flor_plugins.replay.propagate.names import binds, reads
-from flor_plugins.replay.propagate.review import logged_by, review
-from flor_plugins.replay.propagate.texts import taken
-from flor_plugins.replay.propagate.tree import DEFINITIONS, Version, first_line, is_docstring, one_by_one
+from flor_plugins.replayer.backport.imports import leads_to
+from flor_plugins.replayer.backport.names import binds, reads
+from flor_plugins.replayer.backport.review import logged_by, review
+from flor_plugins.replayer.backport.splice import taken
+from flor_plugins.replayer.backport.syntax import (
+    DEFINITIONS,
+    Version,
+    first_line,
+    is_docstring,
+    one_by_one,
+)
+from flor_plugins.replayer.backport.tree_diff import Added, Changed, compare
 
 Kind = Literal["log", "import", "assignment", "helper", "method", "class"]
 
@@ -78,7 +84,9 @@ def edit_of(base: Mapping[str, str], edited: Mapping[str, str], base_label: str)
         if path not in now.trees:
             refused.append(_gone(path, base, edited))
         elif base[path] != edited[path]:
-            new, changed = compare(path, was.trees[path], now.trees[path], was=base[path], now=edited[path])
+            new, changed = compare(
+                path, was.trees[path], now.trees[path], was=base[path], now=edited[path]
+            )
             added += new
             refused += changed
     files = _new_files_used(was, now, added)
@@ -127,7 +135,9 @@ def _told(refused: list[Changed], base_label: str) -> str:
     changes = f"{len(refused)} changes" if len(refused) > 1 else "one change"
     return (
         f"the edit in the working tree was to be asked of recorded versions (it was compared with {base_label}), and "
-        f"{changes} of it would change the training, or can't be seen not to:\n" + "\n".join(lines) + "\n"
+        f"{changes} of it would change the training, or can't be seen not to:\n"
+        + "\n".join(lines)
+        + "\n"
         "Commit it and train a new run, or take it out."
     )
 
@@ -177,7 +187,8 @@ def _text(one: Added, source: str) -> str:
 def _digest(insertions: Iterable[Insertion]) -> str:
     """Comments, layout, and lines do not count; what is put in, and where, does."""
     parts = [
-        [one.path, one.scope, one.block, one.before[-1:], one.after[:1], _bare(one.text)] for one in insertions
+        [one.path, one.scope, one.block, one.before[-1:], one.after[:1], _bare(one.text)]
+        for one in insertions
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replay.propagate.pure import Extra, extras
-from flor_plugins.replay.propagate.tree import one_by_one, parsed, shape
+from flor_plugins.replayer.backport.insert_proof import Extra, extras
+from flor_plugins.replayer.backport.syntax import one_by_one, parsed, shape
 
 TIMEOUT_S = 60
 
@@ -26,7 +26,12 @@ def merged(path: str, *, base: str, edited: str, old: str) -> str | None:
     if text is None or None in trees:
         return None
     base_tree, edited_tree, old_tree, tree = trees
-    assert base_tree is not None and edited_tree is not None and old_tree is not None and tree is not None
+    assert (
+        base_tree is not None
+        and edited_tree is not None
+        and old_tree is not None
+        and tree is not None
+    )
     meant, came = extras(base_tree, edited_tree), extras(old_tree, tree)
     if meant is None or came is None or _places(meant) != _places(came):
         return None
@@ -34,7 +39,9 @@ def merged(path: str, *, base: str, edited: str, old: str) -> str | None:
 
 
 def _places(found: Sequence[Extra]) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
-    return sorted((one.scope, one.block, shape(node)) for one in found for node in one_by_one([one.node]))
+    return sorted(
+        (one.scope, one.block, shape(node)) for one in found for node in one_by_one([one.node])
+    )
 
 
 def _merge_file(path: str, *, base: str, edited: str, old: str) -> str | None:
@@ -44,7 +51,9 @@ def _merge_file(path: str, *, base: str, edited: str, old: str) -> str | None:
             file.write_bytes(text.encode())
         command = ["git", "merge-file", "-p", "--diff3", "-q", *map(str, files)]
         try:
-            done = subprocess.run(command, capture_output=True, cwd=folder, timeout=TIMEOUT_S, check=False)
+            done = subprocess.run(
+                command, capture_output=True, cwd=folder, timeout=TIMEOUT_S, check=False
+            )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CannotCarry(
                 f"the edit of {path} was to be merged into an old version; git can't be run: {error}. Install git."

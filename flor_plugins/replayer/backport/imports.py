@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from flor_plugins.replay.propagate.names import local_names
-from flor_plugins.replay.propagate.tree import Version, statements
+from flor_plugins.replayer.backport.names import local_names
+from flor_plugins.replayer.backport.syntax import Version, statements
 
 MAX_HOPS = 8  # of names that are imported from where they were imported
 
@@ -38,9 +38,14 @@ def imports(version: Version, path: str) -> list[Binding]:
     found = []
     for one in statements(version.trees[path].body):
         if isinstance(one, ast.Import):
-            found += [Binding(a.asname or a.name.partition(".")[0], ast.Import([a])) for a in one.names]
+            found += [
+                Binding(a.asname or a.name.partition(".")[0], ast.Import([a])) for a in one.names
+            ]
         elif isinstance(one, ast.ImportFrom):
-            found += [Binding(a.asname or a.name, ast.ImportFrom(one.module, [a], one.level)) for a in one.names]
+            found += [
+                Binding(a.asname or a.name, ast.ImportFrom(one.module, [a], one.level))
+                for a in one.names
+            ]
     return found
 
 
@@ -111,7 +116,9 @@ def _roots(version: Version) -> list[str]:
 def import_text(version: Version, path: str, of: Thing, name: str) -> str:
     """The statement by which a file gets a thing of the project, as the version's files do it: relative or not."""
     alias = "" if name == (of.name or _dotted(of.path).rpartition(".")[2]) else f" as {name}"
-    if any(isinstance(one.node, ast.ImportFrom) and one.node.level for one in imports(version, path)):
+    if any(
+        isinstance(one.node, ast.ImportFrom) and one.node.level for one in imports(version, path)
+    ):
         module = _relative(path, of.path)
     else:
         module = _dotted(posixpath.relpath(of.path, _root(version, path, of.path) or "."))
@@ -138,7 +145,9 @@ def _root(version: Version, path: str, to: str) -> str:
     seen: Counter[str] = Counter()
     for file in version.trees:
         for one in imports(version, file):
-            module = one.node.module if isinstance(one.node, ast.ImportFrom) else one.node.names[0].name
+            module = (
+                one.node.module if isinstance(one.node, ast.ImportFrom) else one.node.names[0].name
+            )
             level = one.node.level if isinstance(one.node, ast.ImportFrom) else 0
             found = module_path(version, file, module or "", 0) if not level else ""
             if found:
@@ -155,7 +164,9 @@ def leads_to(version: Version, start: str, end: str) -> bool:
     seen = [start]
     for file in seen:
         for one in imports(version, file) if file in version.trees else ():
-            module = one.node.module if isinstance(one.node, ast.ImportFrom) else one.node.names[0].name
+            module = (
+                one.node.module if isinstance(one.node, ast.ImportFrom) else one.node.names[0].name
+            )
             level = one.node.level if isinstance(one.node, ast.ImportFrom) else 0
             tried = (module or "", ".".join(filter(None, (module, one.node.names[0].name))))
             found = (module_path(version, file, each, level) for each in tried)

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flor_plugins.replay.propagate.tree import DEFINITIONS, header, one_by_one, shape
+from flor_plugins.replayer.backport.syntax import DEFINITIONS, header, one_by_one, shape
 
 _BODIES = frozenset(("body", "orelse", "finalbody", "handlers", "cases"))
 
@@ -47,7 +47,9 @@ def _list(
     return found if at == len(old) else None
 
 
-def _same(old: ast.AST, new: ast.AST, scope: tuple[str, ...], block: tuple[str, ...]) -> list[Extra] | None:
+def _same(
+    old: ast.AST, new: ast.AST, scope: tuple[str, ...], block: tuple[str, ...]
+) -> list[Extra] | None:
     """What `new` holds more than `old`, or None if they differ in anything else."""
     if type(old) is not type(new) or _shell(old) != _shell(new):
         return None
@@ -60,7 +62,9 @@ def _same(old: ast.AST, new: ast.AST, scope: tuple[str, ...], block: tuple[str, 
         elif field in ("handlers", "cases"):
             inner = _each(getattr(old, field), getattr(new, field), scope, block)
         else:
-            inner = _list(getattr(old, field), getattr(new, field), scope, (*block, _word(new, field)))
+            inner = _list(
+                getattr(old, field), getattr(new, field), scope, (*block, _word(new, field))
+            )
         if inner is None:
             return None
         found += inner
@@ -86,7 +90,11 @@ def _word(node: ast.AST, field: str) -> str:
 
 def _shell(node: ast.AST) -> list[tuple[str, str]]:
     """A statement without the statements inside it."""
-    return [(name, _text(value)) for name, value in ast.iter_fields(node) if name not in _BODIES or not _is_list(value)]
+    return [
+        (name, _text(value))
+        for name, value in ast.iter_fields(node)
+        if name not in _BODIES or not _is_list(value)
+    ]
 
 
 def _is_list(value: object) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ast
 
-from flor_plugins.replay.propagate.edit import Edit, Insertion
-from flor_plugins.replay.propagate.tree import Version
+from flor_plugins.replayer.backport.edit import Edit, Insertion
+from flor_plugins.replayer.backport.syntax import Version
 
 
 def keeps_state(edit: Edit) -> bool:

@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 
-from flor_plugins.replay.propagate.calls import LOGS
+from flor_plugins.replayer.backport.purity.calls import LOGS
 
 
 def logging_calls(node: ast.AST) -> list[ast.Call]:
@@ -34,7 +34,11 @@ def names_in(trees: Iterable[ast.AST]) -> frozenset[str]:
 
 def patterns_of(metric: str, names: Iterable[str]) -> frozenset[str]:
     """Those of the names that may be what the metric was logged under: itself, and patterns that it fits."""
-    return frozenset(one for one in names if one == metric or ("*" in one and fnmatchcase(metric, _literally(one))))
+    return frozenset(
+        one
+        for one in names
+        if one == metric or ("*" in one and fnmatchcase(metric, _literally(one)))
+    )
 
 
 def _literally(pattern: str) -> str:
@@ -70,8 +74,16 @@ def _name(node: ast.expr | None) -> str | None:
 
 
 def _keyword(call: ast.Call) -> ast.expr | None:
-    return next((one.value for one in call.keywords if one.arg in ("name", "dictionary", "logs")), None)
+    return next(
+        (one.value for one in call.keywords if one.arg in ("name", "dictionary", "logs")), None
+    )
 
 
 def _last(func: ast.expr) -> str:
-    return func.attr if isinstance(func, ast.Attribute) else func.id if isinstance(func, ast.Name) else ""
+    return (
+        func.attr
+        if isinstance(func, ast.Attribute)
+        else func.id
+        if isinstance(func, ast.Name)
+        else ""
+    )

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import lru_cache
 
-from flor_plugins.replay.propagate.tree import DEFINITIONS, inner_blocks, is_docstring
+from flor_plugins.replayer.backport.syntax import DEFINITIONS, inner_blocks, is_docstring
 
 MIN_PAIR = 0.5  # statements that are less alike are not the same one
 SHAPE_WEIGHT = 0.65  # the rest is what the names say: they may have been changed, and all at once
@@ -43,7 +43,9 @@ class Votes:
 
     def add(self, pair: Pair) -> None:
         base, old = flat(pair.base), flat(pair.old)
-        for tag, i, i_end, j, j_end in SequenceMatcher(None, base.shapes, old.shapes, False).get_opcodes():
+        for tag, i, i_end, j, j_end in SequenceMatcher(
+            None, base.shapes, old.shapes, False
+        ).get_opcodes():
             if tag != "equal" and (tag != "replace" or i_end - i != j_end - j):
                 continue
             for one, other in zip(base.names[i:i_end], old.names[j:j_end], strict=True):
@@ -68,7 +70,11 @@ def _walk(node: ast.AST) -> Iterator[tuple[str, str]]:
     if isinstance(node, ast.Name):
         yield "name", node.id
         return
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+    if (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    ):
         yield "self", f"self.{node.attr}"
         return
     if isinstance(node, ast.arg):
@@ -94,7 +100,9 @@ def likeness(base: ast.AST, old: ast.AST) -> float:
     one, other = flat(base), flat(old)
     if one == other:
         return 1.0
-    return SHAPE_WEIGHT * ratio(one.shapes, other.shapes) + (1 - SHAPE_WEIGHT) * ratio(one.names, other.names)
+    return SHAPE_WEIGHT * ratio(one.shapes, other.shapes) + (1 - SHAPE_WEIGHT) * ratio(
+        one.names, other.names
+    )
 
 
 def ratio(one: Sequence[str], other: Sequence[str]) -> float:
@@ -177,7 +185,9 @@ def pairs(base: list[ast.stmt], old: list[ast.stmt]) -> Iterator[Pair]:
         for name in ("test", "target", "iter"):
             if hasattr(one, name) and hasattr(other, name):
                 yield Pair(getattr(one, name), getattr(other, name), like)
-        for base_item, old_item in zip(getattr(one, "items", ()), getattr(other, "items", ()), strict=False):
+        for base_item, old_item in zip(
+            getattr(one, "items", ()), getattr(other, "items", ()), strict=False
+        ):
             yield Pair(base_item, old_item, like)
         for (_, base_inner), (_, old_inner) in inner:
             yield from pairs(base_inner, old_inner)

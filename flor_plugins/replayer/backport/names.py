@@ -6,7 +6,14 @@ import ast
 from collections.abc import Iterator, Mapping
 from typing import TypeGuard
 
-from flor_plugins.replay.propagate.tree import DEFINITIONS, FUNCTIONS, Scope, Version, shape, statements
+from flor_plugins.replayer.backport.syntax import (
+    DEFINITIONS,
+    FUNCTIONS,
+    Scope,
+    Version,
+    shape,
+    statements,
+)
 
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
@@ -43,18 +50,31 @@ class _Free(ast.NodeVisitor):
         for outside in (*getattr(node, "decorator_list", ()), *defaults):
             self.visit(outside)
         body: list[ast.AST] = [*node.body] if isinstance(node.body, list) else [node.body]
-        annotations = [one for arg in ast.walk(node.args) if (one := getattr(arg, "annotation", None))]
+        annotations = [
+            one for arg in ast.walk(node.args) if (one := getattr(arg, "annotation", None))
+        ]
         self._within(parameters(node.args) | local_names(body), [*annotations, *body])
 
     visit_Lambda = visit_FunctionDef = visit_AsyncFunctionDef = _function
 
     def visit_ClassDef(self, node: ast.ClassDef) -> None:
-        for outside in (*node.decorator_list, *node.bases, *(keyword.value for keyword in node.keywords)):
+        for outside in (
+            *node.decorator_list,
+            *node.bases,
+            *(keyword.value for keyword in node.keywords),
+        ):
             self.visit(outside)
         self._within(local_names(list(node.body)), list(node.body))
 
-    def _comprehension(self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp) -> None:
-        targets = {name.id for one in node.generators for name in ast.walk(one.target) if isinstance(name, ast.Name)}
+    def _comprehension(
+        self, node: ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+    ) -> None:
+        targets = {
+            name.id
+            for one in node.generators
+            for name in ast.walk(one.target)
+            if isinstance(name, ast.Name)
+        }
         self.visit(node.generators[0].iter)
         self._within(targets, list(ast.iter_child_nodes(node)))
 
@@ -102,8 +122,16 @@ def key(node: ast.Name | ast.Attribute) -> str:
 
 def reads(node: ast.stmt) -> list[str]:
     """The names that a statement takes from around it, in order; attributes of self as "self.x"."""
-    own = set() if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign) else local_names([node])
-    loaded = [one for one in _free(node).found if isinstance(one.ctx, ast.Load) or isinstance(node, ast.AugAssign)]
+    own = (
+        set()
+        if isinstance(node, ast.Assign | ast.AugAssign | ast.AnnAssign)
+        else local_names([node])
+    )
+    loaded = [
+        one
+        for one in _free(node).found
+        if isinstance(one.ctx, ast.Load) or isinstance(node, ast.AugAssign)
+    ]
     return list(dict.fromkeys(key(one) for one in loaded if key(one) not in own))
 
 
@@ -133,16 +161,26 @@ def renamed(text: str, names: Mapping[str, str]) -> str:
     f-strings of some versions of Python) the statement is written anew from its tree.
     """
     node = ast.parse(text).body[0]
-    changes = [(one, names[key(one)]) for one in _free(node).found if names.get(key(one), key(one)) != key(one)]
+    changes = [
+        (one, names[key(one)])
+        for one in _free(node).found
+        if names.get(key(one), key(one)) != key(one)
+    ]
     lines = [line.encode() for line in text.split("\n")]
     for one, name in sorted(changes, key=lambda change: _end(change[0]), reverse=True):
         was = (one.id if isinstance(one, ast.Name) else one.attr).encode()
         row, end = _end(one)
-        lines[row - 1] = lines[row - 1][: end - len(was)] + name.removeprefix("self.").encode() + lines[row - 1][end:]
+        lines[row - 1] = (
+            lines[row - 1][: end - len(was)]
+            + name.removeprefix("self.").encode()
+            + lines[row - 1][end:]
+        )
     meant = _set(node, changes)
     new = b"\n".join(lines).decode(errors="replace")
     try:
-        return new if shape(ast.parse(new)) == shape(ast.Module([meant], [])) else ast.unparse(meant)
+        return (
+            new if shape(ast.parse(new)) == shape(ast.Module([meant], [])) else ast.unparse(meant)
+        )
     except SyntaxError:
         return ast.unparse(meant)
 
@@ -179,11 +217,17 @@ def is_bound_before(version: Version, scope: Scope, name: str, line: int) -> boo
     if isinstance(node, FUNCTIONS) and name in parameters(node.args):
         return True
     if isinstance(node, (*FUNCTIONS, ast.Module)):
-        loops = [one for one in statements(node.body) if isinstance(one, ast.For | ast.AsyncFor | ast.While)]
+        loops = [
+            one
+            for one in statements(node.body)
+            if isinstance(one, ast.For | ast.AsyncFor | ast.While)
+        ]
         around = [one for one in loops if one.lineno < line <= (one.end_lineno or 0) + 1]
         end = max([line, *((one.end_lineno or 0) for one in around)])
         if name in local_names(list(node.body)):
-            return any(one.lineno < end and name in local_names([one]) for one in statements(node.body))
+            return any(
+                one.lineno < end and name in local_names([one]) for one in statements(node.body)
+            )
     outer = version.outer(scope) if scope.names else None
     return outer is not None and name in function_locals(version, outer)
 
@@ -216,6 +260,8 @@ def attributes(version: Version, of: Scope) -> set[str]:
                 found.add(node.attr)
             elif isinstance(node, ast.Call) and is_own_attribute(node.func) and node.args:
                 first = node.args[0]
-                if node.func.attr.startswith(("register_", "add_module")) and isinstance(first, ast.Constant):
+                if node.func.attr.startswith(("register_", "add_module")) and isinstance(
+                    first, ast.Constant
+                ):
                     found.add(str(first.value))
     return found

@@ -9,13 +9,19 @@ from pathlib import Path
 
 from flor_plugins.errors import CannotCarry
 from flor_plugins.records import Edited, Run, Way
-from flor_plugins.replay.propagate.carry import Carried, carry
-from flor_plugins.replay.propagate.edit import Edit
-from flor_plugins.replay.propagate.keeping import keeps_state
-from flor_plugins.replay.propagate.metrics import names_in, patterns_of
-from flor_plugins.replay.propagate.review import moment
-from flor_plugins.replay.propagate.sources import Recorded, base_of, edit_in, settings_changed, working_sources
-from flor_plugins.replay.propagate.tree import Version, parsed
+from flor_plugins.replayer.backport.backport import Carried, carry
+from flor_plugins.replayer.backport.edit import Edit
+from flor_plugins.replayer.backport.keeping import keeps_state
+from flor_plugins.replayer.backport.logged_names import names_in, patterns_of
+from flor_plugins.replayer.backport.review import moment
+from flor_plugins.replayer.backport.snapshots import (
+    Recorded,
+    base_of,
+    edit_in,
+    settings_changed,
+    working_sources,
+)
+from flor_plugins.replayer.backport.syntax import Version, parsed
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 
@@ -70,7 +76,9 @@ def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> Editing |
     if root is None:
         return None
     here = working_sources(root)
-    names = names_in(tree for path, text in here.items() if (tree := parsed(path, text)) is not None)
+    names = names_in(
+        tree for path, text in here.items() if (tree := parsed(path, text)) is not None
+    )
     logged = {metric: patterns_of(metric, names) for metric in metrics}
     logged = {metric: its for metric, its in logged.items() if its}
     if not logged:
@@ -97,7 +105,9 @@ def _working_tree(runs: Sequence[Run]) -> Path | None:
     return max(around, key=lambda root: len(root.resolve().parts), default=next(iter(roots), None))
 
 
-def _is_without(recorded: Recorded, run: Run, logged: Mapping[str, frozenset[str]], root: Path) -> bool:
+def _is_without(
+    recorded: Recorded, run: Run, logged: Mapping[str, frozenset[str]], root: Path
+) -> bool:
     """May the edit have come from that version? Not if it logs one of the metrics itself."""
     if run.code is None or Path(run.code.root).resolve() != root.resolve():
         return False
@@ -109,7 +119,9 @@ def _names_of(recorded: Recorded, run: Run) -> frozenset[str]:
     if run.code is None:
         return frozenset()
     texts = recorded.of(run.code)
-    return names_in(tree for path, text in texts.items() if (tree := parsed(path, text)) is not None)
+    return names_in(
+        tree for path, text in texts.items() if (tree := parsed(path, text)) is not None
+    )
 
 
 def _ways(edit: Edit, given: Mapping[str, frozenset[str]], is_kept: bool) -> dict[str, Way]:
@@ -123,7 +135,9 @@ def _ways(edit: Edit, given: Mapping[str, frozenset[str]], is_kept: bool) -> dic
 
 
 def _warn_of_settings(base: Run | None, root: Path) -> None:
-    changed = settings_changed(base.code, root) if base is not None and base.code is not None else []
+    changed = (
+        settings_changed(base.code, root) if base is not None and base.code is not None else []
+    )
     if changed:
         warnings.warn(
             f"{', '.join(changed)}: not as in run {base.name if base else ''}. An edit is of code only: "

@@ -7,17 +7,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from flor_plugins.replay.propagate import effects
-from flor_plugins.replay.propagate.bodies import Bodies
-from flor_plugins.replay.propagate.calls import Calls, Ground
-from flor_plugins.replay.propagate.difference import Added, Changed
-from flor_plugins.replay.propagate.fresh import defined, fresh_names
-from flor_plugins.replay.propagate.metrics import logged, logging_calls
-from flor_plugins.replay.propagate.names import family
-from flor_plugins.replay.propagate.tree import DEFINITIONS, FUNCTIONS, Scope, Version, first_line
+from flor_plugins.replayer.backport.logged_names import logged, logging_calls
+from flor_plugins.replayer.backport.names import family
+from flor_plugins.replayer.backport.purity import known_effects
+from flor_plugins.replayer.backport.purity.calls import Calls, Ground
+from flor_plugins.replayer.backport.purity.local_objects import defined, fresh_names
+from flor_plugins.replayer.backport.purity.statements import Bodies
+from flor_plugins.replayer.backport.syntax import DEFINITIONS, FUNCTIONS, Scope, Version, first_line
+from flor_plugins.replayer.backport.tree_diff import Added, Changed
 
 if TYPE_CHECKING:
-    from flor_plugins.replay.propagate.edit import Insertion
+    from flor_plugins.replayer.backport.edit import Insertion
 
 
 def review(base: Version, now: Version, added: Sequence[Added]) -> list[Changed]:
@@ -41,18 +41,24 @@ def logged_by(one: Added, now: Version) -> tuple[str, ...]:
     return logged(one.node)[0]
 
 
-def _is_of_validation(scope: tuple[str, ...], now: Version, seen: frozenset[str] = frozenset()) -> bool:
+def _is_of_validation(
+    scope: tuple[str, ...], now: Version, seen: frozenset[str] = frozenset()
+) -> bool:
     if not scope:
         return False
     name = scope[-1]
-    if effects.is_of_validation(name):
+    if known_effects.is_of_validation(name):
         return True
-    if name in seen or effects.is_hook(name) or name in effects.FRAMEWORK_METHODS:
+    if name in seen or known_effects.is_hook(name) or name in known_effects.FRAMEWORK_METHODS:
         return False
-    callers = [one for one in now.scopes if one.is_function and one.names != scope and _calls(one, name)]
+    callers = [
+        one for one in now.scopes if one.is_function and one.names != scope and _calls(one, name)
+    ]
     at_module = any(_calls(one, name) for one in now.scopes if not one.is_function)
-    return bool(callers) and not at_module and all(
-        _is_of_validation(one.names, now, seen | {name}) for one in callers
+    return (
+        bool(callers)
+        and not at_module
+        and all(_is_of_validation(one.names, now, seen | {name}) for one in callers)
     )
 
 
@@ -63,7 +69,10 @@ def _calls(scope: Scope, name: str) -> bool:
         one = coming.pop()
         if isinstance(one, DEFINITIONS):
             continue
-        if isinstance(one, ast.Name | ast.Attribute) and (one.id if isinstance(one, ast.Name) else one.attr) == name:
+        if (
+            isinstance(one, ast.Name | ast.Attribute)
+            and (one.id if isinstance(one, ast.Name) else one.attr) == name
+        ):
             return True
         coming += ast.iter_child_nodes(one)
     return False
@@ -83,7 +92,9 @@ class _Review:
         # Attributes are reached from anywhere, by name or by a string.
         self.read = {one.attr for one in every if isinstance(one, ast.Attribute)}
         self.read |= {one.args[1].value for one in every if _is_getattr(one)}  # type: ignore[attr-defined]
-        self.logged = {name for tree in self.base.trees.values() for name in logged(tree)[0] if "*" not in name}
+        self.logged = {
+            name for tree in self.base.trees.values() for name in logged(tree)[0] if "*" not in name
+        }
         self.watched = {
             one.value.value for one in every
             if isinstance(one, ast.keyword) and one.arg in ("monitor", "metric_for_best_model")
@@ -92,12 +103,18 @@ class _Review:
 
     def of(self, one: Added) -> Iterator[Changed]:
         ground = self._ground(one)
-        problems = [*self._names(one), *self._metrics(one), *self.bodies.problems(one.node, ground, one.is_in_class)]
+        problems = [
+            *self._names(one),
+            *self._metrics(one),
+            *self.bodies.problems(one.node, ground, one.is_in_class),
+        ]
         for line, what in sorted(set(problems)):
             yield Changed(one.path, line, f"{what}, in {one}")
 
     def _ground(self, one: Added) -> Ground:
-        siblings = [other.node for other in self.added if (other.path, other.scope) == (one.path, one.scope)]
+        siblings = [
+            other.node for other in self.added if (other.path, other.scope) == (one.path, one.scope)
+        ]
         return Ground(
             one.path, one.scope, fresh_names(siblings), frozenset(defined(siblings)),
             _is_of_validation(one.scope, self.now),
@@ -110,7 +127,7 @@ class _Review:
             return
         # A class's names are read as attributes, a function's and a module's by themselves.
         around = self.base.outer(scope) if one.is_in_class else None
-        known = self.read | effects.FRAMEWORK_SETTINGS | effects.FRAMEWORK_METHODS
+        known = self.read | known_effects.FRAMEWORK_SETTINGS | known_effects.FRAMEWORK_METHODS
         used = _names_in(scope.node) if around is None else _class_names(self.base, scope)
         for name in sorted(defined([one.node])):
             plain = name.removeprefix("self.")
@@ -118,44 +135,82 @@ class _Review:
             if not is_attribute and plain in used:
                 yield line, f"gives {name!r} another meaning, which the training reads"
             is_set = name != plain or not isinstance(one.node, DEFINITIONS)
-            if is_attribute and is_set and not isinstance(one.node, ast.ClassDef) and plain in known:
+            if (
+                is_attribute
+                and is_set
+                and not isinstance(one.node, ast.ClassDef)
+                and plain in known
+            ):
                 yield line, f"sets {name!r}, which the training or its framework reads"
         if one.is_in_class and isinstance(one.node, FUNCTIONS):
             yield from self._method(one.node, used)
 
-    def _method(self, node: ast.FunctionDef | ast.AsyncFunctionDef, used: set[str]) -> Iterator[tuple[int, str]]:
+    def _method(
+        self, node: ast.FunctionDef | ast.AsyncFunctionDef, used: set[str]
+    ) -> Iterator[tuple[int, str]]:
         name = node.name
         is_private = name.startswith("__") and name.endswith("__")
-        known = name in effects.FRAMEWORK_METHODS | effects.FRAMEWORK_SETTINGS or name in used or name in self.read
+        known = (
+            name in known_effects.FRAMEWORK_METHODS | known_effects.FRAMEWORK_SETTINGS
+            or name in used
+            or name in self.read
+        )
         if is_private or (known and not passes_through(node)):
-            yield first_line(node), f"overrides {name!r} and does not only pass on what `super().{name}(...)` gives"
+            yield (
+                first_line(node),
+                f"overrides {name!r} and does not only pass on what `super().{name}(...)` gives",
+            )
 
     def _metrics(self, one: Added) -> Iterator[tuple[int, str]]:
         _, unclear = logged(one.node)
         for call in unclear:
-            yield call.lineno, "logs under a name that can't be told; begin it with a literal, as f\"grad/{name}\""
+            yield (
+                call.lineno,
+                'logs under a name that can\'t be told; begin it with a literal, as f"grad/{name}"',
+            )
         for call in logging_calls(one.node):
             for name in logged(call)[0]:
                 if name in self.logged:
-                    yield call.lineno, f"logs {name!r}, which the training logs already; give it another name"
+                    yield (
+                        call.lineno,
+                        f"logs {name!r}, which the training logs already; give it another name",
+                    )
                 elif name in self.watched:
-                    yield call.lineno, f"logs {name!r}, which a callback of the training watches; give it another name"
+                    yield (
+                        call.lineno,
+                        f"logs {name!r}, which a callback of the training watches; give it another name",
+                    )
 
 
 def passes_through(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
     """Does a method give exactly what its super method gives for exactly its own arguments?"""
-    calls = [one for one in ast.walk(node) if isinstance(one, ast.Call) and _is_super(one.func, node.name)]
+    calls = [
+        one
+        for one in ast.walk(node)
+        if isinstance(one, ast.Call) and _is_super(one.func, node.name)
+    ]
     returns = [one for one in ast.walk(node) if isinstance(one, ast.Return)]
     last = node.body[-1]
-    if len(calls) != 1 or len(returns) != 1 or returns[0] is not last or not _has_own_arguments(calls[0], node):
+    if (
+        len(calls) != 1
+        or len(returns) != 1
+        or returns[0] is not last
+        or not _has_own_arguments(calls[0], node)
+    ):
         return False
     first = [one for one in node.body if any(inner is calls[0] for inner in ast.walk(one))]
     if first == [last]:
         return isinstance(last, ast.Return) and last.value is calls[0]
     result = first[0] if first else None
-    if not (isinstance(result, ast.Assign) and result.value is calls[0] and isinstance(last, ast.Return)):
+    if not (
+        isinstance(result, ast.Assign) and result.value is calls[0] and isinstance(last, ast.Return)
+    ):
         return False
-    targets = [one for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)]
+    targets = [
+        one
+        for one in ast.walk(node)
+        if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)
+    ]
     names = [one.id for one in targets]
     own = isinstance(last.value, ast.Name) and names.count(last.value.id) == 1
     return own and [ast.unparse(one) for one in result.targets] == [ast.unparse(last.value)]  # type: ignore[arg-type]
@@ -169,15 +224,22 @@ def _has_own_arguments(call: ast.Call, node: ast.FunctionDef | ast.AsyncFunction
     args = node.args
     plain = [one.arg for one in (*args.posonlyargs, *args.args)][1:]
     names = {*plain, *(one.arg for one in args.kwonlyargs)}
-    if any(isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store) and one.id in names for one in ast.walk(node)):
+    if any(
+        isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store) and one.id in names
+        for one in ast.walk(node)
+    ):
         return False
     given = [ast.unparse(one) for one in call.args]
     starred = [f"*{args.vararg.arg}"] if args.vararg else []
     keywords = {one.arg: ast.unparse(one.value) for one in call.keywords}
-    if (args.kwarg is not None) != (None in keywords) or (args.kwarg and keywords.pop(None) != args.kwarg.arg):
+    if (args.kwarg is not None) != (None in keywords) or (
+        args.kwarg and keywords.pop(None) != args.kwarg.arg
+    ):
         return False
     positional = [one for one in given if not one.startswith("*")]
-    if [one for one in given if one.startswith("*")] != starred or positional != plain[: len(positional)]:
+    if [one for one in given if one.startswith("*")] != starred or positional != plain[
+        : len(positional)
+    ]:
         return False
     rest = names - set(positional)
     return set(keywords) == rest and all(key == value for key, value in keywords.items())
@@ -208,6 +270,8 @@ def _class_names(version: Version, scope: Scope) -> set[str]:
 
 
 def _is_getattr(one: ast.AST) -> bool:
-    if not (isinstance(one, ast.Call) and len(one.args) > 1 and isinstance(one.args[1], ast.Constant)):
+    if not (
+        isinstance(one, ast.Call) and len(one.args) > 1 and isinstance(one.args[1], ast.Constant)
+    ):
         return False
     return isinstance(one.func, ast.Name) and one.func.id in ("getattr", "hasattr", "setattr")

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.replay.propagate.difference import compare
-from flor_plugins.replay.propagate.edit import Edit, edit_of
-from flor_plugins.replay.propagate.imports import leads_to
-from flor_plugins.replay.propagate.metrics import logging_calls
-from flor_plugins.replay.propagate.tree import Version, parsed
-from flor_plugins.store.commits import QUIET, find_commit, told
+from flor_plugins.replayer.backport.edit import Edit, edit_of
+from flor_plugins.replayer.backport.imports import leads_to
+from flor_plugins.replayer.backport.logged_names import logging_calls
+from flor_plugins.replayer.backport.syntax import Version, parsed
+from flor_plugins.replayer.backport.tree_diff import compare
+from flor_plugins.store.remote.commits import QUIET, find_commit, told
 
 if TYPE_CHECKING:
     from git import Repo
@@ -54,7 +54,9 @@ class Recorded:
                 yield str(blob.path), self._texts[blob.hexsha]
 
 
-def edit_in(store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None) -> Edit | None:
+def edit_in(
+    store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None
+) -> Edit | None:
     """The edit in the working tree at `root`; None if no run was recorded from there, or nothing differs.
 
     Files that the training does not import (tests, other scripts) count only where something is logged in them.
@@ -71,13 +73,19 @@ def edit_in(store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | 
     return edit if edit.insertions else None
 
 
-def base_of(store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None) -> Run | None:
+def base_of(
+    store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None
+) -> Run | None:
     """The recorded run that the working tree came from: the one with the fewest statements changed or added since.
 
     Of several the newest. None if no run was recorded from `root`. Raises SnapshotError if git refuses.
     """
     recorded = recorded or Recorded(store, root)
-    here = [run for run in runs if run.code is not None and Path(run.code.root).resolve() == root.resolve()]
+    here = [
+        run
+        for run in runs
+        if run.code is not None and Path(run.code.root).resolve() == root.resolve()
+    ]
     working = working_sources(root)
     distances: dict[str, tuple[int, int]] = {}
     known: dict[tuple[str, str], tuple[int, int]] = {}
@@ -114,7 +122,9 @@ def settings_changed(code: Code, root: Path) -> list[str]:
     except GitCommandError:  # no work tree, or the commit lies in the store's own repository
         return []
     assert isinstance(out, str)
-    return sorted(path for path in out.split("\0") if PurePosixPath(path).suffix.lower() in SETTINGS)
+    return sorted(
+        path for path in out.split("\0") if PurePosixPath(path).suffix.lower() in SETTINGS
+    )
 
 
 def text(content: bytes) -> str:
@@ -135,7 +145,9 @@ def _encoding(content: bytes) -> str:
 
 
 def _distance(
-    base: Mapping[str, str], working: Mapping[str, str], known: dict[tuple[str, str], tuple[int, int]]
+    base: Mapping[str, str],
+    working: Mapping[str, str],
+    known: dict[tuple[str, str], tuple[int, int]],
 ) -> tuple[int, int]:
     """(statements changed or gone, statements added). A new file is neither: it may not be of the training."""
     changed, added = len(base.keys() - working.keys()), 0
@@ -165,7 +177,11 @@ def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -
         return found
     for path in base.keys() | edited.keys():
         is_same = base.get(path) == edited.get(path)
-        if is_same or any(leads_to(one, entry, path) for one in (was, now)) or _logs_more(path, was, now):
+        if (
+            is_same
+            or any(leads_to(one, entry, path) for one in (was, now))
+            or _logs_more(path, was, now)
+        ):
             continue
         if path in base:
             found[path] = base[path]
@@ -213,7 +229,8 @@ def _seen_by_git(root: Path) -> list[str] | None:
             return None
     with told(f"the files in {root} were to be listed"):
         listed = git.execute(
-            ["git", *QUIET, "ls-files", "-z", "--cached", "--others", "--exclude-standard"], stdout_as_string=False
+            ["git", *QUIET, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            stdout_as_string=False,
         )
     assert isinstance(listed, bytes)
     return [os.fsdecode(path) for path in listed.split(b"\0") if path]

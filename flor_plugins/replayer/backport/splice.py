@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replay.propagate.tree import first_line
+from flor_plugins.replayer.backport.syntax import first_line
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,9 @@ def put_in(source: str, puts: Iterable[Put]) -> str:
             one if number in inside or not one else indent + one
             for number, one in enumerate(put.text.split("\n"), start=1)
         ]
-        by_line.setdefault(line, []).extend(one + newline for one in _spaced(text, put, lines, line))
+        by_line.setdefault(line, []).extend(
+            one + newline for one in _spaced(text, put, lines, line)
+        )
     for line in sorted(by_line, reverse=True):
         lines[line:line] = by_line[line]
     return "".join(lines)
@@ -110,6 +112,9 @@ def patch(old: Mapping[str, str], new: Mapping[str, str]) -> str:
         head = f"diff --git a/{path} b/{path}\n" + ("new file mode 100644\n" if was is None else "")
         name = "/dev/null" if was is None else f"a/{path}"
         lines = difflib.unified_diff(split(was or ""), split(text), name, f"b/{path}")
-        body = "".join(line if line.endswith("\n") else line + "\n\\ No newline at end of file\n" for line in lines)
+        body = "".join(
+            line if line.endswith("\n") else line + "\n\\ No newline at end of file\n"
+            for line in lines
+        )
         parts.append(head + body if body or was is None else "")
     return "".join(parts)

@@ -51,8 +51,12 @@ class Version:
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self.texts = dict(texts)
-        self.trees = {path: tree for path, text in texts.items() if (tree := parsed(path, text)) is not None}
-        self.scopes = [scope for path, tree in self.trees.items() for scope in _scopes(path, (), tree)]
+        self.trees = {
+            path: tree for path, text in texts.items() if (tree := parsed(path, text)) is not None
+        }
+        self.scopes = [
+            scope for path, tree in self.trees.items() for scope in _scopes(path, (), tree)
+        ]
         self._by_name = {(scope.path, scope.names): scope for scope in self.scopes}
 
     def scope(self, path: str, names: tuple[str, ...]) -> Scope | None:
@@ -131,12 +135,18 @@ def header(one: ast.stmt) -> str:
 
 
 def is_docstring(one: ast.stmt) -> bool:
-    return isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and isinstance(one.value.value, str)
+    return (
+        isinstance(one, ast.Expr)
+        and isinstance(one.value, ast.Constant)
+        and isinstance(one.value.value, str)
+    )
 
 
 def first_line(one: ast.stmt) -> int:
     """Decorators included."""
-    return min([one.lineno, *(decorator.lineno for decorator in getattr(one, "decorator_list", ()))])
+    return min(
+        [one.lineno, *(decorator.lineno for decorator in getattr(one, "decorator_list", ()))]
+    )
 
 
 def shape(one: ast.AST) -> str:
@@ -151,7 +161,10 @@ def one_by_one(body: list[ast.stmt]) -> list[ast.stmt]:
         if isinstance(one, ast.Import) and len(one.names) > 1:
             single += [ast.copy_location(ast.Import([name]), one) for name in one.names]
         elif isinstance(one, ast.ImportFrom) and len(one.names) > 1:
-            single += [ast.copy_location(ast.ImportFrom(one.module, [name], one.level), one) for name in one.names]
+            single += [
+                ast.copy_location(ast.ImportFrom(one.module, [name], one.level), one)
+                for name in one.names
+            ]
         else:
             single.append(one)
     return single

@@ -7,7 +7,14 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from flor_plugins.replay.propagate.tree import DEFINITIONS, first_line, header, is_docstring, one_by_one, shape
+from flor_plugins.replayer.backport.syntax import (
+    DEFINITIONS,
+    first_line,
+    header,
+    is_docstring,
+    one_by_one,
+    shape,
+)
 
 MAX_TEXT = 100
 INSERTED = 1e-6  # of two ways to see an edit the one that takes nothing away is right
@@ -65,16 +72,24 @@ def short(node: ast.AST) -> str:
 
 def bare(body: list[ast.stmt]) -> list[ast.stmt]:
     """A block without what does nothing: docstrings, `pass`, `...`."""
-    return [one for one in one_by_one(body) if not (is_docstring(one) or isinstance(one, ast.Pass) or _is_dots(one))]
+    return [
+        one
+        for one in one_by_one(body)
+        if not (is_docstring(one) or isinstance(one, ast.Pass) or _is_dots(one))
+    ]
 
 
 def _is_dots(one: ast.stmt) -> bool:
-    return isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and one.value.value is ...
+    return (
+        isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and one.value.value is ...
+    )
 
 
 def undocumented(node: ast.AST) -> str:
     """The shape of a statement without the docstrings in it."""
-    if isinstance(node, DEFINITIONS) or any(isinstance(getattr(node, name, None), list) for name in _BLOCKS):
+    if isinstance(node, DEFINITIONS) or any(
+        isinstance(getattr(node, name, None), list) for name in _BLOCKS
+    ):
         inner = [[undocumented(one) for one in block] for _, block in _inner(node)]
         return f"{_shell(node)}{inner}"
     return shape(node)
@@ -83,7 +98,11 @@ def undocumented(node: ast.AST) -> str:
 def _shell(node: ast.AST) -> str:
     """A compound statement without the statements inside it."""
     fields = ast.iter_fields(node)
-    parts = [(name, value) for name, value in fields if name not in _BLOCKS or not isinstance(value, list)]
+    parts = [
+        (name, value)
+        for name, value in fields
+        if name not in _BLOCKS or not isinstance(value, list)
+    ]
     return type(node).__name__ + str([(name, _dumped(value)) for name, value in parts])
 
 
@@ -135,7 +154,9 @@ class _Side:
     def line(self) -> int:
         if isinstance(self.node, ast.stmt):
             return first_line(self.node)
-        placed = self.node.pattern if isinstance(self.node, ast.match_case) else self.node  # a case has no line
+        placed = (
+            self.node.pattern if isinstance(self.node, ast.match_case) else self.node
+        )  # a case has no line
         return getattr(placed, "lineno", 1)
 
 
@@ -179,7 +200,11 @@ class _Walk:
         for one in self.removed:
             twin = next((other for other in added if undocumented(other.node) == one.shape), None)
             if twin is None:
-                changed.append(Changed(self.path, one.line, f"(before the edit): {_quoted(one.node)} was taken out"))
+                changed.append(
+                    Changed(
+                        self.path, one.line, f"(before the edit): {_quoted(one.node)} was taken out"
+                    )
+                )
             else:
                 added.remove(twin)
                 what = f"{_quoted(one.node)} was moved; it stood at line {one.line}"
@@ -187,12 +212,28 @@ class _Walk:
         return added, changed
 
     def block(
-        self, old: list[ast.stmt], new: list[ast.stmt], scope: tuple[str, ...], block: tuple[str, ...], in_class: bool
+        self,
+        old: list[ast.stmt],
+        new: list[ast.stmt],
+        scope: tuple[str, ...],
+        block: tuple[str, ...],
+        in_class: bool,
     ) -> None:
-        self._block([_Side(one) for one in bare(old)], [_Side(one) for one in bare(new)], scope, block, in_class)
+        self._block(
+            [_Side(one) for one in bare(old)],
+            [_Side(one) for one in bare(new)],
+            scope,
+            block,
+            in_class,
+        )
 
     def _block(
-        self, old: list[_Side], new: list[_Side], scope: tuple[str, ...], block: tuple[str, ...], in_class: bool
+        self,
+        old: list[_Side],
+        new: list[_Side],
+        scope: tuple[str, ...],
+        block: tuple[str, ...],
+        in_class: bool,
     ) -> None:
         pairs = self._pairs(old, new)
         kept = {j: i for i, j in pairs}

@@ -6,12 +6,12 @@ from importlib import import_module
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.records import Plan, Run
-from flor_plugins.replay.tasks import Outcome, Tell
+from flor_plugins.replayer.execution.task_runner import Outcome, Tell
 from flor_plugins.store.layout import Store
 
 ENGINES = {
-    "local": "flor_plugins.replay.engines.local",  # worker processes of this machine
-    "ray": "flor_plugins.replay.engines.ray",  # those of a Ray cluster
+    "local": "flor_plugins.replayer.execution.local_executor",  # worker processes of this machine
+    "ray": "flor_plugins.replayer.execution.ray.executor",  # those of a Ray cluster
 }
 
 
@@ -25,7 +25,13 @@ def check(engine: str) -> None:
 
 
 def run_all(
-    store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int = 1, engine: str = "local"
+    store: Store,
+    runs: dict[str, Run],
+    plan: Plan,
+    tell: Tell,
+    *,
+    workers: int = 1,
+    engine: str = "local",
 ) -> list[Outcome]:
     """Do all tasks of a plan, the longest first; one that fails does not stop the others. In the order of the plan.
 

@@ -21,7 +21,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
-from flor_plugins.replay.fork_server import PACKET, READY
+from flor_plugins.replayer.execution.fork_server import PACKET, READY
 
 MOST = 3  # servers at a time: each holds the memory of its imports
 PATIENCE_S = 5.0  # for a server to end by itself
@@ -89,7 +89,14 @@ class Server:
         self._forked: list[Forked] = []
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "flor_plugins.replay.fork_server", str(theirs.fileno()), framework],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "flor_plugins.replayer.execution.fork_server",
+                    str(theirs.fileno()),
+                    framework,
+                ],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -182,7 +189,9 @@ class Servers:
             self._servers[key] = server
             return server
 
-    def fork(self, framework: str, env: Mapping[str, str], task: Path, told: int, log: int) -> Forked | None:
+    def fork(
+        self, framework: str, env: Mapping[str, str], task: Path, told: int, log: int
+    ) -> Forked | None:
         """A warm worker for a task; None where it must be a fresh process."""
         for _ in range(2):  # one that has waited for work for long may end while it is asked
             server = self.begin(framework, env)

@@ -1,6 +1,6 @@
 """A process that has imported what every worker imports first, and forks a worker per task.
 
-    python -P -m flor_plugins.replay.fork_server CONTROL_FD FRAMEWORK
+    python -P -m flor_plugins.replayer.execution.fork_server CONTROL_FD FRAMEWORK
 
 It imports nothing of a user's, starts no thread and no device: both would be lost or broken in a fork (an operation
 of torch that finds its threads gone waits for ever). Orders come as one packet each: JSON, with three descriptors
@@ -28,6 +28,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
+from flor_plugins import adapter
+
 IDLE_S = 600.0  # without a worker, before it ends by itself
 LOOK_S = 2.0  # between two looks whether the process that started it is still there
 PACKET = 65_536
@@ -46,14 +48,14 @@ class Order:
     told: int
 
     def do(self) -> int:
-        """In the worker: as in a fresh `python -m flor_plugins.replay.worker`. Returns its exit status."""
+        """In the worker: as in a fresh `python -m flor_plugins.replayer.execution.worker`. Returns its exit status."""
         os.chdir(self.cwd)
         for standard in (1, 2):
             os.dup2(self.log, standard)
         os.close(self.log)
         # A fresh process draws its first seeds from the system; python's are drawn again in a fork, numpy's are not.
         import_module("numpy").random.seed()
-        return import_module("flor_plugins.replay.worker").main(self.task, self.told)
+        return import_module("flor_plugins.replayer.execution.worker").main(self.task, self.told)
 
 
 def main(control_fd: int, framework: str) -> NoReturn:
@@ -86,11 +88,11 @@ def _preload(framework: str) -> None:
     sys.dont_write_bytecode = True
     with _own_path():
         _preload_journals()
-        for name in ("worker", "session"):
-            import_module(f"flor_plugins.replay.{name}")
-        for name in ("drive", "intercept"):
-            import_module(f"flor_plugins.{framework}.{name}")
-        import_module("flor_plugins.replay.trackers").silence_hub()
+        for name in ("execution.worker", "worker_session.session"):
+            import_module(f"flor_plugins.replayer.{name}")
+        for name in ("replay_driver", "intercept"):
+            adapter.package_of(framework, name)
+        import_module("flor_plugins.replayer.sandbox.trackers").silence_hub()
 
 
 def _preload_journals() -> None:
@@ -120,8 +122,12 @@ def _own_path() -> Iterator[None]:
     """Import from the interpreter's folders and that of this package only; packages installed in place are not."""
     path, finders = list(sys.path), list(sys.meta_path)
     package = os.path.realpath(Path(__file__).parents[2])
-    sys.path[:] = [one for one in path if _is_of_interpreter(one) or os.path.realpath(one) == package]
-    sys.meta_path[:] = [one for one in finders if not getattr(one, "__module__", "").startswith("__editable__")]
+    sys.path[:] = [
+        one for one in path if _is_of_interpreter(one) or os.path.realpath(one) == package
+    ]
+    sys.meta_path[:] = [
+        one for one in finders if not getattr(one, "__module__", "").startswith("__editable__")
+    ]
     try:
         yield
     finally:

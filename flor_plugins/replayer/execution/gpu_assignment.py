@@ -38,7 +38,9 @@ class Devices:
             yield {}
             return
         with self._lock:
-            mine = sorted(self._names, key=lambda name: (self._taken[name], self._names.index(name)))[:count]
+            mine = sorted(
+                self._names, key=lambda name: (self._taken[name], self._names.index(name))
+            )[:count]
             self._taken.update(mine)
         try:
             yield {VARIABLE: ",".join(mine)}

@@ -11,12 +11,12 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
-from flor_plugins.replay.engines import travel
-from flor_plugins.replay.engines.devices import Devices, visible
-from flor_plugins.replay.engines.jobs import LANDED, Job, longest_first
-from flor_plugins.replay.tasks import Outcome, Tell, do_task
+from flor_plugins.replayer.execution import remote_sync
+from flor_plugins.replayer.execution.gpu_assignment import Devices, visible
+from flor_plugins.replayer.execution.retries import LANDED, Job, longest_first
+from flor_plugins.replayer.execution.task_runner import Outcome, Tell, do_task
 from flor_plugins.store.layout import Store
-from flor_plugins.store.mirror import Mirror, mirror_of
+from flor_plugins.store.remote.mirror import Mirror, mirror_of
 
 
 @dataclass(slots=True)
@@ -29,20 +29,28 @@ class _Request:
     tell: Tell
     devices: Devices
     is_over: threading.Event = field(default_factory=threading.Event)
-    turn: threading.Lock = field(default_factory=threading.Lock)  # who asks is told one thing at a time
+    turn: threading.Lock = field(
+        default_factory=threading.Lock
+    )  # who asks is told one thing at a time
 
 
-def run_all(store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int = 1) -> list[Outcome]:
+def run_all(
+    store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int = 1
+) -> list[Outcome]:
     """Do all tasks of a plan, the longest first; one that fails does not stop the others. In the order of the plan.
 
     What `tell` raises, and an interrupt, end the workers; it is raised when their sandboxes are gone.
     """
     store.replay(plan.replay_id).mkdir(parents=True, exist_ok=True)
-    devices = Devices(visible() if workers > 1 else ())  # a single worker sees them as the recording did
+    devices = Devices(
+        visible() if workers > 1 else ()
+    )  # a single worker sees them as the recording did
     request, jobs = _Request(store, runs, plan, tell, devices), [Job(task) for task in plan.tasks]
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         try:
-            begun: dict[int, Future[Outcome]] = {id(job): pool.submit(_do, request, job) for job in longest_first(jobs)}
+            begun: dict[int, Future[Outcome]] = {
+                id(job): pool.submit(_do, request, job) for job in longest_first(jobs)
+            }
             return [begun[id(job)].result() for job in jobs]
         except BaseException:
             request.is_over.set()
@@ -56,10 +64,10 @@ def _do(request: _Request, job: Job) -> Outcome:
     try:
         mirror = mirror_of(request.store)
         if mirror is not None:
-            travel.arrive(mirror, plan, job.task)
+            remote_sync.arrive(mirror, plan, job.task)
         _work_on(request, job, run, mirror)
         if mirror is not None:
-            travel.deliver(mirror, plan, job.task)
+            remote_sync.deliver(mirror, plan, job.task)
     except FlorError as error:
         job.outcome.failure = str(error)
     return job.result(run, plan)
@@ -68,19 +76,31 @@ def _do(request: _Request, job: Job) -> Outcome:
 def _work_on(request: _Request, job: Job, run: Run, mirror: Mirror | None) -> None:
     def tell(task: Task, event: dict[str, Any]) -> None:
         if mirror is not None and event["event"] in LANDED:
-            travel.deliver(mirror, request.plan, task)  # before it is told, so that what was told is there
+            remote_sync.deliver(
+                mirror, request.plan, task
+            )  # before it is told, so that what was told is there
         job.told.append(event)
         _say(request, task, event)
 
     while True:
         with request.devices.taken(run.processes) as seen:
             job.outcome = do_task(
-                request.store, run, request.plan, job.rest, tell, given_up=request.is_over, variables=seen
+                request.store,
+                run,
+                request.plan,
+                job.rest,
+                tell,
+                given_up=request.is_over,
+                variables=seen,
             )
         killed_by, failure = job.outcome.killed_by, job.outcome.failure
         if killed_by is None or request.is_over.is_set() or not job.is_for_another(failure or ""):
             return
-        _say(request, job.task, {"event": "lost", "message": f"killed by {Signals(killed_by).name}: begun again"})
+        _say(
+            request,
+            job.task,
+            {"event": "lost", "message": f"killed by {Signals(killed_by).name}: begun again"},
+        )
 
 
 def _say(request: _Request, task: Task, event: dict[str, Any]) -> None:

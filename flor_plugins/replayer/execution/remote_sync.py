@@ -10,11 +10,11 @@ from pathlib import Path
 from flor_plugins.errors import DamagedCheckpoint, SnapshotError
 from flor_plugins.records import Code, Plan, Position, Run, Task
 from flor_plugins.store import ranks
-from flor_plugins.store.checkpoints import files, folder_of, keys_of, list_checkpoints
-from flor_plugins.store.checkpoints.links import Holders
-from flor_plugins.store.commits import find_commit
+from flor_plugins.store.checkpoints import folder_of, keys_of, list_checkpoints, manifest
+from flor_plugins.store.checkpoints.tensor_references import Holders
 from flor_plugins.store.layout import Store
-from flor_plugins.store.mirror import Mirror, mirror_of
+from flor_plugins.store.remote.commits import find_commit
+from flor_plugins.store.remote.mirror import Mirror, mirror_of
 from flor_plugins.store.runs import list_runs, load_run
 
 
@@ -45,7 +45,9 @@ def arrive(mirror: Mirror, plan: Plan, task: Task) -> tuple[Run, Plan]:
     store = mirror.store
     mirror.pull_records(task.run_id)
     run = load_run(store.run(task.run_id))
-    if run.launch.call:  # the trainings before it in its process are passed over: that needs where they ended
+    if (
+        run.launch.call
+    ):  # the trainings before it in its process are passed over: that needs where they ended
         mirror.pull_records()
     mirror.pull_replay(plan.replay_id)
     mirror.pull_files(files_read(store, run, task))
@@ -90,7 +92,11 @@ def files_read(store: Store, run: Run, task: Task) -> set[Path]:
         starts = [stretch.start for stretch in one.stretches] or list(one.positions)
         alone = one.way == "state"
         for position in starts:
-            found.update(_files_of(run, position, (ranks.MODEL,) if alone else None, 1 if alone else run.processes))
+            found.update(
+                _files_of(
+                    run, position, (ranks.MODEL,) if alone else None, 1 if alone else run.processes
+                )
+            )
     for before in _before(store, run):
         ends = list_checkpoints(before.path)[-1:]
         found.update(*(_files_of(before, end.position, None, before.processes) for end in ends))
@@ -113,14 +119,20 @@ def _before(store: Store, run: Run) -> list[Run]:
     """The trainings of the same process that a replay passes over."""
     if not run.launch.call:
         return []
-    return [one for one in list_runs(store) if one.process == run.process and one.launch.call < run.launch.call]
+    return [
+        one
+        for one in list_runs(store)
+        if one.process == run.process and one.launch.call < run.launch.call
+    ]
 
 
-def _files_of(run: Run, position: Position, only: tuple[str, ...] | None, processes: int) -> Iterator[Path]:
+def _files_of(
+    run: Run, position: Position, only: tuple[str, ...] | None, processes: int
+) -> Iterator[Path]:
     for rank in range(processes):
         folder = folder_of(ranks.folder(run.path, rank), position)
         with suppress(DamagedCheckpoint):  # whoever reads it says what is wrong
-            state = files.read_state(folder, position)
+            state = manifest.read_state(folder, position)
             holders = Holders(folder, state)
             wanted = [part for name, part in state["tree"].items() if only is None or name in only]
             for key in set().union(*map(keys_of, wanted)):

@@ -6,13 +6,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from flor_plugins.records import Grade, Plan, Position, Run, Task
-from flor_plugins.replay.engines.rest import Told, rest_of, together
-from flor_plugins.replay.tasks import Outcome
-from flor_plugins.replay.verify import worse
-from flor_plugins.store.journal import read_run
+from flor_plugins.replayer.execution.remaining_work import Told, rest_of, together
+from flor_plugins.replayer.execution.task_runner import Outcome
+from flor_plugins.replayer.verification.comparison import worse
+from flor_plugins.store.metrics.journal import read_run
 
 DEATHS = 3  # in a row, with nothing done between them: it is the task that kills
-LANDED = ("position", "stretch", "passed")  # events after which the rows before them are in the journal
+LANDED = (
+    "position",
+    "stretch",
+    "passed",
+)  # events after which the rows before them are in the journal
 
 
 @dataclass(slots=True)
@@ -43,7 +47,9 @@ class Job:
         self.deaths = 1 if rest != self.rest and not are_rows_lost else self.deaths + 1
         self.rest = rest
         if self.deaths >= DEATHS:
-            self.outcome.failure = f"{said} (begun {self.deaths} times, and nothing was done between)"
+            self.outcome.failure = (
+                f"{said} (begun {self.deaths} times, and nothing was done between)"
+            )
             return False
         self.outcome = Outcome(self.task, log=self.outcome.log)
         return bool(rest.passes)

@@ -14,13 +14,13 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
-from flor_plugins.replay import laying
-from flor_plugins.replay.crew import Crew, environment
-from flor_plugins.replay.sandbox import sandbox
-from flor_plugins.replay.verify import worse
-from flor_plugins.replay.warm import servers
-from flor_plugins.store.commits import find_commit
+from flor_plugins.replayer.execution.fork_client import servers
+from flor_plugins.replayer.execution.worker_group import Crew, environment
+from flor_plugins.replayer.sandbox import laying
+from flor_plugins.replayer.sandbox.worktree import sandbox
+from flor_plugins.replayer.verification.comparison import worse
 from flor_plugins.store.layout import Store
+from flor_plugins.store.remote.commits import find_commit
 
 Tell = Callable[[Task, dict[str, Any]], None]
 
@@ -71,7 +71,9 @@ def do_task(
     try:
         with (
             find_commit(run.code, store, Path.cwd()) as repo,
-            tempfile.TemporaryDirectory(prefix="flor-sandbox-", ignore_cleanup_errors=True) as scratch,
+            tempfile.TemporaryDirectory(
+                prefix="flor-sandbox-", ignore_cleanup_errors=True
+            ) as scratch,
             sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place,
         ):
             laying.lay(task.edit.sources if task.edit else {}, place)
@@ -86,7 +88,12 @@ def do_task(
                     "is_alone": count < run.processes,
                 }
                 if outcome.failure is None:
-                    _watch(outcome, run, Crew(run.framework, env, order, folder, count, given_up=given_up), tell)
+                    _watch(
+                        outcome,
+                        run,
+                        Crew(run.framework, env, order, folder, count, given_up=given_up),
+                        tell,
+                    )
     except FlorError as error:
         outcome.failure = str(error)
     return outcome
@@ -124,7 +131,9 @@ def _watch(outcome: Outcome, run: Run, crew: Crew, tell: Tell) -> None:
     for rank in range(1, crew.count):
         told = crew.told_by_others(rank)
         _worsen(outcome.passed[passed:], [one for one in told if one["event"] == "passed"], rank)
-        _worsen(outcome.stretches[stretches:], [one for one in told if one["event"] == "stretch"], rank)
+        _worsen(
+            outcome.stretches[stretches:], [one for one in told if one["event"] == "stretch"], rank
+        )
 
 
 def _worsen(events: list[dict[str, Any]], others: list[dict[str, Any]], rank: int) -> None:
@@ -132,7 +141,9 @@ def _worsen(events: list[dict[str, Any]], others: list[dict[str, Any]], rank: in
     for event, other in zip(events, others, strict=False):
         event["compared"] += other["compared"]
         if worse(event["grade"], other["grade"]) != event["grade"]:
-            event.update(grade=other["grade"], first=other["first"], detail=f"rank {rank}: {other['detail']}")
+            event.update(
+                grade=other["grade"], first=other["first"], detail=f"rank {rank}: {other['detail']}"
+            )
 
 
 def _note(outcome: Outcome, event: dict[str, Any]) -> bool:

@@ -1,6 +1,6 @@
 """The worker process: starts the recorded launch again and meets its trainer at fit/train.
 
-    python -m flor_plugins.replay.worker TASK.json EVENTS_FD
+    python -m flor_plugins.replayer.execution.worker TASK.json EVENTS_FD
 
 Everything that happens is told as one JSON line per event on the file descriptor; what the
 user's script prints goes to stdout and stderr as always.
@@ -20,13 +20,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from flor_plugins import adapter as adapters
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
-from flor_plugins.hooks import arguments, live
+from flor_plugins.hooks import arg, log
 from flor_plugins.records import Edited, Method, Pass, Position, Run, Stretch, Task
-from flor_plugins.replay import guard_writes, lifeline
-from flor_plugins.replay.isolate import isolate
-from flor_plugins.replay.patching import replace_methods
-from flor_plugins.replay.sandbox import map_path
+from flor_plugins.replayer.execution import lifeline
+from flor_plugins.replayer.method_patching.patches import replace_methods
+from flor_plugins.replayer.sandbox import write_guard
+from flor_plugins.replayer.sandbox.isolation import isolate
+from flor_plugins.replayer.sandbox.worktree import map_path
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
 from flor_plugins.store.ranks import folder as part_of
@@ -34,7 +36,7 @@ from flor_plugins.store.ranks import load_checkpoint
 from flor_plugins.store.runs import list_runs, load_run
 
 if TYPE_CHECKING:
-    from flor_plugins.replay.session import Event, Session
+    from flor_plugins.replayer.worker_session.session import Event, Session
 
 
 class ReplayDone(BaseException):
@@ -74,23 +76,27 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: in
         part.mkdir(exist_ok=True)
     # Before torch starts threads: the kernel binds no thread that runs already.
     assert run.code is not None
-    sandbox = isolate(Path(run.code.root), sandbox, [store.replay(order["replay_id"]), *_run_folders(run, rank)])
+    sandbox = isolate(
+        Path(run.code.root), sandbox, [store.replay(order["replay_id"]), *_run_folders(run, rank)]
+    )
     folder = _enter(run, sandbox)
     lifeline.end_with_listener(events_fd)  # a thread, so after what binds only threads to come
     adapter = _adapter(run)
     _set_threads(run)
-    from flor_plugins.hooks.load import load
-    from flor_plugins.replay.session import Session
+    from flor_plugins.hooks.hook_files import load
+    from flor_plugins.replayer.worker_session.session import Session
 
-    session = Session(run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell, rank=rank)
-    live.connect(session.log)
+    session = Session(
+        run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell, rank=rank
+    )
+    log.connect(session.log)
     fits = _Fits(run, adapter, session, store, rank)
-    trainers = import_module(f"flor_plugins.{run.framework}.intercept")
+    trainers = adapters.package_of(run.framework, "intercept")
     if order["is_alone"]:
         trainers.train_alone()
     trainers.intercept(fits.arrived, inject=run.launch.injected)
-    arguments.recorded(run.params)
-    guard_writes.guard_extensions()
+    arg.recorded(run.params)
+    write_guard.guard_extensions()
     _until_done(run, sandbox, lambda: _launch(run, sandbox, folder, trainers), fits)
     session.finish()
     return session
@@ -110,7 +116,9 @@ def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: _Fits
             if fits.met and fits.follower is None:
                 return
             if not fits.met:
-                raise ReplayError(_never_met(run, fits.count) + f" (it exited with {error.code!r})") from error
+                raise ReplayError(
+                    _never_met(run, fits.count) + f" (it exited with {error.code!r})"
+                ) from error
         except Exception:
             if not fits.was_left:  # else it is what had ended the recorded training, too
                 raise
@@ -131,8 +139,16 @@ def _forget_modules(sandbox: Path) -> None:
 class _Fits:
     """Counts the recorded fits of the script; the one that is asked for is driven."""
 
-    def __init__(self, run: Run, adapter: ModuleType, session: Session, store: Store, rank: int) -> None:
-        self.run, self.adapter, self.session, self.store, self.rank = run, adapter, session, store, rank
+    def __init__(
+        self, run: Run, adapter: ModuleType, session: Session, store: Store, rank: int
+    ) -> None:
+        self.run, self.adapter, self.session, self.store, self.rank = (
+            run,
+            adapter,
+            session,
+            store,
+            rank,
+        )
         self.count = 0
         self.met = False
         self.follower: Any = None  # of a hand-written loop
@@ -158,7 +174,9 @@ class _Fits:
             self.follower = self.adapter.drive(trainer, go, self.session)
             if self.follower is None:
                 raise ReplayDone
-            self.follower.ends_with(ReplayDone, StartAgain)  # a hand-written loop: only the script can run its body
+            self.follower.ends_with(
+                ReplayDone, StartAgain
+            )  # a hand-written loop: only the script can run its body
             return self.follower
         earlier = [
             run
@@ -174,7 +192,7 @@ class _Fits:
 
 def _adapter(run: Run) -> ModuleType:
     try:
-        return import_module(f"flor_plugins.{run.framework}.drive")
+        return adapters.package_of(run.framework, "replay_driver")
     except (ModuleNotFoundError, MissingDependency) as error:
         raise MissingDependency(
             f"run {run.name} was recorded with {run.framework}, which can't be imported now ({error}): "
@@ -190,7 +208,11 @@ def _task(data: Mapping[str, Any]) -> Task:
             reason=one["reason"],
             positions=tuple(Position(**position) for position in one["positions"]),
             stretches=tuple(
-                Stretch(Position(**stretch["start"]), Position(**stretch["end"]), tuple(stretch["epochs"]))
+                Stretch(
+                    Position(**stretch["start"]),
+                    Position(**stretch["end"]),
+                    tuple(stretch["epochs"]),
+                )
                 for stretch in one["stretches"]
             ),
             seconds=one["seconds"],
@@ -226,7 +248,9 @@ def _map_editable(root: Path, sandbox: Path) -> None:
     for name, module in list(sys.modules.items()):
         mapping = getattr(module, "MAPPING", None) if name.startswith("__editable__") else None
         if isinstance(mapping, dict):
-            mapping.update({package: map_path(place, root, sandbox) for package, place in mapping.items()})
+            mapping.update(
+                {package: map_path(place, root, sandbox) for package, place in mapping.items()}
+            )
 
 
 def _set_threads(run: Run) -> None:
@@ -248,7 +272,7 @@ def _launch(run: Run, sandbox: Path, folder: Path, trainers: ModuleType) -> None
         built = build_trainer(folder, launch.target, dict(launch.params))
         if run.framework == "loop":
             return  # it has trained by itself
-        callback = import_module(f"flor_plugins.{run.framework}").FlorCallback(name=run.name)
+        callback = adapters.package_of(run.framework).FlorCallback(name=run.name)
         trainers.train(built, callback)
     elif launch.kind == "module":
         sys.path.insert(0, os.getcwd())
@@ -270,7 +294,9 @@ def _never_met(run: Run, count: int) -> str:
 def _told(error: BaseException) -> str:
     """One line: what was raised, and where in the user's own code."""
     frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and "flor_plugins" not in f.filename]
+    own = [
+        f for f in frames if "site-packages" not in f.filename and "flor_plugins" not in f.filename
+    ]
     place = f"{own[-1].filename}:{own[-1].lineno}: " if own else ""
     return f"{place}{type(error).__name__}: {error}"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from flor_plugins.records import Run
-from flor_plugins.replay.warm import Forked, servers
+from flor_plugins.replayer.execution.fork_client import Forked, servers
 
 Event = dict[str, Any]
 Worker = subprocess.Popen[bytes] | Forked
@@ -119,7 +119,11 @@ class Crew:
         task.write_text(json.dumps({**self._order, "rank": rank}, indent=1))
         with ExitStack() as files:
             log = files.enter_context(self._file("output", rank, ".txt").open("a"))
-            told = files.enter_context(self._file("events", rank, ".jsonl").open("w")).fileno() if rank else pipe
+            told = (
+                files.enter_context(self._file("events", rank, ".jsonl").open("w")).fileno()
+                if rank
+                else pipe
+            )
             env = {**self._env, **self._place(rank)}
             warm = None
             if self.count == 1:  # the environment of one of several is its own
@@ -130,9 +134,17 @@ class Crew:
         """What torch.distributed and both trainers read. Where LOCAL_RANK is set Lightning starts no processes."""
         if self.count == 1:
             return {}
-        numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.count, "LOCAL_WORLD_SIZE": self.count}
+        numbers = {
+            "RANK": rank,
+            "LOCAL_RANK": rank,
+            "WORLD_SIZE": self.count,
+            "LOCAL_WORLD_SIZE": self.count,
+        }
         numbers |= {"NODE_RANK": 0, "GROUP_RANK": 0, "MASTER_PORT": self._port}
-        return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+        return {
+            "MASTER_ADDR": "127.0.0.1",
+            **{name: str(number) for name, number in numbers.items()},
+        }
 
     def _file(self, name: str, rank: int, ending: str) -> Path:
         return self._folder / (f"{name}-{rank}{ending}" if rank else f"{name}{ending}")
@@ -152,7 +164,14 @@ class Crew:
 def _fresh(task: Path, told: int, log: IO[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A worker that imports everything itself."""
     return subprocess.Popen(
-        [sys.executable, "-P", "-m", "flor_plugins.replay.worker", str(task), str(told)],
+        [
+            sys.executable,
+            "-P",
+            "-m",
+            "flor_plugins.replayer.execution.worker",
+            str(task),
+            str(told),
+        ],
         pass_fds=[told],
         stdin=subprocess.DEVNULL,
         stdout=log,
@@ -190,7 +209,11 @@ def environment(run: Run) -> dict[str, str]:
     }
     # -P keeps the present folder off the import path: the user's newer files must not be found there.
     paths = [*filter(None, found.get("PYTHONPATH", "").split(os.pathsep)), package]
-    kept = {name: v for name, v in found.items() if name not in _OF_A_CREW and not name.startswith("TORCHELASTIC_")}
+    kept = {
+        name: v
+        for name, v in found.items()
+        if name not in _OF_A_CREW and not name.startswith("TORCHELASTIC_")
+    }
     return {**kept, **silent, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
 
 

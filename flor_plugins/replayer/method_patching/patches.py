@@ -13,13 +13,13 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from flor_plugins.errors import HookError, ReplayError
-from flor_plugins.hooks.digests import joined
+from flor_plugins.hooks.source_digest import joined
 from flor_plugins.records import Launch, Method, Run, Way
-from flor_plugins.replay import signatures
-from flor_plugins.replay.propagate import effects
-from flor_plugins.replay.propagate.metrics import logged, patterns_of
-from flor_plugins.replay.propagate.sources import Recorded, entry_of
-from flor_plugins.replay.propagate.tree import Version
+from flor_plugins.replayer.backport.logged_names import logged, patterns_of
+from flor_plugins.replayer.backport.purity import known_effects
+from flor_plugins.replayer.backport.snapshots import Recorded, entry_of
+from flor_plugins.replayer.backport.syntax import Version
+from flor_plugins.replayer.method_patching import signatures
 
 _MAKER = "_flor_make"
 _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -40,30 +40,39 @@ class Patching:
             signatures.check(one, version, entry_of(run, version) or "")
 
 
-
 def read(patch: Mapping[str, str | Path], folder: Path | None = None) -> tuple[Method, ...]:
     """The functions that a `patch` names. patch: `module:Class.method` to `file.py:function`.
 
     folder: what paths of files are relative to; default the working directory. Raises HookError for a target or a
     function that is not there.
     """
-    return tuple(_read(target, str(source), folder or Path.cwd()) for target, source in patch.items())
+    return tuple(
+        _read(target, str(source), folder or Path.cwd()) for target, source in patch.items()
+    )
 
 
 def _read(target: str, source: str, folder: Path) -> Method:
     if not _TARGET.fullmatch(target):
-        raise HookError(f"patch: {target!r} was to be replaced; write it as module:Class.method, like bert:Net.forward")
+        raise HookError(
+            f"patch: {target!r} was to be replaced; write it as module:Class.method, like bert:Net.forward"
+        )
     name, colon, function = source.rpartition(":")
     if not colon or not function.isidentifier():
-        raise HookError(f"patch: {target} was to be replaced by {source!r}; write that as file.py:function")
+        raise HookError(
+            f"patch: {target} was to be replaced by {source!r}; write that as file.py:function"
+        )
     path = (folder / name).absolute()
     try:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)
     except FileNotFoundError as error:
-        raise HookError(f"patch: {target} was to be replaced by {function} of {path}; there is no such file") from error
+        raise HookError(
+            f"patch: {target} was to be replaced by {function} of {path}; there is no such file"
+        ) from error
     except (SyntaxError, ValueError) as error:
-        raise HookError(f"{path}:{getattr(error, 'lineno', None) or 1}: the patch is not Python: {error}") from error
+        raise HookError(
+            f"{path}:{getattr(error, 'lineno', None) or 1}: the patch is not Python: {error}"
+        ) from error
     if _function(tree, function) is None:
         known = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
         raise HookError(
@@ -85,7 +94,7 @@ def may_log(methods: Sequence[Method], metric: str) -> bool:
 def way_of(methods: Sequence[Method]) -> Way:
     """Must training be run again for what they log?"""
     last = [one.target.rpartition(".")[2] for one in methods]
-    return "validate" if methods and all(map(effects.is_of_validation, last)) else "train"
+    return "validate" if methods and all(map(known_effects.is_of_validation, last)) else "train"
 
 
 def digest_of(methods: Sequence[Method]) -> str | None:
@@ -157,8 +166,12 @@ def _made(one: Method, owner: type) -> FunctionType:
         while trace is not None:
             line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == one.path else line
             trace = trace.tb_next
-        raise HookError(f"{one.path}:{line}: the patch can't be loaded: {type(error).__name__}: {error}") from error
+        raise HookError(
+            f"{one.path}:{line}: the patch can't be loaded: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _function(tree: ast.Module, name: str) -> ast.FunctionDef | None:
-    return next((one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == name), None)
+    return next(
+        (one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == name), None
+    )

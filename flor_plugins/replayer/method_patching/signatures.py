@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from flor_plugins.errors import CannotCarry, HookError
 from flor_plugins.records import Method
-from flor_plugins.replay.propagate.imports import module_path, thing
-from flor_plugins.replay.propagate.tree import Scope, Version, parsed
+from flor_plugins.replayer.backport.imports import module_path, thing
+from flor_plugins.replayer.backport.syntax import Scope, Version, parsed
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -23,21 +23,31 @@ def check(method: Method, version: Version, entry: str) -> None:
     *classes, name = dotted.split(".")
     path = entry if module == "__main__" else module_path(version, entry, module, 0)
     if not path:
-        raise CannotCarry(f"{method.target} was to be replaced: this version has no module {module!r}")
+        raise CannotCarry(
+            f"{method.target} was to be replaced: this version has no module {module!r}"
+        )
     owner = _class(version, path, classes)
     if owner is None:
-        raise CannotCarry(f"{method.target} was to be replaced: {path} has no class {'.'.join(classes)}")
+        raise CannotCarry(
+            f"{method.target} was to be replaced: {path} has no class {'.'.join(classes)}"
+        )
     found = next((one for base in _line(version, owner) for one in _methods(base, name)), None)
     if found is None:
         line = owner.node.lineno if not isinstance(owner.node, ast.Module) else 1
-        raise CannotCarry(f"{method.target} was to be replaced: {owner.path}:{line} has no {name!r} of its own")
+        raise CannotCarry(
+            f"{method.target} was to be replaced: {owner.path}:{line} has no {name!r} of its own"
+        )
     _compare(method, *found)
 
 
 def _class(version: Version, path: str, names: list[str]) -> Scope | None:
     """Where it is defined: a module may only import it."""
     of = thing(version, path, names[0])
-    found = version.scope(of.path, (of.name, *names[1:])) if of is not None and of.path and of.name else None
+    found = (
+        version.scope(of.path, (of.name, *names[1:]))
+        if of is not None and of.path and of.name
+        else None
+    )
     return found if found is not None and found.is_class else None
 
 
@@ -62,7 +72,9 @@ def _methods(owner: Scope, name: str) -> Iterator[tuple[str, Function]]:
 def _compare(method: Method, path: str, own: Function) -> None:
     tree = parsed("patch.py", method.text)
     assert tree is not None  # it was read
-    mine = next(one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == method.function)
+    mine = next(
+        one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == method.function
+    )
     if why := why_not(own.args, mine.args, is_static=_is_static(own)):
         raise HookError(
             f"{method.path}:{mine.lineno}: {method.function}({ast.unparse(mine.args)}) was to replace {method.target}, "

@@ -10,8 +10,8 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Pass, Way
-from flor_plugins.replay.places import Places
-from flor_plugins.store.checkpoints import files
+from flor_plugins.replayer.planning.training_ranges import Places
+from flor_plugins.store.checkpoints import manifest
 from flor_plugins.store.files import read_json
 
 # Seconds per position, or per update for the way "train", by run_id and way.
@@ -28,15 +28,21 @@ def measured(replays: Path) -> Measured:
     A replay that is being made, or was made by another version, is passed over.
     """
     found: dict[tuple[str, Way], float] = {}
-    folders = sorted((one for one in replays.glob("*") if (one / "verdicts.json").exists()), reverse=True)
+    folders = sorted(
+        (one for one in replays.glob("*") if (one / "verdicts.json").exists()), reverse=True
+    )
     for folder in folders[:_LOOKED_AT]:
         with suppress(StoreError, KeyError, TypeError, AttributeError, ValueError):
-            for key, seconds in _of_replay(read_json(folder / "plan.json"), read_json(folder / "verdicts.json")):
+            for key, seconds in _of_replay(
+                read_json(folder / "plan.json"), read_json(folder / "verdicts.json")
+            ):
                 found.setdefault(key, seconds)
     return found
 
 
-def _of_replay(plan: Mapping[str, Any], verdicts: Mapping[str, Any]) -> list[tuple[tuple[str, Way], float]]:
+def _of_replay(
+    plan: Mapping[str, Any], verdicts: Mapping[str, Any]
+) -> list[tuple[tuple[str, Way], float]]:
     counts: dict[tuple[str, Way], int] = {}
     for task in plan["tasks"]:
         for one in task["passes"]:
@@ -91,7 +97,7 @@ def _nbytes(places: Places, one: Pass) -> int | None:
     if last is None or last not in places.saved:
         return None
     try:
-        tensors = files.records(files.read_state(places.saved[last].path, last))
+        tensors = manifest.records(manifest.read_state(places.saved[last].path, last))
     except StoreError:
         return None  # whoever restores it says what is wrong
     read = {

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import HookError
-from flor_plugins.hooks.digests import joined
-from flor_plugins.hooks.load import Found
+from flor_plugins.hooks.hook_files import Found
+from flor_plugins.hooks.source_digest import joined
 from flor_plugins.records import Method, Way
-from flor_plugins.replay import patching
-from flor_plugins.replay.history import Hooks
+from flor_plugins.replayer.method_patching import patches
+from flor_plugins.replayer.planning.recorded_values import Hooks
 
 if TYPE_CHECKING:
-    from flor_plugins.replay.edits import Editing
+    from flor_plugins.replayer.backport.request import Editing
 
 WAYS: tuple[Way, ...] = ("state", "validate", "train")
 _REASONS: dict[Way, str] = {
@@ -42,16 +42,22 @@ class Given:
 
     def without(self, names: Collection[str]) -> Given:
         """The others."""
-        return replace(self, ways={name: way for name, way in self.ways.items() if name not in names})
+        return replace(
+            self, ways={name: way for name, way in self.ways.items() if name not in names}
+        )
 
     def reason(self, way: Way, names: Iterable[str]) -> str:
         """Why that way, for some of its metrics."""
         names = list(names)
         parts = [_REASONS[way]]
         if edited := [name for name in names if name in self.edited]:
-            parts.append(f"{', '.join(edited)} logged by the edit of the working tree, carried to each version")
+            parts.append(
+                f"{', '.join(edited)} logged by the edit of the working tree, carried to each version"
+            )
         if self.kept & set(names):
-            parts[0] = "needs all updates: the edit keeps something from step to step, so that it begins with the run"
+            parts[0] = (
+                "needs all updates: the edit keeps something from step to step, so that it begins with the run"
+            )
         if patched := [name for name in names if name in self.patched]:
             parts.append(f"{', '.join(patched)} logged by a method that is replaced")
         return "; ".join(parts)
@@ -69,8 +75,14 @@ def given(
     Raises HookError for a metric that none of them gives.
     """
     own = {found.name for found in hooks if found.kind == "metric"}
-    patched = frozenset(name for name in metrics if name not in own and patching.may_log(methods, name))
-    edited = frozenset(name for name in metrics if edit is not None and name in edit.ways) - own - patched
+    patched = frozenset(
+        name for name in metrics if name not in own and patches.may_log(methods, name)
+    )
+    edited = (
+        frozenset(name for name in metrics if edit is not None and name in edit.ways)
+        - own
+        - patched
+    )
     hooked = [name for name in metrics if name not in edited | patched]
     ways = _ways(hooked, hooks, files)
     known = known_by(hooked, hooks)
@@ -79,8 +91,8 @@ def given(
             ways[name] = edit.ways[name]
         known |= dict.fromkeys(edited, (edit.edit.digest,))
     for name in patched:
-        ways[name] = patching.way_of(methods)
-    known |= dict.fromkeys(patched, (patching.digest_of(methods),))
+        ways[name] = patches.way_of(methods)
+    known |= dict.fromkeys(patched, (patches.digest_of(methods),))
     kept = edited if edit is not None and edit.is_kept else frozenset()
     ordered: dict[str, Way] = {name: ways[name] for name in metrics}
     return Given(ordered, frozenset(set(metrics) - own), known, edited, patched, kept)
@@ -91,7 +103,9 @@ def known_by(metrics: Sequence[str], hooks: Sequence[Found]) -> dict[str, tuple[
 
     A metric without a function of its own goes by all callbacks and compute_metrics together; at first, by nothing.
     """
-    of_own = {found.name: (found.digest, found.file_digest) for found in hooks if found.kind == "metric"}
+    of_own = {
+        found.name: (found.digest, found.file_digest) for found in hooks if found.kind == "metric"
+    }
     others = joined(found.file_digest for found in hooks if found.kind != "metric")
     return {name: of_own.get(name, (others, None)) for name in metrics}
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flor_plugins.records import Level, Position, Row, Way
-from flor_plugins.replay.places import Places
+from flor_plugins.replayer.planning.training_ranges import Places
 
 if TYPE_CHECKING:
-    from flor_plugins.store.where import Where
+    from flor_plugins.store.query.where import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,9 @@ def due_in(
     if not names:
         return Due((), (), True)
     places = known.places
-    present = {(name, row.position) for _, row in known.rows for name in row.values} | {*known.looked_for}
+    present = {(name, row.position) for _, row in known.rows for name in row.values} | {
+        *known.looked_for
+    }
     candidates = [place] if place is not None else _candidates(places, way, epochs)
     if where is not None:
         inside = [one for one in candidates if places.ends.get(one.epoch) != one.step]
@@ -63,7 +65,9 @@ def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Posit
     if way == "train":
         return [one for one in places.steps if places.epoch_of(one) in epochs]
     ends = [places.end_of(epoch) for epoch in epochs]
-    if way == "state" and not places.starts:  # of a run of which only weights are known, each checkpoint counts
+    if (
+        way == "state" and not places.starts
+    ):  # of a run of which only weights are known, each checkpoint counts
         ends += [one for one in places.saved if places.epoch_of(one) in epochs and one not in ends]
     if way == "validate":
         ends = [end for end in ends if end.epoch > 0]
@@ -71,11 +75,13 @@ def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Posit
     return sorted(ends)
 
 
-def holding(known: Known, where: Where, candidates: Sequence[Position], level: Level) -> set[Position]:
+def holding(
+    known: Known, where: Where, candidates: Sequence[Position], level: Level
+) -> set[Position]:
     """Those candidates at which the predicate holds."""
     import pandas as pd
 
-    from flor_plugins.store.frame import positions
+    from flor_plugins.store.query.dataframe import positions
 
     if not candidates:
         return set()

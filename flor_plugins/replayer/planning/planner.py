@@ -9,24 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import CannotCarry, HookError, NoCheckpoint, ReplayError, WhereError
-from flor_plugins.hooks.load import scan
+from flor_plugins.hooks.hook_files import scan
 from flor_plugins.records import Edited, Method, Pass, Plan, Position, Run, Task, Way
-from flor_plugins.replay.cost import Measured, costed, measured
-from flor_plugins.replay.due import Due, Known, due_in
-from flor_plugins.replay.epochs import epochs_of, names_them, spread
-from flor_plugins.replay.givers import WAYS, Given, given
-from flor_plugins.replay.history import looked_for, of_today
-from flor_plugins.replay.places import Places, places_of
-from flor_plugins.replay.replayable import why_not
-from flor_plugins.store.journal import read_run
+from flor_plugins.replayer.planning.eligibility import why_not
+from flor_plugins.replayer.planning.epoch_selection import epochs_of, names_them, spread
+from flor_plugins.replayer.planning.estimates import Measured, costed, measured
+from flor_plugins.replayer.planning.metric_sources import WAYS, Given, given
+from flor_plugins.replayer.planning.missing import Due, Known, due_in
+from flor_plugins.replayer.planning.recorded_values import looked_for, of_today
+from flor_plugins.replayer.planning.training_ranges import Places, places_of
 from flor_plugins.store.layout import new_id
-from flor_plugins.store.names import ASKED
-from flor_plugins.store.references import Reference
+from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.metrics.reserved_names import ASKED
+from flor_plugins.store.query.references import Reference
 
 if TYPE_CHECKING:
-    from flor_plugins.replay.edits import Editing
-    from flor_plugins.replay.patching import Patching
-    from flor_plugins.store.where import Where
+    from flor_plugins.replayer.backport.request import Editing
+    from flor_plugins.replayer.method_patching.patches import Patching
+    from flor_plugins.store.query.where import Where
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -68,19 +69,25 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
     hooks = [found for path in request.hooks for found in scan(path)]
     metrics = request.metrics or tuple(found.name for found in hooks if found.kind == "metric")
     if not metrics:
-        raise HookError("which metrics? Name them, or give a hook file that has @flor.metric functions")
+        raise HookError(
+            "which metrics? Name them, or give a hook file that has @flor.metric functions"
+        )
     methods = request.patch.methods if request.patch else ()
     asked = given(metrics, hooks, request.hooks, request.edit, methods)
-    from flor_plugins.store.where import Where as Expression
+    from flor_plugins.store.query.where import Where as Expression
 
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
         refuse_unknown(where, runs, metrics)
     earlier = measured(runs[0].path.parent.parent / "replays") if runs else {}
-    return _of_all(runs, request, metrics, lambda run: _work(run, asked, where, request, earlier), asked)
+    return _of_all(
+        runs, request, metrics, lambda run: _work(run, asked, where, request, earlier), asked
+    )
 
 
-def verification(runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, Reference]) -> Plan:
+def verification(
+    runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, Reference]
+) -> Plan:
     """Plan to run everything again, from checkpoint to checkpoint, and only compare. Errors as `make`."""
     request = Request((), None, epochs, (), at)
 
@@ -124,19 +131,33 @@ def _of_all(
             skipped[run.run_id] = work.why_not
         if work.passes:
             assert run.code is not None
-            digests = {name: asked.hooks[name] for one in work.passes for name in one.metrics} if asked else {}
+            digests = (
+                {name: asked.hooks[name] for one in work.passes for name in one.metrics}
+                if asked
+                else {}
+            )
             known = {name: tuple(its) for name, its in digests.items()}
             tasks.append(
-                Task(run.run_id, run.name, run.code.vid, tuple(work.passes), known, work.edit, work.methods)
+                Task(
+                    run.run_id,
+                    run.name,
+                    run.code.vid,
+                    tuple(work.passes),
+                    known,
+                    work.edit,
+                    work.methods,
+                )
             )
     if len(skipped) == len(runs) > 0 and not tasks and not request.only:
         raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
-    return Plan(new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped)
+    return Plan(
+        new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped
+    )
 
 
 def refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
     """A predicate over a name that nobody has logged and nobody asks for is a slip of the pen."""
-    from flor_plugins.store.frame import ATTRIBUTES, metric_names
+    from flor_plugins.store.query.dataframe import ATTRIBUTES, metric_names
 
     known = {*metrics, *ATTRIBUTES, "run", "name", "epoch", "step"}
     for run in runs:
@@ -170,7 +191,9 @@ def _position(places: Places, request: Request) -> Position | None:
     return places.end_of(at.epoch) if at.epoch is not None else places.at_step(at.step or 0)
 
 
-def _work(run: Run, asked: Given, where: Where | None, request: Request, earlier: Measured) -> _Work:
+def _work(
+    run: Run, asked: Given, where: Where | None, request: Request, earlier: Measured
+) -> _Work:
     """What is to be done with a run. Where its version can't take an edit or a method, the other metrics are."""
     passes, why_not = _passes(run, asked, where, request, earlier)
     names = {name for one in passes for name in one.metrics}
@@ -185,7 +208,9 @@ def _work(run: Run, asked: Given, where: Where | None, request: Request, earlier
                 edit = request.edit.carried_to(run)
             except CannotCarry as error:
                 refused |= asked.edited
-                reasons.append(f"the edit of the working tree can't be carried to run {run.name}: {error}")
+                reasons.append(
+                    f"the edit of the working tree can't be carried to run {run.name}: {error}"
+                )
     if request.patch is not None and names & asked.patched:
         try:
             request.patch.check(run)
@@ -212,7 +237,9 @@ def _passes(
     for epoch in () if place else epochs:
         places.end_of(epoch)  # says so, if the run has not completed it
     due: dict[Way, Due] = {
-        way: due_in(known, [n for n, its in asked.ways.items() if its == way], way, where, epochs, place)
+        way: due_in(
+            known, [n for n, its in asked.ways.items() if its == way], way, where, epochs, place
+        )
         for way in WAYS
     }
     explicit = place is not None or names_them(request.epochs)
@@ -232,7 +259,7 @@ def _passes(
 
 def _read(run: Run, asked: Given, where: Where | None) -> Known:
     """The journals of a run, read once: what the request and its predicate look at."""
-    from flor_plugins.store.frame import metric_names
+    from flor_plugins.store.query.dataframe import metric_names
 
     names = {*asked.ways, *metric_names(where.names if where else ()), ASKED}
     rows = of_today(read_run(run.path, names), asked.hooks)
@@ -263,21 +290,35 @@ def _restored(
     return passes, marks
 
 
-def _trained(places: Places, steps: Due, marks: Sequence[Due], asked: Given, explicit: bool) -> list[Pass]:
+def _trained(
+    places: Places, steps: Due, marks: Sequence[Due], asked: Given, explicit: bool
+) -> list[Pass]:
     is_whole = bool(asked.whole & set(steps.metrics))
     wanted = [*steps.positions, *(position for mark in marks for position in mark.positions)]
     if is_whole:
-        wanted = [places.end_of(places.epoch_of(one)) for one in wanted if places.epoch_of(one) in places.ends]
+        wanted = [
+            places.end_of(places.epoch_of(one))
+            for one in wanted
+            if places.epoch_of(one) in places.ends
+        ]
     if not explicit:  # of all, what can be reached
         wanted = [one for one in wanted if places.starts and places.starts[0] < one]
     if not wanted:
         return []
-    metrics = tuple(dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)]))
+    metrics = tuple(
+        dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)])
+    )
     reached = tuple(sorted({position for mark in marks for position in mark.positions}))
     is_kept = bool(steps.positions and asked.kept & set(steps.metrics))
-    stretches = places.from_the_beginning(wanted) if is_kept else spread(places.stretches(wanted, whole=is_whole))
+    stretches = (
+        places.from_the_beginning(wanted)
+        if is_kept
+        else spread(places.stretches(wanted, whole=is_whole))
+    )
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
-    return [Pass("train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen)]
+    return [
+        Pass("train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen)
+    ]
 
 
 def as_json(plan: Plan) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flor_plugins.records import Level, Phase, Position, Row, Run
-from flor_plugins.store.journal import read_run
-from flor_plugins.store.names import ASKED
-from flor_plugins.store.values import encode_value
+from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.metrics.reserved_names import ASKED
+from flor_plugins.store.metrics.value_codec import encode_value
 
 Key = tuple[Position, Phase, Level]
 # metric to the digests that its hook of today is known by; None among them: values without one count, too
@@ -39,7 +39,9 @@ class History:
         return found or {}
 
 
-def history_of(run: Run, hooks: Hooks | None = None, rows: Iterable[tuple[str, Row]] | None = None) -> History:
+def history_of(
+    run: Run, hooks: Hooks | None = None, rows: Iterable[tuple[str, Row]] | None = None
+) -> History:
     """What all journals of a run say. hooks: as in `of_today`. rows: those journals, if they were read already."""
     history, media = History(), run.path / "media"
     for writer, row in of_today(read_run(run.path) if rows is None else rows, hooks or {}):
@@ -71,7 +73,11 @@ def of_today(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> list[tuple[str, R
     kept = []
     for writer, row in rows:
         if not writer.startswith("record"):
-            values = {name: one for name, one in row.values.items() if row.hook in hooks.get(name, (row.hook,))}
+            values = {
+                name: one
+                for name, one in row.values.items()
+                if row.hook in hooks.get(name, (row.hook,))
+            }
             row = row if len(values) == len(row.values) else replace(row, values=values)
         kept.append((writer, row))
     return kept

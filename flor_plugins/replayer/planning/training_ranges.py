@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flor_plugins.errors import NoCheckpoint
 from flor_plugins.records import Checkpoint, Position, Row, Run, Stretch
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.ranks import list_checkpoints
 
 
@@ -54,7 +54,9 @@ class Places:
     def before(self, position: Position, *, whole: bool = False) -> Position:
         """The last checkpoint, or the last at an epoch's end, from which training leads there. Raises NoCheckpoint."""
         ends = {Position(*end) for end in self.ends.items()}
-        earlier = [start for start in self.starts if start < position and (not whole or start in ends)]
+        earlier = [
+            start for start in self.starts if start < position and (not whole or start in ends)
+        ]
         if not earlier:
             raise NoCheckpoint(
                 f"run {self.run.name} ({self.run.run_id}) has no checkpoint before {position} from which it could be "
@@ -71,7 +73,9 @@ class Places:
         for position in wanted:
             start = self.before(position, whole=whole)
             ends[start] = max(position, ends.get(start, position))
-        return tuple(Stretch(start, ends[start], self._touched(start, ends[start])) for start in sorted(ends))
+        return tuple(
+            Stretch(start, ends[start], self._touched(start, ends[start])) for start in sorted(ends)
+        )
 
     def from_the_beginning(self, wanted: Iterable[Position]) -> tuple[Stretch, ...]:
         """All training up to the last wanted position, in one. Raises NoCheckpoint without the State it began with."""

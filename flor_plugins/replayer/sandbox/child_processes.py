@@ -15,7 +15,19 @@ STARTUP = Path(__file__).parent / "startup"  # holds a sitecustomize.py, which e
 
 # They write nothing; libraries ask them about the machine when they are imported.
 READERS = frozenset(
-    ("arch", "getconf", "hostname", "id", "ldconfig", "lscpu", "nproc", "nvidia-smi", "sw_vers", "uname", "whoami")
+    (
+        "arch",
+        "getconf",
+        "hostname",
+        "id",
+        "ldconfig",
+        "lscpu",
+        "nproc",
+        "nvidia-smi",
+        "sw_vers",
+        "uname",
+        "whoami",
+    )
 )
 WITHOUT_STARTUP = frozenset("EIS")  # options of Python that leave the environment or `site` out
 
@@ -30,7 +42,11 @@ EVENTS: dict[str, tuple[int, int, int]] = {
 
 def bind_pythons(guard: Mapping[str, Any]) -> None:
     """From now on each Python that this process starts begins with that guard. guard: as `guarded` reads it."""
-    paths = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != str(STARTUP)]
+    paths = [
+        path
+        for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        if path and path != str(STARTUP)
+    ]
     package = str(Path(__file__).resolve().parents[2])
     os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(STARTUP), *paths, package]))
     os.environ[VARIABLE] = json.dumps(guard)
@@ -46,11 +62,15 @@ def unguarded(event: str, args: tuple[Any, ...]) -> str | None:
     """The program that an event is about to start, if no guard comes along with it."""
     if event == "os.system":
         return os.fsdecode(args[0])
-    program, words, environment = (args[place] if len(args) > place else None for place in EVENTS[event])
+    program, words, environment = (
+        args[place] if len(args) > place else None for place in EVENTS[event]
+    )
     words = [words] if isinstance(words, str | bytes | os.PathLike) else list(words or ())
     named = os.fsdecode(program if program is not None else words[0])
     found = shutil.which(named) or named
-    if os.path.basename(found) in READERS or (_is_python(found) and _starts_guarded(words[1:], environment)):
+    if os.path.basename(found) in READERS or (
+        _is_python(found) and _starts_guarded(words[1:], environment)
+    ):
         return None
     return " ".join(os.fsdecode(word) for word in words) or named
 
@@ -60,13 +80,19 @@ def _is_python(program: str) -> bool:
 
 
 def _starts_guarded(words: Sequence[Any], environment: Mapping[Any, Any] | None) -> bool:
-    known = os.environ if environment is None else {os.fsdecode(k): os.fsdecode(v) for k, v in environment.items()}
+    known = (
+        os.environ
+        if environment is None
+        else {os.fsdecode(k): os.fsdecode(v) for k, v in environment.items()}
+    )
     first = known.get("PYTHONPATH", "").split(os.pathsep)[0]
     if known.get(VARIABLE) != os.environ.get(VARIABLE) or first != str(STARTUP):
         return False
     for word in map(os.fsdecode, words):
         if not word.startswith("-") or word in ("-", "-c", "-m"):
             return True  # what follows is the program's
-        if not word.startswith("--") and WITHOUT_STARTUP & set(word[1:].partition("W")[0].partition("X")[0]):
+        if not word.startswith("--") and WITHOUT_STARTUP & set(
+            word[1:].partition("W")[0].partition("X")[0]
+        ):
             return False
     return True

@@ -31,7 +31,11 @@ class AfterImport(MetaPathFinder):
         if fullname not in self._changes:
             return None
         later = sys.meta_path[sys.meta_path.index(self) + 1 :]
-        found = (finder.find_spec(fullname, path, target) for finder in later if hasattr(finder, "find_spec"))
+        found = (
+            finder.find_spec(fullname, path, target)
+            for finder in later
+            if hasattr(finder, "find_spec")
+        )
         spec = next((one for one in found if one is not None), None)
         if spec is not None and spec.loader is not None:
             self._wrap(spec.loader, self._changes[fullname])

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.replay import children, guard_writes, landlock, overlay, trackers
-from flor_plugins.replay.view import lay_over
+from flor_plugins.replayer.sandbox import child_processes, landlock, overlay, trackers, write_guard
+from flor_plugins.replayer.sandbox.overlay_contents import lay_over
 
 Isolation = Literal["overlay", "landlock", "python"]
 VARIABLE = "FLOR_ISOLATION"
@@ -41,10 +41,12 @@ def isolate(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
                 raise
             print(error, file=sys.stderr)
     if not kind:
-        on = guard_writes.forbid_writes([*kept, sandbox], sandbox, kernel=asked != "python")
+        on = write_guard.forbid_writes([*kept, sandbox], sandbox, kernel=asked != "python")
         kind = "landlock" if "landlock" in on else "python"
         if asked not in (None, kind):
-            raise ReplayError(f"{VARIABLE}={asked} was asked for; this kernel offers no Landlock. Ask for python")
+            raise ReplayError(
+                f"{VARIABLE}={asked} was asked for; this kernel offers no Landlock. Ask for python"
+            )
     folder = Path(tempfile.mkdtemp(prefix="flor-trackers-"))
     os.environ[TRACKERS] = str(folder)
     trackers.silence(folder)
@@ -54,9 +56,9 @@ def isolate(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
 
 def guard_child() -> None:
     """In a Python that a replayed script has started: what binds that script binds this process."""
-    found = children.guarded()
+    found = child_processes.guarded()
     if found is not None:
-        guard_writes.guard(found["places"], found["links"], kernel=found["kernel"])
+        write_guard.guard(found["places"], found["links"], kernel=found["kernel"])
         if TRACKERS in os.environ:
             trackers.silence(Path(os.environ[TRACKERS]))
 
@@ -75,14 +77,18 @@ def in_force(root: Path, kept: Sequence[Path] = ()) -> tuple[Isolation, str]:
 def _asked() -> str | None:
     asked = os.environ.get(VARIABLE) or None
     if asked not in (None, *get_args(Isolation)):
-        raise ReplayError(f"{VARIABLE}={asked} was found; it may be {', '.join(get_args(Isolation))}, or not be set")
+        raise ReplayError(
+            f"{VARIABLE}={asked} was found; it may be {', '.join(get_args(Isolation))}, or not be set"
+        )
     return asked
 
 
 def _copy_on_write(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
     """Raises NoOverlay, and nothing is changed."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        raise overlay.NoOverlay("no copy-on-write: processes that train together must see each other's files")
+        raise overlay.NoOverlay(
+            "no copy-on-write: processes that train together must see each other's files"
+        )
     root = Path(os.path.realpath(root))
 
     def fill(covered: Path, over: Path) -> None:
@@ -92,11 +98,13 @@ def _copy_on_write(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
     is_there = root.is_dir()
     wanted = _wanted(root, kept)
     covered = overlay.enter(overlay.Wanted(wanted.essential, wanted.kept, fill))
-    guard_writes.guard([str(place) for place in (*covered, *wanted.kept)])
+    write_guard.guard([str(place) for place in (*covered, *wanted.kept)])
     return root if is_there else sandbox
 
 
 def _wanted(root: Path, kept: Sequence[Path]) -> overlay.Wanted:
     named = (root, Path.cwd(), Path.home(), Path(tempfile.gettempdir()))
-    essential = tuple(dict.fromkeys(Path(os.path.realpath(place)) for place in named if place.is_dir()))
+    essential = tuple(
+        dict.fromkeys(Path(os.path.realpath(place)) for place in named if place.is_dir())
+    )
     return overlay.Wanted(essential, tuple(Path(os.path.realpath(folder)) for folder in kept))

@@ -34,7 +34,9 @@ def abi() -> int:
     """The version that the kernel offers; 0 where there is none (another system, old, switched off)."""
     if not sys.platform.startswith("linux"):
         return 0
-    return max(0, _libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG)))
+    return max(
+        0, _libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))
+    )
 
 
 def allow_writes_only_in(folders: Iterable[Path]) -> bool:
@@ -52,7 +54,10 @@ def allow_writes_only_in(folders: Iterable[Path]) -> bool:
     libc = _libc()
     asked = _Ruleset(rights)
     rules = libc.syscall(
-        CREATE_RULESET, ctypes.byref(asked), ctypes.c_size_t(ctypes.sizeof(asked)), ctypes.c_uint32(0)
+        CREATE_RULESET,
+        ctypes.byref(asked),
+        ctypes.c_size_t(ctypes.sizeof(asked)),
+        ctypes.c_uint32(0),
     )
     if rules < 0:
         return False
@@ -77,7 +82,12 @@ def _allow(libc: ctypes.CDLL, rules: int, folder: Path, rights: int, file_rights
         return
     try:
         beneath = _PathBeneath(rights if folder.is_dir() else file_rights, place)
-        numbers = (ctypes.c_int(rules), ctypes.c_int(PATH_BENEATH), ctypes.byref(beneath), ctypes.c_uint32(0))
+        numbers = (
+            ctypes.c_int(rules),
+            ctypes.c_int(PATH_BENEATH),
+            ctypes.byref(beneath),
+            ctypes.c_uint32(0),
+        )
         libc.syscall(ADD_RULE, *numbers)
     finally:
         os.close(place)

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
-from flor_plugins.replay.propagate.sources import as_bytes
+from flor_plugins.replayer.backport.snapshots import as_bytes
 
 
 def lay(sources: Mapping[str, str], sandbox: Path) -> None:

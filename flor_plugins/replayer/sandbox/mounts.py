@@ -15,7 +15,14 @@ from pathlib import Path
 NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000
 READ_ONLY, REMOUNT, BIND, RECURSIVE, PRIVATE = 1, 32, 4096, 16384, 1 << 18
 # linux/statfs.h says which of a mount's flags must be named again when it is made read-only.
-FLAGS = {"nosuid": 2, "nodev": 4, "noexec": 8, "noatime": 1024, "nodiratime": 2048, "relatime": 1 << 21}
+FLAGS = {
+    "nosuid": 2,
+    "nodev": 4,
+    "noexec": 8,
+    "noatime": 1024,
+    "nodiratime": 2048,
+    "relatime": 1 << 21,
+}
 # linux/capability.h, linux/prctl.h
 CAPABILITY_VERSION, SYS_ADMIN, DROP_FROM_BOUNDS = 0x20080522, 21, 24
 
@@ -69,7 +76,9 @@ def keep_mounts() -> None:
     """
     libc = _libc()
     head = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable: the low words, then the high ones
+    sets = (
+        ctypes.c_uint32 * 6
+    )()  # effective, permitted, inheritable: the low words, then the high ones
     libc.prctl(DROP_FROM_BOUNDS, *(ctypes.c_ulong(number) for number in (SYS_ADMIN, 0, 0, 0)))
     if libc.capget(head, sets) != 0:
         raise _error("capabilities")

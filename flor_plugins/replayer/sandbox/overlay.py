@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.replay.mounts import (
+from flor_plugins.replayer.sandbox.mounts import (
     BIND,
     READ_ONLY,
     RECURSIVE,
@@ -32,7 +32,19 @@ from flor_plugins.replay.mounts import (
 # A training writes nothing there. Devices and shared memory stay as they are.
 SYSTEM = frozenset(
     f"/{name}"
-    for name in ("bin", "boot", "etc", "lib", "lib32", "lib64", "libx32", "lost+found", "sbin", "snap", "usr")
+    for name in (
+        "bin",
+        "boot",
+        "etc",
+        "lib",
+        "lib32",
+        "lib64",
+        "libx32",
+        "lost+found",
+        "sbin",
+        "snap",
+        "usr",
+    )
 )
 SPECIAL = ("/dev", "/proc", "/run", "/sys")
 # What lies over a folder can't lie in it, so one of these is not covered. The last resort is memory.
@@ -127,7 +139,12 @@ def _tried(wanted: Wanted, scratch: Path, base: str | None) -> str:
     if child == 0:
         said = "it died"
         try:
-            _enter(Wanted(wanted.essential, wanted.kept, as_user=wanted.as_user), scratch, base, is_trial=True)
+            _enter(
+                Wanted(wanted.essential, wanted.kept, as_user=wanted.as_user),
+                scratch,
+                base,
+                is_trial=True,
+            )
             said = ""
         except BaseException as error:
             said = str(error) or type(error).__name__
@@ -144,7 +161,9 @@ def _tried(wanted: Wanted, scratch: Path, base: str | None) -> str:
 # ---- inside
 
 
-def _enter(wanted: Wanted, scratch: Path, base: str | None, *, is_trial: bool = False) -> list[Path]:
+def _enter(
+    wanted: Wanted, scratch: Path, base: str | None, *, is_trial: bool = False
+) -> list[Path]:
     is_user = new_namespace(as_user=wanted.as_user)
     mounts = {place: flags for place, flags in mount_points() if not _is_special(place)}
     covers = list(_covers(mounts, wanted, base))
@@ -167,7 +186,9 @@ def _enter(wanted: Wanted, scratch: Path, base: str | None, *, is_trial: bool = 
         mount(f"/proc/self/fd/{place}", folder, flags=BIND | RECURSIVE)
     for folder, root in roots.items():
         with suppress(OSError):  # what we may not change we can't write either
-            mount("none", f"/proc/self/fd/{root}", flags=REMOUNT | BIND | READ_ONLY | mounts[folder])
+            mount(
+                "none", f"/proc/self/fd/{root}", flags=REMOUNT | BIND | READ_ONLY | mounts[folder]
+            )
     for number in (over, *roots.values(), *kept.values()):
         os.close(number)
     os.chdir(os.getcwd())  # what lies over it now
@@ -191,7 +212,11 @@ def _covers(mounts: Mapping[str, int], wanted: Wanted, base: str | None) -> Iter
         folder = left.pop()
         if folder == "/" or any(place != folder and _is_beneath(place, folder) for place in inner):
             with suppress(PermissionError):
-                entries = [entry.path for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+                entries = [
+                    entry.path
+                    for entry in os.scandir(folder)
+                    if entry.is_dir(follow_symlinks=False)
+                ]
                 left.extend(entry for entry in entries if not _is_left_out(entry, wanted, base))
             continue
         count += 1
@@ -214,7 +239,12 @@ def _cover(folder: str, scratch: str, number: int, fill: Fill, is_user: bool) ->
     copy_owner(Path(folder), upper)  # its time, which filling has changed
     options = f"lowerdir={escaped(folder)},upperdir={upper},workdir={work},volatile"
     # A folder from below can be renamed only where the kernel may note where it was.
-    mount("overlay", folder, "overlay", data=f"{options},{'userxattr' if is_user else 'redirect_dir=on'}")
+    mount(
+        "overlay",
+        folder,
+        "overlay",
+        data=f"{options},{'userxattr' if is_user else 'redirect_dir=on'}",
+    )
 
 
 def _is_special(place: str) -> bool:

@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from flor_plugins.replay.overlay import copy_owner
+from flor_plugins.replayer.sandbox.overlay import copy_owner
 
 CODE_SUFFIX = ".py"
 NOT_OF_A_RUN = frozenset((".git", ".flor"))
@@ -30,7 +30,9 @@ def lay_over(sandbox: Path, root: Path, covered: Path, over: Path) -> None:
                 _put(file, _made(covered, today, over) / name)
         if today.is_dir() and not today.is_symlink():
             for name in _new_code(today, set(os.listdir(folder))):
-                os.mknod(_made(covered, today, over) / name, stat.S_IFCHR, os.makedev(0, 0))  # overlayfs: no such file
+                os.mknod(
+                    _made(covered, today, over) / name, stat.S_IFCHR, os.makedev(0, 0)
+                )  # overlayfs: no such file
 
 
 def _own_folders(sandbox: Path) -> Iterator[tuple[Path, list[str]]]:

@@ -28,7 +28,9 @@ def own_temporary() -> Path:
         ours = Path(tempfile.mkdtemp(prefix="flor-", dir=folder))
     own = tempfile.mkdtemp(dir=ours)
     owner = os.getpid()
-    atexit.register(lambda: shutil.rmtree(own, ignore_errors=True) if os.getpid() == owner else None)
+    atexit.register(
+        lambda: shutil.rmtree(own, ignore_errors=True) if os.getpid() == owner else None
+    )
     tempfile.tempdir = own
     os.environ.update(TMPDIR=own, TEMP=own, TMP=own)
     return Path(own)

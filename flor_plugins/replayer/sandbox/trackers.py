@@ -12,13 +12,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flor_plugins.replay.after_import import AfterImport, Change
+from flor_plugins.replayer.sandbox.import_hooks import AfterImport, Change
 
 # Arguments that make a tracker's own entrance do nothing.
 FORCED: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
     "wandb": (("init", {"mode": "disabled"}),),
     "swanlab": (("init", {"mode": "disabled"}),),
-    "neptune": tuple((f"init_{name}", {"mode": "debug"}) for name in ("run", "model", "model_version", "project")),
+    "neptune": tuple(
+        (f"init_{name}", {"mode": "debug"}) for name in ("run", "model", "model_version", "project")
+    ),
     "comet_ml": (("Experiment", {"disabled": True}), ("ExistingExperiment", {"disabled": True})),
 }
 # Of huggingface_hub.HfApi: what changes something there begins with one of these.
@@ -87,7 +89,9 @@ def _quiet_mlflow_client(module: ModuleType) -> None:
     build = module.MlflowClient.__init__
 
     @wraps(build)
-    def init(self: Any, tracking_uri: Any = None, registry_uri: Any = None, *args: Any, **kwargs: Any) -> None:
+    def init(
+        self: Any, tracking_uri: Any = None, registry_uri: Any = None, *args: Any, **kwargs: Any
+    ) -> None:
         build(self, None, None, *args, **kwargs)
 
     module.MlflowClient.__init__ = init
@@ -129,7 +133,9 @@ def _answering(module: ModuleType, name: str, method: Callable[..., Any]) -> Cal
     def answer(self: Any, *args: Any, **kwargs: Any) -> Any:
         value = None
         if name in ("create_repo", "duplicate_repo"):
-            value = module.RepoUrl(f"{HUB}/{kwargs.get('repo_id') or (args[0] if args else 'nobody/nothing')}")
+            value = module.RepoUrl(
+                f"{HUB}/{kwargs.get('repo_id') or (args[0] if args else 'nobody/nothing')}"
+            )
         elif COMMITS.match(name):
             value = module.CommitInfo(
                 commit_url=f"{HUB}/nobody/nothing/commit/{'0' * 40}",

@@ -26,7 +26,14 @@ OWNER = "flor-owner.json"
 CODE_SUFFIX = ".py"
 
 # Hooks and monitors are the user's programs; a replay runs none of them.
-QUIET = ("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "advice.detachedHead=false")
+QUIET = (
+    "-c",
+    "core.hooksPath=/dev/null",
+    "-c",
+    "core.fsmonitor=false",
+    "-c",
+    "advice.detachedHead=false",
+)
 
 
 @contextmanager
@@ -54,7 +61,10 @@ def map_path(path: str, root: Path, sandbox: Path) -> str:
     """A path beneath root to its twin in the sandbox if that exists, else unchanged."""
     if not os.path.isabs(path) or _is_beneath(path, sandbox):
         return path
-    for given, top in ((os.path.normpath(path), root.absolute()), (os.path.realpath(path), root.resolve())):
+    for given, top in (
+        (os.path.normpath(path), root.absolute()),
+        (os.path.realpath(path), root.resolve()),
+    ):
         if _is_beneath(given, top):
             twin = os.path.join(sandbox, os.path.relpath(given, top))
             return os.path.normpath(twin) if os.path.exists(twin) else path
@@ -67,7 +77,9 @@ def _is_beneath(path: str | Path, top: str | Path) -> bool:
 
 
 def _git(repo: Repo, *args: str) -> str:
-    out = repo.git.execute(["git", *QUIET, *args], env={"GIT_DIR": str(Path(repo.common_dir).resolve())})
+    out = repo.git.execute(
+        ["git", *QUIET, *args], env={"GIT_DIR": str(Path(repo.common_dir).resolve())}
+    )
     return str(out)
 
 
@@ -226,7 +238,9 @@ class _Links:
     def _is_left_alone(self, entry: os.DirEntry[str]) -> bool:
         if entry.name in NEVER_LINKED or entry.path == str(self.folder):
             return True
-        return entry.is_dir() and (os.path.realpath(entry.path) in self.stores or _is_store(Path(entry.path)))
+        return entry.is_dir() and (
+            os.path.realpath(entry.path) in self.stores or _is_store(Path(entry.path))
+        )
 
     def _has_room(self, source: Path) -> bool:
         count = 0

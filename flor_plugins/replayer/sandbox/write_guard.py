@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.replay import children
-from flor_plugins.replay.after_import import AfterImport
-from flor_plugins.replay.landlock import allow_writes_only_in
-from flor_plugins.replay.own_folders import link_caches, own_temporary
+from flor_plugins.replayer.sandbox import child_processes
+from flor_plugins.replayer.sandbox.import_hooks import AfterImport
+from flor_plugins.replayer.sandbox.landlock import allow_writes_only_in
+from flor_plugins.replayer.sandbox.private_folders import link_caches, own_temporary
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 # CUDA names its threads through /proc; neither place holds files of the user's.
@@ -31,7 +31,10 @@ EVENTS: dict[str, tuple[tuple[int, int | None, str], ...]] = {
     "os.rmdir": ((0, 1, "itself"),),
     "os.rename": ((0, 2, "itself"), (1, 3, "itself")),
     "os.symlink": ((1, 2, "itself"),),
-    "os.link": ((0, 2, "through"), (1, 3, "itself")),  # the file would be written under its new name
+    "os.link": (
+        (0, 2, "through"),
+        (1, 3, "itself"),
+    ),  # the file would be written under its new name
     "os.truncate": ((0, None, "through"),),
     "os.chmod": ((0, 2, "through"),),
     "os.chown": ((0, 3, "through"),),
@@ -54,7 +57,9 @@ class WriteRefused(ReplayError, PermissionError):
     """The replayed script tried to write outside its sandbox and the store."""
 
 
-def forbid_writes(allowed: Sequence[Path], sandbox: Path, *, kernel: bool = True) -> tuple[str, ...]:
+def forbid_writes(
+    allowed: Sequence[Path], sandbox: Path, *, kernel: bool = True
+) -> tuple[str, ...]:
     """Refuse writes outside `allowed` and `sandbox` to this process, for good; call it once, early.
 
     Always allowed: devices. Temporary files get a folder of their own, and caches a folder of links in it (it goes
@@ -65,11 +70,15 @@ def forbid_writes(allowed: Sequence[Path], sandbox: Path, *, kernel: bool = True
     own = own_temporary()
     link_caches(own)
     folders = [sandbox, *(Path(os.path.realpath(folder)) for folder in allowed), own.parent]
-    places = tuple(dict.fromkeys(str(folder) for folder in folders if folder not in sandbox.parents))
+    places = tuple(
+        dict.fromkeys(str(folder) for folder in folders if folder not in sandbox.parents)
+    )
     return guard(places, (str(sandbox), str(own)), kernel=kernel)
 
 
-def guard(places: Sequence[str], links: Sequence[str] = (), *, kernel: bool = True) -> tuple[str, ...]:
+def guard(
+    places: Sequence[str], links: Sequence[str] = (), *, kernel: bool = True
+) -> tuple[str, ...]:
     """Refuse writes outside `places` and devices to this process, for good.
 
     links: folders whose links are replaced by copies when they are written to. Returns the protections that are on:
@@ -81,7 +90,7 @@ def guard(places: Sequence[str], links: Sequence[str] = (), *, kernel: bool = Tr
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     places = (*places, *DEVICES)
     binds = kernel and allow_writes_only_in(map(Path, places))
-    children.bind_pythons({"places": list(places), "links": list(links), "kernel": binds})
+    child_processes.bind_pythons({"places": list(places), "links": list(links), "kernel": binds})
     _ask_where_python_does_not()
     sys.addaudithook(_Guard(tuple(places), tuple(links), binds))
     AfterImport(dict.fromkeys(WRITERS, lambda module: guard_extensions())).put_on()
@@ -160,11 +169,11 @@ class _Guard:
             self._check_change(event, args)
         elif event == "sqlite3.connect":
             self._check_database(args[0])
-        elif not self.binds_children and (event in children.EVENTS or event == "os.system"):
+        elif not self.binds_children and (event in child_processes.EVENTS or event == "os.system"):
             self._check_program(event, args)
 
     def _check_program(self, event: str, args: tuple[Any, ...]) -> None:
-        program = children.unguarded(event, args)
+        program = child_processes.unguarded(event, args)
         if program is not None:
             raise WriteRefused(
                 errno.EACCES,
@@ -175,12 +184,18 @@ class _Guard:
 
     def _check_change(self, event: str, args: tuple[Any, ...]) -> None:
         for place, folder, how in EVENTS[event]:
-            path = _located(args[place], args[folder] if folder is not None and len(args) > folder else None)
+            path = _located(
+                args[place], args[folder] if folder is not None and len(args) > folder else None
+            )
             if path is None and event in OF_OPEN_FILES:
                 path = _path_of(args[place])
             if path is None or (how == "new" and os.path.lexists(path)):
                 continue  # an open file was asked about when it was opened; mkdir says itself what is there
-            if place == 0 and event in ("os.remove", "os.rmdir", "os.link") and not os.path.lexists(path):
+            if (
+                place == 0
+                and event in ("os.remove", "os.rmdir", "os.link")
+                and not os.path.lexists(path)
+            ):
                 continue  # the system's own FileNotFoundError says it best
             if how == "through":
                 self._check_through(path, keeps=True)
@@ -193,7 +208,9 @@ class _Guard:
             return
         if path.startswith("file:"):
             path, _, options = path.removeprefix("file:").partition("?")
-            if {"mode=ro", "mode=memory", "immutable=1"} & set(options.split("&")) or path == ":memory:":
+            if {"mode=ro", "mode=memory", "immutable=1"} & set(
+                options.split("&")
+            ) or path == ":memory:":
                 return
         self._check_through(path, keeps=True)
 
@@ -224,7 +241,11 @@ class _Guard:
         here = top
         for part in path.removeprefix(top + os.sep).split(os.sep)[:-1]:
             here = os.path.join(here, part)
-            if os.path.islink(here) and os.path.isdir(here) and not self._is_allowed(os.path.realpath(here)):
+            if (
+                os.path.islink(here)
+                and os.path.isdir(here)
+                and not self._is_allowed(os.path.realpath(here))
+            ):
                 _make_folder_of_links(here)
         return path
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flor_plugins.replay.epochs import spread
+from flor_plugins.replayer.planning.epoch_selection import spread
 
 # Does it hold there? None: nobody has looked yet.
 Truth = bool | None
@@ -32,7 +32,9 @@ def next_places(known: Sequence[Truth], *, is_monotone: bool, count: int = 2) ->
         return _middle(known[:end], is_hit=hit is not None)
     unknown = [place for place in range(end) if known[place] is None]
     front = unknown[: (count + 1) // 2]
-    coarse = [place for place in spread(range(end)) if known[place] is None and place not in set(front)]
+    coarse = [
+        place for place in spread(range(end)) if known[place] is None and place not in set(front)
+    ]
     return tuple(front + coarse[: count // 2])
 
 

@@ -6,19 +6,19 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.hooks.load import Found
+from flor_plugins.hooks.hook_files import Found
 from flor_plugins.records import Level, Position, Run
-from flor_plugins.replay.due import Known, holding
-from flor_plugins.replay.epochs import epochs_of
-from flor_plugins.replay.givers import known_by
-from flor_plugins.replay.history import Hooks, of_today
-from flor_plugins.replay.narrow import Truth
-from flor_plugins.replay.places import Places, places_of
-from flor_plugins.store.frame import FIXED, metric_names, positions
-from flor_plugins.store.journal import read_run
+from flor_plugins.replayer.planning.epoch_selection import epochs_of
+from flor_plugins.replayer.planning.metric_sources import known_by
+from flor_plugins.replayer.planning.missing import Known, holding
+from flor_plugins.replayer.planning.recorded_values import Hooks, of_today
+from flor_plugins.replayer.planning.training_ranges import Places, places_of
+from flor_plugins.replayer.searching.bisection import Truth
+from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.query.dataframe import FIXED, metric_names, positions
 
 if TYPE_CHECKING:
-    from flor_plugins.store.where import Where
+    from flor_plugins.store.query.where import Where
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +77,14 @@ class _Values:
         places, epoch = self.places, self.places.epoch_of(position)
         if epoch not in places.ends or epoch in self.given_up:
             return False
-        return (not at_step and position in places.saved) or (bool(places.starts) and places.starts[0] < position)
+        return (not at_step and position in places.saved) or (
+            bool(places.starts) and places.starts[0] < position
+        )
 
 
-def look(run: Run, sought: Sought, epochs: str | Sequence[int], given_up: Collection[int] = ()) -> Look:
+def look(
+    run: Run, sought: Sought, epochs: str | Sequence[int], given_up: Collection[int] = ()
+) -> Look:
     """Read the journals of a run, and say for each of its epochs what they say. epochs: as `epochs_of` reads them."""
     rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
     known = Known(places_of(run, rows), rows)
@@ -93,19 +97,32 @@ def look(run: Run, sought: Sought, epochs: str | Sequence[int], given_up: Collec
         if not metric_names(part.names) & set(sought.metrics):
             possible &= holding(known, part, every, level)
     holds = holding(known, sought.when, every, level)
-    values = _Values(places, {(name, row.position) for _, row in rows for name in row.values}, given_up)
-    return Look(tuple(_unit(epoch, ones, possible, holds, values, sought) for epoch, ones in candidates.items()), level)
+    values = _Values(
+        places, {(name, row.position) for _, row in rows for name in row.values}, given_up
+    )
+    return Look(
+        tuple(
+            _unit(epoch, ones, possible, holds, values, sought)
+            for epoch, ones in candidates.items()
+        ),
+        level,
+    )
 
 
 def _level(known: Known, sought: Sought) -> Level:
     if sought.at_steps:
         return "step"
     names = metric_names(sought.when.names) - set(sought.metrics)
-    is_fine = any(row.level == "step" and row.phase != "test" and names & row.values.keys() for _, row in known.rows)
+    is_fine = any(
+        row.level == "step" and row.phase != "test" and names & row.values.keys()
+        for _, row in known.rows
+    )
     return "step" if is_fine else "epoch"
 
 
-def _candidates(places: Places, level: Level, epochs: str | Sequence[int]) -> dict[int, list[Position]]:
+def _candidates(
+    places: Places, level: Level, epochs: str | Sequence[int]
+) -> dict[int, list[Position]]:
     """The places at which the predicate is asked for, by their epoch, ascending; the last one may be unfinished."""
     asked = None if epochs == "all" else set(epochs_of(epochs, places.ends))
     found: dict[int, list[Position]] = {}
@@ -130,12 +147,18 @@ def _unit(
     at: Position | None = None
     for one in candidates:
         lacks = values.missing(_needed(one, values.places, sought)) if one in possible else set()
-        open_ = {(name, place) for name, place in lacks if values.can_be(name, place, at_step=name in sought.at_steps)}
+        open_ = {
+            (name, place)
+            for name, place in lacks
+            if values.can_be(name, place, at_step=name in sought.at_steps)
+        }
         lacking |= bool(lacks - open_)
         missing |= {values.places.epoch_of(place) for _, place in open_}
         if not missing and at is None and one in holds:
             at = one
-    return Unit(epoch, None if missing and at is None else at is not None, at, frozenset(missing), lacking)
+    return Unit(
+        epoch, None if missing and at is None else at is not None, at, frozenset(missing), lacking
+    )
 
 
 def _needed(one: Position, places: Places, sought: Sought) -> set[tuple[str, Position]]:
@@ -154,6 +177,8 @@ def values_at(run: Run, sought: Sought, level: Level, position: Position) -> dic
     rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
     names = [name for name in sought.when.names if name not in FIXED]
     for cells in positions(run, names, level, rows).to_dict("records"):
-        if cells["epoch"] == position.epoch and (level == "epoch" or cells["step"] == position.step):
+        if cells["epoch"] == position.epoch and (
+            level == "epoch" or cells["step"] == position.step
+        ):
             return {str(name): cells[name] for name in names}
     return {}

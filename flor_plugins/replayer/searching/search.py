@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.hooks.load import scan
+from flor_plugins.hooks.hook_files import scan
 from flor_plugins.records import Position, Run
-from flor_plugins.replay import ask, narrow, plan
-from flor_plugins.replay.look import Look, Sought, look, values_at
-from flor_plugins.store.columns import typed
-from flor_plugins.store.frame import FIXED
+from flor_plugins.replayer import requests
+from flor_plugins.replayer.planning import planner
+from flor_plugins.replayer.searching import bisection
+from flor_plugins.replayer.searching.predicate_scan import Look, Sought, look, values_at
 from flor_plugins.store.layout import Store
-from flor_plugins.store.where import Where
+from flor_plugins.store.query.column_types import typed
+from flor_plugins.store.query.dataframe import FIXED
+from flor_plugins.store.query.where import Where
 
 if TYPE_CHECKING:
     import pandas
@@ -51,7 +53,7 @@ class Finding:
     @property
     def at(self) -> Position | None:
         """The first place where it holds, as far as is known."""
-        place = narrow.first_true([unit.truth for unit in self.look.units])
+        place = bisection.first_true([unit.truth for unit in self.look.units])
         return None if place is None else self.look.units[place].at
 
     def next_units(self, query: Query, count: int) -> tuple[int, ...]:
@@ -59,17 +61,21 @@ class Finding:
         if self.why:
             return ()
         known = [unit.truth for unit in self.look.units]
-        return narrow.next_places(known, is_monotone=query.is_monotone, count=count)
+        return bisection.next_places(known, is_monotone=query.is_monotone, count=count)
 
     def detail(self, query: Query) -> str:
         """What is to be known beside the answer."""
         if self.why:
             return self.why
         units = self.look.units
-        hit = narrow.first_true([unit.truth for unit in units])
+        hit = bisection.first_true([unit.truth for unit in units])
         lacking = [unit.epoch for unit in units[:hit] if unit.lacking]
-        notes = [f"no value in epoch {_listed(lacking)}: no checkpoint leads there"] if lacking else []
-        not_since = [unit.epoch for unit in units[hit:] if unit.truth is False] if hit is not None else []
+        notes = (
+            [f"no value in epoch {_listed(lacking)}: no checkpoint leads there"] if lacking else []
+        )
+        not_since = (
+            [unit.epoch for unit in units[hit:] if unit.truth is False] if hit is not None else []
+        )
         if query.is_monotone and not_since:
             notes.append(f"not monotone: it does not hold in epoch {_listed(not_since)}")
         return "; ".join([*notes, *(["holds nowhere"] if hit is None else [])])
@@ -83,7 +89,7 @@ class Search:
     query: Query
     sought: Sought
     findings: tuple[Finding, ...]
-    answers: list[ask.Answer] = field(default_factory=list)
+    answers: list[requests.Answer] = field(default_factory=list)
 
     @property
     def failures(self) -> list[str]:
@@ -96,9 +102,13 @@ class Search:
     @property
     def diverged(self) -> list[dict[str, Any]]:
         """The passes that computed something else than what was recorded."""
-        return [row for answer in self.answers for row in answer.rows if row["verdict"] == "diverged"]
+        return [
+            row for answer in self.answers for row in answer.rows if row["verdict"] == "diverged"
+        ]
 
-    def run(self, *, workers: int = 1, engine: str = "local", progress: ask.Progress | None = None) -> None:
+    def run(
+        self, *, workers: int = 1, engine: str = "local", progress: requests.Progress | None = None
+    ) -> None:
         """Ask and ask again, until every run is decided or can't be. The rounds of a scan double.
 
         workers, engine: as in `ask.execute`; raises its errors.
@@ -106,8 +116,10 @@ class Search:
         count = 2
         while only := self._next(count):
             runs = [one.run for one in self.findings if one.run.run_id in only]
-            made = plan.make(runs, self._request(only))
-            answer = ask.execute(self.store, runs, made, workers=workers, engine=engine, progress=progress)
+            made = planner.make(runs, self._request(only))
+            answer = requests.execute(
+                self.store, runs, made, workers=workers, engine=engine, progress=progress
+            )
             self.answers.append(answer)
             self._take(only, answer)
             count *= 2
@@ -119,14 +131,18 @@ class Search:
         runs = [one.run for one in self.findings if every[one.run.run_id]]
         if not runs:
             return 0, 0.0
-        made = plan.make(runs, self._request({run.run_id: every[run.run_id] for run in runs}))
+        made = planner.make(runs, self._request({run.run_id: every[run.run_id] for run in runs}))
         for task in made.tasks:
             units = next(one.look.units for one in self.findings if one.run.run_id == task.run_id)
             unknown = sum(unit.truth is None for unit in units)
-            most = narrow.at_most(unknown, is_monotone=self.query.is_monotone)
+            most = bisection.at_most(unknown, is_monotone=self.query.is_monotone)
             count += most
             parts = [one.seconds for one in task.passes]
-            seconds += float("nan") if None in parts else sum(s or 0.0 for s in parts) * most / max(1, unknown)
+            seconds += (
+                float("nan")
+                if None in parts
+                else sum(s or 0.0 for s in parts) * most / max(1, unknown)
+            )
         return count, None if seconds != seconds else seconds
 
     def frame(self) -> pandas.DataFrame:
@@ -141,8 +157,13 @@ class Search:
         rows = [self._row(one, is_first=one is first) for one in self.findings]
         shown = [name for name in self.sought.when.names if name not in FIXED]
         columns = {name: typed([row[name] for row in rows], str) for name in ("run", "name")}
-        columns |= {name: pandas.Series([row[name] for row in rows], dtype="Int64") for name in ("epoch", "step")}
-        columns |= {name: typed([_plain(row["values"].get(name)) for row in rows]) for name in shown}
+        columns |= {
+            name: pandas.Series([row[name] for row in rows], dtype="Int64")
+            for name in ("epoch", "step")
+        }
+        columns |= {
+            name: typed([_plain(row["values"].get(name)) for row in rows]) for name in shown
+        }
         columns["evaluated"] = pandas.Series([row["evaluated"] for row in rows], dtype="Int64")
         columns["first"] = pandas.Series([row["first"] for row in rows], dtype=bool)
         columns["detail"] = typed([row["detail"] for row in rows], str)
@@ -152,13 +173,16 @@ class Search:
 
     def _next(self, count: int) -> dict[str, set[int]]:
         """run_id to the epochs that are to be computed now."""
-        found = {one.run.run_id: _missing(one, one.next_units(self.query, count)) for one in self.findings}
+        found = {
+            one.run.run_id: _missing(one, one.next_units(self.query, count))
+            for one in self.findings
+        }
         return {run_id: epochs for run_id, epochs in found.items() if epochs}
 
-    def _request(self, only: dict[str, set[int]]) -> plan.Request:
-        return plan.Request(self.sought.metrics, None, "all", self.query.hooks, only=only)
+    def _request(self, only: dict[str, set[int]]) -> planner.Request:
+        return planner.Request(self.sought.metrics, None, "all", self.query.hooks, only=only)
 
-    def _take(self, only: dict[str, set[int]], answer: ask.Answer) -> None:
+    def _take(self, only: dict[str, set[int]], answer: requests.Answer) -> None:
         """Read again what was asked for. What was asked and did not come is not asked again."""
         tasks = {task.run_id for task in answer.plan.tasks}
         failed = {outcome.task.run_id: outcome.failure for outcome in answer.outcomes}
@@ -167,7 +191,9 @@ class Search:
             if run_id not in only:
                 continue
             if run_id in tasks:
-                one.evaluated += sum(unit.missing <= only[run_id] and unit.truth is None for unit in one.look.units)
+                one.evaluated += sum(
+                    unit.missing <= only[run_id] and unit.truth is None for unit in one.look.units
+                )
             one.asked |= only[run_id]
             one.why = answer.plan.skipped.get(run_id) or failed.get(run_id) or ""
             one.look = look(one.run, self.sought, self.query.epochs, one.asked)
@@ -195,9 +221,14 @@ def begin(store: Store, runs: Sequence[Run], query: Query) -> Search:
     when = Where.parse(query.when)
     hooks = [found for path in query.hooks for found in scan(path)]
     sought = Sought.of(when, hooks)
-    plan.refuse_unknown(when, runs, sought.metrics)
+    planner.refuse_unknown(when, runs, sought.metrics)
     ordered = sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.run_id)
-    return Search(store, query, sought, tuple(Finding(run, look(run, sought, query.epochs)) for run in ordered))
+    return Search(
+        store,
+        query,
+        sought,
+        tuple(Finding(run, look(run, sought, query.epochs)) for run in ordered),
+    )
 
 
 def _missing(one: Finding, places: Sequence[int]) -> set[int]:
@@ -205,7 +236,9 @@ def _missing(one: Finding, places: Sequence[int]) -> set[int]:
 
 
 def _listed(epochs: Sequence[int]) -> str:
-    return ", ".join(map(str, epochs[:5])) + (f" and {len(epochs) - 5} more" if len(epochs) > 5 else "")
+    return ", ".join(map(str, epochs[:5])) + (
+        f" and {len(epochs) - 5} more" if len(epochs) > 5 else ""
+    )
 
 
 def _plain(value: Any) -> Any:

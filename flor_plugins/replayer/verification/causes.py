@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from flor_plugins.records import Position, Run
-from flor_plugins.replay.changes import (
+from flor_plugins.replayer.verification.environment_diff import (
     FIRST_PACKAGES,
     Change,
     as_mapping,
@@ -128,12 +128,16 @@ def causes(run: Run, evidence: Evidence) -> list[str]:
         *_obstacles(run, evidence),
         *_changes(run, evidence),
     ]
-    found.sort(key=lambda one: -one.weight)  # stable: equals stay in the order in which they were found
+    found.sort(
+        key=lambda one: -one.weight
+    )  # stable: equals stay in the order in which they were found
     lines = [one.line for one in found]
     if not found or found[0].weight < WEAK:
         lines.append(_unexplained(run, evidence, is_all=not found))
     if evidence.other_data is None and _left_out(run):
-        lines.append(f"the code snapshot does not hold these files, which may have changed: {_left_out(run)}")
+        lines.append(
+            f"the code snapshot does not hold these files, which may have changed: {_left_out(run)}"
+        )
     return [one_line(line) for line in lines]
 
 
@@ -152,7 +156,11 @@ def relative_difference(was: Any, now: Any) -> float | None:
     if was == now:
         return 0.0
     try:
-        return abs(now - was) / max(abs(was), abs(now)) if math.isfinite(was) and math.isfinite(now) else math.inf
+        return (
+            abs(now - was) / max(abs(was), abs(now))
+            if math.isfinite(was) and math.isfinite(now)
+            else math.inf
+        )
     except OverflowError:  # integers beyond every float
         return math.inf
 
@@ -166,7 +174,10 @@ def _data(run: Run, evidence: Evidence) -> Iterator[_Cause]:
         yield _Cause(20, f"the data differ too, but only after the values do: {where}")
         return
     files = f"; the code snapshot does not hold {_left_out(run)}" if _left_out(run) else ""
-    yield _Cause(100, f"the data differ: {where}: a data file changed, or samples came in another order{files}")
+    yield _Cause(
+        100,
+        f"the data differ: {where}: a data file changed, or samples came in another order{files}",
+    )
 
 
 def _draws(evidence: Evidence) -> Iterator[_Cause]:
@@ -181,11 +192,16 @@ def _draws(evidence: Evidence) -> Iterator[_Cause]:
     draw = "an unseeded draw (time, os.urandom, a generator of its own)"
     kernel = "a non-deterministic kernel (remedy: torch.use_deterministic_algorithms(True))"
     if second.same_data is False:
-        yield _Cause(110, f"{line}, in their data already: {draw} where samples are chosen, loaded or augmented")
+        yield _Cause(
+            110,
+            f"{line}, in their data already: {draw} where samples are chosen, loaded or augmented",
+        )
         return
     by_kernel = evidence.on_gpu and evidence.size == "tiny"
     # Draws in the loading code explain other data, kernels and draws in the model do not.
-    drawn_data = evidence.other_data is not None and second.same_data is None and not evidence.on_gpu
+    drawn_data = (
+        evidence.other_data is not None and second.same_data is None and not evidence.on_gpu
+    )
     guess = f"{kernel} or {draw}" if by_kernel else f"{draw} or {kernel}"
     yield _Cause(110 if drawn_data else 98, f"{line}: {guess}")
 
@@ -198,13 +214,18 @@ def _kernels(run: Run, evidence: Evidence) -> Iterator[_Cause]:
     if not all(map(_is_deterministic, (run.environment, evidence.environment))):
         kind = "kernels" if evidence.second is None else "kernels that agreed"
         line = "trained on a GPU without deterministic algorithms: kernels may add in any order"
-        yield _Cause(_weight(kind, evidence), f"{line} (remedy: torch.use_deterministic_algorithms(True))")
+        yield _Cause(
+            _weight(kind, evidence), f"{line} (remedy: torch.use_deterministic_algorithms(True))"
+        )
 
 
 def _obstacles(run: Run, evidence: Evidence) -> Iterator[_Cause]:
     for one in run.obstacles:
         kind = "obstacle of rounding" if one.grade == "close" else "obstacle"
-        yield _Cause(_weight(kind, evidence), f"known since the recording: {one.reason} (remedy: {one.remedy})")
+        yield _Cause(
+            _weight(kind, evidence),
+            f"known since the recording: {one.reason} (remedy: {one.remedy})",
+        )
 
 
 def _changes(run: Run, evidence: Evidence) -> Iterator[_Cause]:
@@ -215,7 +236,11 @@ def _changes(run: Run, evidence: Evidence) -> Iterator[_Cause]:
     for one in [one for one in changes if one.kind != "package"] + packages[:MAX_PACKAGES]:
         kind = _kind(one, evidence.on_gpu)
         rounding = evidence.size == "tiny" and one.kind in ("numerics", "device")
-        proof = f" (the values differ by {evidence.relative:.1e}, as after rounding)" if rounding else ""
+        proof = (
+            f" (the values differ by {evidence.relative:.1e}, as after rounding)"
+            if rounding
+            else ""
+        )
         yield _Cause(_weight(kind, evidence), f"{one}{proof}")
     if more := packages[MAX_PACKAGES:]:
         listed = ", ".join(f"{one.name} {one.was} -> {one.now}" for one in more)
@@ -226,7 +251,9 @@ def _kind(change: Change, on_gpu: bool) -> str:
     """The row of WEIGHTS."""
     name = change.name
     if change.kind == "package":
-        return "torch" if name == "torch" else "main package" if name in FIRST_PACKAGES else "package"
+        return (
+            "torch" if name == "torch" else "main package" if name in FIRST_PACKAGES else "package"
+        )
     if change.kind == "variable":
         known = {"PYTHONHASHSEED": "hash seed", "WORLD_SIZE": "processes"}
         return known.get(name, "kernel variable" if _KERNEL_VARIABLE.match(name) else "aside")
@@ -242,9 +269,17 @@ def _unexplained(run: Run, evidence: Evidence, *, is_all: bool) -> str:
     equal = compared_parts(run.environment, evidence.environment) if is_all else ["all else"]
     if evidence.compared and evidence.other_data is None:
         equal.append(f"the data of {len(evidence.compared)} batches")
-    known = f"{', '.join(equal)} {'are' if len(equal) > 1 else 'is'} equal" if equal else "nothing could be compared"
+    known = (
+        f"{', '.join(equal)} {'are' if len(equal) > 1 else 'is'} equal"
+        if equal
+        else "nothing could be compared"
+    )
     known += "" if evidence.compared else "; the data were not compared"
-    opening = "no difference was found between then and now" if is_all else "none of these is a likely cause"
+    opening = (
+        "no difference was found between then and now"
+        if is_all
+        else "none of these is a likely cause"
+    )
     if evidence.second is None:
         advice = "verify the run again: if two replays differ from each other, something draws without a seed"
     elif evidence.second.agrees:
@@ -265,7 +300,10 @@ def _weight(kind: str, evidence: Evidence) -> int:
 
 def _is_deterministic(environment: Any) -> bool:
     flags = as_mapping(as_mapping(environment).get("determinism"))
-    return flags.get("deterministic_algorithms") is True and flags.get("deterministic_warn_only") is not True
+    return (
+        flags.get("deterministic_algorithms") is True
+        and flags.get("deterministic_warn_only") is not True
+    )
 
 
 def _left_out(run: Run) -> str:

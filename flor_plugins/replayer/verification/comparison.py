@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flor_plugins.records import Grade, Position, Verdict
-from flor_plugins.store.names import BATCH, FIRST_BATCH, is_measured
+from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH, is_measured
 
 # A float counts as close within these: the error of some hundred float32 operations.
 RELATIVE, ABSOLUTE = 1e-5, 1e-8
@@ -38,7 +38,9 @@ class Comparison:
     data: list[Difference] = field(default_factory=list)
     batches: list[tuple[Position, Any, Any]] = field(default_factory=list)
 
-    def values(self, position: Position, recorded: Mapping[str, Any], recomputed: Mapping[str, Any]) -> Grade:
+    def values(
+        self, position: Position, recorded: Mapping[str, Any], recomputed: Mapping[str, Any]
+    ) -> Grade:
         """Compare the encoded values that both have, bit for bit. Returns the grade of this position."""
         grade: Grade = "unverified"
         for name in sorted(recorded.keys() & recomputed.keys()):
@@ -48,7 +50,9 @@ class Comparison:
             grade = worse(grade, self._one(position, name, recorded[name], recomputed[name]))
         return grade
 
-    def hashes(self, position: Position, recorded: Mapping[str, str], recomputed: Mapping[str, str]) -> Grade:
+    def hashes(
+        self, position: Position, recorded: Mapping[str, str], recomputed: Mapping[str, str]
+    ) -> Grade:
         """Compare the fingerprints of a model's tensors; tied tensors are recorded under one name."""
         for name in recorded:
             self.compared += 1
@@ -79,7 +83,9 @@ class Comparison:
     @property
     def earliest(self) -> Difference | None:
         """The first that differs at all, rounding included."""
-        return min([*self.differing, *self.data, *self.close], key=lambda one: one.position, default=None)
+        return min(
+            [*self.differing, *self.data, *self.close], key=lambda one: one.position, default=None
+        )
 
     def _one(self, position: Position, name: str, was: Any, now: Any) -> Grade:
         if name in (BATCH, FIRST_BATCH):

@@ -11,7 +11,15 @@ from typing import Any, Literal
 Kind = Literal["package", "device", "numerics", "interpreter", "machine", "variable"]
 
 # Those that compute come first, the others by name.
-FIRST_PACKAGES = ("torch", "numpy", "lightning", "transformers", "accelerate", "torchmetrics", "peft")
+FIRST_PACKAGES = (
+    "torch",
+    "numpy",
+    "lightning",
+    "transformers",
+    "accelerate",
+    "torchmetrics",
+    "peft",
+)
 # Of determinism, what is more likely to matter comes first, the others by name.
 FIRST_SWITCHES = ("num_threads", "deterministic_algorithms", "default_dtype", "cpu_capability")
 INTERPRETER = ("python", "implementation")
@@ -52,7 +60,12 @@ def environment_changes(then: Any, now: Any) -> list[Change]:
     then, now = as_mapping(then), as_mapping(now)
     return [
         *_devices(then.get("devices"), now.get("devices")),
-        *_of("numerics", as_mapping(then.get("determinism")), as_mapping(now.get("determinism")), FIRST_SWITCHES),
+        *_of(
+            "numerics",
+            as_mapping(then.get("determinism")),
+            as_mapping(now.get("determinism")),
+            FIRST_SWITCHES,
+        ),
         *_packages(then, now),
         *_of("interpreter", _only(then, INTERPRETER), _only(now, INTERPRETER), INTERPRETER),
         *_of("machine", _rest(then), _rest(now), ("cpu", "machine", "platform", "cpus")),
@@ -62,15 +75,26 @@ def environment_changes(then: Any, now: Any) -> list[Change]:
 def variable_changes(then: Any, now: Any) -> list[Change]:
     """Environment variables that differ or that only one side has; not those that say where a process runs."""
     then, now = as_mapping(then), as_mapping(now)
-    names = sorted((name for name in then.keys() | now.keys() if not PLACES.fullmatch(str(name))), key=str)
+    names = sorted(
+        (name for name in then.keys() | now.keys() if not PLACES.fullmatch(str(name))), key=str
+    )
     return list(_of("variable", *_filled(then, now, names, "not set")))
 
 
 def compared_parts(then: Any, now: Any) -> list[str]:
     """What both environments know, so that it could be compared, in words."""
     then, now = as_mapping(then), as_mapping(now)
-    names = {"packages": "packages", "determinism": "switches of torch", "devices": "devices", "python": "python"}
-    return [word for name, word in names.items() if all(one.get(name) not in (None, {}) for one in (then, now))]
+    names = {
+        "packages": "packages",
+        "determinism": "switches of torch",
+        "devices": "devices",
+        "python": "python",
+    }
+    return [
+        word
+        for name, word in names.items()
+        if all(one.get(name) not in (None, {}) for one in (then, now))
+    ]
 
 
 def _devices(was: Any, now: Any) -> Iterator[Change]:
@@ -92,10 +116,14 @@ def _packages(then: Mapping[Any, Any], now: Mapping[Any, Any]) -> Iterator[Chang
 def _filled(
     was: Mapping[Any, Any], now: Mapping[Any, Any], names: Iterable[Any], absent: str
 ) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    return {name: was.get(name, absent) for name in names}, {name: now.get(name, absent) for name in names}
+    return {name: was.get(name, absent) for name in names}, {
+        name: now.get(name, absent) for name in names
+    }
 
 
-def _of(kind: Kind, was: Mapping[Any, Any], now: Mapping[Any, Any], first: tuple[str, ...] = ()) -> Iterator[Change]:
+def _of(
+    kind: Kind, was: Mapping[Any, Any], now: Mapping[Any, Any], first: tuple[str, ...] = ()
+) -> Iterator[Change]:
     def order(name: Any) -> tuple[int, str]:
         return (first.index(name) if name in first else len(first), str(name))
 
@@ -131,7 +159,11 @@ def _same(was: Any, now: Any) -> bool:
 def _json(value: Any) -> str:
     try:
         return json.dumps(value, sort_keys=True, default=repr)
-    except (TypeError, ValueError, RecursionError):  # keys of several types, a list that holds itself
+    except (
+        TypeError,
+        ValueError,
+        RecursionError,
+    ):  # keys of several types, a list that holds itself
         return repr(value)
 
 

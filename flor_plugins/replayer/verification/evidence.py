@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from flor_plugins.records import Run
-from flor_plugins.replay.causes import Batch, Evidence, causes, relative_difference
-from flor_plugins.replay.repeat import Repeat
-from flor_plugins.replay.verify import Comparison
+from flor_plugins.replayer.verification.causes import Batch, Evidence, causes, relative_difference
+from flor_plugins.replayer.verification.comparison import Comparison
+from flor_plugins.replayer.verification.second_replay import Repeat
 from flor_plugins.state.environment import environment, variables
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flor_plugins.records import Level, Phase, Position, Row
-from flor_plugins.replay.causes import SecondReplay
-from flor_plugins.replay.verify import Comparison
+from flor_plugins.replayer.verification.causes import SecondReplay
+from flor_plugins.replayer.verification.comparison import Comparison
 
 Key = tuple[Position, Phase, Level]
 

@@ -13,14 +13,17 @@ from typing import Any
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from flor_plugins.replay.memory import available_bytes
+from flor_plugins.replayer.worker_session.host_memory import available_bytes
 from flor_plugins.state import rng
-from flor_plugins.state.copies import Uncopied, copied, is_same, nbytes_of
-from flor_plugins.state.seeds import draw_seed, is_equal, is_one_seed, random_state
+from flor_plugins.state.loader_seeds import draw_seed, is_equal, is_one_seed, random_state
+from flor_plugins.state.tensor_trees import Uncopied, copied, is_same, nbytes_of
 
 CHANGES = 3  # of a data set, after which nothing of it is kept
 SHARE = 0.25  # of the available memory: the most that batches may take
-_PLAIN = ("torch.utils.data.dataloader", "accelerate.data_loader")  # whose ways of iterating are known here
+_PLAIN = (
+    "torch.utils.data.dataloader",
+    "accelerate.data_loader",
+)  # whose ways of iterating are known here
 
 
 class Batches:
@@ -106,7 +109,9 @@ class _Kept:
             except Uncopied as error:
                 self.give_up(str(error))
             if self._nbytes > self._limit:
-                self.give_up(f"it takes more than {self._limit / 1e9:.1f} GB, its share of the available memory")
+                self.give_up(
+                    f"it takes more than {self._limit / 1e9:.1f} GB, its share of the available memory"
+                )
 
     def give_up(self, reason: str) -> None:
         if self.is_on:
@@ -245,9 +250,15 @@ class _Served:
 def _is_plain(loader: Any) -> bool:
     """Do its batches come from an index, in order, each pass for itself?"""
     base = getattr(loader, "base_dataloader", loader)
-    if not isinstance(base, DataLoader) or any(type(one).__module__ not in _PLAIN for one in (loader, base)):
+    if not isinstance(base, DataLoader) or any(
+        type(one).__module__ not in _PLAIN for one in (loader, base)
+    ):
         return False
-    if isinstance(base.dataset, IterableDataset) or base.persistent_workers or not getattr(base, "in_order", True):
+    if (
+        isinstance(base.dataset, IterableDataset)
+        or base.persistent_workers
+        or not getattr(base, "in_order", True)
+    ):
         return False
     sampler = base.sampler if base.batch_sampler is None else base.batch_sampler
     if isinstance(sampler, BatchSampler):

@@ -12,7 +12,11 @@ from typing import Any
 import torch
 
 KEPT = 2  # pieces for each name: one whose tensor may still be held, and one to fill meanwhile
-MEMINFO, CGROUPS, OWN_CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+MEMINFO, CGROUPS, OWN_CGROUP = (
+    Path("/proc/meminfo"),
+    Path("/sys/fs/cgroup"),
+    Path("/proc/self/cgroup"),
+)
 
 
 class Lender:
@@ -26,7 +30,9 @@ class Lender:
     def __init__(self) -> None:
         self._pieces: dict[str, list[_Piece]] = {}
 
-    def lend(self, name: str, dtype: torch.dtype, shape: tuple[int, ...], nbytes: int) -> torch.Tensor:
+    def lend(
+        self, name: str, dtype: torch.dtype, shape: tuple[int, ...], nbytes: int
+    ) -> torch.Tensor:
         """A contiguous CPU tensor with whatever was in that memory before. name: whose memory it is."""
         pieces = self._pieces.setdefault(name, [])
         free = next((one for one in pieces if one.is_free and one.memory.nbytes == nbytes), None)
@@ -62,7 +68,9 @@ def _allocated(nbytes: int) -> torch.Tensor:
         except RuntimeError:
             pass  # the system pins no more; a copy to the device then goes through memory of the driver
     # Not torch.empty: with deterministic algorithms that one fills what it allocates, on all threads.
-    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(torch.UntypedStorage(nbytes, device="cpu"))
+    return torch.empty(0, dtype=torch.uint8, device="cpu").set_(
+        torch.UntypedStorage(nbytes, device="cpu")
+    )
 
 
 def available_bytes() -> int:
@@ -74,7 +82,9 @@ def _of_machine() -> int:
     found = _fields(MEMINFO).get("MemAvailable:")
     if found is not None:
         return found * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # macOS says only how much there is in all
+    return (
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    )  # macOS says only how much there is in all
 
 
 def _of_groups() -> Iterator[int]:
@@ -83,14 +93,19 @@ def _of_groups() -> Iterator[int]:
         lines = OWN_CGROUP.read_text().splitlines()
     except OSError:
         return
-    own = next((line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), None)
+    own = next(
+        (line.removeprefix("0::").strip("/") for line in lines if line.startswith("0::")), None
+    )
     if own is None:
         return
     for folder in [CGROUPS / own, *(CGROUPS / own).parents]:
         if not folder.is_relative_to(CGROUPS):
             return
         try:
-            limit, used = int((folder / "memory.max").read_text()), int((folder / "memory.current").read_text())
+            limit, used = (
+                int((folder / "memory.max").read_text()),
+                int((folder / "memory.current").read_text()),
+            )
         except (OSError, ValueError):  # the root has none, and "max" is no limit
             continue
         yield max(0, limit - used + _fields(folder / "memory.stat").get("inactive_file", 0))

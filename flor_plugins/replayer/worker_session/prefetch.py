@@ -13,11 +13,11 @@ import torch
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Position, Run, Task, Way
-from flor_plugins.replay.memory import Lender, available_bytes
+from flor_plugins.replayer.worker_session.host_memory import Lender, available_bytes
 from flor_plugins.store import checkpoints, ranks
-from flor_plugins.store.checkpoints import files
-from flor_plugins.store.checkpoints.read import read_tensors
-from flor_plugins.store.checkpoints.write import DTYPES
+from flor_plugins.store.checkpoints import manifest
+from flor_plugins.store.checkpoints.loader import read_tensors
+from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.codec import decode
 
 SHARE = 0.25  # of the available memory: the most that a State read ahead may take
@@ -36,7 +36,9 @@ def order_of(task: Task) -> list[Wanted]:
     """The States of a task as an adapter's `drive` asks for them, first to last."""
     found = []
     for one in (one for way in WAYS for one in task.passes if one.way == way):
-        positions = [stretch.start for stretch in one.stretches] if one.way == "train" else one.positions
+        positions = (
+            [stretch.start for stretch in one.stretches] if one.way == "train" else one.positions
+        )
         only = (ranks.MODEL,) if one.way == "state" else None
         found += [Wanted(position, only) for position in positions]
     return found
@@ -49,8 +51,16 @@ class Prefetch:
     asks. Where the order is not kept, and where reading ahead fails, the State is read when it is asked for.
     """
 
-    def __init__(self, run: Run, rank: int, order: Sequence[Wanted], say: Callable[[str], None]) -> None:
-        self._path, self._rank, self._processes, self._order, self._say = run.path, rank, run.processes, order, say
+    def __init__(
+        self, run: Run, rank: int, order: Sequence[Wanted], say: Callable[[str], None]
+    ) -> None:
+        self._path, self._rank, self._processes, self._order, self._say = (
+            run.path,
+            rank,
+            run.processes,
+            order,
+            say,
+        )
         self._lender = Lender()
         self._next = 0
         self._ahead: _Reading | None = None
@@ -64,7 +74,9 @@ class Prefetch:
         if read is not None:
             self._held = wanted.position, read.hashes
             with suppress(FlorError):  # the reading below says what is wrong
-                sections = decode(read.tree, read.tensors) if read.sections is None else read.sections
+                sections = (
+                    decode(read.tree, read.tensors) if read.sections is None else read.sections
+                )
                 return ranks.with_own_part(sections, self._path, self._rank, wanted.position)
         return ranks.load_checkpoint(self._path, self._rank, wanted.position, wanted.only)
 
@@ -75,7 +87,11 @@ class Prefetch:
     def begin(self) -> None:
         """Start to read what comes after the State that was handed out last; best once that one is let go of."""
         wanted = self._order[self._next] if self._next < len(self._order) else None
-        if not self._is_on or wanted is None or (self._ahead is not None and self._ahead.wanted == wanted):
+        if (
+            not self._is_on
+            or wanted is None
+            or (self._ahead is not None and self._ahead.wanted == wanted)
+        ):
             return
         self._wait()
         if torch.cuda.is_initialized():
@@ -145,16 +161,23 @@ class _Reading(threading.Thread):
         return self.nbytes > self.limit
 
     def run(self) -> None:
-        with suppress(Exception):  # whoever asks for this State reads it again, and hears then what is wrong
+        with suppress(
+            Exception
+        ):  # whoever asks for this State reads it again, and hears then what is wrong
             self.read = self._found()
 
     def _found(self) -> _Read | None:
-        state, only = files.read_state(self._folder, self.wanted.position), self.wanted.only
+        state, only = manifest.read_state(self._folder, self.wanted.position), self.wanted.only
         # The codec names a tensor of several sections in the model if it is there: no other file is needed for it.
         records = {
-            key: one for key, one in files.records(state).items() if only is None or key.partition("/")[0] in only
+            key: one
+            for key, one in manifest.records(state).items()
+            if only is None or key.partition("/")[0] in only
         }
-        self.nbytes, self.limit = sum(one.nbytes for one in records.values()), int(available_bytes() * self._share)
+        self.nbytes, self.limit = (
+            sum(one.nbytes for one in records.values()),
+            int(available_bytes() * self._share),
+        )
         if self.is_too_large:
             return None
         into = {

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from flor_plugins.records import Grade, Pass, Position, Row
-from flor_plugins.store.names import ASKED
+from flor_plugins.store.metrics.reserved_names import ASKED
 
 
 def is_asked(one: Pass, position: Position) -> bool:
@@ -16,7 +16,11 @@ def is_asked(one: Pass, position: Position) -> bool:
 
 
 def rows_of(
-    row: Row, values: Mapping[str, Any], looked_for: Iterable[str], digest: Callable[[str], str | None], grade: Grade
+    row: Row,
+    values: Mapping[str, Any],
+    looked_for: Iterable[str],
+    digest: Callable[[str], str | None],
+    grade: Grade,
 ) -> Iterator[Row]:
     """One row for each source of the values. looked_for: only running the code tells whether it logs these there."""
     found: dict[str | None, dict[str, Any]] = {}

@@ -14,24 +14,24 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from flor_plugins.errors import HookError
-from flor_plugins.hooks.calls import Hooks
-from flor_plugins.hooks.load import Loaded
+from flor_plugins.hooks.dispatch import Hooks
+from flor_plugins.hooks.hook_files import Loaded
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Pass, Position, Row, Run, Stretch, Task, Way
-from flor_plugins.replay.batches import Batches
-from flor_plugins.replay.evidence import likely_causes
-from flor_plugins.replay.history import history_of
-from flor_plugins.replay.places import places_of
-from flor_plugins.replay.prefetch import Prefetch, Wanted, order_of
-from flor_plugins.replay.repeat import Repeat
-from flor_plugins.replay.rows import is_asked, rows_of
-from flor_plugins.replay.verify import Comparison
+from flor_plugins.replayer.planning.recorded_values import history_of
+from flor_plugins.replayer.planning.training_ranges import places_of
+from flor_plugins.replayer.verification.comparison import Comparison
+from flor_plugins.replayer.verification.evidence import likely_causes
+from flor_plugins.replayer.verification.second_replay import Repeat
+from flor_plugins.replayer.worker_session.batch_cache import Batches
+from flor_plugins.replayer.worker_session.prefetch import Prefetch, Wanted, order_of
+from flor_plugins.replayer.worker_session.rows import is_asked, rows_of
 from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoints.hashes import PRESENT, hash_tensor
-from flor_plugins.store.journal import Journal, read_run
-from flor_plugins.store.timeline import Timeline
-from flor_plugins.store.values import encode_value
+from flor_plugins.store.metrics.journal import Journal, read_run
+from flor_plugins.store.metrics.timeline import Timeline
+from flor_plugins.store.metrics.value_codec import encode_value
 
 Event = dict[str, Any]
 
@@ -79,7 +79,9 @@ class Session:
         # As the planner does: what an earlier source of a hook gave does not count (`known_by`).
         own = {m.name: (one.digest_of(m.name), one.digest) for one in loaded for m in one.metrics}
         self._digests: dict[str, tuple[str | None, ...]] = {**own, **task.digests}
-        self._history = history_of(replace(run, path=self._path), self._digests, None if rank else rows)
+        self._history = history_of(
+            replace(run, path=self._path), self._digests, None if rank else rows
+        )
 
     # ---- what the adapter asks
 
@@ -101,12 +103,20 @@ class Session:
             return self.hooks.epoch(context)
         self._batches.begin()
         make = context.make_val_dataloader
-        return self.hooks.epoch(replace(context, make_val_dataloader=lambda: self._batches.of(make())))
+        return self.hooks.epoch(
+            replace(context, make_val_dataloader=lambda: self._batches.of(make()))
+        )
 
     def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
-        moments = {"state": ("epoch",), "validate": ("validation",), "train": ("epoch", "validation", "step")}
-        return tuple(m for m in self._hooks.values() if m.name in one.metrics and m.at in moments[one.way])
+        moments = {
+            "state": ("epoch",),
+            "validate": ("validation",),
+            "train": ("epoch", "validation", "step"),
+        }
+        return tuple(
+            m for m in self._hooks.values() if m.name in one.metrics and m.at in moments[one.way]
+        )
 
     @contextmanager
     def passing(self, one: Pass) -> Iterator[None]:
@@ -150,7 +160,9 @@ class Session:
                 self.hooks.metrics = self.hooks_of(one)
             # A second replay says something of its own stretch only.
             causes = likely_causes(self.run, found, seen if seen.is_second else None)
-            self._tell({"event": "stretch", **asdict(stretch), **asdict(found.verdict()), "causes": causes})
+            self._tell(
+                {"event": "stretch", **asdict(stretch), **asdict(found.verdict()), "causes": causes}
+            )
             whole.add(found)
         self._comparison = whole
 
@@ -179,14 +191,21 @@ class Session:
         self.timeline.close()
         if self._pass is not None and self._pass.way == "validate":
             self._looked_for(position, self._pass)
-        self._tell({"event": "position", **asdict(position), "way": self._pass.way if self._pass else ""})
+        self._tell(
+            {"event": "position", **asdict(position), "way": self._pass.way if self._pass else ""}
+        )
 
     def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
         """The model as it stands against the checkpoint at that position, tensor by tensor."""
-        known = None if self._rank else self._states.hashes(position)  # of the run, so of the first process
-        recorded = checkpoints.tensor_hashes(self._path, position, "model") if known is None else known
+        known = (
+            None if self._rank else self._states.hashes(position)
+        )  # of the run, so of the first process
+        recorded = (
+            checkpoints.tensor_hashes(self._path, position, "model") if known is None else known
+        )
         recomputed = {
-            name: hash_tensor(t.detach().cpu().contiguous(), recorded.get(name, PRESENT)) for name, t in weights.items()
+            name: hash_tensor(t.detach().cpu().contiguous(), recorded.get(name, PRESENT))
+            for name, t in weights.items()
         }
         grade = self._comparison.hashes(position, recorded, recomputed)
         self._tell({"event": "weights", **asdict(position), "verdict": grade})
@@ -229,7 +248,9 @@ class Session:
         one = self._pass
         if one is None:
             return
-        encoded = {name: self._encode(name, value, row.position) for name, value in row.values.items()}
+        encoded = {
+            name: self._encode(name, value, row.position) for name, value in row.values.items()
+        }
         encoded = {name: value for name, value in encoded.items() if value is not None}
         if self._seen is not None and self._seen.heard(row, encoded):
             return  # the second time only says whether both agree
@@ -240,7 +261,11 @@ class Session:
             return
         new = {name: row.values[name] for name in encoded if self._is_wanted(name, row, one)}
         self._history.note(row, new)
-        is_step = one.way == "train" and (row.phase, row.level) == ("train", "step") and is_asked(one, row.position)
+        is_step = (
+            one.way == "train"
+            and (row.phase, row.level) == ("train", "step")
+            and is_asked(one, row.position)
+        )
         for each in rows_of(row, new, self._unsure(one) if is_step else (), self._digest, grade):
             self._journal.append(each)
 
@@ -249,8 +274,15 @@ class Session:
 
     def _looked_for(self, position: Position, one: Pass) -> None:
         level = "epoch" if self.places.ends.get(position.epoch) == position.step else "step"
-        row, grade = Row(position, "validation", level, {}, time.time()), self._comparison.verdict().grade
-        for each in rows_of(row, {}, self._unsure(one), self._digest, grade) if self._journal is not None else ():
+        row, grade = (
+            Row(position, "validation", level, {}, time.time()),
+            self._comparison.verdict().grade,
+        )
+        for each in (
+            rows_of(row, {}, self._unsure(one), self._digest, grade)
+            if self._journal is not None
+            else ()
+        ):
             self._journal.append(each)  # type: ignore[union-attr]
 
     def _digest(self, name: str) -> str | None:

@@ -17,9 +17,9 @@ from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
 from flor_plugins.records import Checkpoint, Position
-from flor_plugins.store.checkpoints import files
-from flor_plugins.store.checkpoints.files import STATE
-from flor_plugins.store.checkpoints.write import Draft, Known, Piece, write_folder
+from flor_plugins.store.checkpoints import manifest
+from flor_plugins.store.checkpoints.manifest import STATE
+from flor_plugins.store.checkpoints.writer import Draft, Known, Piece, write_folder
 
 if TYPE_CHECKING:  # listing checkpoints must not load torch
     import torch
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # listing checkpoints must not load torch
     from flor_plugins.store.codec import Encoded
 
 FOLDER = "checkpoints"
+
 
 def save_checkpoint(
     run_path: Path, position: Position, encoded: Encoded, known: Known | None = None
@@ -63,12 +64,12 @@ def load_checkpoint(
     section that was not saved.
     """
     folder = _folder(run_path, position)
-    return _load(folder, files.read_state(folder, position), only, into)
+    return _load(folder, manifest.read_state(folder, position), only, into)
 
 
 def load_folder(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
     """What `save_folder` wrote, with the checks and errors of `load_checkpoint`."""
-    return _load(folder, files.read_state(folder), only)
+    return _load(folder, manifest.read_state(folder), only)
 
 
 def list_checkpoints(run_path: Path) -> list[Checkpoint]:
@@ -76,7 +77,7 @@ def list_checkpoints(run_path: Path) -> list[Checkpoint]:
     found = []
     for position, folder in _positions(run_path):
         try:
-            stamp = files.stamp_of(folder)
+            stamp = manifest.stamp_of(folder)
             read = _read_checkpoint if stamp is None else _known_checkpoint
             found.append(read(run_path, folder, position, stamp))
         except StoreError as error:
@@ -84,8 +85,10 @@ def list_checkpoints(run_path: Path) -> list[Checkpoint]:
     return found
 
 
-def _read_checkpoint(run_path: Path, folder: Path, position: Position, stamp: files.Stamp | None) -> Checkpoint:
-    return checkpoint_of(run_path, files.read_state(folder, position))
+def _read_checkpoint(
+    run_path: Path, folder: Path, position: Position, stamp: manifest.Stamp | None
+) -> Checkpoint:
+    return checkpoint_of(run_path, manifest.read_state(folder, position))
 
 
 # A request looks at each several times, and reading and checking its state.json takes milliseconds.
@@ -97,13 +100,13 @@ def tensor_hashes(run_path: Path, position: Position, section: str = "model") ->
 
     A tied tensor stands under the name it was met with first. Raises as load_checkpoint does.
     """
-    return hashes_of(files.read_state(_folder(run_path, position), position), section)
+    return hashes_of(manifest.read_state(_folder(run_path, position), position), section)
 
 
 def hashes_of(state: Mapping[str, Any], section: str) -> dict[str, str]:
     """`tensor_hashes` of a state.json that was read already."""
     prefix = f"{section}/"
-    held = files.records(state).items()
+    held = manifest.records(state).items()
     return {key.removeprefix(prefix): one.hash for key, one in held if key.startswith(prefix)}
 
 
@@ -111,8 +114,8 @@ def known_tensors(run_path: Path) -> Known:
     """What the checkpoints of a run hold, for a process that goes on writing it."""
     known: Known = {}
     for one in list_checkpoints(run_path):
-        state = files.read_state(one.path, one.position)
-        for key, record in files.records(state).items():
+        state = manifest.read_state(one.path, one.position)
+        for key, record in manifest.records(state).items():
             if record.is_own:
                 known[record.identity(key)] = (one.path.name, record.file, record.key)
     return known
@@ -120,9 +123,9 @@ def known_tensors(run_path: Path) -> Known:
 
 def references(run_path: Path) -> dict[Position, set[Position]]:
     """For each checkpoint the others that tensors of it are read from: those must not be deleted before it."""
-    from flor_plugins.store.checkpoints import shells
+    from flor_plugins.store.checkpoints import tombstones
 
-    return shells.references(run_path)
+    return tombstones.references(run_path)
 
 
 def draft_of(encoded: Encoded, *, is_full: bool = True) -> Draft:
@@ -143,7 +146,7 @@ def _load(
     into: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     from flor_plugins.errors import EncodingError
-    from flor_plugins.store.checkpoints.read import read_tensors
+    from flor_plugins.store.checkpoints.loader import read_tensors
     from flor_plugins.store.codec import decode
 
     tree = state["tree"]
@@ -186,14 +189,14 @@ def _positions(run_path: Path) -> Iterable[tuple[Position, Path]]:
             position = Position.parse(folder.name)
         except ValueError:
             continue  # not one of ours
-        if not files.is_shell(folder):
+        if not manifest.is_shell(folder):
             found.append((position, folder))
     return sorted(found)
 
 
 def _folder(run_path: Path, position: Position) -> Path:
     folder = folder_of(run_path, position)
-    if folder.is_dir() and not files.is_shell(folder):
+    if folder.is_dir() and not manifest.is_shell(folder):
         return folder
     there = "; ".join(str(one) for one, _ in _positions(run_path))
     raise NoCheckpoint(

@@ -16,13 +16,26 @@ from warnings import warn
 from flor_plugins.errors import DamagedCheckpoint
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, list_checkpoints
-from flor_plugins.store.checkpoints.fetch import Reader
-from flor_plugins.store.checkpoints.files import FORMAT, STATE, TensorRecord, read_holder, read_state, records
-from flor_plugins.store.checkpoints.growing import GrowingFile
-from flor_plugins.store.checkpoints.links import Chain, Holders
-from flor_plugins.store.checkpoints.packing import choose, pack, width_of
-from flor_plugins.store.checkpoints.rewriting import alone, free_name, no_disk_error, put_state, sweep
-from flor_plugins.store.checkpoints.write import DTYPES
+from flor_plugins.store.checkpoints.delta_packing import choose, pack, width_of
+from flor_plugins.store.checkpoints.manifest import (
+    FORMAT,
+    STATE,
+    TensorRecord,
+    read_holder,
+    read_state,
+    records,
+)
+from flor_plugins.store.checkpoints.rewriting import (
+    alone,
+    free_name,
+    no_disk_error,
+    put_state,
+    sweep,
+)
+from flor_plugins.store.checkpoints.streaming_safetensors import GrowingFile
+from flor_plugins.store.checkpoints.tensor_reader import Reader
+from flor_plugins.store.checkpoints.tensor_references import Chain, Holders
+from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.files import whole_file
 
 KEYFRAME_EVERY = 16  # checkpoints
@@ -55,7 +68,9 @@ def base_of(positions: list[Position], number: int) -> Position | None:
     return positions[number & (number - 1)] if number % KEYFRAME_EVERY else None
 
 
-def cool(run_path: Path, position: Position, base: Position | None = None, pace: Pace = lambda: None) -> int:
+def cool(
+    run_path: Path, position: Position, base: Position | None = None, pace: Pace = lambda: None
+) -> int:
     """Compress a checkpoint; returns the bytes that it freed, 0 if it is compressed already.
 
     base: a checkpoint that the tensors may become deltas to, where that pays and no circle or long chain comes of it.
@@ -109,7 +124,12 @@ class _Cooler:
     """Writes the packed files of one checkpoint."""
 
     def __init__(
-        self, folder: Path, state: Mapping[str, Any], base: Position | None, reader: Reader, pace: Pace
+        self,
+        folder: Path,
+        state: Mapping[str, Any],
+        base: Position | None,
+        reader: Reader,
+        pace: Pace,
     ) -> None:
         self._folder, self._state, self._reader, self._pace = folder, state, reader, pace
         self._holders = Holders(folder, state)
@@ -134,7 +154,9 @@ class _Cooler:
         saved = {key: one.to_json() for key, one in tensors.items()}
         return {**self._state, "format": FORMAT, "cold": True, "tensors": saved, "files": files}
 
-    def _write(self, path: Path, name: str, held: Mapping[str, TensorRecord]) -> dict[str, TensorRecord]:
+    def _write(
+        self, path: Path, name: str, held: Mapping[str, TensorRecord]
+    ) -> dict[str, TensorRecord]:
         """The new records of the tensors of one file. Packed ones come first: they leave the others aligned."""
         found: dict[str, TensorRecord] = {}
         with GrowingFile(path, {one.key: one.shape for one in held.values()}) as file:
@@ -165,7 +187,9 @@ class _Cooler:
         if not method.startswith("delta"):
             base = origin = None
         file.add(one.key, self._paced(pack(memory, width, method, origin)), "U8", None)
-        return one.packed(method, None if base is None else f"../{base[-1].folder.name}/{base[-1].key}")
+        return one.packed(
+            method, None if base is None else f"../{base[-1].folder.name}/{base[-1].key}"
+        )
 
     def _read(self, key: str, one: TensorRecord) -> memoryview:
         memory = self._tensor.of(one.nbytes)

@@ -29,9 +29,19 @@ PLAIN, DELTA, SORTED = "shuffle,zstd", "delta,shuffle,zstd", "delta,sort,shuffle
 METHODS = (PLAIN, DELTA, SORTED)
 CHUNK = 1 << 20  # bytes
 ALIGNED = 8  # bytes; so that what follows in a file is aligned to its items
-SEGMENT = 1 << 15  # bytes of a plane; sorted items want tables of zstd of their own, half of it is no smaller
+SEGMENT = (
+    1 << 15
+)  # bytes of a plane; sorted items want tables of zstd of their own, half of it is no smaller
 LEVEL = 1  # higher ones look for repetitions, which are not there: slower and no smaller
-WIDTHS = {"float64": 8, "int64": 8, "uint64": 8, "float32": 4, "complex64": 4, "int32": 4, "uint32": 4}
+WIDTHS = {
+    "float64": 8,
+    "int64": 8,
+    "uint64": 8,
+    "float32": 4,
+    "complex64": 4,
+    "int32": 4,
+    "uint32": 4,
+}
 WIDTHS |= {"float16": 2, "bfloat16": 2, "int16": 2, "uint16": 2}
 WORTH = 0.99  # of two methods that differ by less, the one that is faster to undo
 
@@ -56,7 +66,9 @@ def choose(memory: memoryview, width: int, base: memoryview | None = None) -> tu
     return best, least / max(1, items.nbytes)
 
 
-def pack(memory: memoryview, width: int, method: str, base: memoryview | None = None) -> Iterator[bytes]:
+def pack(
+    memory: memoryview, width: int, method: str, base: memoryview | None = None
+) -> Iterator[bytes]:
     """The pieces of a packed tensor. base: a tensor of the same dtype and shape, where the method has a delta."""
     lengths = []
     for start in range(0, len(memory), CHUNK):
@@ -110,7 +122,9 @@ def unpack_chunk(packed: memoryview, width: int, method: str, into: memoryview) 
             change = sign
         items += change
     else:
-        raise ValueError(f"it is packed with {method!r}, which is none of {', '.join(map(repr, METHODS))}")
+        raise ValueError(
+            f"it is packed with {method!r}, which is none of {', '.join(map(repr, METHODS))}"
+        )
 
 
 def _chunk(items: Array, method: str, base: Array | None) -> bytes:
@@ -168,7 +182,9 @@ def _join(packed: memoryview, items: Array) -> None:
             continue
         for start, length in zip(range(0, len(items), SEGMENT), ones, strict=True):
             size, end = min(SEGMENT, len(items) - start), begin + length
-            planes[start : start + size, number] = _segment(packed[begin:end], size, codec.decompress)
+            planes[start : start + size, number] = _segment(
+                packed[begin:end], size, codec.decompress
+            )
             begin = end
 
 

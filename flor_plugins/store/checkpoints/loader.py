@@ -6,17 +6,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.store.checkpoints.fetch import Gone, Reader
-from flor_plugins.store.checkpoints.files import TensorRecord, read_state, records
 from flor_plugins.store.checkpoints.hashes import bytes_of
-from flor_plugins.store.checkpoints.links import Holders
+from flor_plugins.store.checkpoints.manifest import TensorRecord, read_state, records
+from flor_plugins.store.checkpoints.tensor_reader import Gone, Reader
+from flor_plugins.store.checkpoints.tensor_references import Holders
 
 if TYPE_CHECKING:
     import torch
 
 
 def read_tensors(
-    folder: Path, state: Mapping[str, Any], keys: Collection[str], into: Mapping[str, torch.Tensor] | None = None
+    folder: Path,
+    state: Mapping[str, Any],
+    keys: Collection[str],
+    into: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Tensors by key, on the CPU, each with the hash that state.json gives for it.
 
@@ -38,14 +41,20 @@ def read_tensors(
 
 
 def _read(
-    holders: Holders, held: Mapping[str, TensorRecord], keys: Collection[str], into: Mapping[str, torch.Tensor]
+    holders: Holders,
+    held: Mapping[str, TensorRecord],
+    keys: Collection[str],
+    into: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     chains = {key: holders.chain(key) for key in held if key in keys}
     with Reader() as reader:
         reader.open(chains.values())  # before any memory is taken
         loaded = {key: place_for(held[key], into.get(key)) for key in chains}
         # an empty tensor has no bytes; its record is checked all the same
-        memory = {key: bytes_of(one).cast("B") if one.numel() else memoryview(b"") for key, one in loaded.items()}
+        memory = {
+            key: bytes_of(one).cast("B") if one.numel() else memoryview(b"")
+            for key, one in loaded.items()
+        }
         reader.fetch_all([(chains[key], memory[key]) for key in chains])
     return loaded
 
@@ -55,7 +64,12 @@ def place_for(one: TensorRecord, into: torch.Tensor | None) -> torch.Tensor:
     import torch
 
     dtype = getattr(torch, one.dtype)
-    if into is not None and into.dtype == dtype and tuple(into.shape) == one.shape and into.is_contiguous():
+    if (
+        into is not None
+        and into.dtype == dtype
+        and tuple(into.shape) == one.shape
+        and into.is_contiguous()
+    ):
         return into
     # the device is named: the user may have set another default
     return torch.empty(one.shape, dtype=dtype, device="cpu")

@@ -23,7 +23,9 @@ SHELL = "shell.json"  # what is left of a checkpoint that was given up, for the 
 SETTLED_S = 2.0  # a file that was written twice within a tick of the clock may look the same
 FORMAT = 2
 READABLE = (1, 2)
-WHAT_TO_DO = "Restore it from a copy, or delete this checkpoint's folder and replay from an earlier one."
+WHAT_TO_DO = (
+    "Restore it from a copy, or delete this checkpoint's folder and replay from an earlier one."
+)
 # a file of this checkpoint or of another one of the same run, and nowhere else
 FILE = re.compile(r"(\.\./epoch=\d+,step=\d+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 
@@ -67,7 +69,9 @@ class TensorRecord:
         return replace(self, packing=packing, base=base)
 
     def to_json(self) -> dict[str, Any]:
-        fields = {name: getattr(self, name) for name in self.__slots__} | {"shape": list(self.shape)}
+        fields = {name: getattr(self, name) for name in self.__slots__} | {
+            "shape": list(self.shape)
+        }
         return {name: value for name, value in fields.items() if value is not None}
 
 
@@ -132,7 +136,9 @@ def _read(path: Path, position: Position | None) -> dict[str, Any]:
     try:
         state = read_json(path)
     except StoreError as error:
-        raise DamagedCheckpoint(f"the checkpoint {folder} is damaged: {error} {WHAT_TO_DO}") from error
+        raise DamagedCheckpoint(
+            f"the checkpoint {folder} is damaged: {error} {WHAT_TO_DO}"
+        ) from error
     number = state.get("format") if isinstance(state, dict) else None
     if isinstance(number, int) and number > FORMAT:
         raise StoreError(
@@ -140,7 +146,9 @@ def _read(path: Path, position: Position | None) -> dict[str, Any]:
             f"Install a newer flor-plugins."
         )
     if number not in READABLE or state.get("sha256") != own_hash(state):
-        raise DamagedCheckpoint(f"{path} was altered: its hash is not the one it was written with. {WHAT_TO_DO}")
+        raise DamagedCheckpoint(
+            f"{path} was altered: its hash is not the one it was written with. {WHAT_TO_DO}"
+        )
     said = Position(**state["position"])
     if position is not None and said != position:
         raise DamagedCheckpoint(
@@ -170,7 +178,9 @@ def put_in_place(new: Path, path: Path) -> None:
             raise
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
-        raise StoreError(f"{path} could not be replaced: {error}. What was there still is.") from error
+        raise StoreError(
+            f"{path} could not be replaced: {error}. What was there still is."
+        ) from error
     if old.is_dir() and not old.is_symlink():
         shutil.rmtree(old, ignore_errors=True)
     else:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
-from flor_plugins.store.checkpoints.files import FILE, SHELL, STATE, own_hash, read_holder
+from flor_plugins.store.checkpoints.manifest import FILE, SHELL, STATE, own_hash, read_holder
 from flor_plugins.store.files import PARTIAL, alone_in, write_json
 
 
@@ -24,7 +24,9 @@ def alone(folder: Path) -> Iterator[None]:
         try:
             stack.enter_context(alone_in(folder.parent))
         except OSError as error:
-            raise StoreError(f"the checkpoint {folder} can't be rewritten: {error}. Is it one of this run?") from error
+            raise StoreError(
+                f"the checkpoint {folder} can't be rewritten: {error}. Is it one of this run?"
+            ) from error
         yield
 
 

@@ -22,7 +22,10 @@ class GrowingFile:
     def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
         self._header: dict[str, Any] = {}
         self._end = 0
-        widest = {name: _entry("F8_E4M3FNUZ", [*shape, LONGEST], LONGEST, LONGEST) for name, shape in shapes.items()}
+        widest = {
+            name: _entry("F8_E4M3FNUZ", [*shape, LONGEST], LONGEST, LONGEST)
+            for name, shape in shapes.items()
+        }
         length = len(_text(widest))
         self._room = length + -length % 8
         self._handle = os.open(path, os.O_WRONLY)
@@ -31,7 +34,12 @@ class GrowingFile:
     def __enter__(self) -> GrowingFile:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         try:
             if kind is None:
                 text = _text(self._header).ljust(self._room)
@@ -39,13 +47,21 @@ class GrowingFile:
         finally:
             os.close(self._handle)
 
-    def add(self, name: str, pieces: Iterable[bytes | memoryview], dtype: str, shape: Iterable[int] | None) -> None:
+    def add(
+        self,
+        name: str,
+        pieces: Iterable[bytes | memoryview],
+        dtype: str,
+        shape: Iterable[int] | None,
+    ) -> None:
         """Write a tensor. dtype: as safetensors calls it. shape: None for as many items of a byte as there are."""
         start = self._end
         for piece in pieces:
             self._end += len(piece)
             _write_all(self._handle, memoryview(piece))
-        self._header[name] = _entry(dtype, [self._end - start] if shape is None else list(shape), start, self._end)
+        self._header[name] = _entry(
+            dtype, [self._end - start] if shape is None else list(shape), start, self._end
+        )
 
 
 def _entry(dtype: str, shape: list[int], start: int, end: int) -> dict[str, Any]:

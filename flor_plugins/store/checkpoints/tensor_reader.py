@@ -16,10 +16,10 @@ from types import TracebackType
 from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint
-from flor_plugins.store.checkpoints.files import WHAT_TO_DO, TensorRecord
 from flor_plugins.store.checkpoints.hashes import ALGORITHMS, Hash
-from flor_plugins.store.checkpoints.links import Chain, Link
-from flor_plugins.store.checkpoints.write import DTYPES
+from flor_plugins.store.checkpoints.manifest import WHAT_TO_DO, TensorRecord
+from flor_plugins.store.checkpoints.tensor_references import Chain, Link
+from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.machine import processors
 
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors package
@@ -58,7 +58,12 @@ class Reader:
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
         while self._files:
             os.close(self._files.popitem()[1][0])
 
@@ -92,7 +97,9 @@ class Reader:
         """Fill `memory` with a tensor. Raises DamagedCheckpoint, naming the file; then it may be filled in part."""
         self.open([chain])
         last = chain[-1]
-        found = str(self._read_packed(chain, memory) if _is_packed(chain) else self._read(last, memory))
+        found = str(
+            self._read_packed(chain, memory) if _is_packed(chain) else self._read(last, memory)
+        )
         if found != last.record.hash:
             raise _altered(self._culprit(chain, memory), "other bytes")
 
@@ -113,7 +120,7 @@ class Reader:
         return hashing
 
     def _read_packed(self, chain: Chain, memory: memoryview) -> Hash:
-        from flor_plugins.store.checkpoints.packing import CHUNK
+        from flor_plugins.store.checkpoints.delta_packing import CHUNK
 
         hashing = _hash(chain[-1])
         places = [self._spans(link) for link in chain]
@@ -128,24 +135,31 @@ class Reader:
 
     def _spans(self, link: Link) -> tuple[int, list[tuple[int, int]]]:
         """The handle of a link's file and where in it the chunks begin and end."""
-        from flor_plugins.store.checkpoints.packing import ALIGNED, CHUNK, chunks, tail
+        from flor_plugins.store.checkpoints.delta_packing import ALIGNED, CHUNK, chunks, tail
 
         record = link.record
         if record.packing is None:
             handle, begin = self._place(link, record.dtype, record.shape, record.nbytes)
             ends = [*range(CHUNK, record.nbytes, CHUNK), record.nbytes]
-            return handle, [(begin + start, begin + end) for start, end in zip([0, *ends], ends, strict=False)]
+            return handle, [
+                (begin + start, begin + end) for start, end in zip([0, *ends], ends, strict=False)
+            ]
         entry = self.entry(link)
         lengths = memoryview(bytearray(tail(record.nbytes)))
         if entry.dtype != "U8" or entry.nbytes < len(lengths):
             raise _altered(link, f"{entry.dtype} {list(entry.shape)}")
         _read_into(link, entry.handle, lengths, entry.end - len(lengths))
-        spans = [(entry.begin + start, entry.begin + stop) for start, stop in chunks(lengths, record.nbytes)]
+        spans = [
+            (entry.begin + start, entry.begin + stop)
+            for start, stop in chunks(lengths, record.nbytes)
+        ]
         if spans and not 0 <= entry.end - len(lengths) - spans[-1][1] < ALIGNED:
             raise _altered(link, "chunks of another length")
         return entry.handle, spans
 
-    def _place(self, link: Link, dtype: str, shape: tuple[int, ...], nbytes: int) -> tuple[int, int]:
+    def _place(
+        self, link: Link, dtype: str, shape: tuple[int, ...], nbytes: int
+    ) -> tuple[int, int]:
         entry = self.entry(link)
         if (_DTYPES.get(entry.dtype), entry.shape, entry.nbytes) != (dtype, shape, nbytes):
             raise _altered(link, f"{entry.dtype} {list(entry.shape)}")
@@ -187,7 +201,9 @@ def _opened(link: Link) -> tuple[int, int, dict[str, Any]]:
     try:
         found = os.fstat(handle).st_size
         if found != link.size:
-            raise DamagedCheckpoint(f"{path} has {found} bytes and was written with {link.size}. {WHAT_TO_DO}")
+            raise DamagedCheckpoint(
+                f"{path} has {found} bytes and was written with {link.size}. {WHAT_TO_DO}"
+            )
         length = int.from_bytes(os.pread(handle, 8, 0), "little")
         if length > min(LONGEST_HEADER, found):
             raise ValueError(f"its header is said to have {length} bytes")
@@ -202,9 +218,11 @@ def _opened(link: Link) -> tuple[int, int, dict[str, Any]]:
         raise
 
 
-def _unpack(link: Link, handle: int, span: tuple[int, int], room: memoryview, part: memoryview) -> None:
+def _unpack(
+    link: Link, handle: int, span: tuple[int, int], room: memoryview, part: memoryview
+) -> None:
     """One chunk of a link; `part` holds that of the link before. room: for what is packed."""
-    from flor_plugins.store.checkpoints.packing import unpack_chunk, width_of
+    from flor_plugins.store.checkpoints.delta_packing import unpack_chunk, width_of
 
     begin, end = span
     if link.record.packing is None:

@@ -13,7 +13,14 @@ from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints.files import FILE, STATE, WHAT_TO_DO, TensorRecord, read_holder, records
+from flor_plugins.store.checkpoints.manifest import (
+    FILE,
+    STATE,
+    WHAT_TO_DO,
+    TensorRecord,
+    read_holder,
+    records,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +44,9 @@ class Link:
         return Position.parse(self.folder.name), self.key
 
 
-Chain = tuple[Link, ...]  # what is read first to what is asked for; one link unless there are deltas
+Chain = tuple[
+    Link, ...
+]  # what is read first to what is asked for; one link unless there are deltas
 
 
 class Holders:
@@ -75,7 +84,9 @@ class Holders:
         seen = (*seen, (folder.name, key))
         record = self.records(folder).get(key)
         if record is None:
-            raise self._damaged(folder, f"does not have the tensor {key!r}, which {self._home} needs")
+            raise self._damaged(
+                folder, f"does not have the tensor {key!r}, which {self._home} needs"
+            )
         if FILE.fullmatch(record.file) is None:
             raise self._damaged(folder, f"names {record.file!r}, not a file of a checkpoint")
         if not record.is_own:
@@ -87,7 +98,9 @@ class Holders:
         owner, base = self._base(folder, record.base)
         before = self._chain(owner, base, seen)
         if (before[-1].record.dtype, before[-1].record.shape) != (record.dtype, record.shape):
-            raise self._damaged(folder, f"has {key!r} as a delta to {record.base!r}, which has another shape")
+            raise self._damaged(
+                folder, f"has {key!r} as a delta to {record.base!r}, which has another shape"
+            )
         return (*before, link)
 
     def _same(self, owner: Path, record: TensorRecord) -> str:
@@ -97,7 +110,10 @@ class Holders:
             self._contents[owner.name] = {one.content: key for key, one in held if one.is_own}
         found = self._contents[owner.name].get(record.content)
         if found is None:
-            raise self._damaged(owner, f"does not have the tensor {record.key!r} with the hash {record.hash[:24]}...")
+            raise self._damaged(
+                owner,
+                f"does not have the tensor {record.key!r} with the hash {record.hash[:24]}...",
+            )
         return found
 
     def _base(self, folder: Path, base: str) -> tuple[Path, str]:

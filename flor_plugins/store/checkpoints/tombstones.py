@@ -10,11 +10,24 @@ from typing import Any
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, list_checkpoints
-from flor_plugins.store.checkpoints.fetch import Reader
-from flor_plugins.store.checkpoints.files import FORMAT, SHELL, TensorRecord, read_holder, read_state, records
-from flor_plugins.store.checkpoints.growing import GrowingFile
-from flor_plugins.store.checkpoints.links import Holders
-from flor_plugins.store.checkpoints.rewriting import alone, free_name, no_disk_error, put_state, sweep
+from flor_plugins.store.checkpoints.manifest import (
+    FORMAT,
+    SHELL,
+    TensorRecord,
+    read_holder,
+    read_state,
+    records,
+)
+from flor_plugins.store.checkpoints.rewriting import (
+    alone,
+    free_name,
+    no_disk_error,
+    put_state,
+    sweep,
+)
+from flor_plugins.store.checkpoints.streaming_safetensors import GrowingFile
+from flor_plugins.store.checkpoints.tensor_reader import Reader
+from flor_plugins.store.checkpoints.tensor_references import Holders
 from flor_plugins.store.files import whole_file
 
 WORTH = 0.9  # of a file: if less of it is kept, it is written again without the rest
@@ -23,7 +36,9 @@ PART = 1 << 20  # bytes
 Tensor = tuple[Position, str]
 
 
-def needed_tensors(run_path: Path, of: Collection[Position] | None = None) -> dict[Position, set[str]]:
+def needed_tensors(
+    run_path: Path, of: Collection[Position] | None = None
+) -> dict[Position, set[str]]:
     """For each checkpoint or shell the keys of its tensors that other checkpoints can't be read without.
 
     of: the checkpoints that shall stay readable, default all of them. Deltas are followed to their keyframes. One that
@@ -38,7 +53,9 @@ def needed_tensors(run_path: Path, of: Collection[Position] | None = None) -> di
 
 def references(run_path: Path) -> dict[Position, set[Position]]:
     """For each checkpoint the others, and shells, that it can't be read without: they must not be deleted before it."""
-    found: dict[Position, set[Position]] = {one.position: set() for one in list_checkpoints(run_path)}
+    found: dict[Position, set[Position]] = {
+        one.position: set() for one in list_checkpoints(run_path)
+    }
     for user, (position, _) in _needs(run_path):
         if user != position:
             found[user].add(position)
@@ -105,7 +122,11 @@ def _shell(folder: Path, state: Mapping[str, Any], kept: dict[str, TensorRecord]
 
 
 def _without_the_rest(
-    folder: Path, state: Mapping[str, Any], file: str, ones: Mapping[str, TensorRecord], made: Collection[str]
+    folder: Path,
+    state: Mapping[str, Any],
+    file: str,
+    ones: Mapping[str, TensorRecord],
+    made: Collection[str],
 ) -> str:
     """The name of a file with these tensors of `file` as they lie there: itself, or a smaller one that is written."""
     name = free_name(file.partition(".")[0], "shell", {*state["files"], *made})
@@ -116,12 +137,19 @@ def _without_the_rest(
             return file
         with (
             whole_file(folder / name) as scratch,
-            GrowingFile(scratch, {one.key: entries[key].shape for key, one in ones.items()}) as grown,
+            GrowingFile(
+                scratch, {one.key: entries[key].shape for key, one in ones.items()}
+            ) as grown,
         ):
             # as they lay there: packed ones first, then wide dtypes, so that all stay aligned
             for key in sorted(ones, key=lambda key: entries[key].begin):
                 entry = entries[key]
-                grown.add(ones[key].key, _parts(entry.handle, entry.begin, entry.end), entry.dtype, entry.shape)
+                grown.add(
+                    ones[key].key,
+                    _parts(entry.handle, entry.begin, entry.end),
+                    entry.dtype,
+                    entry.shape,
+                )
     return name
 
 

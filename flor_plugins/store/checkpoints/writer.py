@@ -19,9 +19,9 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints.files import FORMAT, SHELL, STATE, TensorRecord, own_hash
+from flor_plugins.store.checkpoints.direct_io import UncachedFile
 from flor_plugins.store.checkpoints.hashes import Hash
-from flor_plugins.store.checkpoints.uncached import UncachedFile
+from flor_plugins.store.checkpoints.manifest import FORMAT, SHELL, STATE, TensorRecord, own_hash
 from flor_plugins.store.files import whole_folder, write_json
 
 CHUNK = 1 << 19  # bytes between two calls of `pace`; they fit into the cache of a core
@@ -74,7 +74,11 @@ class Draft:
 
 
 def write_folder(
-    folder: Path, position: Position, draft: Draft, known: Known | None = None, pace: Callable[[], None] = lambda: None
+    folder: Path,
+    position: Position,
+    draft: Draft,
+    known: Known | None = None,
+    pace: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write a checkpoint, whole or not at all; returns what state.json holds.
 
@@ -120,7 +124,9 @@ def _write_files(
     for piece in pieces:
         if piece.memory is None:
             found[piece.key] = places.unchanged(piece)
-        elif piece.key in restless:  # it changes each time: it is hashed as it is written, and read only once
+        elif (
+            piece.key in restless
+        ):  # it changes each time: it is hashed as it is written, and read only once
             sections.setdefault(piece.key.partition("/")[0], []).append(piece)
         else:
             record = found[piece.key] = places.find(piece, piece.hash or _hash(piece, pace))
@@ -128,7 +134,9 @@ def _write_files(
                 sections.setdefault(piece.key.partition("/")[0], []).append(piece)
     for section, ones in sections.items():
         hashes = _write_file(scratch / f"{section}.safetensors", ones, pace)
-        found |= {one.key: places.here(one, hashes[one.key]) for one in ones if one.key not in found}
+        found |= {
+            one.key: places.here(one, hashes[one.key]) for one in ones if one.key not in found
+        }
     return {piece.key: found[piece.key] for piece in pieces}
 
 
@@ -173,7 +181,11 @@ def _header(pieces: Sequence[Piece]) -> bytes:
     for piece in pieces:
         name, start = piece.key.partition("/")[2], end
         end = start + piece.nbytes
-        header[name] = {"dtype": DTYPES[piece.dtype][0], "shape": list(piece.shape), "data_offsets": [start, end]}
+        header[name] = {
+            "dtype": DTYPES[piece.dtype][0],
+            "shape": list(piece.shape),
+            "data_offsets": [start, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # so that the tensors begin at a multiple of 8
     return len(text).to_bytes(8, "little") + text
@@ -188,7 +200,9 @@ class _Places:
 
     def here(self, piece: Piece, hash: str) -> TensorRecord:
         section, _, name = piece.key.partition("/")
-        return TensorRecord(f"{section}.safetensors", name, piece.dtype, piece.shape, piece.nbytes, hash)
+        return TensorRecord(
+            f"{section}.safetensors", name, piece.dtype, piece.shape, piece.nbytes, hash
+        )
 
     def find(self, piece: Piece, hash: str) -> TensorRecord:
         one = self.here(piece, hash)

@@ -58,7 +58,9 @@ def survey(sections: Mapping[str, Any]) -> Encoded:
     return _encode(sections, lambda key, tensor: tensor)
 
 
-def _encode(sections: Mapping[str, Any], keep: Callable[[str, torch.Tensor], torch.Tensor]) -> Encoded:
+def _encode(
+    sections: Mapping[str, Any], keep: Callable[[str, torch.Tensor], torch.Tensor]
+) -> Encoded:
     for name in sections:
         if type(name) is not str or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
             raise EncodingError(
@@ -69,7 +71,9 @@ def _encode(sections: Mapping[str, Any], keep: Callable[[str, torch.Tensor], tor
     # the model first: a tensor that others refer to is stored under its name there
     order = sorted(sections, key=lambda name: name != "model")
     trees = {name: encoder.value(sections[name], f"{name}/") for name in order}
-    return Encoded({name: trees[name] for name in sections}, encoder.table.stored, tuple(encoder.lost))
+    return Encoded(
+        {name: trees[name] for name in sections}, encoder.table.stored, tuple(encoder.lost)
+    )
 
 
 def decode(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -106,9 +110,17 @@ class _Encoder:
         if tags.is_plain(value):
             return value
         try:
-            return self.table.pack(value, path) if isinstance(value, torch.Tensor) else self._pack(value, path)
+            return (
+                self.table.pack(value, path)
+                if isinstance(value, torch.Tensor)
+                else self._pack(value, path)
+            )
         except Exception as error:  # any type's own code may run here, and a training must go on
-            why = str(error) if isinstance(error, EncodingError) else f"{type(error).__name__}: {error}"
+            why = (
+                str(error)
+                if isinstance(error, EncodingError)
+                else f"{type(error).__name__}: {error}"
+            )
             self.lost.append(f"{path}: {why}")
             return {"$": "lost", "why": self.lost[-1]}
 
@@ -149,7 +161,9 @@ class _Decoder:
         tables = (tags.UNPACK, arrays.UNPACK, names.UNPACK)
         unpack = next((one[tag] for one in tables if tag in one), None)
         if unpack is None:
-            raise EncodingError(f"the tag {tag!r} is unknown; a newer version of flor-plugins may know it.")
+            raise EncodingError(
+                f"the tag {tag!r} is unknown; a newer version of flor-plugins may know it."
+            )
         return unpack(node, self)
 
     def raw(self, key: str) -> torch.Tensor:

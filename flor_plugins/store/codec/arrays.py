@@ -48,7 +48,12 @@ def _unpack_generator(node: Any, of: Unpacker) -> Any:
 def _pack_array(value: np.ndarray, to: Packer, path: str) -> Any:
     code = _dtype_code(value.dtype)
     fortran = value.flags.f_contiguous and not value.flags.c_contiguous
-    node = {"$": "ndarray", "dtype": code, "shape": list(value.shape), "order": "F" if fortran else "C"}
+    node = {
+        "$": "ndarray",
+        "dtype": code,
+        "shape": list(value.shape),
+        "order": "F" if fortran else "C",
+    }
     return node | {"key": to.raw(_as_tensor(value.copy(order="C")), path)}
 
 
@@ -79,7 +84,9 @@ def _as_tensor(array: np.ndarray) -> torch.Tensor:
 
 def _dtype_code(dtype: np.dtype) -> str:
     if dtype.hasobject or dtype.names or np.dtype(dtype.str) != dtype:
-        raise EncodingError(f"numpy values of dtype {dtype} can't be stored; convert them to a plain dtype")
+        raise EncodingError(
+            f"numpy values of dtype {dtype} can't be stored; convert them to a plain dtype"
+        )
     return dtype.str
 
 
@@ -87,7 +94,9 @@ def _pack_nprandom(value: Any, to: Packer, path: str) -> Any:
     legacy = isinstance(value, np.random.RandomState)
     state = value.get_state(legacy=False) if legacy else value.bit_generator.state
     if state["bit_generator"] not in BIT_GENERATORS:
-        raise EncodingError(f"the bit generator {state['bit_generator']} can't be stored; numpy's own can")
+        raise EncodingError(
+            f"the bit generator {state['bit_generator']} can't be stored; numpy's own can"
+        )
     return {"$": "nprandom", "kind": type(value).__name__, "state": to.value(state, path)}
 
 

@@ -27,7 +27,11 @@ def pack_named(value: Any, to: Packer, path: str) -> dict[str, Any]:
         return {"$": "reference", "name": _name(value)}
     if isinstance(value, tuple) and hasattr(kind, "_fields"):
         _refuse_own_new(kind, tuple, getattr(value, "__dict__", None))
-        return {"$": "namedtuple", "class": _name(kind), "items": _parts(kind._fields, value, to, path)}
+        return {
+            "$": "namedtuple",
+            "class": _name(kind),
+            "items": _parts(kind._fields, value, to, path),
+        }
     if dataclasses.is_dataclass(value):
         _refuse_own_new(kind, object, None)
         fields = {name: to.value(one, join(path, name)) for name, one in _attributes(value).items()}
@@ -53,7 +57,11 @@ def _unpack_enum(node: Any, of: Unpacker) -> Any:
         is_flag = issubclass(kind, enum.Flag)
         return kind(of.value(node["flags"])) if is_flag else _unknown(node["class"], "flag")
     member = kind.__members__.get(node["member"])
-    return member if member is not None else LostLeaf(f"{node['class']} has no member {node['member']!r}")
+    return (
+        member
+        if member is not None
+        else LostLeaf(f"{node['class']} has no member {node['member']!r}")
+    )
 
 
 def _unpack_namedtuple(node: Any, of: Unpacker) -> Any:
@@ -70,7 +78,9 @@ def _unpack_namedtuple(node: Any, of: Unpacker) -> Any:
 def _unpack_dataclass(node: Any, of: Unpacker) -> Any:
     kind = find_named(node["class"])
     fields = {name: of.value(one) for name, one in node["fields"].items()}
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__new__ is object.__new__):
+    if not (
+        isinstance(kind, type) and dataclasses.is_dataclass(kind) and kind.__new__ is object.__new__
+    ):
         return _unknown(node["class"], "dataclass")
     made = object.__new__(kind)
     slots = _slots(kind)
@@ -86,7 +96,11 @@ def _unpack_dataclass(node: Any, of: Unpacker) -> Any:
 
 def _unpack_reference(node: Any, of: Unpacker) -> Any:
     found = find_named(node["name"])
-    return found if isinstance(found, (type, *FUNCTIONS)) else _unknown(node["name"], "function or type")
+    return (
+        found
+        if isinstance(found, (type, *FUNCTIONS))
+        else _unknown(node["name"], "function or type")
+    )
 
 
 def find_named(name: str) -> Any:
@@ -133,7 +147,11 @@ def _slots(kind: type) -> dict[str, Any]:
     slots: dict[str, Any] = {}
     for one in reversed(kind.__mro__):
         members = vars(one).items()
-        slots |= {name: member for name, member in members if isinstance(member, types.MemberDescriptorType)}
+        slots |= {
+            name: member
+            for name, member in members
+            if isinstance(member, types.MemberDescriptorType)
+        }
     return slots
 
 
@@ -152,7 +170,9 @@ def _attributes(value: Any) -> dict[str, Any]:
 
 
 def _unknown(name: str, what: str) -> LostLeaf:
-    return LostLeaf(f"{name} is not a {what} that is loaded here; import its module before loading the state")
+    return LostLeaf(
+        f"{name} is not a {what} that is loaded here; import its module before loading the state"
+    )
 
 
 UNPACK = {

@@ -21,7 +21,15 @@ import torch
 
 from flor_plugins.errors import EncodingError
 
-FACTORIES = {"int": int, "float": float, "str": str, "bool": bool, "list": list, "dict": dict, "set": set}
+FACTORIES = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": bool,
+    "list": list,
+    "dict": dict,
+    "set": set,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,9 @@ def is_plain(value: Any) -> bool:
     """Whether JSON gives it back as it is. Most of a state's leaves are so (625 numbers of each random.Random)."""
     kind = type(value)
     if kind is int:
-        return -(2**63) <= value < 2**63  # other readers know 64 bits, and Python itself refuses 4300 digits
+        return (
+            -(2**63) <= value < 2**63
+        )  # other readers know 64 bits, and Python itself refuses 4300 digits
     return value is None or kind is str or kind is bool or (kind is float and math.isfinite(value))
 
 
@@ -111,7 +121,10 @@ def _unpack_deque(node: Any, of: Unpacker) -> deque[Any]:
 
 def _pack_dict(value: dict[Any, Any], to: Packer, path: str) -> Any:
     if type(value) is dict and all(type(key) is str for key in value) and "$" not in value:
-        return {key: one if is_plain(one) else to.value(one, join(path, key)) for key, one in value.items()}
+        return {
+            key: one if is_plain(one) else to.value(one, join(path, key))
+            for key, one in value.items()
+        }
     node: dict[str, Any] = {"$": "dict", "kind": type(value).__name__}
     if isinstance(value, defaultdict):
         factory = value.default_factory
@@ -147,7 +160,10 @@ def _unpack_dict(node: Any, of: Unpacker) -> dict[Any, Any]:
 
 
 def _pack_span(value: range | slice, to: Packer, path: str) -> Any:
-    return {"$": type(value).__name__, "items": _items((value.start, value.stop, value.step), to, path)}
+    return {
+        "$": type(value).__name__,
+        "items": _items((value.start, value.stop, value.step), to, path),
+    }
 
 
 def _pack_timedelta(value: datetime.timedelta, to: Packer, path: str) -> Any:

@@ -35,7 +35,12 @@ class TensorTable:
         # A training waits while its hundreds of tensors pass here: each is asked as little as possible.
         _refuse(tensor)
         dtype, shape, strides = tensor.dtype, tensor.shape, tensor.stride()
-        node: dict[str, Any] = {"$": "tensor", "key": "", "dtype": DTYPE_NAMES[dtype], "shape": [*shape]}
+        node: dict[str, Any] = {
+            "$": "tensor",
+            "key": "",
+            "dtype": DTYPE_NAMES[dtype],
+            "shape": [*shape],
+        }
         if not tensor.is_cpu:
             node["device"] = str(tensor.device)
         if type(tensor) is torch.nn.Parameter:
@@ -59,7 +64,9 @@ class TensorTable:
     def add(self, tensor: torch.Tensor, path: str) -> str:
         """Keep a tensor of a native dtype under a key like `path`; returns the key."""
         section, _, name = path.partition("/")
-        if not name.isprintable():  # surrogates are legal in a str and not in the header of a safetensors file
+        if (
+            not name.isprintable()
+        ):  # surrogates are legal in a str and not in the header of a safetensors file
             name = name.encode("utf-8", "replace").decode().replace("\0", "?")
         name = name or "value"
         key, number = f"{section}/{name}", 1
@@ -87,7 +94,9 @@ def find(key: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
     try:
         return tensors[key]
     except KeyError:
-        raise EncodingError(f"the tensor {key!r} is named by the tree and not given with it.") from None
+        raise EncodingError(
+            f"the tensor {key!r} is named by the tree and not given with it."
+        ) from None
 
 
 def unpack(
@@ -95,7 +104,13 @@ def unpack(
 ) -> torch.Tensor:
     """The tensor that `pack` described, on the CPU. seen: the tensors that were unpacked so far."""
     key, shape, strides = node["key"], node["shape"], node.get("strides")
-    same = (key, tuple(shape), str(strides), bool(node.get("parameter")), bool(node.get("requires_grad")))
+    same = (
+        key,
+        tuple(shape),
+        str(strides),
+        bool(node.get("parameter")),
+        bool(node.get("requires_grad")),
+    )
     if same in seen:
         return seen[same]
     memory = (key, str(strides))
@@ -114,7 +129,9 @@ def _refuse(tensor: torch.Tensor) -> None:
     kind = type(tensor)
     if kind not in _KINDS:
         name = f"{kind.__module__}.{kind.__qualname__}"
-        raise EncodingError(f"a tensor of the subclass {name} can't be stored; store its plain parts")
+        raise EncodingError(
+            f"a tensor of the subclass {name} can't be stored; store its plain parts"
+        )
     if tensor.is_quantized or tensor.layout is not torch.strided or tensor.device.type == "meta":
         what = "quantized" if tensor.is_quantized else tensor.layout
         what = "meta" if tensor.device.type == "meta" else what
@@ -123,7 +140,9 @@ def _refuse(tensor: torch.Tensor) -> None:
 
 def _storable(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.dtype in NATIVE:
-        return tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
+        return (
+            tensor.resolve_conj().resolve_neg() if tensor.is_conj() or tensor.is_neg() else tensor
+        )
     if tensor.is_complex():
         return torch.view_as_real(tensor.resolve_conj().resolve_neg())
     return tensor.contiguous().reshape(-1).view(torch.uint8)
@@ -133,7 +152,9 @@ def _restored(stored: torch.Tensor, node: Mapping[str, Any]) -> torch.Tensor:
     dtype, shape, strides = DTYPES[node["dtype"]], node["shape"], node.get("strides")
     tensor = stored
     if dtype not in NATIVE:
-        tensor = torch.view_as_complex(stored) if dtype.is_complex else stored.view(dtype).reshape(shape)
+        tensor = (
+            torch.view_as_complex(stored) if dtype.is_complex else stored.view(dtype).reshape(shape)
+        )
     if tensor.dtype != dtype or list(tensor.shape) != shape:
         raise EncodingError(
             f"the tensor {node['key']!r} is said to be {node['dtype']} {shape} "

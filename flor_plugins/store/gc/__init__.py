@@ -7,8 +7,18 @@ chooses, `shelf` knows the bytes, `disk` does it, `holds` says what must stay.
 
 from __future__ import annotations
 
-from flor_plugins.store.retention.collection import Collection, Share, Summary, collect, plan_collection
-from flor_plugins.store.retention.holds import is_pinned, pin, unpin
-from flor_plugins.store.retention.thinning import thin
+from flor_plugins.store.gc.gc import Collection, Share, Summary, collect, plan_collection
+from flor_plugins.store.gc.pins_and_holds import is_pinned, pin, unpin
+from flor_plugins.store.gc.thinning import thin
 
-__all__ = ["Collection", "Share", "Summary", "collect", "is_pinned", "pin", "plan_collection", "thin", "unpin"]
+__all__ = [
+    "Collection",
+    "Share",
+    "Summary",
+    "collect",
+    "is_pinned",
+    "pin",
+    "plan_collection",
+    "thin",
+    "unpin",
+]

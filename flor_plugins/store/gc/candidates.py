@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable
 
 from flor_plugins.records import Checkpoint, Position, Run
 from flor_plugins.store import ranks
-from flor_plugins.store.journal import read_run
-from flor_plugins.store.retention.choice import Standing
-from flor_plugins.store.retention.cost import Course
-from flor_plugins.store.retention.disk import parts_of, read_shelf
+from flor_plugins.store.gc.disk_usage import parts_of, read_shelf
+from flor_plugins.store.gc.eviction import Standing
+from flor_plugins.store.gc.replay_cost import Course
+from flor_plugins.store.metrics.journal import read_run
 
 
 def standing_of(run: Run, held: Collection[Position] = ()) -> Standing:
@@ -18,7 +18,9 @@ def standing_of(run: Run, held: Collection[Position] = ()) -> Standing:
     shelves = [shelf, *(one for one, _ in others)]
     whole = ranks.list_checkpoints(run) if others else listed
     fixed = ends_of(whole) | set(held)
-    return Standing(run.run_id, course_of(run, listed), shelves, fixed, not why_not_trained_again(run, listed))
+    return Standing(
+        run.run_id, course_of(run, listed), shelves, fixed, not why_not_trained_again(run, listed)
+    )
 
 
 def ends_of(listed: Iterable[Checkpoint]) -> set[Position]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flor_plugins.records import Position
-from flor_plugins.store.retention.cost import Form
+from flor_plugins.store.gc.replay_cost import Form
 
 Tensor = tuple[Position, str]  # of which checkpoint, and its "<section>/<name>" there
 
@@ -36,7 +36,9 @@ class Shelf:
     forms: what is there of each now; one that is "gone" keeps what others refer to.
     """
 
-    def __init__(self, contents: Mapping[Position, Content], forms: Mapping[Position, Form]) -> None:
+    def __init__(
+        self, contents: Mapping[Position, Content], forms: Mapping[Position, Form]
+    ) -> None:
         self.contents = dict(contents)
         self.forms: dict[Position, Form] = {one: forms.get(one, "gone") for one in contents}
         self._refers: dict[Position, Counter[str]] = {}
@@ -53,7 +55,11 @@ class Shelf:
         if form == "gone":
             nbytes = sum(content.tensors.get(key, 0) for key in kept)
             # A file of which nearly all is needed stays as it is.
-            return min(nbytes + nbytes // 9 + content.frame, content.rest + content.optimizer) if kept else 0
+            return (
+                min(nbytes + nbytes // 9 + content.frame, content.rest + content.optimizer)
+                if kept
+                else 0
+            )
         if form == "full" or kept & content.of_optimizer:
             return content.rest + content.optimizer
         return content.rest
@@ -73,7 +79,10 @@ class Shelf:
         if position not in self.forms:
             return 0
         before = self.forms[position]
-        touched = {position, *(owner for owner, _ in self._used(position, before) ^ self._used(position, form))}
+        touched = {
+            position,
+            *(owner for owner, _ in self._used(position, before) ^ self._used(position, form)),
+        }
         touched &= self.contents.keys()
         now = sum(map(self.nbytes_of, touched))
         self.put(position, form)
@@ -90,7 +99,11 @@ class Shelf:
 
     def owners(self, position: Position) -> set[Position]:
         """The checkpoints of which this one uses tensors in its present form."""
-        return {owner for owner, _ in self._used(position, self.forms[position])} if position in self.forms else set()
+        return (
+            {owner for owner, _ in self._used(position, self.forms[position])}
+            if position in self.forms
+            else set()
+        )
 
     def _used(self, position: Position, form: Form) -> frozenset[Tensor]:
         content = self.contents[position]

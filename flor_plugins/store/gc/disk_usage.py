@@ -11,13 +11,13 @@ from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.records import Checkpoint, Position
-from flor_plugins.store.checkpoints import FOLDER, checkpoint_of, files, folder_of, keys_of
-from flor_plugins.store.checkpoints.links import Holders
+from flor_plugins.store.checkpoints import FOLDER, checkpoint_of, folder_of, keys_of, manifest
 from flor_plugins.store.checkpoints.rewriting import alone, no_disk_error, put_state
-from flor_plugins.store.checkpoints.shells import hollow
+from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.tombstones import hollow
 from flor_plugins.store.files import sync
-from flor_plugins.store.retention.cost import Form
-from flor_plugins.store.retention.shelf import Content, Shelf, Tensor
+from flor_plugins.store.gc.checkpoint_sizes import Content, Shelf, Tensor
+from flor_plugins.store.gc.replay_cost import Form
 
 OPTIMIZER = "optimizer"
 GIVEN_UP = "optimizer: given up to free space"
@@ -39,8 +39,8 @@ class _Run(Holders):
         for folder in (run_path / FOLDER).glob("epoch=*,step=*"):
             try:
                 position = Position.parse(folder.name)
-                is_shell = files.is_shell(folder)
-                state = files.read_holder(folder, position)
+                is_shell = manifest.is_shell(folder)
+                state = manifest.read_holder(folder, position)
             except ValueError:
                 continue  # not one of ours
             except StoreError as error:
@@ -57,9 +57,12 @@ def read_shelf(run_path: Path) -> tuple[Shelf, list[Checkpoint]]:
     One that can't be read is passed over with a warning.
     """
     run = _Run(run_path)
-    forms: dict[Position, Form] = {one.position: "full" if one.can_train else "weights" for one in run.listed}
+    forms: dict[Position, Form] = {
+        one.position: "full" if one.can_train else "weights" for one in run.listed
+    }
     contents = {
-        position: _content(folder_of(run_path, position), state, run) for position, state in sorted(run.states.items())
+        position: _content(folder_of(run_path, position), state, run)
+        for position, state in sorted(run.states.items())
     }
     return Shelf(contents, forms), sorted(run.listed, key=lambda one: one.position)
 
@@ -72,13 +75,16 @@ def _content(folder: Path, state: Mapping[str, Any], holders: Holders) -> Conten
             own.setdefault(one.file, {})[key] = one.nbytes
     only_optimizer = {file for file, ones in own.items() if not rest & ones.keys()}
     sizes = {file: _size(folder / file) for file in own}
-    described = _size(folder / files.STATE) or _size(folder / files.SHELL)
+    described = _size(folder / manifest.STATE) or _size(folder / manifest.SHELL)
     return Content(
         rest=described + sum(size for file, size in sizes.items() if file not in only_optimizer),
         optimizer=sum(sizes[file] for file in only_optimizer),
-        tensors={key: nbytes for file, ones in own.items() for key, nbytes in _shares(ones, sizes[file])},
+        tensors={
+            key: nbytes for file, ones in own.items() for key, nbytes in _shares(ones, sizes[file])
+        },
         of_optimizer=frozenset(key for file in only_optimizer for key in own[file]),
-        frame=2 * described,  # a shell's state.json and the headers of its files are no longer than that
+        frame=2
+        * described,  # a shell's state.json and the headers of its files are no longer than that
         uses=_uses(folder, rest, holders),
         optimizer_uses=_uses(folder, keys_of(state["tree"]) - rest, holders),
     )
@@ -97,7 +103,11 @@ def _uses(folder: Path, keys: Collection[str], holders: Holders) -> frozenset[Te
         if key not in held or (held[key].is_own and held[key].base is None):
             continue
         try:
-            found |= {link.tensor for link in holders.chain(key, folder) if link.folder.name != folder.name}
+            found |= {
+                link.tensor
+                for link in holders.chain(key, folder)
+                if link.folder.name != folder.name
+            }
         except DamagedCheckpoint:
             continue  # what it needs is gone already
     return frozenset(found)
@@ -110,7 +120,9 @@ def _size(path: Path) -> int:
         return 0
 
 
-def reduce(run_path: Path, shelf: Shelf, was: Mapping[Position, Form]) -> Iterator[tuple[Position, Form]]:
+def reduce(
+    run_path: Path, shelf: Shelf, was: Mapping[Position, Form]
+) -> Iterator[tuple[Position, Form]]:
     """Make a process' checkpoints what `shelf` says; `was`: what they are.
 
     Yields each with its new form before it is changed: who stops there leaves it, and all that follow, as they are.
@@ -141,7 +153,9 @@ def _users_first(shelf: Shelf, was: Mapping[Position, Form]) -> Iterable[Positio
 
 def _is_larger(run_path: Path, position: Position, kept: Collection[str]) -> bool:
     """Does a shell hold more than is needed of it?"""
-    return bool(files.records(files.read_holder(folder_of(run_path, position))).keys() - set(kept))
+    return bool(
+        manifest.records(manifest.read_holder(folder_of(run_path, position))).keys() - set(kept)
+    )
 
 
 def drop_optimizer(run_path: Path, position: Position, keep: Collection[str] = ()) -> None:
@@ -152,8 +166,8 @@ def drop_optimizer(run_path: Path, position: Position, keep: Collection[str] = (
     """
     folder = folder_of(run_path, position)
     with alone(folder), no_disk_error(folder):
-        state = files.read_state(folder, position)
-        put_state(folder, files.STATE, state, _without_optimizer(state, keep))
+        state = manifest.read_state(folder, position)
+        put_state(folder, manifest.STATE, state, _without_optimizer(state, keep))
 
 
 def _without_optimizer(state: Mapping[str, Any], keep: Collection[str]) -> dict[str, Any]:
@@ -186,7 +200,7 @@ def give_up(run_path: Path, position: Position, keep: Collection[str] = ()) -> N
 def remove(path: Path) -> None:
     """Remove a file or a folder; what is half removed has a name that readers pass over."""
     try:
-        aside = files.beside(path)
+        aside = manifest.beside(path)
         path.rename(aside)
         sync(path.parent)  # else a machine that loses its power may keep the name and not the files
         shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()

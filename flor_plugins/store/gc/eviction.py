@@ -9,14 +9,18 @@ from itertools import count
 from math import inf
 
 from flor_plugins.records import Position
-from flor_plugins.store.retention.cost import Answers, Course, Form, Questions
-from flor_plugins.store.retention.shelf import Shelf
+from flor_plugins.store.gc.checkpoint_sizes import Shelf
+from flor_plugins.store.gc.replay_cost import Answers, Course, Form, Questions
 
 # What was agreed to at most: (run_id, position) to the least that is left there.
 Limits = Mapping[tuple[str, Position], Form]
 
 _ORDER: tuple[Form, ...] = ("full", "weights", "gone")
-_LESS: dict[Form, tuple[Form, ...]] = {"full": ("weights", "gone"), "weights": ("gone",), "gone": ()}
+_LESS: dict[Form, tuple[Form, ...]] = {
+    "full": ("weights", "gone"),
+    "weights": ("gone",),
+    "gone": (),
+}
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -142,7 +146,9 @@ class _Queue:
         return self._heap[0][0] if self._heap else inf
 
 
-def _cheapest(runs: Mapping[str, Standing], queue: _Queue, excess: int) -> Iterator[tuple[Step, int]]:
+def _cheapest(
+    runs: Mapping[str, Standing], queue: _Queue, excess: int
+) -> Iterator[tuple[Step, int]]:
     """Take steps until `excess` bytes are freed, each with the bytes that it freed."""
     while excess > 0 and (found := queue.take()) is not None:
         price, step = found
@@ -153,7 +159,9 @@ def _cheapest(runs: Mapping[str, Standing], queue: _Queue, excess: int) -> Itera
         if price < now and queue.lowest < now:
             queue.put(now, step)
             continue
-        owners = {owner for shelf in run.shelves for owner in shelf.owners(step.position)} & run.forms.keys()
+        owners = {
+            owner for shelf in run.shelves for owner in shelf.owners(step.position)
+        } & run.forms.keys()
         freed = run.freed(step)
         run.put(step.position, step.then)
         excess -= freed
@@ -177,12 +185,18 @@ def limits_of(steps: Iterable[Step]) -> dict[tuple[str, Position], Form]:
     return {(step.run_id, step.position): step.then for step in steps}
 
 
-def _without_needless(runs: Mapping[str, Standing], taken: Sequence[Step], spare: int) -> list[Step]:
+def _without_needless(
+    runs: Mapping[str, Standing], taken: Sequence[Step], spare: int
+) -> list[Step]:
     """The last steps freed more than was asked for, so that some of the earlier ones can be taken back."""
     kept = []
     for step in reversed(taken):
         run = runs[step.run_id]
-        needs = -run.freed(Step(step.run_id, step.position, step.then, step.now)) if _is_last(run, step) else spare + 1
+        needs = (
+            -run.freed(Step(step.run_id, step.position, step.then, step.now))
+            if _is_last(run, step)
+            else spare + 1
+        )
         if needs <= spare:
             run.put(step.position, step.now)
             spare -= needs

@@ -9,13 +9,13 @@ from pathlib import Path
 
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints
+from flor_plugins.store.gc.candidates import standing_of, why_not_trained_again
+from flor_plugins.store.gc.disk_usage import parts_of, read_shelf, reduce
+from flor_plugins.store.gc.eviction import Limits, Standing, Step, choose, limits_of
+from flor_plugins.store.gc.leftovers import Leftover, clear, leftovers, size_of
+from flor_plugins.store.gc.pins_and_holds import Holds, held_by_replays, why_held
+from flor_plugins.store.gc.replay_cost import Answers, Form
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention.choice import Limits, Standing, Step, choose, limits_of
-from flor_plugins.store.retention.cost import Answers, Form
-from flor_plugins.store.retention.disk import parts_of, read_shelf, reduce
-from flor_plugins.store.retention.holds import Holds, held_by_replays, why_held
-from flor_plugins.store.retention.leftovers import Leftover, clear, leftovers, size_of
-from flor_plugins.store.retention.standing import standing_of, why_not_trained_again
 from flor_plugins.store.runs import list_runs, load_run
 
 Tell = Callable[[str], None]
@@ -67,7 +67,9 @@ class Collection:
         return tuple(step for share in self.shares for step in share.steps)
 
 
-def plan_collection(store: Store, budget: int | None = None, *, abandon: bool = False) -> Collection:
+def plan_collection(
+    store: Store, budget: int | None = None, *, abandon: bool = False
+) -> Collection:
     """What must be given up so that the whole store has at most `budget` bytes; without one, nothing but leftovers.
 
     abandon: what unfinished replays need is given up, too, but for those that are going on. Nothing is written.
@@ -172,9 +174,11 @@ def _problem(store: Store, budget: int, after: int, shares: Iterable[Share]) -> 
 
 def _compress(store: Store, budget: int | None, tell: Tell) -> None:
     """Lossless: every checkpoint stays and is read as before. The largest runs first, until the budget is met."""
-    from flor_plugins.store.checkpoints.cold import cool_run
+    from flor_plugins.store.checkpoints.compression import cool_run
 
-    busy = held_by_replays(store).runs  # a replay that reads them would find that files have changed
+    busy = held_by_replays(
+        store
+    ).runs  # a replay that reads them would find that files have changed
     runs = [run for run in list_runs(store) if run.status != "running" and run.run_id not in busy]
     excess = None if budget is None else size_of(store.root) - budget
     for run in sorted(runs, key=lambda run: -size_of(run.path)):
@@ -200,11 +204,15 @@ def _give_up(store: Store, share: Share, abandon: bool, tell: Tell) -> str:
             why = _why_held_now(store, path, abandon, forms)
             if why:
                 return why
-            tell(f"giving up {'all' if form == 'gone' else 'the optimizer'} of {share.name} at {position}")
+            tell(
+                f"giving up {'all' if form == 'gone' else 'the optimizer'} of {share.name} at {position}"
+            )
     return ""
 
 
 def _why_held_now(store: Store, path: Path, abandon: bool, forms: Mapping[Position, Form]) -> str:
     run, holds = load_run(path), held_by_replays(store, abandon=abandon)
     held = holds.positions.get(run.run_id, {})
-    return why_held(run, holds) or "; ".join(sorted({held[one] for one in held.keys() & forms.keys()}))
+    return why_held(run, holds) or "; ".join(
+        sorted({held[one] for one in held.keys() & forms.keys()})
+    )

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Position, Process, Run
-from flor_plugins.store.checkpoints import FOLDER, files
+from flor_plugins.store.checkpoints import FOLDER, manifest
 from flor_plugins.store.checkpoints.rewriting import alone
 from flor_plugins.store.files import PARTIAL
+from flor_plugins.store.gc.disk_usage import parts_of, remove
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention.disk import parts_of, remove
 from flor_plugins.store.runs import is_gone, list_runs
 from flor_plugins.store.writers import living_writer
 
@@ -54,11 +54,13 @@ def clear(store: Store, planned: Iterable[Leftover]) -> Iterator[Path]:
     """Remove what was left over and still is, and yield each path then: since it was planned a run may have gone on."""
     now = {one.path for one in leftovers(store)}
     for path in (one.path for one in planned if one.path in now):
-        if files.FILE.fullmatch(path.name) is None:
+        if manifest.FILE.fullmatch(path.name) is None:
             remove(path)
         else:
-            with alone(path.parent):  # whoever rewrites a checkpoint names its files only when they are all there
-                if path.name in files.read_holder(path.parent)["files"]:
+            with alone(
+                path.parent
+            ):  # whoever rewrites a checkpoint names its files only when they are all there
+                if path.name in manifest.read_holder(path.parent)["files"]:
                     continue
                 remove(path)
         yield path
@@ -113,7 +115,9 @@ def _is_abandoned(path: Path, is_here: bool) -> bool:
 def _started_at(pid: int) -> float | None:
     """When a process was started, in seconds since 1970; None where the system does not say."""
     try:
-        ticks = int(Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19])
+        ticks = int(
+            Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()[19]
+        )
         lines = Path("/proc/stat").read_text().splitlines()
     except (OSError, ValueError, IndexError):
         return None
@@ -131,14 +135,16 @@ def _unread(run: Run) -> Iterator[Path]:
                 yield folder
                 continue
             try:
-                named = files.read_holder(folder, position)["files"]
+                named = manifest.read_holder(folder, position)["files"]
             except StoreError:
                 continue
-            yield from (one for one in sorted(folder.iterdir()) if _is_ours(one) and one.name not in named)
+            yield from (
+                one for one in sorted(folder.iterdir()) if _is_ours(one) and one.name not in named
+            )
 
 
 def _is_ours(path: Path) -> bool:
-    return files.FILE.fullmatch(path.name) is not None
+    return manifest.FILE.fullmatch(path.name) is not None
 
 
 def _positions(part: Path) -> dict[Position, Path]:

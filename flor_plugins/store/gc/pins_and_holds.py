@@ -11,8 +11,8 @@ from typing import Any
 
 from flor_plugins.records import Position, Process, Run
 from flor_plugins.store.files import read_json, write_json
+from flor_plugins.store.gc.leftovers import is_being_written
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention.leftovers import is_being_written
 from flor_plugins.store.runs import is_gone
 
 PINNED = "pinned.json"
@@ -71,7 +71,10 @@ def held_by_replays(store: Store, *, abandon: bool = False) -> Holds:
             elif not abandon:
                 held = positions.setdefault(task["run_id"], {})
                 for one in task["passes"]:
-                    held |= {Position.parse(text): f"replay {folder.name} is unfinished" for text in one["checkpoints"]}
+                    held |= {
+                        Position.parse(text): f"replay {folder.name} is unfinished"
+                        for text in one["checkpoints"]
+                    }
     return Holds(runs, positions)
 
 

@@ -92,7 +92,10 @@ class Questions:
 
     @classmethod
     def of(
-        cls, course: Course, forms: Mapping[Position, Form], weights: Mapping[int, float] | None = None
+        cls,
+        course: Course,
+        forms: Mapping[Position, Form],
+        weights: Mapping[int, float] | None = None,
     ) -> Questions:
         """weights: how likely each epoch is asked for; default: all equally."""
         found = cls(course)
@@ -103,7 +106,9 @@ class Questions:
         has_inside = any(not course.is_end(one) for one in forms)
         parts = max(2, ceil(MOMENTS / max(len(epochs), 1))) if has_inside else 1
         moments = [
-            (epoch - 1 + part / parts, found._weights[epoch] / parts) for epoch in epochs for part in range(parts)
+            (epoch - 1 + part / parts, found._weights[epoch] / parts)
+            for epoch in epochs
+            for part in range(parts)
         ]
         if not epochs and has_inside:  # the first epoch is not over
             moments = [(part / parts, 0.5 / parts) for part in range(parts)]
@@ -133,7 +138,10 @@ class Questions:
         if now == "full":
             number = bisect_left(self.starts, here)
             end = self.starts[number + 1] if number + 1 < len(self.starts) else inf
-            asked = self._sums[bisect_left(self._moments, end)] - self._sums[bisect_left(self._moments, here)]
+            asked = (
+                self._sums[bisect_left(self._moments, end)]
+                - self._sums[bisect_left(self._moments, here)]
+            )
             asked += sum(self._weights[one] for one in self._unsaved(here, end))
             grows += asked * (here - self._before(number))
         if then == "gone" and self.course.is_end(position) and position.epoch in self._weights:
@@ -152,7 +160,11 @@ class Questions:
         return Answers(tuple(sorted(self.saved)), self.mean, worst * self.course.epoch_s)
 
     def _costs(self) -> list[tuple[float, float]]:
-        costs = [(self._weights[one], self._cost(one)) for one in self.course.epochs if one not in self.saved]
+        costs = [
+            (self._weights[one], self._cost(one))
+            for one in self.course.epochs
+            if one not in self.saved
+        ]
         for number, moment in enumerate(self._moments):
             costs.append((self._sums[number + 1] - self._sums[number], self._cost(moment)))
         return costs
@@ -167,4 +179,8 @@ class Questions:
     def _unsaved(self, first: float, end: float) -> Iterable[int]:
         last = max(self._weights, default=0)
         ending = last if end == inf else min(last, ceil(end) - 1)
-        return (one for one in range(ceil(first), ending + 1) if one in self._weights and one not in self.saved)
+        return (
+            one
+            for one in range(ceil(first), ending + 1)
+            if one in self._weights and one not in self.saved
+        )

@@ -7,14 +7,14 @@ from pathlib import Path
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Checkpoint, Position
 from flor_plugins.store.checkpoints import list_checkpoints
-from flor_plugins.store.checkpoints.write import Known
+from flor_plugins.store.checkpoints.writer import Known
+from flor_plugins.store.gc.candidates import ends_of
+from flor_plugins.store.gc.checkpoint_sizes import Shelf
+from flor_plugins.store.gc.disk_usage import read_shelf, reduce
+from flor_plugins.store.gc.eviction import Standing, choose
+from flor_plugins.store.gc.pins_and_holds import held_by_replays, is_pinned
+from flor_plugins.store.gc.replay_cost import Form, estimated_course
 from flor_plugins.store.layout import Store
-from flor_plugins.store.retention.choice import Standing, choose
-from flor_plugins.store.retention.cost import Form, estimated_course
-from flor_plugins.store.retention.disk import read_shelf, reduce
-from flor_plugins.store.retention.holds import held_by_replays, is_pinned
-from flor_plugins.store.retention.shelf import Shelf
-from flor_plugins.store.retention.standing import ends_of
 from flor_plugins.store.runs import load_run
 
 
@@ -36,7 +36,9 @@ def thin(run_path: Path, budget: int, known: Known | None = None) -> list[Positi
         _decide(run_path, shelf, listed, budget)
     done = []
     for position, form in reduce(run_path, shelf, was):
-        if known is not None:  # before it is removed: a reference to what is gone would be worse than a second copy
+        if (
+            known is not None
+        ):  # before it is removed: a reference to what is gone would be worse than a second copy
             _forget(known, shelf, position, form)
         done.append(position)
     return done
@@ -59,7 +61,9 @@ def _decide(run_path: Path, shelf: Shelf, listed: list[Checkpoint], budget: int)
 def _follow(part: Path, shelf: Shelf) -> None:
     """What the first process has given up is of no use. It may not have written its newest one yet."""
     there = {one.position for one in list_checkpoints(part.parents[1])}
-    for position in [one for one in shelf.forms if one not in there and one < max(there, default=one)]:
+    for position in [
+        one for one in shelf.forms if one not in there and one < max(there, default=one)
+    ]:
         shelf.put(position, "gone")
 
 

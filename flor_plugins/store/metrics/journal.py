@@ -16,9 +16,9 @@ from typing import Any
 
 from flor_plugins.errors import EncodingError, StoreError
 from flor_plugins.records import Position, Row
-from flor_plugins.store import sealed
 from flor_plugins.store.files import make_folder, sync, whole_file
-from flor_plugins.store.values import decode_value, encode_value
+from flor_plugins.store.metrics import parquet_journal
+from flor_plugins.store.metrics.value_codec import decode_value, encode_value
 
 FORMAT = 1
 _JSON = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
@@ -61,7 +61,9 @@ class Journal:
         lines += [_line(row, self.media) for row in kept]
         with self._lock:
             if self._fd is None:
-                raise StoreError(f"rows were to be removed from {self.path}, and it is closed. Open a new Journal.")
+                raise StoreError(
+                    f"rows were to be removed from {self.path}, and it is closed. Open a new Journal."
+                )
             with whole_file(self.path) as scratch:
                 scratch.write_bytes(b"".join(map(_bytes, lines)))
             os.close(self._fd)
@@ -86,7 +88,7 @@ class Journal:
         self.close()
         target = self.path.with_suffix(".parquet")
         with whole_file(target) as scratch:
-            sealed.write(_read_lines(self.path), scratch, self.media)
+            parquet_journal.write(_read_lines(self.path), scratch, self.media)
         self.path.unlink()
         return target
 
@@ -118,7 +120,7 @@ def read_rows(path: Path, names: Collection[str] | None = None) -> list[Row]:
     """
     media = path.parent.parent / "media"
     if path.suffix == ".parquet":
-        return sealed.read(path, media, names)
+        return parquet_journal.read(path, media, names)
     wanted = None if names is None else frozenset(names)
     return [_row(line, media, wanted) for line in _read_lines(path)]
 
@@ -165,9 +167,11 @@ def _bytes(line: dict[str, Any]) -> bytes:
 
 
 def _name(name: Any) -> str:
-    if isinstance(name, str) and sealed.is_unicode(name):
+    if isinstance(name, str) and parquet_journal.is_unicode(name):
         return str.__str__(name)
-    raise EncodingError(f"a metric has the name {name!r}, and a name is text that UTF-8 can say. Rename the metric.")
+    raise EncodingError(
+        f"a metric has the name {name!r}, and a name is text that UTF-8 can say. Rename the metric."
+    )
 
 
 def _value(name: str, value: Any, media: Path) -> Any:
@@ -212,7 +216,7 @@ def _unseal(path: Path, media: Path) -> None:
         return
     # The Parquet file counts as long as it is there, so a kill in between loses nothing.
     lines = [{"format": FORMAT, "writer": path.stem}]
-    lines += [_line(row, media) for row in sealed.read(parquet, media)]
+    lines += [_line(row, media) for row in parquet_journal.read(parquet, media)]
     with whole_file(path) as scratch:
         scratch.write_bytes(b"".join(map(_bytes, lines)))
     parquet.unlink()

@@ -13,7 +13,7 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Position, Row
-from flor_plugins.store.values import decode_value
+from flor_plugins.store.metrics.value_codec import decode_value
 
 FORMAT = 1
 PREFIX = "values."
@@ -29,15 +29,24 @@ def write(lines: Iterable[dict[str, Any]], path: Path, media: Path) -> None:
     import pyarrow.parquet
 
     lines = list(lines)
-    kinds = (pyarrow.int64(),) * 2 + (pyarrow.string(),) * 2 + (pyarrow.float64(),) + (pyarrow.string(),) * 2
+    kinds = (
+        (pyarrow.int64(),) * 2
+        + (pyarrow.string(),) * 2
+        + (pyarrow.float64(),)
+        + (pyarrow.string(),) * 2
+    )
     fields = [pyarrow.field(name, kind) for name, kind in zip(BASE, kinds, strict=True)]
-    columns = [pyarrow.array([line.get(field.name) for line in lines], field.type) for field in fields]
+    columns = [
+        pyarrow.array([line.get(field.name) for line in lines], field.type) for field in fields
+    ]
     for name in dict.fromkeys(name for line in lines for name in line["values"]):
         field, column = _column(PREFIX + name, [line["values"].get(name) for line in lines], media)
         fields.append(field)
         columns.append(column)
     schema = pyarrow.schema(fields, metadata={b"flor_format": str(FORMAT).encode()})
-    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, schema=schema), path, compression="zstd")
+    pyarrow.parquet.write_table(
+        pyarrow.Table.from_arrays(columns, schema=schema), path, compression="zstd"
+    )
 
 
 def read(path: Path, media: Path, names: Collection[str] | None = None) -> list[Row]:
@@ -77,7 +86,9 @@ def _is_wanted(column: str, names: Collection[str] | None) -> bool:
 def _check_format(schema: Any, path: Path) -> None:
     number = int((schema.metadata or {}).get(b"flor_format", FORMAT))
     if number > FORMAT:
-        raise StoreError(f"{path} has format {number}, and this version reads up to {FORMAT}. Update flor_plugins.")
+        raise StoreError(
+            f"{path} has format {number}, and this version reads up to {FORMAT}. Update flor_plugins."
+        )
 
 
 def _column(name: str, cells: list[Any], media: Path) -> tuple[Any, Any]:

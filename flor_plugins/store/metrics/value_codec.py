@@ -139,7 +139,11 @@ def _encode_tensor(value: Any, media: Path) -> Any:
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
         tensor = tensor.resolve_conj().resolve_neg().cpu()
-        if tensor.is_floating_point() and tensor.dtype not in (torch.float16, torch.float32, torch.float64):
+        if tensor.is_floating_point() and tensor.dtype not in (
+            torch.float16,
+            torch.float32,
+            torch.float64,
+        ):
             tensor = tensor.float()  # numpy has no bfloat16 and no float8
         array = tensor.numpy()
     except (RuntimeError, TypeError, NotImplementedError) as error:

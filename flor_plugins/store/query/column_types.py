@@ -27,7 +27,9 @@ def typed(cells: list[Any], expected: type | None = None) -> pandas.Series:
         return pandas.Series(pandas.array(cells, dtype="Int64"))
     if float in kinds and kinds <= {int, float}:
         try:
-            return pandas.Series([_NAN if cell is None else float(cell) for cell in cells], dtype="float64")
+            return pandas.Series(
+                [_NAN if cell is None else float(cell) for cell in cells], dtype="float64"
+            )
         except OverflowError:
             pass  # an int beyond what a float can say
     if kinds == {str}:

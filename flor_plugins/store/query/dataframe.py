@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flor_plugins.errors import StoreError, WhereError
 from flor_plugins.records import Level, Row, Run
-from flor_plugins.store.cells import PHASES, Cell, Cells, Key, Track, collect
-from flor_plugins.store.columns import typed
 from flor_plugins.store.layout import Store
-from flor_plugins.store.names import is_ours
+from flor_plugins.store.metrics.reserved_names import is_ours
+from flor_plugins.store.query.column_types import typed
+from flor_plugins.store.query.series import PHASES, Cell, Cells, Key, Track, collect
+from flor_plugins.store.query.where import Where
 from flor_plugins.store.runs import find_run, list_runs
-from flor_plugins.store.where import Where
 
 if TYPE_CHECKING:
     import pandas
@@ -53,7 +53,9 @@ def dataframe(
     in object columns. source: adds `<name>.source` and `<name>.verdict` for each metric.
     """
     if level not in (None, "epoch", "step"):
-        raise StoreError(f"a dataframe at level {level!r} was asked for. A level is 'epoch' or 'step'.")
+        raise StoreError(
+            f"a dataframe at level {level!r} was asked for. A level is 'epoch' or 'step'."
+        )
     condition = Where.parse(where) if isinstance(where, str) else where
     asked = list(dict.fromkeys(names))
     extra = [name for name in condition.names if name not in asked] if condition else []
@@ -64,7 +66,9 @@ def dataframe(
         _refuse_unquoted(condition, seen)
     default = [name for name in seen if not is_ours(name)]
     shown = _resolve(asked or default, found, seen)
-    columns = _resolve([*(asked or default), *(name for name in extra if name not in FIXED)], found, seen)
+    columns = _resolve(
+        [*(asked or default), *(name for name in extra if name not in FIXED)], found, seen
+    )
     rows = _rows(found, columns, level)
     frame = _build(rows, columns, level or _finest(found, columns), source=source)
     if condition:
@@ -116,10 +120,15 @@ def _seen(found: Sequence[Cells]) -> dict[str, list[Key]]:
     seen: dict[str, list[Key]] = {}
     for key in keys:
         seen.setdefault(key[1], []).append(key)
-    return {name: sorted(of_name, key=lambda key: PHASES.index(key[0])) for name, of_name in seen.items()}
+    return {
+        name: sorted(of_name, key=lambda key: PHASES.index(key[0]))
+        for name, of_name in seen.items()
+    }
 
 
-def _resolve(names: Sequence[str], found: Sequence[Cells], seen: dict[str, list[Key]]) -> list[Column]:
+def _resolve(
+    names: Sequence[str], found: Sequence[Cells], seen: dict[str, list[Key]]
+) -> list[Column]:
     """The columns for the names, each once; a label that is taken gets `.value` at its end."""
     columns: dict[tuple[str, Any], Column] = {}
     labels: set[str] = set(FIXED)
@@ -182,7 +191,9 @@ def _rows(found: Sequence[Cells], columns: Sequence[Column], level: Level | None
         if level is None and finest == "run":
             rows.append((cells, [(None, None)]))
             continue
-        places = cells.places(_tracks(cells, columns), "step" if "step" in (level or finest) else "epoch")
+        places = cells.places(
+            _tracks(cells, columns), "step" if "step" in (level or finest) else "epoch"
+        )
         if level == "step" and finest != "step":
             places = sorted({*places, *cells.steps})
         if level == "epoch" and not has_epochs:
@@ -220,8 +231,12 @@ def _build(rows: Rows, columns: Sequence[Column], level: str, *, source: bool) -
             cells_ += track.at_steps(places) if level == "step" else track.at_epochs(places)
         data[column.label] = typed([None if cell is None else cell[0] for cell in cells_])
         if source:
-            data[f"{column.label}.source"] = typed([None if cell is None else cell[1] for cell in cells_], str)
-            data[f"{column.label}.verdict"] = typed([None if cell is None else cell[2] for cell in cells_], str)
+            data[f"{column.label}.source"] = typed(
+                [None if cell is None else cell[1] for cell in cells_], str
+            )
+            data[f"{column.label}.verdict"] = typed(
+                [None if cell is None else cell[2] for cell in cells_], str
+            )
     return pandas.DataFrame(data)
 
 

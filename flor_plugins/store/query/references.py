@@ -45,7 +45,8 @@ def checkpoint_at(run: Run, known: Sequence[Checkpoint], reference: Reference) -
     fitting = [
         one
         for one in known
-        if reference.epoch in (None, one.position.epoch) and reference.step in (None, one.position.step)
+        if reference.epoch in (None, one.position.epoch)
+        and reference.step in (None, one.position.step)
     ]
     if reference.epoch is not None:  # the end of that epoch, not a step after it
         fitting = [min(fitting, key=lambda one: one.position)] if fitting else []

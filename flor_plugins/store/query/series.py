@@ -10,7 +10,7 @@ from operator import itemgetter
 from typing import Any
 
 from flor_plugins.records import Level, Phase, Row, Run
-from flor_plugins.store.journal import read_run
+from flor_plugins.store.metrics.journal import read_run
 
 PHASES: tuple[Phase, ...] = ("train", "validation", "test")
 # Plain tuples, not Position and a record: a long run has millions of them.
@@ -81,7 +81,10 @@ def collect(
     """
     found = Cells(run)
     read = read_run(run.path, names) if rows is None else rows
-    by_writer = [(writer, [row for _, row in of_writer]) for writer, of_writer in groupby(read, itemgetter(0))]
+    by_writer = [
+        (writer, [row for _, row in of_writer])
+        for writer, of_writer in groupby(read, itemgetter(0))
+    ]
     # The last one that writes a place counts.
     for writer, written in sorted(by_writer, key=lambda one: _weight(one[0])):
         source = source_of(writer)

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Run
-from flor_plugins.store.cells import source_of
-from flor_plugins.store.journal import read_run
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.metrics.value_codec import encode_value
+from flor_plugins.store.query.series import source_of
 from flor_plugins.store.runs import list_runs, plain
-from flor_plugins.store.values import encode_value
 
 if TYPE_CHECKING:
     import pandas
@@ -70,7 +70,9 @@ def sql(store: Store, query: str, params: Sequence[Any] = ()) -> pandas.DataFram
                 raise ValueError("there is no statement in it")
             return answer.df()
         except (duckdb.Error, ValueError) as error:
-            tables = "; ".join(f"{table} ({', '.join(columns)})" for table, columns in TABLES.items())
+            tables = "; ".join(
+                f"{table} ({', '.join(columns)})" for table, columns in TABLES.items()
+            )
             raise StoreError(
                 f"the query {query!r} over {store.root} failed: {error}\nThe tables are: {tables}."
             ) from error
@@ -82,7 +84,9 @@ def _fill(connection: Any, store: Store, table: str) -> None:
     columns = TABLES[table]
     rows = list(_ROWS[table](store))
     arrays = {
-        name: pyarrow.array([row[place] for row in rows], pyarrow.type_for_alias(ARROW[kind]), from_pandas=False)
+        name: pyarrow.array(
+            [row[place] for row in rows], pyarrow.type_for_alias(ARROW[kind]), from_pandas=False
+        )
         for place, (name, kind) in enumerate(columns.items())
     }
     connection.register("incoming", pyarrow.table(arrays))

@@ -15,15 +15,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flor_plugins.errors import WhereError
-from flor_plugins.store import operations
+from flor_plugins.store.query import where_operations
 
 if TYPE_CHECKING:
     import pandas
 
 Evaluate = Callable[["pandas.DataFrame"], Any]
 LISTS = (ast.List, ast.Tuple, ast.Set)
-ADVICE = "A where knows and/or/not, comparisons, in, arithmetic, column names, constants, and .isna() " + (
-    ".notna() .isin([...]) .between(a, b) .str.startswith(x) .str.endswith(x) .str.contains(x)."
+ADVICE = (
+    "A where knows and/or/not, comparisons, in, arithmetic, column names, constants, and .isna() "
+    + (".notna() .isin([...]) .between(a, b) .str.startswith(x) .str.endswith(x) .str.contains(x).")
 )
 
 
@@ -42,7 +43,9 @@ class Where:
         try:
             evaluate = parser.condition(parser.tree())
         except RecursionError:
-            parser.fail(0, "the expression is nested too deeply", "Use `x in [...]` in place of many `or`.")
+            parser.fail(
+                0, "the expression is nested too deeply", "Use `x in [...]` in place of many `or`."
+            )
         return cls(text, tuple(dict.fromkeys(parser.names)), evaluate)
 
     def mask(self, frame: pandas.DataFrame) -> pandas.Series:
@@ -52,7 +55,7 @@ class Where:
         column's type, but for `!=`, which is True. Text in `contains` is a regular expression.
         WhereError for a column that the frame lacks, and where the types do not fit.
         """
-        return operations.spread(self._evaluate(frame), frame)
+        return where_operations.spread(self._evaluate(frame), frame)
 
     @property
     def parts(self) -> tuple[Where, ...]:
@@ -60,7 +63,9 @@ class Where:
         parser = _Parser(self.text)
         tree = parser.tree()
         found = []
-        for node in tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]:
+        for node in (
+            tree.values if isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And) else [tree]
+        ):
             parser.names = []
             evaluate = parser.condition(node)
             found.append(Where(self.text, tuple(dict.fromkeys(parser.names)), evaluate))
@@ -105,14 +110,16 @@ class _Parser:
         match node:
             case ast.BoolOp(op=op, values=parts):
                 name = "and" if isinstance(op, ast.And) else "or"
-                return self.call(node, operations.LOGIC[name], *map(self.condition, parts))
+                return self.call(node, where_operations.LOGIC[name], *map(self.condition, parts))
             case ast.BinOp(left=left, op=ast.BitAnd() | ast.BitOr() as op, right=right):
                 name = "and" if isinstance(op, ast.BitAnd) else "or"
-                return self.call(node, operations.LOGIC[name], self.condition(left), self.condition(right))
+                return self.call(
+                    node, where_operations.LOGIC[name], self.condition(left), self.condition(right)
+                )
             case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
-                return self.call(node, operations.negate, self.condition(operand))
+                return self.call(node, where_operations.negate, self.condition(operand))
         # & and | bind more tightly than comparisons, so that their operands are often not what was meant.
-        return self.call(node, operations.as_condition, self.value(node))
+        return self.call(node, where_operations.as_condition, self.value(node))
 
     def value(self, node: ast.expr) -> Evaluate:
         """A column or a constant."""
@@ -123,11 +130,13 @@ class _Parser:
                 return lambda frame: constant
             case ast.Constant(value=None):
                 self.fail(self.at(node), "None is not a value", "Write x.isna() or x.notna().")
-            case ast.BinOp(left=left, op=op, right=right) if type(op).__name__ in operations.ARITHMETIC:
-                function = operations.ARITHMETIC[type(op).__name__]
+            case ast.BinOp(left=left, op=op, right=right) if (
+                type(op).__name__ in where_operations.ARITHMETIC
+            ):
+                function = where_operations.ARITHMETIC[type(op).__name__]
                 return self.call(node, function, self.value(left), self.value(right))
             case ast.UnaryOp(op=ast.USub() | ast.UAdd() as op, operand=operand):
-                function = operations.SIGNS[type(op).__name__]
+                function = where_operations.SIGNS[type(op).__name__]
                 return self.call(node, function, self.value(operand))
             case ast.Compare():
                 return self.comparison(node)
@@ -157,7 +166,9 @@ class _Parser:
                 return self.quoted.get(self.at(node), name)
             case ast.Attribute(value=ast.Name() | ast.Attribute() as value, attr=attr):
                 return f"{self.dotted(value)}.{attr}"
-        self.fail(self.at(node), "a dot is only understood in a column's name and before a known method")
+        self.fail(
+            self.at(node), "a dot is only understood in a column's name and before a known method"
+        )
 
     def comparison(self, node: ast.Compare) -> Evaluate:
         sides, parts = [node.left, *node.comparators], []
@@ -165,37 +176,61 @@ class _Parser:
             name = type(op).__name__
             if name in ("In", "NotIn"):
                 parts.append(self.membership(node, left, right, is_in=name == "In"))
-            elif name in operations.COMPARISONS:
-                function = operations.COMPARISONS[name]
+            elif name in where_operations.COMPARISONS:
+                function = where_operations.COMPARISONS[name]
                 parts.append(self.call(node, function, self.value(left), self.value(right)))
             else:
-                self.fail(self.at(right), "`is` is not understood", "Write x.isna(), x.notna() or x == value.")
-        return parts[0] if len(parts) == 1 else self.call(node, operations.LOGIC["and"], *parts)
+                self.fail(
+                    self.at(right),
+                    "`is` is not understood",
+                    "Write x.isna(), x.notna() or x == value.",
+                )
+        return (
+            parts[0] if len(parts) == 1 else self.call(node, where_operations.LOGIC["and"], *parts)
+        )
 
-    def membership(self, node: ast.expr, left: ast.expr, right: ast.expr, *, is_in: bool) -> Evaluate:
+    def membership(
+        self, node: ast.expr, left: ast.expr, right: ast.expr, *, is_in: bool
+    ) -> Evaluate:
         if isinstance(right, LISTS):
             constants = self.constants(right)
-            found = self.call(node, lambda one: operations.is_in(one, constants), self.value(left))
+            found = self.call(
+                node, lambda one: where_operations.is_in(one, constants), self.value(left)
+            )
         elif isinstance(left, ast.Constant):
-            found = self.call(node, operations.holds, self.value(left), self.value(right))
+            found = self.call(node, where_operations.holds, self.value(left), self.value(right))
         else:
-            self.fail(self.at(right), "`in` needs a list of constants", 'Write x in [1, 2] or "a" in tags.')
-        return found if is_in else self.call(node, operations.negate, found)
+            self.fail(
+                self.at(right),
+                "`in` needs a list of constants",
+                'Write x in [1, 2] or "a" in tags.',
+            )
+        return found if is_in else self.call(node, where_operations.negate, found)
 
     def method(self, node: ast.Call, method: ast.Attribute, arguments: list[ast.expr]) -> Evaluate:
         match method:
             case ast.Attribute(value=target, attr="isna" | "notna" as name) if not arguments:
-                return self.call(node, operations.METHODS[name], self.value(target))
-            case ast.Attribute(value=target, attr="isin") if len(arguments) == 1 and isinstance(arguments[0], LISTS):
+                return self.call(node, where_operations.METHODS[name], self.value(target))
+            case ast.Attribute(value=target, attr="isin") if len(arguments) == 1 and isinstance(
+                arguments[0], LISTS
+            ):
                 constants = self.constants(arguments[0])
-                return self.call(node, lambda one: operations.is_in(one, constants), self.value(target))
+                return self.call(
+                    node, lambda one: where_operations.is_in(one, constants), self.value(target)
+                )
             case ast.Attribute(value=target, attr="between") if len(arguments) == 2:
                 ends = map(self.value, arguments)
-                return self.call(node, operations.between, self.value(target), *ends)
-            case ast.Attribute(value=ast.Attribute(value=target, attr="str"), attr=name) if name in operations.TEXT:
+                return self.call(node, where_operations.between, self.value(target), *ends)
+            case ast.Attribute(value=ast.Attribute(value=target, attr="str"), attr=name) if (
+                name in where_operations.TEXT
+            ):
                 if len(arguments) == 1 and isinstance(text := _constant(arguments[0]), str):
-                    return self.call(node, lambda one: operations.text(name, one, text), self.value(target))
-                self.fail(self.at(node), f".str.{name} needs one text", f'Write x.str.{name}("abc").')
+                    return self.call(
+                        node, lambda one: where_operations.text(name, one, text), self.value(target)
+                    )
+                self.fail(
+                    self.at(node), f".str.{name} needs one text", f'Write x.str.{name}("abc").'
+                )
         self.fail(self.at(node), "this call is not understood")
 
     def constants(self, node: ast.expr) -> list[Any]:
@@ -212,10 +247,20 @@ class _Parser:
         def evaluate(frame: pandas.DataFrame) -> Any:
             values = [part(frame) for part in parts]
             try:
-                return operations.quietly(function, *values)
-            except (TypeError, ValueError, ArithmeticError, AttributeError, operations.PatternError) as error:
+                return where_operations.quietly(function, *values)
+            except (
+                TypeError,
+                ValueError,
+                ArithmeticError,
+                AttributeError,
+                where_operations.PatternError,
+            ) as error:
                 why = f"this can't be computed ({type(error).__name__}: {_one_line(str(error))[:200]})"
-                self.fail(place, why, "Compare numbers with numbers and text with text; join conditions with `and`.")
+                self.fail(
+                    place,
+                    why,
+                    "Compare numbers with numbers and text with text; join conditions with `and`.",
+                )
 
         return evaluate
 
@@ -230,7 +275,9 @@ def _unquote(text: str, fail: Callable[[int, str], NoReturn]) -> tuple[str, dict
         elif char == "`":
             end = text.find("`", place + 1)
             if end < 0 or end == place + 1:
-                fail(place, "a backtick is not closed" if end < 0 else "a name in backticks is empty")
+                fail(
+                    place, "a backtick is not closed" if end < 0 else "a name in backticks is empty"
+                )
             quoted[place] = text[place + 1 : end]
             source[place : end + 1] = "_" * (end + 1 - place)
             place = end + 1
@@ -263,10 +310,14 @@ def _constant(node: ast.expr) -> Any:
 
 
 def _close(name: str, columns: list[str]) -> str:
-    close = [one for one in columns if one.endswith("/" + name)] or difflib.get_close_matches(name, columns, n=3)
+    close = [one for one in columns if one.endswith("/" + name)] or difflib.get_close_matches(
+        name, columns, n=3
+    )
     if not close:
         return f"The columns are: {', '.join(columns)}."
-    return f"Did you mean {' or '.join(one if one.isidentifier() else f'`{one}`' for one in close)}?"
+    return (
+        f"Did you mean {' or '.join(one if one.isidentifier() else f'`{one}`' for one in close)}?"
+    )
 
 
 _KINDS = {

@@ -73,7 +73,9 @@ def text(name: str, value: Any, part: str) -> Any:
     """Whether each text starts with, ends with or matches `part`; False for what is no text."""
     if name == "contains":
         search = re.compile(part).search
-        return value.map(lambda cell: isinstance(cell, str) and search(cell) is not None).astype(bool)
+        return value.map(lambda cell: isinstance(cell, str) and search(cell) is not None).astype(
+            bool
+        )
     return value.map(lambda cell: isinstance(cell, str) and getattr(cell, name)(part)).astype(bool)
 
 

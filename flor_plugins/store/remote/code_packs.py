@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import SnapshotError
-from flor_plugins.store.commits import QUIET, told
 from flor_plugins.store.files import alone_in, whole_file
+from flor_plugins.store.remote.commits import QUIET, told
 
 if TYPE_CHECKING:
     from git import Repo
@@ -39,7 +39,9 @@ def unpack(file: Path, vid: str, git_dir: Path) -> None:
         with alone_in(git_dir.parent):  # two `git init` of one folder at once fail each other
             _git(None, "init", "-q", "--bare", "--template=", str(git_dir))
         _git(str(git_dir), "index-pack", "--stdin", "--fix-thin", given=file.read_bytes())
-        with open(git_dir / "shallow", "a") as shallow:  # one short line: two that append at once do not mix
+        with open(
+            git_dir / "shallow", "a"
+        ) as shallow:  # one short line: two that append at once do not mix
             shallow.write(f"{vid}\n")
         _git(str(git_dir), "update-ref", f"refs/flor/{vid}", vid)
 
@@ -49,7 +51,10 @@ def _git(git_dir: str | None, *args: str, given: bytes = b"") -> bytes:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     place = {"GIT_DIR": git_dir} if git_dir else {}
     done = subprocess.run(
-        ["git", *QUIET, *args], input=given, capture_output=True, env={**environment, "LC_ALL": "C", **place}
+        ["git", *QUIET, *args],
+        input=given,
+        capture_output=True,
+        env={**environment, "LC_ALL": "C", **place},
     )
     if done.returncode:
         raise SnapshotError(

@@ -18,7 +18,14 @@ if TYPE_CHECKING:
 # Hooks, monitors and signing are the user's programs: a snapshot runs none of them.
 QUIET = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "commit.gpgSign=false"),
-    *("-c", "core.splitIndex=false", "-c", "core.logAllRefUpdates=false", "-c", "log.showSignature=false"),
+    *(
+        "-c",
+        "core.splitIndex=false",
+        "-c",
+        "core.logAllRefUpdates=false",
+        "-c",
+        "log.showSignature=false",
+    ),
 )
 
 
@@ -64,7 +71,9 @@ def told(asked: str) -> Iterator[None]:
         if not isinstance(error, GitError | OSError | ValueError):
             raise
         said = " ".join(str(getattr(error, "stderr", "") or error).split())
-        raise SnapshotError(f"{asked}; git refused: {said}. See what `git status` says there.") from error
+        raise SnapshotError(
+            f"{asked}; git refused: {said}. See what `git status` says there."
+        ) from error
 
 
 def _has_commit(repo: Repo, vid: str) -> bool:

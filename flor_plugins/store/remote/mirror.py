@@ -27,7 +27,16 @@ CODE = "code"
 # A run is there once its run.json is, a checkpoint once its state.json is.
 _ANNOUNCES = ("shell.json", "state.json", "run.json")
 # What object stores call the version of an object, the most telling first.
-_VERSIONS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "md5Hash",
+    "content_md5",
+    "mtime",
+    "LastModified",
+    "last_modified",
+    "created",
+)
 
 
 def cache_of(url: str) -> Path:
@@ -88,7 +97,11 @@ class Mirror:
 
     def pull_replays(self) -> None:
         """What is known of all replays: plans, with what was estimated, and verdicts."""
-        self._pull("replays", lambda path: PurePosixPath(path).name in ("plan.json", "verdicts.json"), prune=True)
+        self._pull(
+            "replays",
+            lambda path: PurePosixPath(path).name in ("plan.json", "verdicts.json"),
+            prune=True,
+        )
 
     def pull_replay(self, replay_id: str) -> None:
         """Plan, hooks, outputs and verdicts of a replay."""
@@ -105,7 +118,7 @@ class Mirror:
 
     def pull_code(self, vid: str) -> bool:
         """Put a commit into the bare repository of the folder here; False if the object store does not have it."""
-        from flor_plugins.store.code_packs import unpack
+        from flor_plugins.store.remote.code_packs import unpack
 
         pack = self._here(_code(vid))
         self.pull_files([pack])
@@ -117,7 +130,7 @@ class Mirror:
 
     def push_code(self, repo: Any, vid: str) -> None:
         """Put a commit of `repo` (git.Repo) beside the runs, unless it is there. Raises SnapshotError."""
-        from flor_plugins.store.code_packs import pack
+        from flor_plugins.store.remote.code_packs import pack
 
         name = _code(vid)
         if not self._said(name, lambda: self._files.exists(self._there(name))):
@@ -136,8 +149,15 @@ class Mirror:
         for folder in folders:
             inside = folder.relative_to(self.store.root).as_posix()
             there = {name: info.get("size") for name, info in self._list(inside).items()}
-            files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(PARTIAL)]
-            for name in sorted((one.relative_to(self.store.root).as_posix() for one in files), key=_last_if_announcing):
+            files = [
+                path
+                for path in folder.rglob("*")
+                if path.is_file() and not path.name.startswith(PARTIAL)
+            ]
+            for name in sorted(
+                (one.relative_to(self.store.root).as_posix() for one in files),
+                key=_last_if_announcing,
+            ):
                 if only(name) and self._has_put(name, there):
                     pushed.append(name)
         return pushed
@@ -166,13 +186,17 @@ class Mirror:
             if not is_same and not self._is_written_here(name, there[name]):
                 self._get(name)
                 fetched[name] = version
-        gone = [name for name in seen if prune and name.startswith(f"{inside}/") and name not in there]
+        gone = [
+            name for name in seen if prune and name.startswith(f"{inside}/") and name not in there
+        ]
         for name in sorted(gone, key=_last_if_announcing, reverse=True):
             self._remove(self._here(name))
         if fetched or gone or not self._notes.exists():
             # Read again: others may have written meanwhile. What is lost between these lines is fetched again.
             kept = {name: version for name, version in self._seen().items() if name not in gone}
-            write_json(self._notes, {"format": FORMAT, "url": self.url, "seen": {**kept, **fetched}})
+            write_json(
+                self._notes, {"format": FORMAT, "url": self.url, "seen": {**kept, **fetched}}
+            )
 
     def _is_written_here(self, name: str, there: Mapping[str, Any]) -> bool:
         """Is it the journal of a replay on this machine? It only grows; what is there is a beginning of it.
@@ -209,7 +233,10 @@ class Mirror:
                 return {}
 
         found = self._said(inside, listed)
-        names = {path.lstrip("/")[len(self._top.lstrip("/")) :].lstrip("/"): info for path, info in found.items()}
+        names = {
+            path.lstrip("/")[len(self._top.lstrip("/")) :].lstrip("/"): info
+            for path, info in found.items()
+        }
         return {name: info for name, info in names.items() if PARTIAL not in name}
 
     def _get(self, name: str) -> None:
@@ -234,7 +261,9 @@ class Mirror:
     def _here(self, name: str) -> Path:
         path = self.store.root / name
         if not path.resolve().is_relative_to(self.store.root.resolve()):
-            raise StoreError(f"{self.url} has an object {name!r}, which is no file of a store. Rename it.")
+            raise StoreError(
+                f"{self.url} has an object {name!r}, which is no file of a store. Rename it."
+            )
         return path
 
     def _there(self, name: str) -> str:

@@ -15,22 +15,28 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import FlorError, StoreError
-from flor_plugins.record.imports.flordb import places, read
-from flor_plugins.record.imports.flordb.commits import Committed, commits_in
-from flor_plugins.record.imports.flordb.places import Placed
-from flor_plugins.record.imports.flordb.read import Key, Training
+from flor_plugins.recorder.importers.flordb import database, loop_positions
+from flor_plugins.recorder.importers.flordb.commits import Committed, commits_in
+from flor_plugins.recorder.importers.flordb.database import Key, Training
+from flor_plugins.recorder.importers.flordb.loop_positions import Placed
 from flor_plugins.records import Launch, Obstacle, Process, Row, Run
 from flor_plugins.store import runs
 from flor_plugins.store.files import read_json, write_json
-from flor_plugins.store.journal import Journal
 from flor_plugins.store.layout import Store, find_store
+from flor_plugins.store.metrics.journal import Journal
 
 SOURCE = "imported.json"  # as of other imports
 FORMAT = 1
 _SECONDS = "time::script"
-_WRITERS = {"forward": "record-r0", "replay": "replay-flordb-w0", "extract": "replay-flordb-extract-w0"}
+_WRITERS = {
+    "forward": "record-r0",
+    "replay": "replay-flordb-w0",
+    "extract": "replay-flordb-extract-w0",
+}
 _NO_REPLAY = Obstacle(
-    "none", "imported from FlorDB, of which only the values are known", "record the next training with FlorCallback"
+    "none",
+    "imported from FlorDB, of which only the values are known",
+    "record the next training with FlorCallback",
 )
 
 
@@ -59,7 +65,9 @@ def import_flordb(
     for training in sorted(trainings, key=lambda one: one.key[1]):
         committed = _committed(training.key, path, commits)
         args = committed.args if committed else {}
-        for one in places.placed(training, places.loops_of(training, epoch, step), args):
+        for one in loop_positions.placed(
+            training, loop_positions.loops_of(training, epoch, step), args
+        ):
             made.append(_import(home, training, one, committed, known))
     return made
 
@@ -69,14 +77,18 @@ def _trainings(path: Path) -> list[Training]:
     databases, lines = _files(path)
     found: dict[Key, Training] = {}
     for file in lines:
-        training = read.read_lines(file)
+        training = database.read_lines(file)
         if training is not None:
             found[training.key] = training
     of_lines = set(found)
     for file in databases:
-        for training in read.read_database(file):
+        for training in database.read_database(file):
             its = found.setdefault(training.key, Training(training.key, training.first))
-            its.logs += [log for log in training.logs if log.source != "forward" or training.key not in of_lines]
+            its.logs += [
+                log
+                for log in training.logs
+                if log.source != "forward" or training.key not in of_lines
+            ]
     if not found:
         raise StoreError(f"{path} has a store of FlorDB, and nothing was logged to it")
     return list(found.values())
@@ -116,15 +128,25 @@ def _committed(key: Key, path: Path, seen: dict[Path, Mapping[str, Committed]]) 
 
 
 def _import(
-    home: Store, training: Training, one: Placed, committed: Committed | None, known: Mapping[str, Run]
+    home: Store,
+    training: Training,
+    one: Placed,
+    committed: Committed | None,
+    known: Mapping[str, Run],
 ) -> Imported:
     projid, tstamp, filename = training.key
     identity = json.dumps([projid, tstamp, filename, *map(list, one.lead)])
     run = known.get(identity) or _run(home, training, one, identity)
     code = committed.code if committed else run.code
-    gaps = [*one.notes, *([] if code else ["its commit was not found: import from its project's folder"])]
+    gaps = [
+        *one.notes,
+        *([] if code else ["its commit was not found: import from its project's folder"]),
+    ]
     run = replace(run, code=code, params=one.params, position=one.last, gaps=tuple(gaps))
-    rows = {_WRITERS.get(source, _WRITERS["replay"]): _rows(its, source, run) for source, its in one.rows.items()}
+    rows = {
+        _WRITERS.get(source, _WRITERS["replay"]): _rows(its, source, run)
+        for source, its in one.rows.items()
+    }
     digest = _digest(run, rows)
     done = "changed" if identity in known else "new"
     if done == "changed" and read_json(run.path / SOURCE).get("digest") == digest:
@@ -146,11 +168,16 @@ def _run(home: Store, training: Training, one: Placed, identity: str) -> Run:
     try:
         began = datetime.fromisoformat(tstamp).astimezone(UTC)  # FlorDB writes the local time
     except ValueError as error:
-        raise StoreError(f"a run of FlorDB's project {projid} has the time {tstamp!r}, which is none") from error
+        raise StoreError(
+            f"a run of FlorDB's project {projid} has the time {tstamp!r}, which is none"
+        ) from error
     # Of its time, and of what it is: two machines import it under one id.
     digest = hashlib.sha256(identity.encode()).hexdigest()[:6]
     run_id = f"{began:%Y%m%d-%H%M%S}-{began.microsecond // 1000:03d}-{digest}"
-    took = next((log.value for log in training.logs if log.name == _SECONDS and log.kind == read.TIMED), 0.0)
+    took = next(
+        (log.value for log in training.logs if log.name == _SECONDS and log.kind == database.TIMED),
+        0.0,
+    )
     ended = datetime.fromtimestamp(began.timestamp() + float(took), UTC)
     part = "".join(f"[{name}={index}]" for name, index in one.lead)
     return Run(
@@ -169,11 +196,16 @@ def _run(home: Store, training: Training, one: Placed, identity: str) -> Run:
     )
 
 
-def _rows(its: Mapping[places.Place, Mapping[str, Any]], source: str, run: Run) -> list[Row]:
+def _rows(
+    its: Mapping[loop_positions.Place, Mapping[str, Any]], source: str, run: Run
+) -> list[Row]:
     """What FlorDB replayed, or read out of printed text, is no recorded value: nobody has compared it."""
     at = datetime.fromisoformat(run.started_at).timestamp()
     verdict = None if source == "forward" else "unverified"
-    return [Row(place, "train", level, values, at, verdict) for (place, level), values in sorted(its.items())]
+    return [
+        Row(place, "train", level, values, at, verdict)
+        for (place, level), values in sorted(its.items())
+    ]
 
 
 def _write(run: Run, rows: Mapping[str, Sequence[Row]]) -> None:
@@ -190,11 +222,20 @@ def _write(run: Run, rows: Mapping[str, Sequence[Row]]) -> None:
 def _digest(run: Run, rows: Mapping[str, Iterable[Row]]) -> str:
     """Of all that an import would write."""
     code = run.code.vid if run.code else None
-    told = [code, runs.plain(run.params), run.gaps, sorted((w, [str(one) for one in its]) for w, its in rows.items())]
+    told = [
+        code,
+        runs.plain(run.params),
+        run.gaps,
+        sorted((w, [str(one) for one in its]) for w, its in rows.items()),
+    ]
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _known(home: Store) -> dict[str, Run]:
     """The runs that were imported from FlorDB, by what they are of."""
     files = [(run, run.path / SOURCE) for run in runs.list_runs(home)]
-    return {told["flordb"]: run for run, file in files if file.is_file() and "flordb" in (told := read_json(file))}
+    return {
+        told["flordb"]: run
+        for run, file in files
+        if file.is_file() and "flordb" in (told := read_json(file))
+    }

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.record.imports.flordb.texts import value_of
+from flor_plugins.recorder.importers.flordb.typed_values import value_of
 from flor_plugins.records import Code
-from flor_plugins.store.commits import QUIET, told
+from flor_plugins.store.remote.commits import QUIET, told
 
 _SUBJECT = "FLOR::Auto-commit::"
 
@@ -35,7 +35,14 @@ def commits_in(folder: Path) -> dict[str, Committed]:
         except (InvalidGitRepositoryError, NoSuchPathError):
             return {}
         with repo:
-            asked = ["log", "--all", "--fixed-strings", f"--grep={_SUBJECT}", "-z", "--format=%H%n%B"]
+            asked = [
+                "log",
+                "--all",
+                "--fixed-strings",
+                f"--grep={_SUBJECT}",
+                "-z",
+                "--format=%H%n%B",
+            ]
             text = repo.git.execute(["git", *QUIET, *asked], stdout_as_string=True)
             root = str(repo.working_tree_dir or repo.common_dir)
             git_dir = str(Path(repo.common_dir).resolve())

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError
-from flor_plugins.record.imports.flordb.texts import value_of
+from flor_plugins.recorder.importers.flordb.typed_values import value_of
 
 # `logs.value_type`: what was logged, what was printed, and how long something took.
 LOGGED, PRINTED, TIMED = 1, 2, 3
@@ -66,7 +66,10 @@ def read_database(file: Path) -> list[Training]:
             columns = {row[1] for row in connection.execute("PRAGMA table_info(logs)")}
             if columns >= _V4:
                 return _version_4(connection, has_source="source" in columns)
-            if columns >= _V3 and {row[1] for row in connection.execute("PRAGMA table_info(loops)")} >= _LOOPS:
+            if (
+                columns >= _V3
+                and {row[1] for row in connection.execute("PRAGMA table_info(loops)")} >= _LOOPS
+            ):
                 return _version_3(connection)
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{file} can't be read as a database of FlorDB: {error}") from error
@@ -78,15 +81,21 @@ def read_database(file: Path) -> list[Training]:
 def read_lines(file: Path) -> Training | None:
     """One process of FlorDB 4, from its .flor/runs/<tstamp>.jsonl; None where nothing is in it."""
     found: Training | None = None
-    for number, line in enumerate(file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    for number, line in enumerate(
+        file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
+    ):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
             key = (record["projid"], record["tstamp"], record["filename"])
-            log = Log(record["name"], value_of(record["value"]), _segments(record["ctx"]), record["type"])
+            log = Log(
+                record["name"], value_of(record["value"]), _segments(record["ctx"]), record["type"]
+            )
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{file}:{number} is no line of FlorDB: {type(error).__name__} {error}") from error
+            raise StoreError(
+                f"{file}:{number} is no line of FlorDB: {type(error).__name__} {error}"
+            ) from error
         found = found or Training(key, first=0)
         found.logs.append(log)
     return found
@@ -109,7 +118,9 @@ def _copied(file: Path) -> Iterator[Path]:
             shutil.rmtree(folder)
             Path(folder).mkdir()
             time.sleep(_BETWEEN_S)
-    raise StoreError(f"{file} is being written without a pause, or is gone. Try again when nothing writes to it.")
+    raise StoreError(
+        f"{file} is being written without a pause, or is gone. Try again when nothing writes to it."
+    )
 
 
 def _stands(file: Path) -> dict[Path, tuple[int, int]]:
@@ -129,23 +140,34 @@ def _version_4(connection: sqlite3.Connection, *, has_source: bool) -> list[Trai
     found: dict[Key, Training] = {}
     query = f"SELECT projid, tstamp, filename, ctx, value_name, value, value_type, {source} FROM logs ORDER BY rowid"
     for projid, tstamp, filename, ctx, name, value, kind, its in connection.execute(query):
-        training = found.setdefault((projid, tstamp, filename), Training((projid, tstamp, filename), first=0))
-        training.logs.append(Log(name, value_of(value), _segments(json.loads(ctx) if ctx else None), kind, its))
+        training = found.setdefault(
+            (projid, tstamp, filename), Training((projid, tstamp, filename), first=0)
+        )
+        training.logs.append(
+            Log(name, value_of(value), _segments(json.loads(ctx) if ctx else None), kind, its)
+        )
     return list(found.values())
 
 
 def _version_3(connection: sqlite3.Connection) -> list[Training]:
     rows = connection.execute("SELECT ctx_id, p_ctx_id, l_name, iteration, l_value FROM loops")
-    loops = {ctx_id: (parent, Segment(name, iteration, value)) for ctx_id, parent, name, iteration, value in rows}
+    loops = {
+        ctx_id: (parent, Segment(name, iteration, value))
+        for ctx_id, parent, name, iteration, value in rows
+    }
     found: dict[Key, Training] = {}
     query = "SELECT projid, tstamp, filename, ctx_id, value_name, value, value_type FROM logs ORDER BY rowid"
     for projid, tstamp, filename, ctx_id, name, value, kind in connection.execute(query):
-        training = found.setdefault((projid, tstamp, filename), Training((projid, tstamp, filename), first=1))
+        training = found.setdefault(
+            (projid, tstamp, filename), Training((projid, tstamp, filename), first=1)
+        )
         training.logs.append(Log(name, value_of(value), _path(ctx_id, loops), kind))
     return list(found.values())
 
 
-def _path(ctx_id: int | None, loops: Mapping[int, tuple[int | None, Segment]]) -> tuple[Segment, ...]:
+def _path(
+    ctx_id: int | None, loops: Mapping[int, tuple[int | None, Segment]]
+) -> tuple[Segment, ...]:
     found: list[Segment] = []
     while ctx_id is not None and len(found) <= len(loops):
         ctx_id, segment = loops[ctx_id]

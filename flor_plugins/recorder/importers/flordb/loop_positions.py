@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
-from flor_plugins.record.imports.flordb.read import LOGGED, PRINTED, TIMED, Log, Segment, Training
+from flor_plugins.recorder.importers.flordb.database import (
+    LOGGED,
+    PRINTED,
+    TIMED,
+    Log,
+    Segment,
+    Training,
+)
 from flor_plugins.records import Level, Position
 
 _EPOCHS = re.compile(r"epoch", re.IGNORECASE)
@@ -80,7 +87,9 @@ def loops_of(training: Training, epoch: str | None = None, step: str | None = No
 
     first. epoch, step: their names, where somebody says so.
     """
-    paths = list(dict.fromkeys(tuple(one.name for one in log.path) for log in training.logs if log.path))
+    paths = list(
+        dict.fromkeys(tuple(one.name for one in log.path) for log in training.logs if log.path)
+    )
     names = list(dict.fromkeys(name for path in paths for name in path))
     if epoch is None:
         epoch = next((name for name in names if _EPOCHS.search(name)), names[0] if names else None)
@@ -101,11 +110,17 @@ def placed(training: Training, loops: Loops, known: Mapping[str, Any]) -> Iterat
     leads = list(dict.fromkeys(one.lead for one in splits if one.epoch is not None)) or [()]
     for lead in leads:
         # What was logged outside of the epochs belongs to all trainings that it is around.
-        own = [one for one in splits if one.lead == (lead if one.epoch is not None else lead[: len(one.lead)])]
+        own = [
+            one
+            for one in splits
+            if one.lead == (lead if one.epoch is not None else lead[: len(one.lead)])
+        ]
         yield _placed(lead, own, known, [*training.notes, *_notes(training, loops, bool(lead))])
 
 
-def _placed(lead: Lead, own: Sequence[_Split], known: Mapping[str, Any], notes: Sequence[str]) -> Placed:
+def _placed(
+    lead: Lead, own: Sequence[_Split], known: Mapping[str, Any], notes: Sequence[str]
+) -> Placed:
     clock = _clock(own)
     params = {**dict(lead), **known}
     rows: dict[str, dict[Place, dict[str, Any]]] = {}
@@ -116,7 +131,11 @@ def _placed(lead: Lead, own: Sequence[_Split], known: Mapping[str, Any], notes: 
         has_begun = has_begun or one.epoch is not None
         if log.kind != LOGGED or log.value is None:
             continue
-        if one.epoch is None and not one.side and (log.name in known or (clock.epochs and not has_begun)):
+        if (
+            one.epoch is None
+            and not one.side
+            and (log.name in known or (clock.epochs and not has_begun))
+        ):
             params.setdefault(log.name, log.value)
             continue
         place = clock.place_of(one)
@@ -129,7 +148,10 @@ def _placed(lead: Lead, own: Sequence[_Split], known: Mapping[str, Any], notes: 
             values[log.name] = log.value
     told = [
         ("logged more than once at one place, of which the last counts", sorted(twice)),
-        ("lists, a value for each iteration of an inner loop", sorted({name for _, _, name in lists})),
+        (
+            "lists, a value for each iteration of an inner loop",
+            sorted({name for _, _, name in lists}),
+        ),
     ]
     last = max((place for of_source in rows.values() for place, _ in of_source), default=None)
     more = [f"{what}: {', '.join(names)}" for what, names in told if names]
@@ -154,7 +176,9 @@ def _clock(own: Sequence[_Split]) -> _Clock:
             counts[epoch] = max(found[0], counts.get(epoch, 0))
     usual = max(counts.values(), default=1)
     epochs = max((one.epoch + 1 for one in own if one.epoch is not None), default=0)
-    return _Clock(tuple(accumulate((counts.get(epoch, usual) for epoch in range(epochs)), initial=0)))
+    return _Clock(
+        tuple(accumulate((counts.get(epoch, usual) for epoch in range(epochs)), initial=0))
+    )
 
 
 class _Index:
@@ -191,7 +215,9 @@ def _split(log: Log, loops: Loops, index: _Index) -> _Split:
 
 def _notes(training: Training, loops: Loops, is_part: bool) -> Iterator[str]:
     if loops.epoch is not None:
-        steps = f", {loops.step!r} the steps" if loops.step else ", and the step is the count of epochs"
+        steps = (
+            f", {loops.step!r} the steps" if loops.step else ", and the step is the count of epochs"
+        )
         yield f"the loop {loops.epoch!r} counts the epochs{steps}"
     if is_part:
         yield f"each iteration of {', '.join(sorted(loops.outer))} is a run of its own"

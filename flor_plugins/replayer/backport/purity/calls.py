@@ -7,16 +7,14 @@ import builtins
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from flor_plugins.replay.propagate import effects
-from flor_plugins.replay.propagate.imports import Thing, module_path, thing
-from flor_plugins.replay.propagate.names import family
-from flor_plugins.replay.propagate.tree import FUNCTIONS, Scope, Version
+from flor_plugins.replayer.backport.imports import Thing, module_path, thing
+from flor_plugins.replayer.backport.names import family
+from flor_plugins.replayer.backport.purity import known_effects
+from flor_plugins.replayer.backport.syntax import FUNCTIONS, Scope, Version
 
 LOGS = frozenset(("log", "log_dict"))
-OURS = frozenset(("flor_plugins.log", "flor_plugins.hooks.live.log"))
-_MODULE_CALL = (
-    "may run a module, where dropout draws and batch norm counts; use values that are there, or a metric hook"
-)
+OURS = frozenset(("flor_plugins.log", "flor_plugins.hooks.log.log"))
+_MODULE_CALL = "may run a module, where dropout draws and batch norm counts; use values that are there, or a metric hook"
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,34 @@ class Calls:
     """Answers for one version, the working tree's. visited: functions that are being followed, or were."""
 
     now: Version
-    follow: Callable[[Scope, bool], str] | None = None  # set by the review: (function, in_validation) -> why not
+    follow: Callable[[Scope, bool], str] | None = (
+        None  # set by the review: (function, in_validation) -> why not
+    )
     visited: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
-    def problems(self, node: ast.AST, ground: Ground, is_statement: bool = False) -> Iterator[tuple[int, str]]:
+    def problems(
+        self, node: ast.AST, ground: Ground, is_statement: bool = False
+    ) -> Iterator[tuple[int, str]]:
         """(line, what) for each call in an expression that must not be made there."""
         for one in ast.walk(node):
-            if isinstance(one, ast.Call) and _gives_copy(one) and not (is_statement and one is node):
+            if (
+                isinstance(one, ast.Call)
+                and _gives_copy(one)
+                and not (is_statement and one is node)
+            ):
                 continue  # of a tensor: its value is used
             if isinstance(one, ast.Call) and (why := self.why_not(one, ground)):
                 yield one.lineno, f"`{ast.unparse(one.func)}(...)` {why}"
             elif isinstance(one, ast.comprehension) and is_loader(one.iter):
-                yield one.iter.lineno, f"`{ast.unparse(one.iter)}` is a loader: going through it draws"
+                yield (
+                    one.iter.lineno,
+                    f"`{ast.unparse(one.iter)}` is a loader: going through it draws",
+                )
             elif isinstance(one, ast.Await | ast.Yield | ast.YieldFrom):
-                yield one.lineno, f"`{ast.unparse(one)}` gives up control in the middle of the training"
+                yield (
+                    one.lineno,
+                    f"`{ast.unparse(one)}` gives up control in the middle of the training",
+                )
 
     def why_not(self, call: ast.Call, ground: Ground) -> str:
         if any(one.arg == "out" for one in call.keywords):
@@ -102,7 +114,11 @@ class Calls:
                 continue
             if isinstance(node, ast.ImportFrom):
                 file = module_path(self.now, path, node.module or "", node.level)
-                return thing(self.now, file, alias.name) if file else Thing("", f"{node.module}.{alias.name}")
+                return (
+                    thing(self.now, file, alias.name)
+                    if file
+                    else Thing("", f"{node.module}.{alias.name}")
+                )
             return Thing("", alias.name if alias.asname else name)
         return None
 
@@ -120,7 +136,11 @@ class Calls:
                 if inner is not None and not _is_class(self.now, ground.path, ground.scope[:end]):
                     return inner
             of = self._thing(func.id, ground)
-            return self.now.scope(of.path, (of.name,)) if of is not None and of.path and of.name else None
+            return (
+                self.now.scope(of.path, (of.name,))
+                if of is not None and of.path and of.name
+                else None
+            )
         if not isinstance(func, ast.Attribute) or not isinstance(func.value, ast.Name):
             return None
         if func.value.id in ("self", "cls"):
@@ -147,16 +167,20 @@ class Calls:
             return ""
         if dotted == "torch.autograd.grad":
             kept = any(one.arg in ("retain_graph", "create_graph") for one in call.keywords)
-            return "" if kept else "frees the graph that the training goes back through; give it retain_graph=True"
+            return (
+                ""
+                if kept
+                else "frees the graph that the training goes back through; give it retain_graph=True"
+            )
         if dotted.rpartition(".")[2].startswith("dropout") and _is_off(call):
             return ""
-        return effects.why_not_function(dotted)
+        return known_effects.why_not_function(dotted)
 
     def _named(self, name: str, ground: Ground) -> str:
         if name in ground.own:
             return ""
         if hasattr(builtins, name):
-            is_known = name in effects.BUILTINS or name.endswith(effects.ERRORS)
+            is_known = name in known_effects.BUILTINS or name.endswith(known_effects.ERRORS)
             return "" if is_known else "does more than compute a value"
         return "" if ground.in_validation else _MODULE_CALL
 
@@ -166,25 +190,42 @@ class Calls:
             is_same = func.attr == ground.method
             return "" if is_same else "runs more of the framework than a logging statement may"
         if func.attr in LOGS:
-            is_known = receiver in ("self", "pl_module", "model", "module", "trainer", "self.trainer")
-            return "" if is_known else "is not a way of logging that is known; use flor.log(name, value)"
+            is_known = receiver in (
+                "self",
+                "pl_module",
+                "model",
+                "module",
+                "trainer",
+                "self.trainer",
+            )
+            return (
+                ""
+                if is_known
+                else "is not a way of logging that is known; use flor.log(name, value)"
+            )
         made_here = (root == receiver and root in ground.fresh) or _is_generator(func.value)
-        if not made_here and (why := effects.why_not_method(func.attr)):
+        if not made_here and (why := known_effects.why_not_method(func.attr)):
             return why
-        if func.attr in effects.DRAWS and not made_here:
+        if func.attr in known_effects.DRAWS and not made_here:
             return "draws from a generator that the training draws from; use a generator of its own"
-        if func.attr in effects.MOVES and receiver in effects.MODULES:
+        if func.attr in known_effects.MOVES and receiver in known_effects.MODULES:
             return "changes the module in place"
         if receiver != "self":
             return ""
-        is_getter = func.attr in effects.FRAMEWORK_GETTERS or func.attr.startswith(("get_", "is_", "has_"))
+        is_getter = func.attr in known_effects.FRAMEWORK_GETTERS or func.attr.startswith(
+            ("get_", "is_", "has_")
+        )
         return "" if is_getter or ground.in_validation else _MODULE_CALL
 
 
 def root_name(node: ast.AST) -> str:
     """The variable that an expression starts from; "self.x" for an attribute of self; "" for anything else."""
     while isinstance(node, ast.Attribute | ast.Subscript | ast.Starred):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "self"
+        ):
             return f"self.{node.attr}"
         node = node.value
     return node.id if isinstance(node, ast.Name) else ""
@@ -208,7 +249,9 @@ def _is_generator(node: ast.AST) -> bool:
 
 
 def _gives_copy(call: ast.Call) -> bool:
-    is_method = isinstance(call.func, ast.Attribute) and call.func.attr in effects.COPIES_OF_TENSORS
+    is_method = (
+        isinstance(call.func, ast.Attribute) and call.func.attr in known_effects.COPIES_OF_TENSORS
+    )
     return is_method and not any(one.arg == "out" for one in call.keywords)
 
 

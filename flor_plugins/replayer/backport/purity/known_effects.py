@@ -17,13 +17,28 @@ PURE_PACKAGES = _words(
     "math cmath statistics itertools functools operator collections re string textwrap typing dataclasses copy enum "
     "fractions decimal numbers time datetime json torch numpy scipy sklearn einops torchmetrics pandas"
 )
-PURE_PREFIXES = ("lightning.pytorch.utilities.", "pytorch_lightning.utilities.", "os.path.", "torch.no_grad")
+PURE_PREFIXES = (
+    "lightning.pytorch.utilities.",
+    "pytorch_lightning.utilities.",
+    "os.path.",
+    "torch.no_grad",
+)
 IMPURE_PREFIXES = (
     "torch.optim", "torch.distributed", "torch.utils.data", "torch.multiprocessing", "torch.nn.init", "torch.hub",
     "torch.backends", "torch.distributions",
 )  # fmt: skip
 # Of torch.nn, what has neither parameters nor draws; a layer draws its weights when it is made.
-DRAWLESS_LAYERS = ("Loss", "Similarity", "Softmax", "Distance", "ReLU", "Sigmoid", "Tanh", "Flatten", "Identity")
+DRAWLESS_LAYERS = (
+    "Loss",
+    "Similarity",
+    "Softmax",
+    "Distance",
+    "ReLU",
+    "Sigmoid",
+    "Tanh",
+    "Flatten",
+    "Identity",
+)
 DRAWS = _words(
     "rand randn randint randperm rand_like randn_like randint_like bernoulli multinomial normal poisson dropout "
     "dropout1d dropout2d dropout3d alpha_dropout feature_alpha_dropout feature_dropout rrelu gumbel_softmax "
@@ -48,7 +63,17 @@ CHANGES = _words(
 COPIES_OF_TENSORS = _words("sort add")
 # On a module these change it in place; on a tensor they give a new one.
 MOVES = _words("half double float bfloat16 to cuda cpu type")
-MODULES = frozenset(("self", "model", "pl_module", "self.model", "module", "trainer.model", "trainer.lightning_module"))
+MODULES = frozenset(
+    (
+        "self",
+        "model",
+        "pl_module",
+        "self.model",
+        "module",
+        "trainer.model",
+        "trainer.lightning_module",
+    )
+)
 CONTAINERS = _words("list dict set sorted tuple int float str bool len sum min max round")
 CREATIONS = _words(
     "zeros ones full empty arange eye linspace zeros_like ones_like full_like empty_like tensor array"
@@ -75,7 +100,9 @@ FRAMEWORK_METHODS = _words(
     "get_optimizer_cls_and_kwargs predict save_model num_examples floating_point_ops autocast_smart_context_manager "
     "preprocess_logits_for_metrics clip_gradients"
 )
-VALIDATION_STEPS = frozenset(("validation_step", "prediction_step", "compute_metrics", "evaluate", "evaluation_loop"))
+VALIDATION_STEPS = frozenset(
+    ("validation_step", "prediction_step", "compute_metrics", "evaluate", "evaluation_loop")
+)
 
 
 def is_hook(name: str) -> bool:
@@ -101,7 +128,9 @@ def why_not_function(dotted: str) -> str:
     package, last = dotted.partition(".")[0], dotted.rpartition(".")[2]
     if dotted in GENERATORS:
         return ""
-    if dotted.startswith(("random.", "numpy.random.")) or (last in DRAWS and package in PURE_PACKAGES):
+    if dotted.startswith(("random.", "numpy.random.")) or (
+        last in DRAWS and package in PURE_PACKAGES
+    ):
         return "draws from the generator that the training draws from; use a generator of its own"
     if dotted.startswith(PURE_PREFIXES):
         return ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterable
 
-from flor_plugins.replay.propagate import effects
-from flor_plugins.replay.propagate.calls import root_name
-from flor_plugins.replay.propagate.names import binds
+from flor_plugins.replayer.backport.names import binds
+from flor_plugins.replayer.backport.purity import known_effects
+from flor_plugins.replayer.backport.purity.calls import root_name
 
 _NEW = (
     ast.List, ast.Dict, ast.Set, ast.ListComp, ast.DictComp, ast.SetComp, ast.Constant, ast.JoinedStr, ast.GeneratorExp,
@@ -32,7 +32,13 @@ def fresh_names(nodes: Iterable[ast.stmt]) -> frozenset[str]:
     simple: set[int] = set()
     every = [one for node in nodes for one in ast.walk(node)]
     for one in every:
-        targets = one.targets if isinstance(one, ast.Assign) else [one.target] if isinstance(one, ast.AnnAssign) else []
+        targets = (
+            one.targets
+            if isinstance(one, ast.Assign)
+            else [one.target]
+            if isinstance(one, ast.AnnAssign)
+            else []
+        )
         for target in targets:
             if isinstance(target, ast.Name | ast.Attribute) and (name := root_name(target)):
                 simple.add(id(target))
@@ -40,7 +46,11 @@ def fresh_names(nodes: Iterable[ast.stmt]) -> frozenset[str]:
         if isinstance(one, ast.AugAssign):
             simple.add(id(one.target))
     for one in every:
-        if isinstance(one, ast.Name | ast.Attribute) and isinstance(one.ctx, ast.Store) and id(one) not in simple:
+        if (
+            isinstance(one, ast.Name | ast.Attribute)
+            and isinstance(one.ctx, ast.Store)
+            and id(one) not in simple
+        ):
             other.add(root_name(one))
         elif isinstance(one, ast.arg):
             other.add(one.arg)
@@ -56,9 +66,19 @@ def is_new(value: ast.expr) -> bool:
     called = ast.unparse(value.func)
     last = called.rpartition(".")[2]
     if isinstance(value.func, ast.Name):
-        return last in effects.CONTAINERS or last in ("Counter", "defaultdict", "deque", "OrderedDict")
-    is_generator = any(called.endswith(one.rpartition(".")[2]) for one in effects.GENERATORS) or ".Generator(" in called
+        return last in known_effects.CONTAINERS or last in (
+            "Counter",
+            "defaultdict",
+            "deque",
+            "OrderedDict",
+        )
+    is_generator = (
+        any(called.endswith(one.rpartition(".")[2]) for one in known_effects.GENERATORS)
+        or ".Generator(" in called
+    )
     package = called.partition(".")[0]
-    is_created = last in effects.CREATIONS and package in ("torch", "np", "numpy")
-    is_container = package == "collections" or (package in ("torchmetrics", "copy") and last != "copy")
-    return is_generator or is_created or is_container or last in effects.COPIES
+    is_created = last in known_effects.CREATIONS and package in ("torch", "np", "numpy")
+    is_container = package == "collections" or (
+        package in ("torchmetrics", "copy") and last != "copy"
+    )
+    return is_generator or is_created or is_container or last in known_effects.COPIES

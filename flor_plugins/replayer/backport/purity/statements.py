@@ -6,11 +6,11 @@ import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from flor_plugins.replay.propagate import effects
-from flor_plugins.replay.propagate.calls import Calls, Ground, is_loader, root_name
-from flor_plugins.replay.propagate.fresh import defined, fresh_names
-from flor_plugins.replay.propagate.names import parameters
-from flor_plugins.replay.propagate.tree import DEFINITIONS, FUNCTIONS, Scope
+from flor_plugins.replayer.backport.names import parameters
+from flor_plugins.replayer.backport.purity import known_effects
+from flor_plugins.replayer.backport.purity.calls import Calls, Ground, is_loader, root_name
+from flor_plugins.replayer.backport.purity.local_objects import defined, fresh_names
+from flor_plugins.replayer.backport.syntax import DEFINITIONS, FUNCTIONS, Scope
 
 _DECORATORS = ("staticmethod", "classmethod", "property", "dataclass", "dataclasses.", "torch.no_grad",
                "torch.inference_mode", "functools.", "cache", "lru_cache")  # fmt: skip
@@ -38,16 +38,24 @@ class Bodies:
             ground = Ground(scope.path, scope.names[:-1], in_validation=in_validation)
             assert not isinstance(scope.node, ast.Module)
             first = next(self._definition(scope.node, ground), None)
-            self.verdicts[key] = f"does more than compute: line {first[0]} of {scope.path}: {first[1]}" if first else ""
+            self.verdicts[key] = (
+                f"does more than compute: line {first[0]} of {scope.path}: {first[1]}"
+                if first
+                else ""
+            )
         return self.verdicts[key]
 
     def problems(self, node: ast.stmt, ground: Ground, in_class: bool) -> Problems:
         """(line, what) of one statement that was put in."""
-        is_hook = in_class and isinstance(node, FUNCTIONS) and (
-            effects.is_hook(node.name) or node.name in effects.FRAMEWORK_METHODS
+        is_hook = (
+            in_class
+            and isinstance(node, FUNCTIONS)
+            and (known_effects.is_hook(node.name) or node.name in known_effects.FRAMEWORK_METHODS)
         )
-        yield from self._definition(node, ground, is_hook) if isinstance(node, DEFINITIONS) else self._statement(
-            node, ground, 0, False
+        yield from (
+            self._definition(node, ground, is_hook)
+            if isinstance(node, DEFINITIONS)
+            else self._statement(node, ground, 0, False)
         )
 
     def _definition(self, node: ast.AST, ground: Ground, is_hook: bool = False) -> Problems:
@@ -63,12 +71,18 @@ class Bodies:
         inner = Ground(ground.path, (*ground.scope, node.name), in_validation=ground.in_validation)
         for one in node.body:
             if isinstance(one, FUNCTIONS):
-                yield from self._function(one, inner, False, {name for name in defined([one]) if name[:5] == "self."})
+                yield from self._function(
+                    one, inner, False, {name for name in defined([one]) if name[:5] == "self."}
+                )
             else:
                 yield from self._statement(one, inner, 0, True)
 
     def _function(
-        self, node: ast.FunctionDef | ast.AsyncFunctionDef, ground: Ground, is_hook: bool, mine: set[str] | None = None
+        self,
+        node: ast.FunctionDef | ast.AsyncFunctionDef,
+        ground: Ground,
+        is_hook: bool,
+        mine: set[str] | None = None,
     ) -> Problems:
         yield from self._decorators(node)
         for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
@@ -78,10 +92,12 @@ class Bodies:
         if not is_hook:  # what a new hook sets is new, which is looked at with its name
             fresh = frozenset(name for name in fresh if not name.startswith("self."))
         if mine is not None:  # a method of a new class: its self is of the edit
-            fresh |= {f"self.{one.attr}" for one in ast.walk(node) if isinstance(one, ast.Attribute)}
+            fresh |= {
+                f"self.{one.attr}" for one in ast.walk(node) if isinstance(one, ast.Attribute)
+            }
         own = frozenset(defined(node.body)) - names
         scope = (*ground.scope, node.name)
-        is_validating = ground.in_validation or effects.is_of_validation(node.name)
+        is_validating = ground.in_validation or known_effects.is_of_validation(node.name)
         inner = Ground(ground.path, scope, frozenset(fresh), own, is_validating, node.name)
         for one in node.body:
             yield from self._statement(one, inner, 0, not is_hook, mine is None and not is_hook)
@@ -118,10 +134,17 @@ class Bodies:
 
     def _contexts(self, node: ast.With | ast.AsyncWith, ground: Ground) -> Problems:
         for item in node.items:
-            called = item.context_expr.func if isinstance(item.context_expr, ast.Call) else item.context_expr
+            called = (
+                item.context_expr.func
+                if isinstance(item.context_expr, ast.Call)
+                else item.context_expr
+            )
             dotted = self.calls.dotted(called, ground) or ""
             if not dotted.startswith(_CONTEXTS):
-                yield node.lineno, f"`with {ast.unparse(item)}` may do anything around what stands in it"
+                yield (
+                    node.lineno,
+                    f"`with {ast.unparse(item)}` may do anything around what stands in it",
+                )
 
     def _targets(self, node: ast.stmt, ground: Ground, keeps_self: bool) -> Problems:
         """What it writes to must be new, or made by the edit itself."""
@@ -131,7 +154,10 @@ class Bodies:
             is_own_attribute = isinstance(target, ast.Attribute) and root == text
             if isinstance(target, ast.Name) or is_own_attribute:
                 if isinstance(node, ast.AugAssign) and root not in ground.fresh:
-                    yield node.lineno, f"changes `{text}` in place, which may be an object of the training"
+                    yield (
+                        node.lineno,
+                        f"changes `{text}` in place, which may be an object of the training",
+                    )
                 if is_own_attribute and keeps_self and root not in ground.fresh:
                     yield node.lineno, f"sets `{text}`; a helper gives its result back"
             elif root not in ground.fresh or ast.unparse(target.value) != root:  # type: ignore[attr-defined]
@@ -161,7 +187,9 @@ def _control(node: ast.stmt, loops: int, is_helper: bool, method: str) -> str:
         case ast.Return(value=None) if method:
             return ""
         case ast.Return(value=value) if method and not is_helper:
-            is_result = isinstance(value, ast.Name) or ast.unparse(value).startswith(f"super().{method}(")  # type: ignore[arg-type]
+            is_result = isinstance(value, ast.Name) or ast.unparse(value).startswith(
+                f"super().{method}("
+            )  # type: ignore[arg-type]
             return "" if is_result else "gives the framework a value, which may change what it does"
         case ast.Return() | ast.Raise() | ast.Assert() if not is_helper:
             return f"`{ast.unparse(node)}` may end the function early"

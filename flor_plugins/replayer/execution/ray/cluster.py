@@ -18,7 +18,9 @@ SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }  # fmt: skip
 OBJECT_STORE_BYTES = 100 << 20  # events are small; Ray would reserve a third of the memory
-LONGEST_SOCKET_FOLDER = 30  # Ray's sockets lie deep beneath it, and a socket's path has at most 107 bytes
+LONGEST_SOCKET_FOLDER = (
+    30  # Ray's sockets lie deep beneath it, and a socket's path has at most 107 bytes
+)
 
 # What Ray raises for a worker that is gone, and for one that its machine took along.
 _LOST: Mapping[str, Literal["worker", "node"]] = {
@@ -60,7 +62,9 @@ def share_of(ray: Any, processes: int) -> dict[str, float]:
     Never more than the largest node has: such a task would wait for ever.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    most = {kind: int(max((node.get(kind, 0) for node in nodes), default=0)) for kind in ("CPU", "GPU")}
+    most = {
+        kind: int(max((node.get(kind, 0) for node in nodes), default=0)) for kind in ("CPU", "GPU")
+    }
     share: dict[str, float] = {"num_cpus": max(1, min(processes, most["CPU"]))}
     return {**share, "num_gpus": min(processes, most["GPU"])} if most["GPU"] else share
 
@@ -108,7 +112,9 @@ def _has_joined(ray: Any, address: str) -> bool:
 def _own(ray: Any, workers: int | None) -> Iterator[None]:
     """A cluster on this machine. All that it writes is gone with it."""
     place = tempfile.gettempdir()
-    folder = tempfile.mkdtemp(prefix="flor-", dir=place if len(place) <= LONGEST_SOCKET_FOLDER else "/tmp")
+    folder = tempfile.mkdtemp(
+        prefix="flor-", dir=place if len(place) <= LONGEST_SOCKET_FOLDER else "/tmp"
+    )
     with _environment(SILENT):
         try:
             ray.init(

@@ -18,13 +18,13 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
-from flor_plugins.replay.engines import travel
-from flor_plugins.replay.engines.cluster import connected, devices, is_lost, share_of
-from flor_plugins.replay.engines.jobs import LANDED, Job, longest_first
-from flor_plugins.replay.engines.rest import Told
-from flor_plugins.replay.tasks import Outcome, Tell, do_task
+from flor_plugins.replayer.execution import remote_sync
+from flor_plugins.replayer.execution.ray.cluster import connected, devices, is_lost, share_of
+from flor_plugins.replayer.execution.remaining_work import Told
+from flor_plugins.replayer.execution.retries import LANDED, Job, longest_first
+from flor_plugins.replayer.execution.task_runner import Outcome, Tell, do_task
 from flor_plugins.store.layout import VARIABLE, Store
-from flor_plugins.store.mirror import Mirror, mirror_of
+from flor_plugins.store.remote.mirror import Mirror, mirror_of
 from flor_plugins.store.runs import load_run, this_process
 
 GRACE_S = 10.0  # for tasks to end by themselves when the request is given up
@@ -49,7 +49,9 @@ class _Sent:
     stream: Any = None
 
 
-def run_all(store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int | None = 1) -> list[Outcome]:
+def run_all(
+    store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int | None = 1
+) -> list[Outcome]:
     """Do all tasks of a plan; one that fails does not stop the others. In the order of the plan.
 
     workers: tasks at a time, each with a CPU, or a GPU where the cluster has any; None: as many as the cluster
@@ -58,20 +60,26 @@ def run_all(store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, worke
     """
     mirror = mirror_of(store)
     if mirror is not None:
-        travel.depart(mirror, plan, [runs[task.run_id] for task in plan.tasks])
-    place = Place(store.root, mirror.url if mirror else None, os.getcwd(), os.environ.get("OMP_NUM_THREADS"))
+        remote_sync.depart(mirror, plan, [runs[task.run_id] for task in plan.tasks])
+    place = Place(
+        store.root, mirror.url if mirror else None, os.getcwd(), os.environ.get("OMP_NUM_THREADS")
+    )
     jobs = [Job(task) for task in plan.tasks]
     with connected(workers) as ray:
-        _Dispatch(ray, place, replace(plan, tasks=()), runs, tell).all(jobs, workers or devices(ray))
+        _Dispatch(ray, place, replace(plan, tasks=()), runs, tell).all(
+            jobs, workers or devices(ray)
+        )
     if mirror is not None:
-        travel.come_home(mirror, plan)
+        remote_sync.come_home(mirror, plan)
     return [job.result(runs[job.task.run_id], plan) for job in jobs]
 
 
 class _Dispatch:
     """Sends tasks to workers, at most some at a time, and hears what they say."""
 
-    def __init__(self, ray: Any, place: Place, plan: Plan, runs: dict[str, Run], tell: Tell) -> None:
+    def __init__(
+        self, ray: Any, place: Place, plan: Plan, runs: dict[str, Run], tell: Tell
+    ) -> None:
         self._ray, self._place, self._plan, self._runs, self._tell = ray, place, plan, runs, tell
 
     def all(self, jobs: Sequence[Job], workers: int) -> None:
@@ -95,7 +103,11 @@ class _Dispatch:
         # Ray's own retries begin a task from its start; ours leave out what is stored.
         options = {"num_returns": "streaming", "max_retries": 0, "name": f"flor {job.task.name}"}
         share = share_of(self._ray, self._runs[job.task.run_id].processes)
-        sent.stream = self._ray.remote(work).options(**options, **share).remote(self._place, self._plan, job.rest)
+        sent.stream = (
+            self._ray.remote(work)
+            .options(**options, **share)
+            .remote(self._place, self._plan, job.rest)
+        )
 
     def _hear(self, sent: _Sent) -> bool:
         """Take the next thing that a worker says; True if it was the last."""
@@ -103,7 +115,9 @@ class _Dispatch:
         try:
             said = self._ray.get(next(sent.stream))
         except StopIteration:
-            job.outcome.failure = f"run {job.task.name}: its Ray worker ended without a result. Replay it again."
+            job.outcome.failure = (
+                f"run {job.task.name}: its Ray worker ended without a result. Replay it again."
+            )
             return True
         except self._ray.exceptions.RayError as error:
             return self._failed(sent, error)
@@ -153,11 +167,13 @@ def work(place: Place, plan: Plan, task: Task) -> Iterator[Any]:
         run = load_run(store.run(task.run_id))
     else:
         store = mirror.store
-        run, plan = travel.arrive(mirror, plan, task)
+        run, plan = remote_sync.arrive(mirror, plan, task)
         os.environ[VARIABLE] = str(store.root)  # the replayed script looks for a folder
     for said in _doing(store, run, plan, task):
         if mirror is not None and (isinstance(said, Outcome) or said["event"] in LANDED):
-            travel.deliver(mirror, plan, task)  # before it is told, so that what was told is there
+            remote_sync.deliver(
+                mirror, plan, task
+            )  # before it is told, so that what was told is there
         yield said
 
 

@@ -32,7 +32,9 @@ def end_workers(loader: Any) -> None:
         loader._iterator = None
 
 
-def skip(iterator: Iterator[Any], batches: int, ahead: int, previous: Mapping[str, Any] | None) -> None:
+def skip(
+    iterator: Iterator[Any], batches: int, ahead: int, previous: Mapping[str, Any] | None
+) -> None:
     """Draw `batches` batches and throw them away; nothing is computed with them.
 
     Drawing is the only way that leaves workers and generators as they were, random transforms included.
