@@ -1,4 +1,6 @@
-"""The only place that finds a framework: its callback, its replay driver and its intercept by the run's framework."""
+"""The only place that finds a framework: its callback, its replay driver and its intercept
+by the run's framework.
+"""
 
 from __future__ import annotations
 
@@ -13,5 +15,8 @@ PACKAGES = {
 
 
 def package_of(framework: str, module: str = "") -> ModuleType:
-    """`flor_plugins.<package>[.<module>]` of a framework. Raises MissingDependency where it is not installed."""
+    """`flor_plugins.<package>[.<module>]` of a framework.
+
+    Raises MissingDependency where it is not installed.
+    """
     return import_module(".".join(filter(None, [PACKAGES[framework], module])))

@@ -42,7 +42,10 @@ def dataframe(
 
 
 def query(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
-    """`sql`, by the name that it has in FlorDB. The tables are ours: runs, metrics, checkpoints and replays."""
+    """`sql`, by the name that it has in FlorDB.
+
+    The tables are ours: runs, metrics, checkpoints and replays.
+    """
     return sql(query, store=store)
 
 
@@ -71,12 +74,14 @@ def replay(
     metrics: names of hooks. where: only positions at which it holds. epochs: "all", "last",
     "1:3" or numbers. hooks: hook files or @flor.metric functions; default: those of the calling
     script, else those of the recipes that the runs were recorded from. run: names or ids, or one
-    place of a run: "bert@epoch=3", "bert@step=1200". patch: methods of the runs' own code to be replaced:
-    {"module:Class.method": "file.py:function"}; what the functions log are metrics, too. workers: runs at a time.
+    place of a run: "bert@epoch=3", "bert@step=1200". patch: methods of the runs' own code to be
+    replaced: {"module:Class.method": "file.py:function"}; what the functions log are metrics,
+    too. workers: runs at a time.
     engine: "local", processes of this machine, or "ray", those of a Ray cluster.
 
-    A metric that no hook computes may be logged by a statement that was added to the training code in the working
-    tree: it is carried to each run's own version. Raises EditRefused where that edit would change the training.
+    A metric that no hook computes may be logged by a statement that was added to the training
+    code in the working tree: it is carried to each run's own version. Raises EditRefused where
+    that edit would change the training.
 
     Raises HookError for a hook that does not exist or raised (what other positions gave is kept),
     ReplayError when a run could not be replayed, Diverged when what was recomputed differs
@@ -119,18 +124,20 @@ def first(
     store: str | Path | None = None,
     progress: Callable[[Task, dict[str, Any]], None] | None = None,
 ) -> pd.DataFrame:
-    """The first place of each run at which a predicate holds, computing no more values than that takes.
+    """The first place of each run at which a predicate holds, computing no more values than
+    that takes.
 
-    when: an expression as `where` in `dataframe`; its metrics are recorded ones, or those of hooks, which are found
-    as in `replay`. monotone: you say that within a run, once it holds it goes on to hold: bisection, of n epochs
-    at most 1 + log2(n) are evaluated. Else all epochs before the first hit are, and some spread over the rest.
+    when: an expression as `where` in `dataframe`; its metrics are recorded ones, or those of
+    hooks, which are found as in `replay`. monotone: you say that within a run, once it holds it
+    goes on to hold: bisection, of n epochs at most 1 + log2(n) are evaluated. Else all epochs
+    before the first hit are, and some spread over the rest.
     epochs, workers, engine: as in `replay`.
 
-    One row per run, the oldest first: run, name, epoch, step, the names in `when`, evaluated (epochs that hooks
-    were called for), first (True in the first run where it holds), detail. epoch and step are missing where it
-    holds nowhere (or where detail says what can't be computed). With metrics of updates a place is an update, else
-    an epoch's end. Raises WhereError for a wrong expression; HookError, ReplayError and Diverged as `replay`.
-    """
+    One row per run, the oldest first: run, name, epoch, step, the names in `when`, evaluated
+    (epochs that hooks were called for), first (True in the first run where it holds), detail.
+    epoch and step are missing where it holds nowhere (or where detail says what can't be
+    computed). With metrics of updates a place is an update, else an epoch's end. Raises
+    WhereError for a wrong expression; HookError, ReplayError and Diverged as `replay`."""
     from flor_plugins.errors import Diverged, HookError, ReplayError
     from flor_plugins.replayer import requests
     from flor_plugins.replayer.searching import search
@@ -159,12 +166,14 @@ def verify(
     store: str | Path | None = None,
     progress: Callable[[Task, dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Train a run again, from checkpoint to checkpoint, and compare everything that is recomputed, bit for bit.
+    """Train a run again, from checkpoint to checkpoint, and compare everything that is
+    recomputed, bit for bit.
 
-    run: a name or id, or a place of it: "bert@step=1200" trains up to there. epochs, workers, engine: as in `replay`.
-    Returns one mapping per stretch: start, end (Position), verdict, compared (count), first (the first
-    differing Position or None), detail (both values there), causes (likely ones, most likely first).
-    Raises UnknownRun, and ReplayError when the run can't be trained again.
+    run: a name or id, or a place of it: "bert@step=1200" trains up to there. epochs, workers,
+    engine: as in `replay`.
+    Returns one mapping per stretch: start, end (Position), verdict, compared (count), first
+    (the first differing Position or None), detail (both values there), causes (likely ones,
+    most likely first). Raises UnknownRun, and ReplayError when the run can't be trained again.
     """
     from flor_plugins.errors import ReplayError
     from flor_plugins.replayer import requests
@@ -186,8 +195,8 @@ def checkpoint(
     """The model's weights of a run: {name: tensor}, on the CPU, verified.
 
     run: a name or id, or a place: "bert@epoch=3", "bert@step=1200". epoch: the same in a number;
-    default the last checkpoint. Raises UnknownRun, NoCheckpoint (says which exist) or DamagedCheckpoint.
-    """
+    default the last checkpoint. Raises UnknownRun, NoCheckpoint (says which exist) or
+    DamagedCheckpoint."""
     from flor_plugins.replayer.execution.remote_sync import fetch_weights
     from flor_plugins.store import checkpoints
     from flor_plugins.store.query.references import Reference, checkpoint_at, parse_reference
@@ -208,12 +217,13 @@ def import_flordb(
     step: str | None = None,
     store: str | Path | None = None,
 ) -> list[Run]:
-    """Make runs of what FlorDB (3.4 or 4) has logged at `path`: its project, a `.flor` folder or a `.db` file.
+    """Make runs of what FlorDB (3.4 or 4) has logged at `path`: its project, a `.flor` folder
+    or a `.db` file.
 
-    Values, with their types; loops as epochs and steps (epoch, step: names of those loops, where they are not
-    clear); arguments as params; the commit, where FlorDB's repository is found. FlorDB's files are only read, and
-    imported once: again, only what is new is taken. Returns the runs, the oldest first. StoreError if there is nothing.
-    """
+    Values, with their types; loops as epochs and steps (epoch, step: names of those loops,
+    where they are not clear); arguments as params; the commit, where FlorDB's repository is
+    found. FlorDB's files are only read, and imported once: again, only what is new is taken.
+    Returns the runs, the oldest first. StoreError if there is nothing."""
     from flor_plugins.recorder.importers import flordb
 
     home = find_store() if store is None else store_in(store)
@@ -228,12 +238,13 @@ def _named(home: Store, run: str | Sequence[str] | None) -> list[Run]:
 def upload(
     url: str, run: str | Sequence[str] | None = None, *, store: str | Path | None = None
 ) -> list[str]:
-    """Put recorded runs, their checkpoints and their code into an object store; returns the paths in it that are new.
+    """Put recorded runs, their checkpoints and their code into an object store; returns the
+    paths in it that are new.
 
-    url: as s3://bucket/flor; from then on it can be the `store` of all that reads and replays. run: names or ids;
-    default all. Again, it adds what is missing. Raises UnknownRun, SnapshotError where the code of a run can't be
-    found, StoreError where the object store refuses, MissingDependency without the package for that kind of url.
-    """
+    url: as s3://bucket/flor; from then on it can be the `store` of all that reads and replays.
+    run: names or ids; default all. Again, it adds what is missing. Raises UnknownRun,
+    SnapshotError where the code of a run can't be found, StoreError where the object store
+    refuses, MissingDependency without the package for that kind of url."""
     from flor_plugins.replayer.execution.remote_sync import upload as put
 
     home = find_store() if store is None else store_in(store)

@@ -1,4 +1,6 @@
-"""Average precision as COCO defines it, computed by pycocotools; for recipes/yolos.py and its hooks."""
+"""Average precision as COCO defines it, computed by pycocotools; for recipes/yolos.py and
+its hooks.
+"""
 
 from __future__ import annotations
 
@@ -36,11 +38,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What pycocotools found out. A mean over all classes that have such an object; NaN where none has.
+    """What pycocotools found out. A mean over all classes that have such an object; NaN where
+    none has.
 
     size:    one of SIZES.
-    overlap: intersection over union from which a box counts as found; None for the mean over .5, .55 .. .95.
-    """
+    overlap: intersection over union from which a box counts as found; None for the mean over
+    .5, .55 .. .95."""
 
     held: COCOeval
 

@@ -1,8 +1,8 @@
 """PPO learns to balance a pole (CartPole-v1 of gymnasium), in a loop written by hand.
 
-The algorithm is that of Schulman et al. (2017, arXiv:1707.06347) with the details of CleanRL's ppo.py: generalized
-advantages, clipped policy and value losses, advantages normalised in each minibatch, an annealed learning rate.
-"""
+The algorithm is that of Schulman et al. (2017, arXiv:1707.06347) with the details of CleanRL's
+ppo.py: generalized advantages, clipped policy and value losses, advantages normalised in each
+minibatch, an annealed learning rate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ PASSES = 6  # over each rollout
 
 @dataclass(frozen=True)
 class Scale:
-    """How much is played; the net is the same. steps: of each environment in a rollout. rollouts: in an epoch."""
+    """How much is played; the net is the same. steps: of each environment in a rollout.
+    rollouts: in an epoch.
+    """
 
     environments: int
     steps: int
@@ -41,7 +43,8 @@ SCALES = {
 
 
 class Rollout(NamedTuple):
-    """Transitions, or a minibatch of them. observations: (transitions, OBSERVED) float32, all else (transitions,).
+    """Transitions, or a minibatch of them. observations: (transitions, OBSERVED) float32, all
+    else (transitions,).
 
     log_probs, values: by the net that played. returns: what the value function is to foresee.
     """
@@ -97,7 +100,10 @@ class Agent(nn.Module):
         self.critic = layers(hidden_size, 1, 1.0)
 
     def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-        """observations: (..., OBSERVED) float32. Returns logits of the actions: (..., ACTIONS), and values: (...)."""
+        """observations: (..., OBSERVED) float32.
+
+        Returns logits of the actions: (..., ACTIONS), and values: (...).
+        """
         return self.actor(observations), self.critic(observations).squeeze(-1)
 
 
@@ -125,14 +131,18 @@ class Players:
 
     @torch.no_grad()
     def play(self, net: Agent, steps: int, ended: list[float]) -> Rollout:
-        """So many steps of each environment. The returns of episodes that end are added to `ended`."""
+        """So many steps of each environment.
+
+        The returns of episodes that end are added to `ended`.
+        """
         rows = []
         for _ in range(steps):
             observed = torch.from_numpy(self.observed)
             logits, values = net(observed)
             policy = Categorical(logits=logits)
             actions = policy.sample()
-            # An environment is reset by the step after the end of its episode, which takes no action: no transition.
+            # An environment is reset by the step after the end of its episode, which takes no
+            # action: no transition.
             is_valid = ~self.is_over
             self.observed, rewards, terminated, truncated, _ = self.environments.step(
                 actions.numpy()
@@ -158,8 +168,8 @@ def advantages_of(
 ) -> Tensor:
     """Generalized advantages (Schulman et al. 2016, arXiv:1506.02438). All (steps, environments).
 
-    following: values of the observations after each step. terminated: the pole fell, so that nothing follows. is_over:
-    that, or the time was up, after which more would have followed.
+    following: values of the observations after each step. terminated: the pole fell, so that
+    nothing follows. is_over: that, or the time was up, after which more would have followed.
     """
     found, later = torch.zeros_like(values), torch.zeros_like(values[0])
     for step in reversed(range(len(rewards))):

@@ -69,7 +69,10 @@ def build_trainer(
     scale: str = "tiny",
     seed: int = 1,
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
-    """Trainer, module and the loaders (training, validation). layers: of each tower; None for those of the scale."""
+    """Trainer, module and the loaders (training, validation).
+
+    layers: of each tower; None for those of the scale.
+    """
     if scale == "tiny":
         torch.set_num_threads(
             1
@@ -107,7 +110,9 @@ class Matcher(lightning.LightningModule):
         return loss
 
     def contrast(self, pictures: Tensor, captions: Tensor) -> Tensor:
-        """The loss: each picture has to find its caption among those of the batch, and the other way round."""
+        """The loss: each picture has to find its caption among those of the batch, and the
+        other way round.
+        """
         logits = self.net.logit_scale.clamp(max=LARGEST_SCALE).exp() * pictures @ captions.T
         own = torch.arange(len(logits), device=logits.device)
         return (functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)) / 2
@@ -127,7 +132,9 @@ class Matcher(lightning.LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The rate rises for a tenth of the training, else so small a model starts badly, and falls to nothing."""
+        """The rate rises for a tenth of the training, else so small a model starts badly,
+        and falls to nothing.
+        """
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
@@ -172,7 +179,10 @@ def tower(size: Tower, layers: int | None) -> dict[str, int]:
 
 
 class Captioned(Dataset[tuple[Tensor, Tensor]]):
-    """Each emoji somewhere on a piece of a photograph, with its caption. is_fixed: the same picture each time."""
+    """Each emoji somewhere on a piece of a photograph, with its caption.
+
+    is_fixed: the same picture each time.
+    """
 
     def __init__(
         self,
@@ -235,7 +245,9 @@ def split(name: str) -> list[str]:
 
 
 def write_captions(emoji: list[Emoji], words: list[str], *, rows: int, length: int) -> Tensor:
-    """(emoji, length) int64: start, the words of the name, end; the end again where nothing follows."""
+    """(emoji, length) int64: start, the words of the name, end; the end again where nothing
+    follows.
+    """
     number = {word: index for index, word in enumerate(words)}
     captions = torch.full((len(emoji), length), rows + END)
     captions[:, 0] = rows + START

@@ -1,8 +1,8 @@
 """Real court forms, filled with made-up answers, every word with its place and its FUNSD tag.
 
-A form is filled as on a screen: PDFium types text into its fields and draws it. What was typed is an answer;
-form_tags.py finds questions and headers among the printed words. Places are in points, from the lower left corner.
-"""
+A form is filled as on a screen: PDFium types text into its fields and draws it. What was typed
+is an answer; form_tags.py finds questions and headers among the printed words. Places are in
+points, from the lower left corner."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ SOURCES = (
 FEWEST_FIELDS = 3  # a page with fewer is running text
 BLANK = 0.15  # of the fields stay empty
 BOLD = 600  # a font's weight from which it is bold, as in CSS
-BREAKS = "_\ufffe\u00ad"  # rules that are drawn with underscores, and PDFium's marks for hyphens at a line's end
+# rules that are drawn with underscores, and PDFium's marks for hyphens at a line's end
+BREAKS = "_\ufffe\u00ad"
 
 
 @dataclass(frozen=True)
 class Page:
-    """A filled page. words: in reading order. picture: (3, pixels, pixels) uint8, squeezed to a square."""
+    """A filled page.
+
+    words: in reading order. picture: (3, pixels, pixels) uint8, squeezed to a square.
+    """
 
     form: str
     number: int
@@ -67,7 +71,8 @@ def find_source(name: str) -> Distribution:
         return distribution(name)
     except PackageNotFoundError as error:
         raise MissingDependency(
-            f"the forms of recipes/layoutlmv3.yaml come with the package {name!r}, which is not installed: "
+            f"the forms of recipes/layoutlmv3.yaml come with the package {name!r}, which is "
+            f"not installed: "
             f"pip install 'flor-plugins[recipes]'"
         ) from error
 
@@ -123,7 +128,9 @@ def field_name(document: pdfium.PdfDocument, mark: raw.FPDF_ANNOTATION) -> str:
 
 
 def type_in(document: pdfium.PdfDocument, number: int, answers: list[tuple[Field, str]]) -> None:
-    """Type the answers, then make them part of the page, where they can be read like what is printed."""
+    """Type the answers, then make them part of the page, where they can be read like what is
+    printed.
+    """
     page = document[number]
     for field, answer in answers:
         enter(
@@ -181,7 +188,10 @@ def added(before: list[Letter], after: list[Letter]) -> list[Letter]:
 
 
 def spell(letters: list[Letter], fields: list[Field] | None = None) -> list[Word]:
-    """Letters put together to words. fields: where only letters within one of them count, and no word spans two."""
+    """Letters put together to words.
+
+    fields: where only letters within one of them count, and no word spans two.
+    """
     words: list[Word] = []
     held: list[Letter] = []
     place: Field | None = None

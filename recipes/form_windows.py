@@ -28,7 +28,9 @@ FIRST, PADDING, LAST = (Token(SPECIAL.index(name)) for name in ("<s>", "<pad>", 
 
 
 def train_tokenizer(pages: list[Page]) -> Tokenizer:
-    """Byte pairs of the words on the pages; the trainer of WordPieces breaks ties differently in each process."""
+    """Byte pairs of the words on the pages; the trainer of WordPieces breaks ties
+    differently in each process.
+    """
     trained = ByteLevelBPETokenizer(add_prefix_space=True)
     words = (word.text for page in pages for word in page.words)
     trained.train_from_iterator(
@@ -40,9 +42,8 @@ def train_tokenizer(pages: list[Page]) -> Tokenizer:
 def cut(pages: list[Page], tokenizer: Tokenizer, length: int) -> dict[str, Tensor]:
     """The pages as windows of whole words, each `<s> ... </s>`, filled up to the length.
 
-    ids, labels: (windows, length) int64. boxes: (windows, length, 4) int64. pages: (windows,) int64, rows of
-    pictures: (pages, 3, pixels, pixels) uint8.
-    """
+    ids, labels: (windows, length) int64. boxes: (windows, length, 4) int64. pages: (windows,)
+    int64, rows of pictures: (pages, 3, pixels, pixels) uint8."""
     found = [
         (row, window)
         for row, page in enumerate(pages)
@@ -61,7 +62,9 @@ def cut(pages: list[Page], tokenizer: Tokenizer, length: int) -> dict[str, Tenso
 
 
 def windows(page: Page, tokenizer: Tokenizer, room: int) -> Iterator[list[Token]]:
-    """The page's tokens in pieces of at most `room`, no word in two of them; a longer word loses its end."""
+    """The page's tokens in pieces of at most `room`, no word in two of them; a longer word
+    loses its end.
+    """
     window: list[Token] = []
     for word in page.words:
         place, label = locate(word.box, page.size), TAGS.index(word.tag)

@@ -29,8 +29,8 @@ SPECIAL = {"bos_token": BETWEEN, "eos_token": BETWEEN, "unk_token": BETWEEN}
 class Scale:
     """A size of the model. vocabulary: rows of the embedding, of which the text uses PIECES.
 
-    eval_batch_size: in sequences; their logits, (eval_batch_size, length, vocabulary), must fit into memory.
-    """
+    eval_batch_size: in sequences; their logits, (eval_batch_size, length, vocabulary), must fit
+    into memory."""
 
     hidden_size: int
     layers: int
@@ -112,8 +112,9 @@ def build_model(size: Scale, hidden_size: int) -> GPT2LMHeadModel:
             eos_token_id=0,
         )
     )
-    # transformers finds no loss for this class name and takes this one anyway; but then Trainer divides by all tokens
-    # of a batch, not by those that are predicted: training losses would be 1/64 smaller than those of `evaluate`.
+    # transformers finds no loss for this class name and takes this one anyway; but then Trainer
+    # divides by all tokens of a batch, not by those that are predicted: training losses would
+    # be 1/64 smaller than those of `evaluate`.
     model.loss_type = "ForCausalLM"
     return model
 

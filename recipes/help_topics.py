@@ -1,7 +1,8 @@
-"""Python's help topics, for recipes that learn a language: real English that comes with Python, nothing to download.
+"""Python's help topics, for recipes that learn a language: real English that comes with Python,
+nothing to download.
 
-A function's `file` is the recipe's (its `__file__`): prepared data is kept under its name and changes with its code.
-"""
+A function's `file` is the recipe's (its `__file__`): prepared data is kept under its name and
+changes with its code."""
 
 from __future__ import annotations
 
@@ -26,10 +27,11 @@ def load_lines() -> list[str]:
 
 
 def load_passages() -> list[str]:
-    """The topics in the order of their names, a paragraph a line; what several topics have stands in the first.
+    """The topics in the order of their names, a paragraph a line; what several topics have
+    stands in the first.
 
-    Many topics quote others. With repetitions, much of the validation text would be in the training text, too.
-    """
+    Many topics quote others. With repetitions, much of the validation text would be in the
+    training text, too."""
     seen: set[str] = set()
     found = []
     for name in sorted(topics):
@@ -43,7 +45,8 @@ def load_passages() -> list[str]:
 def load_tokenizer(
     file: str, texts: Sequence[str], special: Mapping[str, str], *, lowercase: bool
 ) -> PreTrainedTokenizerFast:
-    """The vocabulary of the texts, trained on first use and cached. special: its first pieces, by role (`unk_token`).
+    """The vocabulary of the texts, trained on first use and cached. special: its first pieces,
+    by role (`unk_token`).
 
     Byte pairs, not WordPieces: the trainer of those breaks ties differently in each process,
     and a run must find the same vocabulary again when its cache is gone.
@@ -67,7 +70,9 @@ def train_byte_pairs(texts: Sequence[str], special: list[str], lowercase: bool) 
 def load_chunks(
     file: str, texts: Sequence[str], length: int, cut: Callable[[], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """What `cut` makes of the texts, (chunks, length) int64, made on first use and cached: training, validation."""
+    """What `cut` makes of the texts, (chunks, length) int64, made on first use and cached:
+    training, validation.
+    """
     path = (
         prepared.folder(Path(file).stem)
         / f"chunks-{PIECES}-{length}-{digest(file, texts)}.safetensors"
@@ -78,6 +83,8 @@ def load_chunks(
 
 
 def digest(file: str, texts: Sequence[str]) -> str:
-    """Changes with all that the prepared files depend on: the texts, the recipe's code and this, `tokenizers`."""
+    """Changes with all that the prepared files depend on: the texts, the recipe's code and
+    this, `tokenizers`.
+    """
     code = [Path(one).read_text(encoding="utf-8") for one in (file, __file__)]
     return prepared.digest(*texts, *code, tokenizers.__version__)

@@ -11,7 +11,8 @@ from transformers import TrainingArguments
 def arguments(
     recipe: str, *, scale: str, epochs: int, batch_size: int, **others: Any
 ) -> TrainingArguments:
-    """Evaluated and logged at each epoch, nothing saved or reported elsewhere; at scale: tiny on the CPU.
+    """Evaluated and logged at each epoch, nothing saved or reported elsewhere; at scale: tiny
+    on the CPU.
 
     others: of TrainingArguments.
     """

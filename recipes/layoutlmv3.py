@@ -34,11 +34,11 @@ PARTS = ("train_", "validation_")
 
 @dataclass(frozen=True)
 class Scale:
-    """A size of the model and of its pictures. length: tokens of a window. vocabulary: rows, of which PIECES are used.
+    """A size of the model and of its pictures. length: tokens of a window. vocabulary: rows, of
+    which PIECES are used.
 
-    fillings: how often each training form is filled. coordinate, shape: widths of the parts of a place's embedding;
-    four of the one and two of the other make hidden_size.
-    """
+    fillings: how often each training form is filled. coordinate, shape: widths of the parts of
+    a place's embedding; four of the one and two of the other make hidden_size."""
 
     hidden_size: int
     layers: int
@@ -133,7 +133,9 @@ class Windows(Dataset[dict[str, Tensor]]):
 
 
 def entity_scores(found: EvalPrediction) -> dict[str, float]:
-    """Precision, recall and F1 of entities: right are those of the right kind from the first word to the last."""
+    """Precision, recall and F1 of entities: right are those of the right kind from the first
+    word to the last.
+    """
     pairs = list(zip(found.label_ids, found.predictions, strict=True))
     true = {
         (index, *one)
@@ -154,7 +156,8 @@ def entity_scores(found: EvalPrediction) -> dict[str, float]:
 
 
 def spans(tags: numpy.ndarray) -> Iterator[tuple[str, int, int]]:
-    """The entities of a sequence of words: kind, first word, word after the last. tags: (words,) int.
+    """The entities of a sequence of words: kind, first word, word after the last. tags:
+    (words,) int.
 
     As in seqeval: an I- tag that continues nothing begins an entity, too.
     """
@@ -205,7 +208,9 @@ def fill_all(filling: int, pixels: int) -> Iterator[Page]:
 
 
 def digest() -> str:
-    """Changes with all that the prepared windows depend on: the forms, the code, the packages that fill and draw."""
+    """Changes with all that the prepared windows depend on: the forms, the code, the
+    packages that fill and draw.
+    """
     modules = [court_forms, form_tags, form_windows, made_up]
     code = [
         Path(str(path)).read_text(encoding="utf-8")

@@ -11,8 +11,8 @@ from faker import Faker
 NARROW = 45.0  # points: a field of unknown kind in which there is no room for a sentence
 LETTER = 5.0  # points, about a letter's width in a filled form
 
-# What a field of that name is filled with; the first that fits. The names are those of the forms' authors.
-# Faker's own dates depend on today.
+# What a field of that name is filled with; the first that fits. The names are those of the
+# forms' authors. Faker's own dates depend on today.
 KINDS: dict[str, Callable[[Faker], str]] = {
     r"dob|date": lambda fake: (
         f"{fake.random_int(1, 12):02}/{fake.random_int(1, 28):02}/{fake.random_int(1960, 2024)}"
@@ -61,7 +61,9 @@ class Person:
         self.given: dict[str, str] = {}
 
     def answer(self, name: str, width: float) -> str:
-        """What is written into the field, short enough for its width (points); fields of one name agree."""
+        """What is written into the field, short enough for its width (points); fields of one
+        name agree.
+        """
         if name not in self.given:
             is_blank = self.fake.random.random() < self.blank
             self.given[name] = "" if is_blank else self.make(name, width)

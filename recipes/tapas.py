@@ -31,7 +31,8 @@ from transformers.models.tapas.tokenization_tapas import BasicTokenizer
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "[EMPTY]"]
 VOCABULARY = 1_600  # at most
 TRAINING, VALIDATION = 4_000, 400  # questions
-# What TAPAS calls the parts of a right answer; Trainer hands them to `compute_metrics`, in this order.
+# What TAPAS calls the parts of a right answer; Trainer hands them to `compute_metrics`, in this
+# order.
 ANSWER = ["labels", "aggregation_labels", "float_answer", "numeric_values", "numeric_values_scale"]
 
 
@@ -39,9 +40,9 @@ ANSWER = ["labels", "aggregation_labels", "float_answer", "numeric_values", "num
 class Scale:
     """A size of the model and of its tables.
 
-    vocabulary: rows of the embedding, of which the texts use VOCABULARY. row_spread: a factor on the embeddings of the
-    row numbers. rows, columns: at most, the key among them. places: numbers that a row, column or rank can have.
-    """
+    vocabulary: rows of the embedding, of which the texts use VOCABULARY. row_spread: a factor
+    on the embeddings of the row numbers. rows, columns: at most, the key among them. places:
+    numbers that a row, column or rank can have."""
 
     hidden_size: int
     layers: int
@@ -114,7 +115,8 @@ def build_trainer(
             learning_rate=learning_rate,
             warmup_steps=40,
             label_names=ANSWER,
-            remove_unused_columns=False,  # the kind of a question is for metrics; the model passes it over
+            # the kind of a question is for metrics; the model passes it over
+            remove_unused_columns=False,
             seed=seed,
         ),
         train_dataset=Questions(training),
@@ -164,7 +166,9 @@ class Questions(Dataset[dict[str, Tensor]]):
 
 
 def compute_accuracy(found: EvalPrediction) -> dict[str, float]:
-    """Share of the questions with the right answer: the very cells, or, of a sum, average or count, the number."""
+    """Share of the questions with the right answer: the very cells, or, of a sum, average or
+    count, the number.
+    """
     (logits, operator_logits), answer = found.predictions, found.label_ids
     labels, operators, numbers, values, sizes = answer
     is_chosen, operator = logits > 0, operator_logits.argmax(axis=1)
@@ -193,7 +197,9 @@ def load_questions(size: Scale) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 def make_questions(size: Scale) -> dict[str, Tensor]:
-    """The tensors of both parts, `training.NAME` and `validation.NAME`; questions that are too long are left out."""
+    """The tensors of both parts, `training.NAME` and `validation.NAME`; questions that are
+    too long are left out.
+    """
     shape = {"rows": size.rows, "columns": size.columns}
     asked = {
         "training": table_questions.ask(TRAINING, held_out=False, seed=0, **shape),
@@ -230,7 +236,10 @@ def make_vocabulary(questions: Iterable[Question]) -> list[str]:
 def encode(
     questions: Iterable[Question], tokenizer: TapasTokenizer, length: int
 ) -> dict[str, Tensor]:
-    """Those that fit into the length, as the model takes them. Whole numbers are kept as int16, others as float32."""
+    """Those that fit into the length, as the model takes them.
+
+    Whole numbers are kept as int16, others as float32.
+    """
     found = [
         encode_one(one, tokenizer, length) for one in questions if fits(one, tokenizer, length)
     ]
@@ -267,7 +276,9 @@ def encode_one(question: Question, tokenizer: TapasTokenizer, length: int) -> di
 
 
 def digest() -> str:
-    """Changes with all that the prepared questions depend on: the tables, this code, the tokenizer."""
+    """Changes with all that the prepared questions depend on: the tables, this code, the
+    tokenizer.
+    """
     tables = [str(table_questions.load(one)) for one in table_questions.SOURCES]
     code = [Path(one).read_text(encoding="utf-8") for one in (__file__, table_questions.__file__)]
     return prepared.digest(*tables, *code, transformers.__version__, pd.__version__)

@@ -31,7 +31,10 @@ Loaders = tuple[DataLoader[Batch], DataLoader[Batch]]
 
 @dataclass(frozen=True)
 class Scale:
-    """A size of the model, of its pictures and of what an epoch shows. objects: most in a picture."""
+    """A size of the model, of its pictures and of what an epoch shows.
+
+    objects: most in a picture.
+    """
 
     height: int
     width: int
@@ -62,7 +65,10 @@ def build_trainer(
     scale: str = "tiny",
     seed: int = 1,
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
-    """Trainer, module and the loaders (training, validation). hidden_size: None for the one of the scale."""
+    """Trainer, module and the loaders (training, validation).
+
+    hidden_size: None for the one of the scale.
+    """
     if scale == "tiny":
         torch.set_num_threads(
             1
@@ -87,7 +93,10 @@ class Detector(lightning.LightningModule):
         self.found: list[Seen] = []
 
     def forward(self, pictures: Tensor) -> list[Seen]:
-        """pictures: (batch, 3, height, width) float32. Returns what each query found, picture by picture."""
+        """pictures: (batch, 3, height, width) float32.
+
+        Returns what each query found, picture by picture.
+        """
         output = self.net(pixel_values=pictures)
         scores, classes = output.logits.softmax(dim=-1)[..., :-1].max(
             dim=-1
@@ -131,7 +140,9 @@ class Detector(lightning.LightningModule):
         return average_precision.evaluate(truth, found, CLASSES, self.height)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The rate rises for a tenth of the training, else so small a model starts badly, and falls to nothing."""
+        """The rate rises for a tenth of the training, else so small a model starts badly,
+        and falls to nothing.
+        """
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer,
@@ -157,7 +168,8 @@ def build_net(scale: Scale, hidden_size: int) -> YolosForObjectDetection:
             num_labels=CLASSES,
         )
     )
-    # transformers leaves them at zero: all queries would be the same one, and all patches of one place.
+    # transformers leaves them at zero: all queries would be the same one, and all patches of
+    # one place.
     torch.nn.init.normal_(net.vit.embeddings.detection_tokens, std=0.5)
     torch.nn.init.normal_(
         net.vit.embeddings.position_embeddings, std=0.3
@@ -184,7 +196,9 @@ class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
         return self.length
 
     def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
-        """The picture, and its objects as transformers wants them: boxes are shares (middle x, y, width, height)."""
+        """The picture, and its objects as transformers wants them: boxes are shares (middle
+        x, y, width, height).
+        """
         random = emoji_pictures.draws(index, is_fixed=self.is_fixed)
         height, width = self.scale.height, self.scale.width
         canvas = emoji_pictures.cut(self.photographs, width, height, random)
@@ -204,7 +218,9 @@ class Scenes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
 
 
 def draw_places(random: Random, width: int, height: int, count: int) -> list[tuple[int, int, int]]:
-    """(side, left, top) of up to `count` squares, hardly one behind another; small ones as often as large ones."""
+    """(side, left, top) of up to `count` squares, hardly one behind another; small ones as
+    often as large ones.
+    """
     places: list[tuple[int, int, int]] = []
     for _ in range(count):
         side = round(height * SMALLEST * (LARGEST / SMALLEST) ** random.random())

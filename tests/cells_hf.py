@@ -1,4 +1,6 @@
-"""Trainings with an HF Trainer that use what makes a restoration hard: the cells of the exactness matrix."""
+"""Trainings with an HF Trainer that use what makes a restoration hard: the cells of the
+exactness matrix.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,9 @@ class Average(TrainerCallback):
 
 
 class Noise(TrainerCallback):
-    """Disturbs the weights by what it has seen: a queue, generators of its own, a module of its own."""
+    """Disturbs the weights by what it has seen: a queue, generators of its own, a module of
+    its own.
+    """
 
     def __init__(self) -> None:
         self.generator, self.numbers = torch.Generator().manual_seed(3), np.random.default_rng(4)

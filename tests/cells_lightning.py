@@ -1,4 +1,6 @@
-"""The cells of the exactness matrix for Lightning: trainings that each use what makes a restoration hard."""
+"""The cells of the exactness matrix for Lightning: trainings that each use what makes a
+restoration hard.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ class Drawing(Net):
 
 
 class Tokens(pl.LightningModule):
-    """GPT-2 with one layer: its input and output embeddings are one tensor. lora: only adapters are trained."""
+    """GPT-2 with one layer: its input and output embeddings are one tensor. lora: only
+    adapters are trained.
+    """
 
     def __init__(self, lora: bool = False) -> None:
         super().__init__()
@@ -129,7 +133,9 @@ class Tokens(pl.LightningModule):
 
 
 class Half(Net):
-    """bfloat16 parameters; an optimizer with float32 state, a counter and a queue: loading casts and rebuilds them."""
+    """bfloat16 parameters; an optimizer with float32 state, a counter and a queue: loading
+    casts and rebuilds them.
+    """
 
     def __init__(self) -> None:
         super().__init__(lambda module: Exact(module.parameters(), 1e-2))

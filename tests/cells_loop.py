@@ -1,5 +1,5 @@
-"""Hand-written trainings of every kind. Each takes `loop` and `log` (flor's, or ones that do nothing) and `tell`, which
-hears of each micro-batch's loss."""
+"""Hand-written trainings of every kind. Each takes `loop` and `log` (flor's, or ones that do
+nothing) and `tell`, which hears of each micro-batch's loss."""
 
 from __future__ import annotations
 
@@ -199,7 +199,9 @@ def break_and_continue(flor: Flor) -> None:
 
 
 def generators(flor: Flor) -> None:
-    """Rates of a generator as the main loop's items, and batches of one that is made in each epoch."""
+    """Rates of a generator as the main loop's items, and batches of one that is made in each
+    epoch.
+    """
 
     def rates() -> Iterator[float]:
         for number in range(4):
@@ -403,7 +405,9 @@ def accelerated(flor: Flor) -> None:
 
 
 def arrays(flor: Flor) -> None:
-    """Variables and attributes of numpy, which go from one iteration to the next; `seen` and `first` are one memory."""
+    """Variables and attributes of numpy, which go from one iteration to the next; `seen` and
+    `first` are one memory.
+    """
     net, optimizer = built()
     rest, best, last = np.zeros((4, 6), np.float32), np.float32(0.5), deque(maxlen=3)
     seen = np.zeros(3)
@@ -423,7 +427,9 @@ def arrays(flor: Flor) -> None:
 
 
 class Maze(gymnasium.Env):
-    """A user's own environment: its state is in an object that it holds, and it draws from its own generator."""
+    """A user's own environment: its state is in an object that it holds, and it draws from
+    its own generator.
+    """
 
     observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (6,), np.float32)
     action_space = gymnasium.spaces.Discrete(3)

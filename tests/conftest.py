@@ -1,4 +1,6 @@
-"""What several test files share: a git repository with the toy projects in it, and how scripts run there."""
+"""What several test files share: a git repository with the toy projects in it, and how
+scripts run there.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ Table = dict[tuple[Position, Phase, Level], dict[str, Any]]
 def pytest_configure(config: pytest.Config) -> None:
     # before any test module imports a framework, which reads them once
     os.environ.update(QUIET)
-    # Machines are shared and noisy: how long an example took says nothing. (On CI hypothesis has a profile of its own.)
+    # Machines are shared and noisy: how long an example took says nothing. (On CI hypothesis
+    # has a profile of its own.)
     if not os.environ.get("CI"):
         settings.register_profile(
             "shared", deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -80,7 +83,9 @@ def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
 def run_script(
     project: Path, *args: str | Path, timeout: float = 120, env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """`python ARGS...` in the project; its output is text, its exit status is the caller's to look at."""
+    """`python ARGS...` in the project; its output is text, its exit status is the caller's
+    to look at.
+    """
     command = [sys.executable, *map(str, args)]
     return subprocess.run(
         command, cwd=project, env=environment(env), timeout=timeout, capture_output=True, text=True

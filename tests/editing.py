@@ -1,4 +1,6 @@
-"""Edits as records, made from two states of some files: what carrying needs, without a repository."""
+"""Edits as records, made from two states of some files: what carrying needs, without a
+repository.
+"""
 
 from __future__ import annotations
 

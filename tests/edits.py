@@ -1,8 +1,9 @@
-"""Seven versions of one small Lightning project, each a change of the one before, and an edit of the newest one.
+"""Seven versions of one small Lightning project, each a change of the one before, and an edit
+of the newest one.
 
-v1 original; v2 a method renamed; v3 the model's file moved into a package; v4 its class split in two files;
-v5 a variable renamed; v6 a new argument of the dataset; v7 a helper moved to another module.
-"""
+v1 original; v2 a method renamed; v3 the model's file moved into a package; v4 its class split
+in two files; v5 a variable renamed; v6 a new argument of the dataset; v7 a helper moved to
+another module."""
 
 from __future__ import annotations
 
@@ -142,7 +143,10 @@ def versions() -> dict[str, Files]:
 def _split(steps: str) -> Files:
     """The steps of the model become a class of their own, in a file of its own."""
     head = HEAD.replace("import torch\n", "")
-    imports = '"""A classifier of points."""\n\nimport torch\n\nfrom toys.steps import CLASSES, Steps\n\n\n'
+    imports = (
+        '"""A classifier of points."""\n\nimport torch\n\nfrom toys.steps import '
+        "CLASSES, Steps\n\n\n"
+    )
     net = NET.replace("{steps}\n", "").replace("pl.LightningModule", "Steps")
     return {
         "toys/steps.py": head.replace("A classifier of points", "How a classifier is trained")
@@ -166,7 +170,8 @@ def _helper_moved(files: Files) -> Files:
     }
 
 
-# What somebody adds to v7: an import of a package, one of a module of the project, a helper, and the line that logs.
+# What somebody adds to v7: an import of a package, one of a module of the project, a helper,
+# and the line that logs.
 HELPER = '''def logit_margin(logits, targets):
     """How far the right class is ahead of the best other one, on average."""
     right = (logits * targets).sum(1)

@@ -1,4 +1,6 @@
-"""Tiny trainings of both frameworks in which somebody looks for obstacles where a FlorCallback would."""
+"""Tiny trainings of both frameworks in which somebody looks for obstacles where a
+FlorCallback would.
+"""
 
 from __future__ import annotations
 

@@ -46,7 +46,8 @@ def made(
 
 @dataclass
 class Training:
-    """Epochs of `epoch_s`, each checkpoint costs `costs` seconds and takes its bytes on disk at once.
+    """Epochs of `epoch_s`, each checkpoint costs `costs` seconds and takes its bytes on disk at
+    once.
 
     light: the share of those seconds that one without the optimizer's state costs.
     """

@@ -1,7 +1,7 @@
 """Processes that are started fast and killed, and what makes two runs the same.
 
-`python -m tests.resuming` loads the trainers once and forks a process for every script that it is told to run.
-"""
+`python -m tests.resuming` loads the trainers once and forks a process for every script that it
+is told to run."""
 
 from __future__ import annotations
 
@@ -107,13 +107,17 @@ def the_run(folder: Path) -> Run:
 
 
 def differences(run: Run, whole: Run) -> list[str]:
-    """What is not equal in two runs, clocks aside: rows, checkpoints, end. A value that stands twice is an error."""
+    """What is not equal in two runs, clocks aside: rows, checkpoints, end.
+
+    A value that stands twice is an error.
+    """
     found = []
     for name in ("status", "position", "error", "gaps", "obstacles"):
         if getattr(run, name) != getattr(whole, name):
             found.append(f"{name}: {getattr(run, name)!r} and {getattr(whole, name)!r}")
     mine, other = _rows(run), _rows(whole)
-    found += [f"{place}: {mine.get(place)} and {other.get(place)}" for place in mine.keys() | other.keys()
+    found += [(f"{place}: {mine.get(place)} and "
+              f"{other.get(place)}") for place in mine.keys() | other.keys()
               if mine.get(place) != other.get(place)]  # fmt: skip
     tensors, others = _tensors(run), _tensors(whole)
     found += [

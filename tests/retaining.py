@@ -1,4 +1,6 @@
-"""Runs with checkpoints to give up: small ones, in which something changes at each epoch and something never does."""
+"""Runs with checkpoints to give up: small ones, in which something changes at each epoch and
+something never does.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,17 @@ def at(epoch: int) -> Position:
 
 
 def weight(epoch: int, size: int = 4000) -> torch.Tensor:
-    """Nearly as it was an epoch before, with noise in the lowest bits: as weights are that train slowly."""
+    """Nearly as it was an epoch before, with noise in the lowest bits: as weights are that
+    train slowly.
+    """
     start = torch.rand(size, generator=torch.Generator().manual_seed(0)) + 1
     return start + 1e-3 * torch.rand(size, generator=torch.Generator().manual_seed(epoch))
 
 
 def sections(epoch: int, size: int = 4000) -> dict[str, Any]:
-    """A layer that is trained, one that is frozen, one that is frozen from the third epoch on, and Adam's state."""
+    """A layer that is trained, one that is frozen, one that is frozen from the third epoch
+    on, and Adam's state.
+    """
     return {
         "model": {
             "trained": weight(epoch, size),

@@ -42,7 +42,9 @@ class Told:
 
 
 class Training:
-    """Tensors that optimizers and others change, its saver, and a deep copy of each state that was taken."""
+    """Tensors that optimizers and others change, its saver, and a deep copy of each state
+    that was taken.
+    """
 
     def __init__(self, folder: Path, *, in_process: bool = False) -> None:
         torch.manual_seed(1)

@@ -1,4 +1,6 @@
-"""Runs to search in, and a stand-in for the workers: it stores what hooks would have computed, where a plan says so."""
+"""Runs to search in, and a stand-in for the workers: it stores what hooks would have
+computed, where a plan says so.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,10 @@ def record(
     obstacles: tuple[Obstacle, ...] = (),
     **params: Any,
 ) -> Run:
-    """A run of so many epochs of so many updates. saved: epochs with a checkpoint, 0 the beginning; default all."""
+    """A run of so many epochs of so many updates.
+
+    saved: epochs with a checkpoint, 0 the beginning; default all.
+    """
     run_id = f"20261123-2005{number:02}-123-9f3a2c"
     run = Run(
         run_id, f"run{number}", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "/r/train.py"),
@@ -80,7 +85,8 @@ def _write(run: Run, writer: str, rows: Sequence[Row]) -> None:
 
 @dataclass
 class Workers:
-    """In the place of `ask.execute`. truth: what a hook gives at a place. called: (run_id, metric, place), in order.
+    """In the place of `ask.execute`. truth: what a hook gives at a place. called: (run_id,
+    metric, place), in order.
 
     fails: names of runs of which a hook fails. diverges: names of runs that are not as they were.
     """

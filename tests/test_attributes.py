@@ -1,4 +1,6 @@
-"""State that the user's objects keep and no checkpoint holds is found and named; what is usually held is exact."""
+"""State that the user's objects keep and no checkpoint holds is found and named; what is
+usually held is exact.
+"""
 
 from __future__ import annotations
 

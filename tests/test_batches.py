@@ -1,4 +1,6 @@
-"""Validation data that is loaded once for many positions: no hook can tell it from a pass of its own."""
+"""Validation data that is loaded once for many positions: no hook can tell it from a pass of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ LOADERS: dict[str, Callable[..., Any]] = {
 
 
 def hook(loader: Any, program: list[Action], seed: int) -> list[Any]:
-    """What a hook sees that goes through the loader, stops early, draws and writes into what it gets."""
+    """What a hook sees that goes through the loader, stops early, draws and writes into what
+    it gets.
+    """
     rng.seed(seed)
     seen: list[Any] = []
     for kind, number in program:
@@ -84,7 +88,9 @@ def both(
     programs: list[list[Action]],
     positions: int | None = None,
 ) -> tuple[list[Any], list[Any], list[str]]:
-    """What hooks see one after the other: with a pass of their own each, and with what was loaded once."""
+    """What hooks see one after the other: with a pass of their own each, and with what was
+    loaded once.
+    """
     own, shared, said = make(data()), make(data()), []
     kept = Batches(said.append, positions)
     alone, together = [], []

@@ -1,4 +1,6 @@
-"""`flor-hf bench`: what follows from measurements, how it is told, and one bench of small recipes from end to end."""
+"""`flor-hf bench`: what follows from measurements, how it is told, and one bench of small
+recipes from end to end.
+"""
 
 from __future__ import annotations
 
@@ -228,7 +230,8 @@ def test_the_table_says_what_was_measured():
     assert head == list(table.HEAD)
     assert row == [
         "BERT", "430 k", "5.20 MB", "real: texts", "filling in", "loss 2 → 1.5", "10.2",
-        "+2.0 %, +0.20 s (+1.0 to +3.0 %, 2 pairs: inconclusive)<br>processor +0.0 %<br>by its own clock +4.9 %",
+        "+2.0 %, +0.20 s (+1.0 to +3.0 %, 2 pairs: inconclusive)<br>processor +0.0 %<br>by its "
+        "own clock +4.9 %",
         "15.0 s", "acc 4.0 s (3.8x)", "exact",
     ]  # fmt: skip
 
@@ -519,7 +522,9 @@ replay: {{metrics: [norm], hooks: [hook.py]}}
 def benched(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """A bench of four small recipes: a loop, one that never trains, one that is wrong, a trainer."""
+    """A bench of four small recipes: a loop, one that never trains, one that is wrong, a
+    trainer.
+    """
     root = tmp_path_factory.mktemp("benched")
     for name, text in (("looped.py", LOOP), ("trained.py", TRAINER), ("hook.py", HOOK)):
         (root / name).write_text(text)

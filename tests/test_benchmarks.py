@@ -1,4 +1,7 @@
-"""The benchmarks: what their statistics say, and that each of them runs and answers. No test asserts a time."""
+"""The benchmarks: what their statistics say, and that each of them runs and answers.
+
+No test asserts a time.
+"""
 
 from __future__ import annotations
 

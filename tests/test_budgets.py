@@ -1,4 +1,6 @@
-"""What recording may cost: no more time and no more disk than was granted, first and last state always."""
+"""What recording may cost: no more time and no more disk than was granted, first and last
+state always.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,10 @@ def test_the_interval_adapts_to_what_a_checkpoint_costs(
 def test_no_more_is_ever_spent_than_the_budget_and_one_checkpoint(
     overhead: float, epochs: list[tuple[float, float]]
 ) -> None:
-    """Whatever the costs are. Of the first state, which is always taken, nobody knows the cost before."""
+    """Whatever the costs are.
+
+    Of the first state, which is always taken, nobody knows the cost before.
+    """
     made_up = training(overhead=overhead)
     asked, began = made_up.asked, made_up.clock.now
     made_up.boundary(START, epochs[0][1])
@@ -143,7 +148,8 @@ def test_of_a_hundred_checkpoints_one_is_full_and_the_budget_holds(
     made_up.run(epochs, epoch_s, same(cost))
     places = [made_up.taken.index(one) for one in made_up.full]
     assert all(two - one <= 100 for one, two in pairwise(places))
-    # the first and the last are always taken; without the optimizer's state one may cost more than its bytes said
+    # the first and the last are always taken; without the optimizer's state one may cost more
+    # than its bytes said
     assert (
         made_up.asked.spent_s
         <= overhead * (made_up.clock.now - 1000.0) + ALLOWANCE_S + 3 * cost + 1e-9
@@ -259,7 +265,9 @@ def test_what_is_planned_fits_or_is_thinned_and_is_no_thinner_than_needed(
 def test_the_budget_is_kept_wherever_first_last_and_one_to_measure_fit(
     disk: int, optimizer: int, expects: int | None, epochs: int, used: int
 ) -> None:
-    """Weights take 100 bytes, the optimizer up to what Adam takes; the training may be longer than was told."""
+    """Weights take 100 bytes, the optimizer up to what Adam takes; the training may be
+    longer than was told.
+    """
     optimizer, made_up = (
         min(optimizer, 200),
         training(100, 0, expects, overhead=None, disk_bytes=10 * disk),
@@ -305,7 +313,8 @@ def test_what_is_being_written_counts() -> None:
         for epoch in range(1, 9)
         if asked.wants(Position(epoch, epoch)) and not asked.saved(Position(epoch, epoch))
     ]
-    # Of the optimizer nothing is known: it may take twice the weights, and the last state needs room.
+    # Of the optimizer nothing is known: it may take twice the weights, and the last state needs
+    # room.
     assert taken == [1, 2]
 
 

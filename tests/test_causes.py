@@ -290,9 +290,9 @@ def test_obstacles_noted_at_record_time_are_named_with_their_remedy(
     obstacle = Obstacle(grade, "the loader of train.py:3 is a generator", "give it a length")
     run = recorded(obstacles=(obstacle,))
     (line,) = found(run, relative=relative)
-    assert (
-        line
-        == "known since the recording: the loader of train.py:3 is a generator (remedy: give it a length)"
+    assert line == (
+        "known since the recording: the loader of train.py:3 is a generator (remedy: give "
+        "it a length)"
     )
 
 

@@ -1,4 +1,6 @@
-"""Whatever breaks beside a training: it goes on, or goes on later, and no checkpoint is read that is not whole."""
+"""Whatever breaks beside a training: it goes on, or goes on later, and no checkpoint is read
+that is not whole.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +90,9 @@ def whole_ones(run_path: Path) -> list[Position]:
 
 
 def none_is_read_in_part(run_path: Path) -> None:
-    """Where others delete folders, a checkpoint may lose what it refers to: then it is damaged, and nothing else."""
+    """Where others delete folders, a checkpoint may lose what it refers to: then it is
+    damaged, and nothing else.
+    """
     wait_for_writer(run_path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -165,7 +169,9 @@ def test_a_writer_that_is_killed_again_and_again_costs_no_checkpoint(
 def killed_and_gone_on(
     start: Starter, folder: Path, framework: str, stop: str, sound: Run
 ) -> tuple[int, int, str]:
-    """How many checkpoints there were after SIGKILL, how many torn folders, and what differs in the end."""
+    """How many checkpoints there were after SIGKILL, how many torn folders, and what differs
+    in the end.
+    """
     cell = CELLS[framework]
     variable = "FAULT" if stop.startswith("both:") else "STOP"
     killed = start.run(folder, SCRIPT, framework, cell, **{variable: stop})[0]

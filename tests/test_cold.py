@@ -1,4 +1,6 @@
-"""Checkpoints are compressed, and read as before: whoever reads them meanwhile, and wherever it is interrupted."""
+"""Checkpoints are compressed, and read as before: whoever reads them meanwhile, and wherever
+it is interrupted.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def at(number: int) -> Position:
 
 
 def record(run: Path, count: int, side: int = 48) -> dict[Position, dict[str, Any]]:
-    """Checkpoints of a model that moves a little: all kinds of tensors, one frozen, optimizer in every third."""
+    """Checkpoints of a model that moves a little: all kinds of tensors, one frozen,
+    optimizer in every third.
+    """
     torch.manual_seed(0)
     weight, half = torch.randn(side, side), torch.randn(side, side, dtype=torch.bfloat16)
     frozen, known = torch.randn(side, side), {}
@@ -573,7 +577,10 @@ def test_checkpoints_of_format_1_are_compressed_and_given_up(tmp_path: Path) -> 
 
 def test_two_who_compress_the_same_run_wait_for_each_other(run: Path) -> None:
     saved = record(run, 8)
-    code = "import sys; from pathlib import Path; from flor_plugins.store.checkpoints.compression import cool_run\n"
+    code = (
+        "import sys; from pathlib import Path; from "
+        "flor_plugins.store.checkpoints.compression import cool_run\n"
+    )
     command = [sys.executable, "-c", code + "cool_run(Path(sys.argv[1]), keep=0)", str(run)]
     both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
@@ -584,7 +591,8 @@ def test_two_who_compress_the_same_run_wait_for_each_other(run: Path) -> None:
 def test_compressing_needs_no_torch(run: Path) -> None:
     record(run, 2)
     code = (
-        f"import sys; sys.path[:0] = {[str(ROOT), *[path for path in sys.path if 'site-packages' in path]]!r}\n"
+        f"import sys; sys.path[:0] = "
+        f"{[str(ROOT), *[path for path in sys.path if 'site-packages' in path]]!r}\n"
         "from pathlib import Path\n"
         "from flor_plugins.store.checkpoints import cold, shells\n"
         f"assert cold.cool_run(Path({str(run)!r}), keep=0) > 0\n"

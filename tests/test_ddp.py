@@ -1,4 +1,6 @@
-"""Several processes that train one model: recorded together, replayed together, each exact on its own."""
+"""Several processes that train one model: recorded together, replayed together, each exact
+on its own.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ SCRIPTS = {"lightning": "lit_pair.py", "hf": "hf_pair.py"}
 
 
 def train(project: Project, framework: str, name: str, count: int = 2, **env: str) -> list[str]:
-    """Returns what each micro-batch printed: rank, place and the bits of its loss. env: it may fail with it."""
+    """Returns what each micro-batch printed: rank, place and the bits of its loss. env: it
+    may fail with it.
+    """
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]
     words = [*(launcher if framework == "hf" else []), SCRIPTS[framework], name, str(count)]
     done = project.run(sys.executable, *words, OMP_NUM_THREADS="1", ok=not env, **env)

@@ -1,4 +1,6 @@
-"""A value is known by run, position, metric and the source of its hook: what counts as there already."""
+"""A value is known by run, position, metric and the source of its hook: what counts as there
+already.
+"""
 
 from __future__ import annotations
 

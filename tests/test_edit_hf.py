@@ -1,4 +1,6 @@
-"""The HF Trainer: what an edit or a replaced method logs in hindsight is what it logs in a training, in each phase."""
+"""The HF Trainer: what an edit or a replaced method logs in hindsight is what it logs in a
+training, in each phase.
+"""
 
 from __future__ import annotations
 
@@ -95,7 +97,9 @@ def started() -> Iterator[Trainings]:
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, started: Trainings) -> Project:
-    """Three versions are recorded: one without the class, one with other names, and the one that is edited then."""
+    """Three versions are recorded: one without the class, one with other names, and the one
+    that is edited then.
+    """
     made = replaying.make(tmp_path_factory.mktemp("edit") / "project")
     for name, text in {"bare": BARE, "first": FIRST, "second": SECOND}.items():
         made.write("train.py", text)

@@ -1,4 +1,7 @@
-"""A request for what the working tree logs: which edit is meant, which way it goes, what it shares. Nothing is run."""
+"""A request for what the working tree logs: which edit is meant, which way it goes, what it shares.
+
+Nothing is run.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +145,8 @@ def test_what_is_logged_while_validating_needs_no_training(project: Project):
 
 @pytest.mark.parametrize(("place", "text"), [
     ("train", 'self._n = index\nflor.log("n", self._n)'),
-    ("module", '\n\nclass Tally:\n    def __init__(self):\n        self.n = 0\n\n\nTALLY = Tally()'),
+    ("module", '\n\nclass Tally:\n    def __init__(self):\n        self.n = 0\n\n\nTALLY = '
+               'Tally()'),
 ])  # fmt: skip
 def test_an_edit_that_keeps_something_is_run_from_the_beginning(
     project: Project, place: str, text: str

@@ -1,4 +1,6 @@
-"""Tasks on this machine: the longest first, each on its own, and a worker that is killed is replaced."""
+"""Tasks on this machine: the longest first, each on its own, and a worker that is killed is
+replaced.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def task(name: str, seconds: float | None = 1.0) -> Task:
 def ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[list[Outcome], list[str]]]:
-    """Runs tasks by a worker that is given as a function; the outcomes, and the kinds of events that were told."""
+    """Runs tasks by a worker that is given as a function; the outcomes, and the kinds of
+    events that were told.
+    """
 
     def asked(
         tasks: list[Task], worker: Callable[..., Outcome], **also: Any
@@ -113,7 +117,9 @@ def test_a_task_whose_workers_die_without_progress_is_given_up(ask: Any) -> None
 
 
 def test_a_task_whose_workers_die_after_its_last_position_is_given_up(ask: Any) -> None:
-    """The last position stays in the rest until its pass has ended: to do it once more is no progress."""
+    """The last position stays in the rest until its pass has ended: to do it once more is no
+    progress.
+    """
     seen: list[Task] = []
 
     def worker(_s: Any, _r: Any, _p: Any, one: Task, tell: Any, **_: Any) -> Outcome:

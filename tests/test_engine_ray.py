@@ -1,4 +1,6 @@
-"""The same replay on Ray gives the same values as on this machine, also where a worker is killed on the way."""
+"""The same replay on Ray gives the same values as on this machine, also where a worker is
+killed on the way.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,8 @@ THREE = """
 for number in range(3):
     train(FlorCallback(f"run{number}", every_n_epochs=1 + number // 2), epochs=4, lr=0.01 * (1 + number))
 """
-# What a driver does, in a process of its own: Ray changes the signal handlers and the threads of the one it is in.
+# What a driver does, in a process of its own: Ray changes the signal handlers and the threads
+# of the one it is in.
 ASK = """
 import json, os, signal, sys
 from dataclasses import replace
@@ -99,7 +102,10 @@ def ask(project: Project, store: Path | str, engine: str, **also: Any) -> dict[s
 
 
 def copy(project: Project, name: str) -> Path:
-    """The store as it was recorded, once more. (It is no place in the project: a sandbox has no link to it.)"""
+    """The store as it was recorded, once more.
+
+    (It is no place in the project: a sandbox has no link to it.)
+    """
     return Path(shutil.copytree(project.store.root, project.root.parent / name))
 
 
@@ -196,7 +202,9 @@ def test_nodes_that_share_only_an_object_store_give_the_same_frame(
     tmp_path: Path,
     kill_at: str | None,
 ) -> None:
-    """Neither the recorded store nor the repository is in reach, and driver and nodes have folders of their own."""
+    """Neither the recorded store nor the repository is in reach, and driver and nodes have
+    folders of their own.
+    """
     url, home = f"file://{tmp_path}/bucket/flor", copy(project, f"home-{kill_at}")
     mirror = Mirror(url, home)
     assert upload(mirror.store, url, list_runs(mirror.store))

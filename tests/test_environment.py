@@ -26,7 +26,8 @@ from flor_plugins.state.packages import installed, normal
 ASK = (
     "import json, os, sys\n"
     "from dataclasses import asdict\n"
-    "from flor_plugins.recorder.launch_environment import environment, launch, seconds_since_start\n"
+    "from flor_plugins.recorder.launch_environment import environment, launch, "
+    "seconds_since_start\n"
     "os.chdir('/')\n"
     "environment()\n"
     "more = {'loaded': 'torch' in sys.modules, 'age': seconds_since_start()}\n"
@@ -140,7 +141,8 @@ def test_environment_is_json_and_reads_the_switches_of_torch() -> None:
 
 
 def test_newer_switches_of_torch_do_not_hide_the_others() -> None:
-    # Reading an older switch raises RuntimeError once a newer one was set, for the rest of the process.
+    # Reading an older switch raises RuntimeError once a newer one was set, for the rest of the
+    # process.
     code = (
         "import json, torch\n"
         "from flor_plugins.state.environment import environment\n"

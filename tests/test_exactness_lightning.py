@@ -1,4 +1,6 @@
-"""A replay of a Lightning training equals the recording to the last bit, from any epoch and any step."""
+"""A replay of a Lightning training equals the recording to the last bit, from any epoch and
+any step.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ Losses = dict[tuple[int, int], list[torch.Tensor]]
 
 
 def watched(module: pl.LightningModule) -> Losses:
-    """The loss of every micro-batch, by (epochs completed, batch); a batch that is run again has another one."""
+    """The loss of every micro-batch, by (epochs completed, batch); a batch that is run again
+    has another one.
+    """
     losses: Losses = {}
     original: Callable[..., Any] = module.training_step
 

@@ -1,4 +1,6 @@
-"""A replayed hand-written loop equals the recorded one to the last bit, from any checkpoint, whatever it uses."""
+"""A replayed hand-written loop equals the recorded one to the last bit, from any checkpoint,
+whatever it uses.
+"""
 
 from __future__ import annotations
 

@@ -45,7 +45,9 @@ def test_of_a_killed_run_whose_writer_is_between_two_states_nothing_is_given_up(
 
 
 def test_what_is_read_again_since_the_plan_is_no_leftover(store: Store) -> None:
-    """A killed process left a compressed file; while a person is asked, another one compresses for good."""
+    """A killed process left a compressed file; while a person is asked, another one
+    compresses for good.
+    """
     run = train(store, 6)
     left = folder_of(run.path, at(1)) / "model.cold.safetensors"
     left.write_bytes(b"half")

@@ -34,7 +34,9 @@ def refused(call, *args, **kwargs):
 
 @pytest.fixture(params=["python", "kernel"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """outside/, box/ with links to it, store/, and folders for caches; with the kernel and without."""
+    """outside/, box/ with links to it, store/, and folders for caches; with the kernel and
+    without.
+    """
     for name in ("outside/data/deep", "box", "store", "home", "tmp", "cache"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("a.txt", "data/b.txt", "data/deep/c.txt"):
@@ -251,7 +253,8 @@ def test_a_database_behind_a_link_is_copied_up(world: Path) -> None:
 
 
 def test_torch_and_safetensors_are_guarded_in_every_spelling(world: Path) -> None:
-    run(world, imports="import torch, safetensors.torch, safetensors.numpy\nfrom torch import save\n"
+    run(world, imports="import torch, safetensors.torch, safetensors.numpy\nfrom torch import "
+                       "save\n"
         "from safetensors.torch import save_file as mine", script="""
     tensors = {"a": torch.zeros(2)}
     for call in (torch.save, save, torch.serialization.save):

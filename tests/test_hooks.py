@@ -1,4 +1,6 @@
-"""Hooks: what they may do, what is undone, how they are found, and what is said when one is wrong."""
+"""Hooks: what they may do, what is undone, how they are found, and what is said when one is
+wrong.
+"""
 
 from __future__ import annotations
 
@@ -99,9 +101,12 @@ def test_seed_of_a_hook_does_not_take_the_place_of_the_one_that_torch_keeps_for_
 
 def test_a_changed_weight_is_told_with_the_place_of_the_hook() -> None:
     model = net()
-    with pytest.raises(HookError, match=r"test_hooks\.py:\d+: metric 'plain' changed weights"):  # noqa: SIM117
-        with undisturbed(model, plain, HERE):
-            model[0].weight.mul_(2)
+    with pytest.raises(
+        HookError,
+        match=r"test_hooks\.py:\d+: metric 'plain' changed "
+        r"weights",
+    ), undisturbed(model, plain, HERE):
+        model[0].weight.mul_(2)
 
 
 @pytest.mark.parametrize("how", ["zero_", "none"])

@@ -1,4 +1,6 @@
-"""Stores that FlorDB 3.4.10 and 4.0.1 made (tests/golden/flordb) are read whole, and left as they were."""
+"""Stores that FlorDB 3.4.10 and 4.0.1 made (tests/golden/flordb) are read whole, and left as
+they were.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,8 @@ from tests.replaying import Project
 
 GOLDEN = Path(__file__).parent / "golden/flordb"
 V4 = (
-    "CREATE TABLE logs (projid TEXT, tstamp TEXT, filename TEXT, ctx TEXT, value_name TEXT, value TEXT, "
-    + ("value_type INTEGER, source TEXT NOT NULL DEFAULT 'forward')")
+    "CREATE TABLE logs (projid TEXT, tstamp TEXT, filename TEXT, ctx TEXT, value_name TEXT, "
+    "value TEXT, " + ("value_type INTEGER, source TEXT NOT NULL DEFAULT 'forward')")
 )
 
 

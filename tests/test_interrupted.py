@@ -1,4 +1,6 @@
-"""Ctrl-C, and who asks is killed: what was computed stays, nobody is left behind, the rest is computed next time."""
+"""Ctrl-C, and who asks is killed: what was computed stays, nobody is left behind, the rest
+is computed next time.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 class Asking:
-    """A process that asks for the metric of all epochs. Process group, store and temporary files are its own.
+    """A process that asks for the metric of all epochs. Process group, store and temporary
+    files are its own.
 
     Its descendants are known by a variable that they inherit.
     """

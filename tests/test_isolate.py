@@ -1,4 +1,6 @@
-"""What a process sees and leaves behind, each way of isolation: the run's files, the user's data, nothing changed."""
+"""What a process sees and leaves behind, each way of isolation: the run's files, the user's
+data, nothing changed.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ WAYS = ("overlay", "user", "landlock", "python")
 
 @pytest.fixture
 def top(tmp_path: Path) -> Path:
-    """project/ as it is today, and box/ as a sandbox of an earlier version with links to what git ignores."""
+    """project/ as it is today, and box/ as a sandbox of an earlier version with links to
+    what git ignores.
+    """
     texts = {
         "project/config.yaml": "lr: new", "project/same.txt": "same", "project/new.py": "new",
         "project/data/a.txt": "data", "project/.venv/pyvenv.cfg": "home",
@@ -169,7 +173,10 @@ def test_doctor_tells_which_way_is_in_force(top: Path) -> None:
         assert told.startswith(f"{kind}: {isolation.SAID[kind]}")
 
 
-STAND_IN = "def init(project, mode='online'):\n    return mode\ndef login(key):\n    raise SystemExit('logged in')\n"
+STAND_IN = (
+    "def init(project, mode='online'):\n    return mode\ndef login(key):\n    raise "
+    "SystemExit('logged in')\n"
+)
 
 
 @pytest.mark.parametrize("way", ["overlay", "python"])
@@ -201,7 +208,8 @@ def test_a_hub_is_not_spoken_to_whenever_it_was_imported(top: Path, when: str) -
     assert future.result().oid == "0" * 40 and HfApi().delete_repo("me/model") is None
     """
     line = "from huggingface_hub import HfApi, create_repo, upload_file"
-    early = f"import huggingface_hub.hf_api\ntrackers.silence_hub()\n{line}"  # as where workers are forked
+    # as where workers are forked
+    early = f"import huggingface_hub.hf_api\ntrackers.silence_hub()\n{line}"
     places = {"before": (line, ""), "after": ("", line), "between": (early, "")}
     script = dedent(script).format(*places[when])
     env = {**os.environ, "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": "0"}

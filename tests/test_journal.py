@@ -82,7 +82,8 @@ def test_rows_are_visible_before_the_journal_is_closed(tmp_path: Path) -> None:
 def test_rows_survive_kill_9(tmp_path: Path) -> None:
     code = (
         "import os, signal, sys; from pathlib import Path\n"
-        "from flor_plugins.records import Position, Row; from flor_plugins.store.metrics.journal import Journal\n"
+        "from flor_plugins.records import Position, Row; from "
+        "flor_plugins.store.metrics.journal import Journal\n"
         "j = Journal(Path(sys.argv[1], 'metrics', 'record-r0.jsonl'), Path(sys.argv[1], 'media'))\n"
         "[j.append(Row(Position(0, s), 'train', 'step', {'s': s}, 1.0)) for s in range(100)]\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

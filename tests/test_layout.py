@@ -96,7 +96,10 @@ def test_ids_are_in_utc_whatever_the_zone() -> None:
 
 
 def test_finding_a_store_and_listing_checkpoints_loads_no_torch() -> None:
-    code = "import sys; from flor_plugins.store import checkpoints, layout; print('torch' in sys.modules)"
+    code = (
+        "import sys; from flor_plugins.store import checkpoints, layout; print('torch' in "
+        "sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ)
     )

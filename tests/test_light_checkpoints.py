@@ -1,4 +1,7 @@
-"""Checkpoints without the optimizer's state: a budget asks for them. All questions are still answered."""
+"""Checkpoints without the optimizer's state: a budget asks for them.
+
+All questions are still answered.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A store in an object store: what is needed comes, what was made goes back, and nothing there is ever deleted."""
+"""A store in an object store: what is needed comes, what was made goes back, and nothing
+there is ever deleted.
+"""
 
 from __future__ import annotations
 

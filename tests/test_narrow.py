@@ -36,8 +36,10 @@ def test_a_crossing_over_256_epochs_takes_at_most_9_evaluations_wherever_it_is()
         assert found == (crossing if crossing < EPOCHS else None)
         counts.append(len(looked))
     print(
-        f"\nbisection over {EPOCHS} epochs, all {len(counts)} places of a first crossing: at most {max(counts)} "
-        f"evaluations, {sum(counts) / len(counts):.2f} on average, {counts[-1]} where it holds nowhere"
+        f"\nbisection over {EPOCHS} epochs, all {len(counts)} places of a first crossing: at "
+        f"most {max(counts)} "
+        f"evaluations, {sum(counts) / len(counts):.2f} on average, {counts[-1]} where it holds "
+        f"nowhere"
     )
     assert max(counts) <= 9
 

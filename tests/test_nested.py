@@ -1,4 +1,6 @@
-"""Which objects inside those that `flor.checkpoints` was given belong to a State, and under which names."""
+"""Which objects inside those that `flor.checkpoints` was given belong to a State, and under
+which names.
+"""
 
 from __future__ import annotations
 

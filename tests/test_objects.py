@@ -1,4 +1,6 @@
-"""What objects of the user's own keep is captured and put back; what belongs to the model or the script is not."""
+"""What objects of the user's own keep is captured and put back; what belongs to the model or
+the script is not.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The replay grade at record time: what breaks exactness is found, named and told; a plain training is exact."""
+"""The replay grade at record time: what breaks exactness is found, named and told; a plain
+training is exact.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Loaders, samplers and datasets that can't be brought back are found and named; plain ones are exact."""
+"""Loaders, samplers and datasets that can't be brought back are found and named; plain ones
+are exact.
+"""
 
 from __future__ import annotations
 

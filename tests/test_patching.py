@@ -1,4 +1,6 @@
-"""A method is replaced by name: the function is found, can be called as the method is, and is put in its place."""
+"""A method is replaced by name: the function is found, can be called as the method is, and
+is put in its place.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +226,8 @@ def test_a_recipe_names_methods_to_be_replaced(file: Path):
 
 
 @pytest.mark.parametrize(("old", "new", "why"), [
-    ("net:Net.loss", "net.Net.loss", "r.yaml:6: patch has 'net.Net.loss'; write module:Class.method"),
+    ("net:Net.loss", "net.Net.loss", "r.yaml:6: patch has 'net.Net.loss'; write "
+                                     "module:Class.method"),
     ("patches.py:loss", "patches.py", "r.yaml:6: patch has 'patches.py'; write file.py:function"),
     ("patches.py:loss", "patch.py:loss", "r.yaml:6: no file 'patch.py' beside the recipe"),
     ("patches.py:loss", "patches.py:los", "r.yaml:6: no function 'los' at the top level of"),

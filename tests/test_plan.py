@@ -1,4 +1,7 @@
-"""A plan asks for what is missing, in the cheapest way, and says what can't be done. Nothing is run."""
+"""A plan asks for what is missing, in the cheapest way, and says what can't be done.
+
+Nothing is run.
+"""
 
 from __future__ import annotations
 
@@ -177,7 +180,8 @@ def test_the_table_of_a_plan_says_all_of_each_pass(store: Store, hooks: Path) ->
     shown = {name: row[name] for name in COLUMNS}
     assert shown == {
         "run": made.tasks[0].run_id, "name": "run1", "vid": "a" * 12, "epochs": "1,2,3", "way": "state",
-        "checkpoints": "epoch=1,step=4 epoch=3,step=12 epoch=2,step=8", "seconds": "~4.0", "bytes": "24 B",
+        "checkpoints": ("epoch=1,step=4 epoch=3,step=12 "
+                       "epoch=2,step=8"), "seconds": "~4.0", "bytes": "24 B",
         "metrics": "accuracy",
     }  # fmt: skip
     assert rows_of(made, is_whole=True)[0]["bytes"] == 24
@@ -309,7 +313,8 @@ def test_a_run_that_cannot_be_replayed_is_skipped_with_its_reason(
     made = ask(runs, hooks, "accuracy")
     assert [task.name for task in made.tasks] == ["run4"]
     assert [reason for _, reason in sorted(made.skipped.items())] == [
-        "its code was not recorded", "it was started from a prompt or a notebook", "it has no whole checkpoint"
+        "its code was not recorded", "it was started from a prompt or a "
+                                     "notebook", "it has no whole checkpoint"
     ]  # fmt: skip
 
 

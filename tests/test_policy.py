@@ -45,7 +45,8 @@ def test_checkpoints_lie_where_they_were_asked_for(
     }
     if steps is not None:
         ends = [one.step for one in taken]
-        # From one multiple of n to the next; what comes with a batch that makes several updates comes with its last.
+        # From one multiple of n to the next; what comes with a batch that makes several updates
+        # comes with its last.
         assert all(b // steps - a // steps <= 1 or updates > 1 for a, b in pairwise(ends))
     assert asked.skips == () and asked.skipped_count == 0
 

@@ -1,4 +1,6 @@
-"""A machine loses its power while it trains: on what the disk holds the same command comes to the same end."""
+"""A machine loses its power while it trains: on what the disk holds the same command comes
+to the same end.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def moments(seed: int, framework: str) -> Iterator[str]:
 def cut_off_and_gone_on(
     start: Starter, folder: Path, framework: str, power: str, sound: Sound
 ) -> tuple[int, int, str]:
-    """How many checkpoints the disk had to hold, how many it held, and what came of the next start."""
+    """How many checkpoints the disk had to hold, how many it held, and what came of the next
+    start.
+    """
     shutil.copy(PROJECTS / SCRIPT, prepared(folder))
     assert start.run(folder, SCRIPT, framework, CELLS[framework], POWER=power)[0] == -9
     shutil.rmtree(folder / ".flor")

@@ -1,4 +1,6 @@
-"""States are read ahead: the same States, into memory that nobody else holds, and errors where they belong."""
+"""States are read ahead: the same States, into memory that nobody else holds, and errors
+where they belong.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A replay asks for its States in the order in which they are read ahead, and leaves nothing behind."""
+"""A replay asks for its States in the order in which they are read ahead, and leaves nothing
+behind.
+"""
 
 from __future__ import annotations
 

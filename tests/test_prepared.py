@@ -1,4 +1,6 @@
-"""What recipes prepare once, kept outside of the repository; a wheel whose files are used without installing it."""
+"""What recipes prepare once, kept outside of the repository; a wheel whose files are used
+without installing it.
+"""
 
 from __future__ import annotations
 

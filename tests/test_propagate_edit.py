@@ -76,7 +76,10 @@ def test_the_edit_of_the_example_is_found_whole():
 
 
 def test_blocks_are_named_from_outside_in():
-    base = "import flor_plugins as flor\nfor a in []:\n    if a:\n        print(a)\n    else:\n        print(1)\n"
+    base = (
+        "import flor_plugins as flor\nfor a in []:\n    if a:\n        print(a)\n    "
+        "else:\n        print(1)\n"
+    )
     edit = edit_of({"m.py": base}, {"m.py": base + "        flor.log('x', 1)\n"}, "r")
     assert edit.insertions[0].block == ("for a in []", "if a", "else")
 
@@ -96,7 +99,8 @@ def test_docstrings_comments_and_layout_are_no_difference(new: str):
     (SMALL.replace("    b = x\n", ""), 5, "(before the edit): `b = x` was taken out"),
     (SMALL.replace("in b:", "in x:"), 6, "was `for i in b` and is `for i in x`"),
     (SMALL.replace("a = 1\n", "") + "a = 1\n", 8, "`a = 1` was moved; it stood at line 1"),
-    (SMALL.replace("        print(i)\n", "        print(i)\n    else:\n        print(2)\n"), 9, "`else` was put"),
+    (SMALL.replace("        print(i)\n", "        print(i)\n    else:\n        "
+                                         "print(2)\n"), 9, "`else` was put"),
 ])  # fmt: skip
 def test_what_the_base_has_must_stay(new: str, line: int, what: str):
     said = refusal(SMALL, new)

@@ -83,8 +83,10 @@ ALLOWED = [
     ("train", 'if index % 10 == 0:\n    flor.log("n", softer(out).max().item())'),
     ("train", 'with torch.no_grad():\n    flor.log("n", F.softmax(out, 1).amax(1).mean())'),
     ("train", 'for name, p in self.named_parameters():\n    flor.log(f"w/{name}", p.norm())'),
-    ("train", 'norms = []\nfor p in self.parameters():\n    norms.append(p.norm())\nflor.log("n", sum(norms))'),
-    ("train", 'total = 0.0\nfor p in self.parameters():\n    total += p.norm().item()\nflor.log("n", total)'),
+    ("train", 'norms = []\nfor p in self.parameters():\n    '
+              'norms.append(p.norm())\nflor.log("n", sum(norms))'),
+    ("train", 'total = 0.0\nfor p in self.parameters():\n    total += '
+              'p.norm().item()\nflor.log("n", total)'),
     ("train", 'mine = np.random.default_rng(0)\nflor.log("n", out.sum() * mine.random())'),
     ("train", 'g = torch.Generator().manual_seed(1)\nflor.log("n", torch.rand(2, generator=g))'),
     ("train", 'self._calls = index\nflor.log("n", self._calls)'),
@@ -93,11 +95,14 @@ ALLOWED = [
     ("train", 'flor.log("g", torch.autograd.grad(loss, out, retain_graph=True)[0].norm())'),
     ("train", 'try:\n    flor.log("n", out.norm())\nexcept ValueError:\n    pass'),
     ("validate", 'flor.log("again", self.body(x).norm())'),
-    ("class", '\ndef on_before_optimizer_step(self, optimizer):\n    flor.log("g", self.body.weight.grad.norm())'),
-    ("class", '\ndef on_train_epoch_end(self):\n    super().on_train_epoch_end()\n    flor.log("g", self.lr)'),
+    ("class", '\ndef on_before_optimizer_step(self, optimizer):\n    flor.log("g", '
+              'self.body.weight.grad.norm())'),
+    ("class", '\ndef on_train_epoch_end(self):\n    super().on_train_epoch_end()\n    '
+              'flor.log("g", self.lr)'),
     ("class", '\ndef on_train_epoch_end(self):\n    self._last = self.body.weight.norm()\n'
               '    flor.log("l", self._last)'),
-    ("class", '\ndef forward(self, *args, **kwargs):\n    r = super().forward(*args, **kwargs)\n    flor.log("f", r)\n'
+    ("class", '\ndef forward(self, *args, **kwargs):\n    r = super().forward(*args, '
+              '**kwargs)\n    flor.log("f", r)\n'
               "    return r"),
     ("module", "\n\ndef margin(a):\n    b = a.sort().values\n    return b[-1] - b[-2]"),
     ("module", "import math\nLIMIT = 3"),

@@ -1,4 +1,6 @@
-"""Seven versions, one edit: asked from the working tree, each version gives what it really logs with the edit in it."""
+"""Seven versions, one edit: asked from the working tree, each version gives what it really
+logs with the edit in it.
+"""
 
 from __future__ import annotations
 
@@ -169,8 +171,8 @@ def test_the_patch_of_each_version_is_printed(asked: str) -> None:
     assert heads == list(versions())
     assert asked.count('+            flor.log("margin"') == len(versions())
     assert (
-        '+            flor.log("margin", logit_margin(out.detach(), smooth_targets(y)))  # after the loss'
-        in asked
+        '+            flor.log("margin", logit_margin(out.detach(), smooth_targets(y)))  # '
+        "after the loss" in asked
     )
 
 
@@ -220,7 +222,8 @@ def test_another_edit_is_another_value(recorded: Project, asked: str) -> None:
 def test_a_version_that_logs_it_itself_is_where_the_edit_leads_to(
     recorded: Project, asked: str, started: Trainings
 ) -> None:
-    # The edit is committed, so to say, and trained: what it is compared with is still the version before.
+    # The edit is committed, so to say, and trained: what it is compared with is still the
+    # version before.
     started.run(recorded.root, "train.py", "v8")
     made = planned(recorded, "margin")
     assert made.tasks == () and made.skipped == {}

@@ -27,7 +27,9 @@ DEAR = "recording would cost more than 2 % of the training's time"
 
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Four epochs of ten steps; the first, the second (weights only) and the last have a checkpoint."""
+    """Four epochs of ten steps; the first, the second (weights only) and the last have a
+    checkpoint.
+    """
     monkeypatch.setenv("FLOR_DIR", str(tmp_path / ".flor"))
     store = Store(tmp_path / ".flor").make()
     run_id = "20261123-200501-123-9f3a2c"
@@ -124,11 +126,13 @@ EVERY = {Position(epoch, 10 * epoch): FULL for epoch in range(21)}
         (places(EVERY), "20 of 20 epochs have a checkpoint."),
         (
             places({at: FULL for at in EVERY if at.epoch % 5 == 0}),
-            "4 of 20 epochs have a checkpoint; the others are reached by training again: at most 40 s.",
+            "4 of 20 epochs have a checkpoint; the others are reached by training again: at "
+            "most 40 s.",
         ),
         (  # inside an epoch is a place to start from as well
             places({Position(0, 0): FULL, Position(9, 95): FULL, Position(20, 200): FULL}),
-            "1 of 20 epochs have a checkpoint; the others are reached by training again: at most 95 s.",
+            "1 of 20 epochs have a checkpoint; the others are reached by training again: at "
+            "most 95 s.",
         ),
         (
             places(

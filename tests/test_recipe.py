@@ -315,7 +315,10 @@ def test_shipped_recipe_is_right(path: Path) -> None:
 
 @pytest.mark.slow
 def test_bert_recipe_prepares_the_same_data_without_its_cache(tmp_path: Path) -> None:
-    code = "import bert; print([one.sum(0).tolist() for one in bert.load_chunks(bert.load_tokenizer(), 32)])"
+    code = (
+        "import bert; print([one.sum(0).tolist() for one in "
+        "bert.load_chunks(bert.load_tokenizer(), 32)])"
+    )
     found = set()
     for cache in ("one", "two", "two"):
         env = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / cache), "HF_HUB_OFFLINE": "1"}

@@ -22,7 +22,9 @@ LENGTH = 32
 
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The recipe's module, with an empty cache; it and what it imports from beside it are forgotten afterwards."""
+    """The recipe's module, with an empty cache; it and what it imports from beside it are
+    forgotten afterwards.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(RECIPES))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -55,7 +57,8 @@ def test_no_function_word_is_of_two_classes(named: dict[str, Any]) -> None:
     "words",
     [
         "the/determiners value/open_class of/prepositions it/pronouns",
-        "if/conjunctions they/pronouns can't/auxiliaries +,/punctuation +3/numbers +./punctuation +14/numbers",
+        "if/conjunctions they/pronouns can't/auxiliaries +,/punctuation +3/numbers "
+        "+./punctuation +14/numbers",
         "it\N{RIGHT SINGLE QUOTATION MARK}s/pronouns the/determiners object's/open_class",
         "__is__/open_class utf8/open_class 1_000/numbers _/punctuation is_a/open_class",
         "(/punctuation +'/punctuation +is/auxiliaries +'/punctuation +)/punctuation",

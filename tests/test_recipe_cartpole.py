@@ -83,7 +83,8 @@ def test_update_of_the_full_scale_is_one_of_the_tiny_scale_with_more_transitions
 def test_step_that_only_resets_an_environment_is_no_transition(cartpole: ModuleType) -> None:
     _, players, ended, rollout = played(cartpole)
     assert len(ended) > 20
-    # Every transition is rewarded with 1: those of whole episodes, and those of the eight that are going on.
+    # Every transition is rewarded with 1: those of whole episodes, and those of the eight that
+    # are going on.
     assert len(rollout.actions) == sum(ended) + players.rewards.sum() < 300 * 8
     position, angle = rollout.observations[:, 0].abs(), rollout.observations[:, 2].abs()
     assert (position <= 2.4).all() and (
@@ -219,7 +220,10 @@ cartpole.build_trainer(epochs=2, hidden_size=16, minibatches=2)
 """
 UPDATES = 2 * 13 * 6 * 2
 LINE = "rollout = players.play(net, size.steps, ended)\n"
-ADDED = '            flor.log("foreseen", 1 - (rollout.returns - rollout.values).var() / rollout.returns.var())\n'
+ADDED = (
+    '            flor.log("foreseen", 1 - (rollout.returns - rollout.values).var() / '
+    "rollout.returns.var())\n"
+)
 
 
 @pytest.fixture

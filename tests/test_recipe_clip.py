@@ -1,4 +1,6 @@
-"""The recipe clip: pictures with their names, its loss and its metrics against other ways to compute them."""
+"""The recipe clip: pictures with their names, its loss and its metrics against other ways to
+compute them.
+"""
 
 from __future__ import annotations
 

@@ -28,7 +28,9 @@ LENGTH = 64
 
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The recipe's module, with an empty cache; it and what it imports from beside it are forgotten afterwards."""
+    """The recipe's module, with an empty cache; it and what it imports from beside it are
+    forgotten afterwards.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(RECIPES))
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -201,7 +203,9 @@ def test_sample_goes_on_from_the_prompt_and_draws_from_nobody(
 
 
 def record(project: Project) -> dict[str, list[Any]]:
-    """One short version of the recipe, recorded and replayed in a repository of its own: its values by metric."""
+    """One short version of the recipe, recorded and replayed in a repository of its own: its
+    values by metric.
+    """
     shutil.copytree(RECIPES, project.root / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     recipe = (RECIPES / "gpt2.yaml").read_text()
     versions = "versions:\n  - {name: short, epochs: 2, hidden_size: 32}\n"

@@ -1,4 +1,6 @@
-"""The recipe of LayoutLMv3: forms that are filled and tagged, their windows, and what is measured with them."""
+"""The recipe of LayoutLMv3: forms that are filled and tagged, their windows, and what is
+measured with them.
+"""
 
 from __future__ import annotations
 
@@ -348,7 +350,9 @@ def test_full_size_takes_a_step(recipe: Any, forms: list[Path]) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_replay_finds_what_was_recorded(tmp_path: Path) -> None:
-    """The F1 of all entities lies between the labels' own, and every word is in the confusion once."""
+    """The F1 of all entities lies between the labels' own, and every word is in the
+    confusion once.
+    """
     project = Project(tmp_path / "project", {"XDG_CACHE_HOME": str(tmp_path / "cache")})
     shutil.copytree(RECIPES, project.root / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     text = (RECIPES / "layoutlmv3.yaml").read_text()

@@ -55,7 +55,9 @@ def tokenizer(
 
 
 def read(question: Any) -> tuple[set[tuple[int, int]], float | None]:
-    """Cells and number of an answer, from nothing but the words of the question and the table, with pandas."""
+    """Cells and number of an answer, from nothing but the words of the question and the
+    table, with pandas.
+    """
     names = question.table.columns
     frame = pd.DataFrame(list(question.table.rows), columns=list(names))
     text = f" {re.sub('[?:]', '', question.text)} "
@@ -137,7 +139,9 @@ def test_encoded_answer_is_the_answer(
 
 
 def guesses(encoded: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits of a reader that is often right: the same for all tokens of a cell, and for operators."""
+    """Logits of a reader that is often right: the same for all tokens of a cell, and for
+    operators.
+    """
     generator = torch.Generator().manual_seed(0)
     logits = torch.where(encoded["labels"] == 1, 1.0, -200.0)
     slips = torch.rand(len(logits), generator=generator) < 0.3
@@ -259,7 +263,9 @@ def test_full_size_takes_a_step(tapas: Any, tokenizer: TapasTokenizer) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_replay_finds_what_was_recorded(tmp_path: Path, tapas: Any) -> None:
-    """Weighted by how many there are of each kind, the replayed accuracies are the one that was recorded."""
+    """Weighted by how many there are of each kind, the replayed accuracies are the one that
+    was recorded.
+    """
     project = Project(tmp_path / "project", {"XDG_CACHE_HOME": str(tmp_path / "cache")})
     shutil.copytree(RECIPES, project.root / "recipes", ignore=shutil.ignore_patterns("__pycache__"))
     recipe = (RECIPES / "tapas.yaml").read_text()

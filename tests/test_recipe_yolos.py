@@ -1,4 +1,6 @@
-"""The recipe yolos: pictures with their boxes, and average precision against another way to compute it."""
+"""The recipe yolos: pictures with their boxes, and average precision against another way to
+compute it.
+"""
 
 from __future__ import annotations
 
@@ -108,7 +110,10 @@ def test_validation_has_emoji_and_photographs_of_its_own(scenes):
 def interpolated_precision(
     truth: list[list[list[float]]], found: list[tuple[int, list[float], float]], overlap: float
 ):
-    """COCO's 101 points of the precision-recall curve, in plain Python. Boxes: left, top, width, height."""
+    """COCO's 101 points of the precision-recall curve, in plain Python.
+
+    Boxes: left, top, width, height.
+    """
 
     def share(a: list[float], b: list[float]) -> float:
         wide = min(a[0] + a[2], b[0] + b[2]) - max(a[0], b[0])

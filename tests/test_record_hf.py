@@ -113,7 +113,9 @@ def record(
 
 
 def read(run: Run) -> Table:
-    """`evaluate` after the training stands where the last evaluation does: its own journal is left out."""
+    """`evaluate` after the training stands where the last evaluation does: its own journal
+    is left out.
+    """
     from flor_plugins.store.metrics.journal import read_rows
 
     rows = read_rows(run.path / "metrics" / "record-r0.parquet")

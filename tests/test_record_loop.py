@@ -397,7 +397,9 @@ def test_large_containers_that_grow_are_an_obstacle_until_they_are_registered(re
 
 
 class Emulator(gymnasium.Env):
-    """Of its state one part is made in C and one in another process; `dreams` is an object that changes."""
+    """Of its state one part is made in C and one in another process; `dreams` is an object
+    that changes.
+    """
 
     def __init__(self) -> None:
         self.core, self.helper, self.dreams = xxh3_64(), Process(), [object()]
@@ -430,8 +432,8 @@ def test_environments_are_obstacles_until_they_are_registered_and_then_what_in_t
     (run,) = recorded(lambda toy: train(toy, poles))
     (reason,) = reasons(run)
     assert (
-        "keeps an environment (SyncVectorEnv) in `environment`, which flor.checkpoints was not given"
-        in reason
+        "keeps an environment (SyncVectorEnv) in `environment`, which flor.checkpoints was not "
+        "given" in reason
     )
     run = recorded(lambda toy: train(toy, poles, poles=poles))[-1]
     assert reasons(run) == []

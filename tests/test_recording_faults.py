@@ -1,4 +1,6 @@
-"""What goes wrong beside a training, or in it: the training stays the user's, the run says what is missing."""
+"""What goes wrong beside a training, or in it: the training stays the user's, the run says
+what is missing.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ EachBatch = Callable[[int], None]
 
 
 class Toy:
-    """The toy training of one framework; `each_batch(n)` is called inside the n-th training step."""
+    """The toy training of one framework; `each_batch(n)` is called inside the n-th training
+    step.
+    """
 
     def __init__(self, framework: str, project: Path) -> None:
         self.framework, self.project = framework, project

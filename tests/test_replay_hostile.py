@@ -1,4 +1,6 @@
-"""Ten scripts that do what they should not: after a replay all is as it was, and what was asked is answered."""
+"""Ten scripts that do what they should not: after a replay all is as it was, and what was
+asked is answered.
+"""
 
 from __future__ import annotations
 

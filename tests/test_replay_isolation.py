@@ -41,7 +41,9 @@ class Seen:
 
 
 def look(project: Project, *, without: tuple[str, ...] = ()) -> Seen:
-    """git's view, and the sha256 of every file and of git's index (read first: git may refresh it)."""
+    """git's view, and the sha256 of every file and of git's index (read first: git may
+    refresh it).
+    """
     files = {}
     for folder, folders, names in os.walk(project.root):
         inside = os.path.relpath(folder, project.root)

@@ -1,4 +1,6 @@
-"""Workers killed with SIGKILL at any moment of a replay: it completes, and each value is stored once."""
+"""Workers killed with SIGKILL at any moment of a replay: it completes, and each value is
+stored once.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ PICKED = {"lightning": ["val_accuracy", "wrong"], "hf": ["token_accuracy"]}
 SCRIPT = """
 train(FlorCallback("long", overhead=None), epochs={epochs})
 """
-# The process that asks, and kills. A worker is who has the replay's journal open, however it was started. It is killed
-# at any moment of the position after the one that was told.
+# The process that asks, and kills. A worker is who has the replay's journal open, however it
+# was started. It is killed at any moment of the position after the one that was told.
 ASK = """
 import json, os, random, signal, sys, threading
 from glob import glob
@@ -117,7 +119,8 @@ def test_a_replay_whose_workers_are_killed_completes_with_each_value_once(
     found = stored(project)
     twice = sum(count > 1 for count in found.values())
     print(
-        f"{framework}: {said['kills']} kills, {said['lost']} workers begun again, {said['positions']} positions told; "
+        f"{framework}: {said['kills']} kills, {said['lost']} workers begun again, "
+        f"{said['positions']} positions told; "
         f"{len(found)} values, {twice} of them more than once"
     )
     assert said["failures"] == []

@@ -1,4 +1,6 @@
-"""Twenty trainings are killed at random moments and go on: each ends as the one that was left alone."""
+"""Twenty trainings are killed at random moments and go on: each ends as the one that was
+left alone.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def test_20_runs_killed_at_random_moments_end_in_the_weights_of_the_uninterrupte
                     )
     with capsys.disabled():
         print(
-            "\nframework  cell             killed at                 torn  resumed at       rows, model, optimizer"
+            "\nframework  cell             killed at                 torn  resumed at       "
+            "rows, model, optimizer"
         )
         for row in table:
             print("{:10} {:16} {:25} {:4}  {:16} {}".format(*row))

@@ -1,4 +1,6 @@
-"""Which checkpoints are given up, what that costs, and that each is whole or gone whatever happens."""
+"""Which checkpoints are given up, what that costs, and that each is whole or gone whatever
+happens.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +71,9 @@ def equal(epochs: int, weights: int = 1, optimizer: int = 2) -> Standing:
 
 
 def log_spaced(epochs: int, count: int) -> list[set[int]]:
-    """Every way to keep the first, the last, and `count - 2` more whose distances from the last grow by a factor."""
+    """Every way to keep the first, the last, and `count - 2` more whose distances from the
+    last grow by a factor.
+    """
     found = []
     for percent in range(1, 400):
         kept, distance = {0, epochs}, 1.0
@@ -92,7 +96,8 @@ def test_a_run_with_a_checkpoint_at_each_epoch_answers_everything_at_once() -> N
 def test_costs_are_seconds_of_training_from_the_nearest_earlier_full_checkpoint() -> None:
     there: dict[Position, Form] = {at(0): "full", at(2): "weights", at(4): "full"}
     found = Questions.of(course(4, epoch_s=10.0), there).answers()
-    # weights after 1 and 3: 10 s and 30 s; training from the beginning of 2, 3 and 4: 10 s, 20 s and 30 s
+    # weights after 1 and 3: 10 s and 30 s; training from the beginning of 2, 3 and 4: 10 s, 20
+    # s and 30 s
     assert found.at_once == (0, 2, 4)
     assert found.mean_s == pytest.approx((10 + 30) / 8 + (10 + 20 + 30) / 8)
     assert found.worst_s == 30.0
@@ -354,7 +359,8 @@ def test_thinning_loads_nothing_heavy(store: Store) -> None:
         "import sys, pathlib\n"
         "from flor_plugins.store.gc import thin\n"
         f"assert thin(pathlib.Path({str(run.path)!r}), 0)\n"
-        "print(*[m for m in ('torch', 'pandas', 'pyarrow', 'duckdb', 'typer', 'rich') if m in sys.modules])"
+        "print(*[m for m in ('torch', 'pandas', 'pyarrow', 'duckdb', 'typer', 'rich') if m in "
+        "sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=60

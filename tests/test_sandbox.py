@@ -227,7 +227,8 @@ def test_leftovers_of_killed_replays_go_and_work_trees_of_the_user_stay(
     code = take(store, "run", work)
     script = (
         "import sys, time; from pathlib import Path; from git import Repo\n"
-        "from flor_plugins.records import Code; from flor_plugins.replayer.sandbox.worktree import sandbox\n"
+        "from flor_plugins.records import Code; from flor_plugins.replayer.sandbox.worktree "
+        "import sandbox\n"
         "root, vid, folder = sys.argv[1:]\n"
         "with sandbox(Repo(root), Code(vid, root, root), Path(folder)):\n"
         "    print('in', flush=True); time.sleep(600)"
@@ -257,10 +258,12 @@ def test_many_processes_make_and_leave_sandboxes_of_one_repository_at_once(
     code = take(store, "run", work)
     script = (
         "import sys; from pathlib import Path; from git import Repo\n"
-        "from flor_plugins.records import Code; from flor_plugins.replayer.sandbox.worktree import sandbox\n"
+        "from flor_plugins.records import Code; from flor_plugins.replayer.sandbox.worktree "
+        "import sandbox\n"
         "root, vid, folder = sys.argv[1:]\n"
         "for index in range(40):\n"
-        "    with sandbox(Repo(root), Code(vid, root, root), Path(folder) / str(index) / 'project') as place:\n"
+        "    with sandbox(Repo(root), Code(vid, root, root), Path(folder) / str(index) / "
+        "'project') as place:\n"
         "        assert (place / 'train.py').is_file()\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

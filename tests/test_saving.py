@@ -1,4 +1,6 @@
-"""Whatever a training does between its checkpoints: each that is written is the state as it was when it was taken."""
+"""Whatever a training does between its checkpoints: each that is written is the state as it
+was when it was taken.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from flor_plugins.store.checkpoints.manifest import read_state, records
 
 
 def check(made: Training) -> None:
-    """The property: a state is on the disk exactly as it was taken, or somebody was told that it is not there."""
+    """The property: a state is on the disk exactly as it was taken, or somebody was told
+    that it is not there.
+    """
     listed = {one.position for one in list_checkpoints(made.run)}
     assert listed == set(made.told.written_) and len(made.told.written_) == len(listed)
     assert (

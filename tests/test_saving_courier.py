@@ -1,4 +1,6 @@
-"""The process that writes: whatever becomes of it, states arrive whole, and no training is held up or ended."""
+"""The process that writes: whatever becomes of it, states arrive whole, and no training is
+held up or ended.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A machine loses its power while checkpoints are written: what the disk may hold then, and what is read of it.
+"""A machine loses its power while checkpoints are written: what the disk may hold then, and
+what is read of it.
 
-The model of a disk: what was written to a file is safe once the file was fsynced, and a name (a new file, a folder, a
-rename) once its folder was. All else may be there or not, and bytes may be missing at the end or zero.
-"""
+The model of a disk: what was written to a file is safe once the file was fsynced, and a name (a
+new file, a folder, a rename) once its folder was. All else may be there or not, and bytes may
+be missing at the end or zero."""
 
 from __future__ import annotations
 
@@ -85,8 +86,8 @@ class Log:
 def disk_after(events: list[Event], chance: random.Random, folder: Path) -> None:
     """A disk on which no more of `events` is safe than a file system has to keep.
 
-    Files at their last place, with a part of their bytes where they were never fsynced; then some of the renames that
-    no fsync of their folder followed are undone, the later ones first.
+    Files at their last place, with a part of their bytes where they were never fsynced; then
+    some of the renames that no fsync of their folder followed are undone, the later ones first.
     """
     safe: dict[str, bytes] = {}  # by the present name
     loose: list[Event] = []  # renames whose folder was not fsynced since
@@ -145,7 +146,9 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Log:
 
 
 def read(run: Path) -> tuple[list[int], list[int]]:
-    """Steps that are read and equal what was saved, and steps that are listed and said to be damaged."""
+    """Steps that are read and equal what was saved, and steps that are listed and said to be
+    damaged.
+    """
     read, damaged = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -222,7 +225,10 @@ def test_at_every_moment_of_the_log_the_disk_has_each_finished_checkpoint_and_th
 def test_a_disk_that_loses_what_it_said_was_safe_is_noticed(
     log: Log, tmp_path_factory: pytest.TempPathFactory, seed: int
 ) -> None:
-    """Some do. Whole or damaged, but never another state; what refers to a torn file is damaged, too."""
+    """Some do.
+
+    Whole or damaged, but never another state; what refers to a torn file is damaged, too.
+    """
     chance, folder = random.Random(seed), tmp_path_factory.mktemp("disk")
     for path, content in log.events[-1].tree:
         (folder / path).parent.mkdir(parents=True, exist_ok=True)

@@ -100,7 +100,10 @@ def test_a_signal_to_all_processes_of_a_training_does_not_end_its_writer(
     # the training ignores it, as one does that saves what it has
     before = f"signal.signal({int(number)}, signal.SIG_IGN)"
     after = "post.courier.flush(); print(writer_of(post.folder)); post.send(6); post.close()"
-    each = f"step == 2 and (post.courier.flush(), os.killpg(0, {int(number)}), os.kill(writer_of(post.folder), "
+    each = (
+        f"step == 2 and (post.courier.flush(), os.killpg(0, {int(number)}), "
+        f"os.kill(writer_of(post.folder), "
+    )
     each += f"{int(number)}))"
     with start(tmp_path, before=before, each=each, after=after, start_new_session=True) as training:
         output, _ = training.communicate(timeout=60)
@@ -153,12 +156,16 @@ def test_a_writer_that_is_waited_for_in_the_end_has_its_share_of_the_processors(
 
 
 def test_the_package_is_found_where_the_training_found_it(tmp_path: Path) -> None:
-    """`python -c` and `python -m` look for modules in the present folder, and so does a relative PYTHONPATH."""
+    """`python -c` and `python -m` look for modules in the present folder, and so does a
+    relative PYTHONPATH.
+    """
     (tmp_path / "run").mkdir()
     code = (
         "from pathlib import Path; from posting import Post, writer_of; "
-        f"post = Post(Path({str(tmp_path / 'run')!r})); pid = writer_of(post.folder); post.send(0); "
-        "post.courier.flush(); assert pid == writer_of(post.folder), 'a second one was started'; post.close()"
+        f"post = Post(Path({str(tmp_path / 'run')!r})); pid = writer_of(post.folder); "
+        f"post.send(0); "
+        "post.courier.flush(); assert pid == writer_of(post.folder), 'a second one was "
+        "started'; post.close()"
     )
     env = {**os.environ, "PYTHONPATH": "tests", "PYTHONSAFEPATH": ""}
     done = subprocess.run(

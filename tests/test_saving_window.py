@@ -118,7 +118,8 @@ def test_a_wrapper_is_looked_through_and_an_optimizer_is_watched_once() -> None:
     class Empty:
         optimizer = None
 
-    # made without __init__, which asks for an Accelerator: it is an Optimizer itself and holds the real one
+    # made without __init__, which asks for an Accelerator: it is an Optimizer itself and holds
+    # the real one
     accelerated = AcceleratedOptimizer.__new__(AcceleratedOptimizer)
     accelerated.optimizer = real
     seen.window.attach([Lightning(), accelerated, real, Nothing(), Empty(), None])

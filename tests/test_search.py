@@ -1,4 +1,6 @@
-"""The first place at which a predicate holds: the right one, with few evaluations, and nothing twice."""
+"""The first place at which a predicate holds: the right one, with few evaluations, and
+nothing twice.
+"""
 
 from __future__ import annotations
 
@@ -375,7 +377,8 @@ def test_a_recorded_run_of_256_epochs_is_evaluated_at_most_9_times(tmp_path: Pat
     (run,) = flor.runs(store=project.store.root)
     computed = [row.position for writer, row in read_run(run.path, ["age"]) if "age" in row.values]
     print(
-        f"\na run of 256 epochs, first age >= 137: evaluated at {', '.join(str(one.epoch) for one in computed)}"
+        f"\na run of 256 epochs, first age >= 137: evaluated at "
+        f"{', '.join(str(one.epoch) for one in computed)}"
     )
     assert len(computed) == len(set(computed)) == frame["evaluated"][0] <= 9
     assert Position(256, 256) in computed and Position(137, 137) in computed

@@ -270,8 +270,10 @@ def test_six_processes_at_once_keep_six_snapshots(work: Path, store: Store, tmp_
     (plain / "a.py").write_text("a")
     script = (
         "import sys; from pathlib import Path\n"
-        "from flor_plugins.recorder.code_snapshot.snapshot import take; from flor_plugins.store.layout import Store\n"
-        "for where in map(Path, sys.argv[2:]): print(take(Store(where / '.flor'), sys.argv[1], where).vid)"
+        "from flor_plugins.recorder.code_snapshot.snapshot import take; from "
+        "flor_plugins.store.layout import Store\n"
+        "for where in map(Path, sys.argv[2:]): print(take(Store(where / '.flor'), sys.argv[1], "
+        "where).vid)"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     command = [sys.executable, "-c", script]
@@ -325,7 +327,8 @@ def test_broken_repository_and_missing_git_are_said(
         take(store, "run", work)
     script = (
         "from pathlib import Path; from flor_plugins.store.layout import Store\n"
-        "from flor_plugins.recorder.code_snapshot.snapshot import take; take(Store(Path('s')), 'r', Path('.'))"
+        "from flor_plugins.recorder.code_snapshot.snapshot import take; take(Store(Path('s')), "
+        "'r', Path('.'))"
     )
     env = {"PATH": "", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run(

@@ -1,4 +1,6 @@
-"""Checkpoints inside an epoch of an HF training, fingerprints of its batches, and going on from any of them."""
+"""Checkpoints inside an epoch of an HF training, fingerprints of its batches, and going on
+from any of them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The benchmark of storage: what it counts, that it finds a weight that is not the trained one, and that it runs."""
+"""The benchmark of storage: what it counts, that it finds a weight that is not the trained
+one, and that it runs.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A store that is named by a url: other machines read it and replay it, and what they compute is there for all."""
+"""A store that is named by a url: other machines read it and replay it, and what they
+compute is there for all.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ REPLAY = ("replay", "--hook", HOOKS["lightning"], "--metrics", "val_accuracy,wro
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    """Two trainings in one process, uploaded; then the folder in which they ran is no longer where it was."""
+    """Two trainings in one process, uploaded; then the folder in which they ran is no longer
+    where it was.
+    """
     top = tmp_path_factory.mktemp("lightning")
     project = replaying.make(top / "project")
     script = (

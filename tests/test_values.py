@@ -180,7 +180,8 @@ def test_encoding_imports_no_library(tmp_path: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from pathlib import Path; from flor_plugins.store.metrics.value_codec import encode_value, EncodingError\n"
+        "import sys; from pathlib import Path; from flor_plugins.store.metrics.value_codec "
+        "import encode_value, EncodingError\n"
         "encode_value([1, {'a': 2.0}], Path('media'))\n"
         "try: encode_value(object(), Path('media'))\n"
         "except EncodingError: pass\n"

@@ -1,4 +1,6 @@
-"""`verify` proves that a replay was the run; where it is not, it names the first step that differs, and why."""
+"""`verify` proves that a replay was the run; where it is not, it names the first step that
+differs, and why.
+"""
 
 from __future__ import annotations
 
@@ -130,7 +132,9 @@ def run_of(project: Project) -> Run:
 
 
 def verified(project: Project, run: str | None = None) -> dict[str, Any]:
-    """What `verify --json` says of the first stretch that differs; the exit status must say so, too."""
+    """What `verify --json` says of the first stretch that differs; the exit status must say
+    so, too.
+    """
     done = project.flor("verify", run or run_of(project).run_id, "--json", ok=False)
     assert done.returncode == 3, done.stdout + done.stderr
     return next(one for one in json.loads(done.stdout) if one["verdict"] == "diverged")

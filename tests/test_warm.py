@@ -1,4 +1,6 @@
-"""Warm workers: a fork is as good as a fresh process, in the very environment of its run, and none is left behind."""
+"""Warm workers: a fork is as good as a fresh process, in the very environment of its run,
+and none is left behind.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ if __name__ == "__main__":
 
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Runs a and b of two versions of the code, with one PYTHONHASHSEED, and c of the second with another one."""
+    """Runs a and b of two versions of the code, with one PYTHONHASHSEED, and c of the second
+    with another one.
+    """
     made = replaying.make(tmp_path_factory.mktemp("warm") / "project")
     made.write(
         "train.py",

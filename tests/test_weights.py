@@ -1,4 +1,6 @@
-"""Weights that are copied straight into a module are there as `load_state_dict` would have put them."""
+"""Weights that are copied straight into a module are there as `load_state_dict` would have
+put them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A predicate over a history of forty runs chooses what pandas chooses on a table made from the raw journals."""
+"""A predicate over a history of forty runs chooses what pandas chooses on a table made from
+the raw journals.
+"""
 
 from __future__ import annotations
 
@@ -77,7 +79,9 @@ def params_of(number: int) -> dict[str, Any]:
 
 
 def record(store: Store, number: int, hooks: Path) -> Run:
-    """A run as a recording leaves it, with some values of a replay of today's hooks, some of older ones."""
+    """A run as a recording leaves it, with some values of a replay of today's hooks, some of
+    older ones.
+    """
     run_id = f"20261123-2005{number:02}-123-9f3a2c"
     run = Run(
         run_id, f"run{number:02}", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "/r/train.py"),
@@ -134,7 +138,9 @@ def history(tmp_path_factory: pytest.TempPathFactory, hooks: Path) -> list[Run]:
 
 
 def lines_of(run: Run, asked: str, hooks: Path) -> dict[tuple[str, int], Any]:
-    """(metric, step) to its value, as the newest journal says; of `asked` only what today's hook gave."""
+    """(metric, step) to its value, as the newest journal says; of `asked` only what today's
+    hook gave.
+    """
     today = {one.name: one.digest for one in scan(hooks)}
     found = {}
     for file in sorted((run.path / "metrics").glob("*.jsonl")):
@@ -146,7 +152,10 @@ def lines_of(run: Run, asked: str, hooks: Path) -> dict[tuple[str, int], Any]:
 
 
 def table(history: list[Run], asked: str, hooks: Path) -> Table:
-    """One row per epoch, or for `norm` per step, of all runs. On steps an epoch's values hold while its number does."""
+    """One row per epoch, or for `norm` per step, of all runs.
+
+    On steps an epoch's values hold while its number does.
+    """
     rows = []
     for run in history:
         found = lines_of(run, asked, hooks)
@@ -178,7 +187,9 @@ def chosen(made: planner.Plan) -> set[tuple[str, int]]:
 
 @pytest.fixture(scope="module")
 def counts() -> Iterator[list[tuple[str, str, int, int, int]]]:
-    """Filled by the tests and shown with `pytest -s`: predicate, metric, places of all, chosen by us, by pandas."""
+    """Filled by the tests and shown with `pytest -s`: predicate, metric, places of all,
+    chosen by us, by pandas.
+    """
     found: list[tuple[str, str, int, int, int]] = []
     yield found
     print(f"\n{'predicate':<55} {'missing metric':<14} {'of all':>6} {'ours':>5} {'pandas':>6}")

@@ -1,4 +1,6 @@
-"""Scripts that train, each in a process of its own that is forked from one in which the heavy packages are imported."""
+"""Scripts that train, each in a process of its own that is forked from one in which the
+heavy packages are imported.
+"""
 
 from __future__ import annotations
 

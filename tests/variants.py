@@ -1,4 +1,6 @@
-"""Trainings with the features that make a restoration hard, and a replay of them without a worker process."""
+"""Trainings with the features that make a restoration hard, and a replay of them without a
+worker process.
+"""
 
 from __future__ import annotations
 

@@ -1,1 +1,3 @@
-"""`flor-hf bench`: what recording a recipe costs, and what its hindsight questions cost beside training again."""
+"""`flor-hf bench`: what recording a recipe costs, and what its hindsight questions cost
+beside training again.
+"""

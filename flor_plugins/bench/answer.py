@@ -1,4 +1,6 @@
-"""The process that answers one question: python -m flor_plugins.bench.answer RECIPE METRIC RESULT RUN_ID ..."""
+"""The process that answers one question: python -m flor_plugins.bench.answer RECIPE METRIC
+RESULT RUN_ID ...
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from flor_plugins.store.runs import find_run
 
 
 def answer(recipe: Recipe, metric: str, run_ids: list[str]) -> dict[str, Any]:
-    """Replay one metric at the recipe's epochs, whatever `where` says: that may name another of its metrics."""
+    """Replay one metric at the recipe's epochs, whatever `where` says: that may name another
+    of its metrics.
+    """
     store = find_store()
     began = time.perf_counter()
     runs = [find_run(store, run_id) for run_id in run_ids]

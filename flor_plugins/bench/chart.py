@@ -1,4 +1,6 @@
-"""A bench as a picture (SVG): seconds of each question beside those of training again, and what recording costs."""
+"""A bench as a picture (SVG): seconds of each question beside those of training again, and
+what recording costs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ SMALLEST = (
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """From values to places on the line. ticks: in values, evenly spaced, the first and the last are its ends."""
+    """From values to places on the line.
+
+    ticks: in values, evenly spaced, the first and the last are its ends.
+    """
 
     ticks: tuple[float, ...]
 
@@ -66,7 +71,9 @@ class Picture:
         self.y += 1.5 * LINE
 
     def ruled(self, shown: Axis, begin: float, unit: str) -> None:
-        """The lines of an axis over what was drawn since `begin`, and its numbers below; 0 is drawn darker."""
+        """The lines of an axis over what was drawn since `begin`, and its numbers below; 0
+        is drawn darker.
+        """
         for tick in shown.ticks:
             x, colour = shown.at(tick), "#6e7781" if tick == 0 else FAINT
             line = self.draw("line", x1=x, x2=x, y1=begin - 4, y2=self.y, stroke=colour)
@@ -76,7 +83,8 @@ class Picture:
 
     def svg(self) -> str:
         root = ElementTree.Element(
-            "svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": f"0 0 {WIDTH:.0f} {self.y:.0f}",
+            "svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": (f"0 0 {WIDTH:.0f} "
+                                                                      f"{self.y:.0f}"),
                     "width": f"{WIDTH:.0f}", "height": f"{self.y:.0f}", "font-family": FONT, "font-size": "12",
                     "fill": TEXT},
         )  # fmt: skip
@@ -106,7 +114,8 @@ def _questions(picture: Picture, results: Sequence[Result]) -> None:
     shown = axis(longest)
     picture.title(
         "A metric in hindsight, beside training again",
-        "seconds for all versions and epochs of a recipe; every question is asked alone, by a new process",
+        "seconds for all versions and epochs of a recipe; every question is asked alone, by a "
+        "new process",
     )
     begin = picture.y
     for one in results:
@@ -138,7 +147,8 @@ def _overheads(picture: Picture, results: Sequence[Result]) -> None:
     shown = axis([100 * value for one in results for value in _shares(one)])
     picture.title(
         "What recording costs",
-        "of the seconds of a training; dot: median of the pairs, line: where they lie, hollow: inconclusive; "
+        "of the seconds of a training; dot: median of the pairs, line: where they lie, hollow: "
+        "inconclusive; "
         "mark: by the recorder's own clock",
     )
     begin = picture.y

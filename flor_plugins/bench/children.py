@@ -16,7 +16,9 @@ from flor_plugins.errors import FlorError
 from flor_plugins.store.files import read_json
 from flor_plugins.store.layout import VARIABLE
 
-_GRACE_S = 10.0  # a terminal's Ctrl-C has reached the child, too: a replay takes its worker and its scratch files away
+# a terminal's Ctrl-C has reached the child, too: a replay takes its worker and its scratch
+# files away
+_GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +33,8 @@ class Children:
     ) -> tuple[dict[str, Any], float]:
         """What a module of this package has written, and the seconds from its start to its end.
 
-        words: its arguments, from the path of the file that it is to write. Raises FlorError where it fails, with
-        its last line.
-        """
+        words: its arguments, from the path of the file that it is to write. Raises FlorError
+        where it fails, with its last line."""
         with (
             tempfile.TemporaryDirectory(prefix="flor-bench-") as scratch,
             self.log.open("ab") as log,
@@ -55,7 +56,8 @@ class Children:
             seconds = time.perf_counter() - began
             if status:
                 raise FlorError(
-                    f"{what} ended with exit status {status}: {self._last_line(begin)} (all: {self.log})"
+                    f"{what} ended with exit status {status}: {self._last_line(begin)} (all: "
+                    f"{self.log})"
                 )
             return read_json(Path(result)), seconds
 

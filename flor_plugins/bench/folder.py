@@ -1,4 +1,6 @@
-"""Where a bench writes: a folder of its own with the table, its data, the chart, a log and a store."""
+"""Where a bench writes: a folder of its own with the table, its data, the chart, a log and a
+store.
+"""
 
 from __future__ import annotations
 
@@ -42,13 +44,17 @@ class Folder:
 
 
 def open_folder(root: Path) -> tuple[Folder, Bench | None]:
-    """A new folder, or one that a bench has made, with what that one had found. Raises FlorError for any other."""
+    """A new folder, or one that a bench has made, with what that one had found.
+
+    Raises FlorError for any other.
+    """
     root = root.expanduser().absolute()
     if root.is_dir() and any(root.iterdir()):
         return Folder(root), read(root)
     if root.exists() and not root.is_dir():
         raise FlorError(
-            f"the bench was to write into {root}, which is a file. Name another folder: --out FOLDER"
+            f"the bench was to write into {root}, which is a file. Name another folder: --out "
+            f"FOLDER"
         )
     Store(
         root
@@ -59,7 +65,8 @@ def open_folder(root: Path) -> tuple[Folder, Bench | None]:
 def read(root: Path) -> Bench:
     """What bench.json of a folder holds. Raises FlorError where it is none of ours."""
     refusal = (
-        f"the bench was to write into {root}, which holds files and is not the folder of a bench (there is no "
+        f"the bench was to write into {root}, which holds files and is not the folder of a "
+        f"bench (there is no "
         f"{DATA} of format {FORMAT}). Name another folder: --out FOLDER"
     )
     try:

@@ -1,4 +1,6 @@
-"""One recipe: its trainings with and without the callback in turns, then its questions, one at a time."""
+"""One recipe: its trainings with and without the callback in turns, then its questions, one
+at a time.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ WAYS = ("without", "with")
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """How to measure. pairs: of each version. store: the bench's own. tell: hears what is done next."""
+    """How to measure.
+
+    pairs: of each version. store: the bench's own. tell: hears what is done next.
+    """
 
     pairs: int
     store: Store
@@ -75,7 +80,9 @@ def _described(recipe: Recipe) -> Result:
 
 
 def _trainings(recipe: Recipe, setting: Setting) -> Iterator[Training]:
-    """Every pair is one with the callback and one without; who comes first changes from pair to pair."""
+    """Every pair is one with the callback and one without; who comes first changes from pair
+    to pair.
+    """
     pairs = [(one.name, pair) for pair in range(1, setting.pairs + 1) for one in recipe.versions]
     for (version, pair), order in zip(pairs, orders(WAYS, len(pairs)), strict=True):
         for how in order:
@@ -108,11 +115,13 @@ def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Kep
     for run in runs:
         if run.status != "finished" or run.code is None:
             raise FlorError(
-                f"run {run.name} can't be replayed: {run.status}; {'; '.join(run.gaps) or run.error}"
+                f"run {run.name} can't be replayed: {run.status}; "
+                f"{'; '.join(run.gaps) or run.error}"
             )
         if objective and not logged[run.run_id]:
             raise RecipeError(
-                f"{recipe.path}:1: the objective's metric {objective.metric!r} was not logged by run {run.name}"
+                f"{recipe.path}:1: the objective's metric {objective.metric!r} was not logged "
+                f"by run {run.name}"
             )
         sizes = [one.nbytes for one in list_checkpoints(run.path)]
         yield Kept(

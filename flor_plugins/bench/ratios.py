@@ -13,7 +13,8 @@ LEAST_PAIRS = 11  # fewer say nothing
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A median and where it lies with 95 % confidence; with fewer than 6 values, where the values lie.
+    """A median and where it lies with 95 % confidence; with fewer than 6 values, where the
+    values lie.
 
     n: how many values.
     """
@@ -41,7 +42,9 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def _outside(n: int) -> int:
-    """How many values may be left out on either side so that the median is inside with the confidence asked for."""
+    """How many values may be left out on either side so that the median is inside with the
+    confidence asked for.
+    """
     tail, outside = 0.0, 0
     for k in range(n // 2):
         tail += (
@@ -59,5 +62,7 @@ def pair_ratios(of: Sequence[float], over: Sequence[float]) -> list[float]:
 
 
 def orders(names: Sequence[str], rounds: int) -> list[list[str]]:
-    """The order of the variants in each round: forward, backward, forward: a drift hits all of them alike."""
+    """The order of the variants in each round: forward, backward, forward: a drift hits all
+    of them alike.
+    """
     return [list(names) if i % 2 == 0 else list(reversed(names)) for i in range(rounds)]

@@ -27,9 +27,9 @@ class _Record(BaseModel):
 class Training(_Record):
     """One process that has trained one version.
 
-    train_s, cpu_s: of the training alone, by the clock and of the processor (all threads); process_s: from the start
-    of the process to its end. load: the machine's, of the last minute. run_ids: what was recorded.
-    """
+    train_s, cpu_s: of the training alone, by the clock and of the processor (all threads);
+    process_s: from the start of the process to its end. load: the machine's, of the last
+    minute. run_ids: what was recorded."""
 
     version: str
     pair: int
@@ -44,7 +44,8 @@ class Training(_Record):
 
 
 class Kept(_Record):
-    """What one run left in the store. checkpoint_bytes: of the largest one; all_bytes: of all together.
+    """What one run left in the store. checkpoint_bytes: of the largest one; all_bytes: of all
+    together.
 
     recording_s: what the recorder itself has counted of the training's time. objective: by epoch.
     """
@@ -61,9 +62,8 @@ class Kept(_Record):
 class Question(_Record):
     """One metric, asked alone of all versions.
 
-    process_s: of the process that answered; asked_s: in it, from the request to the dataframe. ways: how it was
-    replayed. values: by version and epoch. count: of all values.
-    """
+    process_s: of the process that answered; asked_s: in it, from the request to the dataframe.
+    ways: how it was replayed. values: by version and epoch. count: of all values."""
 
     metric: str
     process_s: float = 0.0
@@ -94,7 +94,9 @@ class Result(_Record):
     @computed_field
     @property
     def overhead(self) -> Interval | None:
-        """Seconds of training with the callback over those without, less 1; of all versions' pairs."""
+        """Seconds of training with the callback over those without, less 1; of all versions'
+        pairs.
+        """
         return self._share(lambda one: one.train_s)
 
     @computed_field
@@ -107,13 +109,17 @@ class Result(_Record):
     @computed_field
     @property
     def processor_overhead(self) -> Interval | None:
-        """The same of the processor's seconds: what others compute on the machine hardly counts in it."""
+        """The same of the processor's seconds: what others compute on the machine hardly
+        counts in it.
+        """
         return self._share(lambda one: one.cpu_s)
 
     @computed_field
     @property
     def counted_overhead(self) -> float | None:
-        """The share of the training's time that the recorder has counted: its own calls, and not who waits for whom."""
+        """The share of the training's time that the recorder has counted: its own calls, and
+        not who waits for whom.
+        """
         seconds = sum(self.seconds(one.version, is_recorded=True) or 0.0 for one in self.kept)
         counted = [one.recording_s for one in self.kept if one.recording_s is not None]
         return sum(counted) / seconds if counted and seconds else None
@@ -200,7 +206,10 @@ def worst(verdicts: Iterable[str]) -> str | None:
 
 
 class Bench(_Record):
-    """All that one bench.json holds. started_at, finished_at: UTC; finished_at is missing until it is whole."""
+    """All that one bench.json holds.
+
+    started_at, finished_at: UTC; finished_at is missing until it is whole.
+    """
 
     format: int = FORMAT
     benchmark: str = NAME

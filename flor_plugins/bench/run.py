@@ -24,7 +24,8 @@ _PACKAGES = ("torch", "transformers", "lightning", "flor-plugins")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """pairs: trainings with and without the callback, of each version. store: None for one in `out`.
+    """pairs: trainings with and without the callback, of each version. store: None for one in
+    `out`.
 
     is_added: the rows of other recipes that stand in `out` already stay.
     """
@@ -39,10 +40,10 @@ class Asked:
 def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[Result, ...]]:
     """Measure. Returns the folder, all that its files hold, and what was measured now.
 
-    A recipe that fails is told in its row. Raises FlorError before anything is measured: for targets that do not exist,
-    for a folder that is not a bench's, for rows to be kept that were measured on another machine or with other
-    packages. On an interrupt what is known is written, and KeyboardInterrupt goes on.
-    """
+    A recipe that fails is told in its row. Raises FlorError before anything is measured: for
+    targets that do not exist, for a folder that is not a bench's, for rows to be kept that were
+    measured on another machine or with other packages. On an interrupt what is known is
+    written, and KeyboardInterrupt goes on."""
     paths = recipes_of(asked.targets)
     folder, before = open_folder(asked.out)
     kept = before.results if before and asked.is_added else ()
@@ -89,13 +90,17 @@ def _refuse_other_machine(before: Bench, now: Bench, root: Path) -> None:
     ]
     if changed:
         raise FlorError(
-            f"--add was to keep rows of {root} that were measured under other conditions: {'; '.join(changed)}. One "
+            f"--add was to keep rows of {root} that were measured under other conditions: "
+            f"{'; '.join(changed)}. One "
             "table would not say so; name another folder with --out, or measure all recipes anew"
         )
 
 
 def recipes_of(targets: Sequence[Path]) -> list[Path]:
-    """The recipe files that are meant: of a folder all that are in it, by name. Raises FlorError for none."""
+    """The recipe files that are meant: of a folder all that are in it, by name.
+
+    Raises FlorError for none.
+    """
     found: list[Path] = []
     for target in targets:
         if target.is_dir():

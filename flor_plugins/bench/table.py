@@ -1,4 +1,6 @@
-"""A bench as Markdown: one table of all recipes, the figures behind it, and how they were measured."""
+"""A bench as Markdown: one table of all recipes, the figures behind it, and how they were
+measured.
+"""
 
 from __future__ import annotations
 
@@ -115,7 +117,8 @@ def _machine(bench: Bench) -> str:
     ]
     if loads:
         said.append(
-            f"load meanwhile: {min(loads):.1f} to {max(loads):.1f} (a training on one thread is 1 of it)"
+            f"load meanwhile: {min(loads):.1f} to {max(loads):.1f} (a training on one thread "
+            f"is 1 of it)"
         )
     devices = sorted({one.device for result in bench.results for one in result.trainings})
     until = f" to {bench.finished_at}" if bench.finished_at else ", not whole yet"

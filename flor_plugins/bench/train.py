@@ -1,9 +1,9 @@
-"""The process of one training of a bench, which times it: python -m flor_plugins.bench.train RECIPE VERSION HOW RESULT
+"""The process of one training of a bench, which times it: python -m flor_plugins.bench.train
+RECIPE VERSION HOW RESULT
 
-HOW: `with` the callback or `without`. What is timed is `fit` or `train`; of a function that trains by itself, with
-flor.loop, all from the first item of its first main loop until it returns. Imports and the building of model and data
-are not, in either case.
-"""
+HOW: `with` the callback or `without`. What is timed is `fit` or `train`; of a function that
+trains by itself, with flor.loop, all from the first item of its first main loop until it
+returns. Imports and the building of model and data are not, in either case."""
 
 from __future__ import annotations
 
@@ -45,7 +45,10 @@ class Clock:
 
 
 def measure(path: Path, version: str, *, is_recorded: bool) -> dict[str, Any]:
-    """Train, and say what it took. Raises RecipeError where what was asked for is not what happened."""
+    """Train, and say what it took.
+
+    Raises RecipeError where what was asked for is not what happened.
+    """
     clock, store = Clock(), find_store()
     before = run_ids(store)
     listen(clock.begin, is_recorded=is_recorded)
@@ -62,7 +65,8 @@ def measure(path: Path, version: str, *, is_recorded: bool) -> dict[str, Any]:
         )
     if begun and not is_recorded:
         raise RecipeError(
-            f"{path}:1: it records by itself ({', '.join(begun)}), so there is no training without the callback to "
+            f"{path}:1: it records by itself ({', '.join(begun)}), so there is no training "
+            f"without the callback to "
             "compare with; leave the callback to flor-hf record"
         )
     return {
@@ -76,7 +80,9 @@ def measure(path: Path, version: str, *, is_recorded: bool) -> dict[str, Any]:
 
 
 def count_parameters(trained: Any) -> int:
-    """Of what a recipe's function has built, or what `flor.checkpoints` was given; shared ones count once."""
+    """Of what a recipe's function has built, or what `flor.checkpoints` was given; shared
+    ones count once.
+    """
     if isinstance(trained, Registered):
         modules = list(trained.modules().values())
     else:

@@ -14,7 +14,10 @@ Rows = dict[str, list[tuple[int, int, Any]]]  # run_id: (epoch, step, value)
 
 
 def values_of(store: Store, runs: Sequence[Run], metric: str) -> Rows:
-    """The values that are there, by run, in the order of the run. Of several phases validation is meant."""
+    """The values that are there, by run, in the order of the run.
+
+    Of several phases validation is meant.
+    """
     from flor_plugins.store.query import dataframe
 
     data = dataframe.dataframe(store, metric, runs=runs)
@@ -31,11 +34,12 @@ def values_of(store: Store, runs: Sequence[Run], metric: str) -> Rows:
 
 
 def by_epoch(rows: Iterable[tuple[int, int, Any]]) -> Series:
-    """One value per epoch, counted from 1: the mean of the updates made in it; of what is no number the last one.
+    """One value per epoch, counted from 1: the mean of the updates made in it; of what is no
+    number the last one.
 
-    rows: (epochs completed, step, value). The update that completes an epoch is the first one that counts it as
-    completed, and all that come after it are of the next. What stands before the first update is epoch 0.
-    """
+    rows: (epochs completed, step, value). The update that completes an epoch is the first one
+    that counts it as completed, and all that come after it are of the next. What stands before
+    the first update is epoch 0."""
     groups: dict[int, list[Any]] = {}
     seen: set[int] = set()
     for epoch, step, value in sorted(rows, key=lambda row: row[:2]):
@@ -46,7 +50,9 @@ def by_epoch(rows: Iterable[tuple[int, int, Any]]) -> Series:
 
 
 def plain(value: Any) -> Any:
-    """JSON for it: lists for arrays; NaN and infinities become text, as what JSON does not know does."""
+    """JSON for it: lists for arrays; NaN and infinities become text, as what JSON does not
+    know does.
+    """
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple):

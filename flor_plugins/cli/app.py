@@ -101,7 +101,9 @@ def bench(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What recording recipes costs, and what their hindsight questions cost beside training again."""
+    """What recording recipes costs, and what their hindsight questions cost beside training
+    again.
+    """
     from flor_plugins.cli import bench
 
     raise typer.Exit(bench.bench(targets, pairs, out, store, add, as_json))
@@ -129,7 +131,9 @@ def first(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """The first run and epoch (or step) at which a predicate holds; what is missing for that is computed."""
+    """The first run and epoch (or step) at which a predicate holds; what is missing for that
+    is computed.
+    """
     from flor_plugins.cli import first
 
     asked = first.Asked(
@@ -150,7 +154,9 @@ def import_(
     recipe: Annotated[Path | None, typer.Option(help="The recipe that trained it.")] = None,
     version: Annotated[str | None, typer.Option(help="... and its version.")] = None,
 ) -> None:
-    """Make a run of checkpoints that Lightning or the HF Trainer wrote; hooks can be asked of its weights."""
+    """Make a run of checkpoints that Lightning or the HF Trainer wrote; hooks can be asked
+    of its weights.
+    """
     from flor_plugins.cli import import_runs
 
     raise typer.Exit(import_runs.import_run(path, command or [], name, recipe, version))
@@ -277,7 +283,9 @@ def gc(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Free space: leftovers and compression; with a budget also checkpoints, those first that are missed least."""
+    """Free space: leftovers and compression; with a budget also checkpoints, those first
+    that are missed least.
+    """
     from flor_plugins.cli import gc
 
     raise typer.Exit(gc.gc(budget, dry_run, yes, as_json, abandon))

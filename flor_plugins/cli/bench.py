@@ -1,4 +1,6 @@
-"""`bench`: recipes with and without the callback, their hindsight questions, and one table of all."""
+"""`bench`: recipes with and without the callback, their hindsight questions, and one table
+of all.
+"""
 
 from __future__ import annotations
 

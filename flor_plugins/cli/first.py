@@ -1,4 +1,6 @@
-"""`first`: the first place at which a predicate holds; exit status 0 also where it holds nowhere."""
+"""`first`: the first place at which a predicate holds; exit status 0 also where it holds
+nowhere.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class Asked:
 
 
 def first(asked: Asked, yes: bool, as_json: bool, as_csv: bool) -> int:
-    """Exit status 0, 1 when a hook or a run failed or a person said no, 3 when a replay diverged."""
+    """Exit status 0, 1 when a hook or a run failed or a person said no, 3 when a replay
+    diverged.
+    """
     from flor_plugins.replayer import requests
     from flor_plugins.replayer.searching import search
 
@@ -78,4 +82,7 @@ def _told(when: str, frame: Any) -> str:
     if hits.empty:
         return f"{when!r} holds nowhere in {len(frame)} runs, as far as they could be looked into"
     row = hits.iloc[0]
-    return f"{when!r} holds first in run {row['name']} ({row['run']}), at epoch {row['epoch']}, step {row['step']}"
+    return (
+        f"{when!r} holds first in run {row['name']} ({row['run']}), at epoch "
+        f"{row['epoch']}, step {row['step']}"
+    )

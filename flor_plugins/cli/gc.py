@@ -41,7 +41,8 @@ def pin(run: str, undo: bool) -> int:
     found = find_run(find_store(), run)
     collection.unpin(found) if undo else collection.pin(found)
     print(
-        f"{found.name} ({found.run_id}) is {'no longer pinned' if undo else 'pinned: gc gives up nothing of it'}"
+        f"{found.name} ({found.run_id}) is "
+        f"{'no longer pinned' if undo else 'pinned: gc gives up nothing of it'}"
     )
     return 0
 
@@ -89,7 +90,8 @@ def _show(plan: Collection, as_json: bool) -> None:
     freed = f"{format_size(plan.before)} now, {format_size(plan.after)} then"
     print(f'\n{plan.store.root}: {freed}; "at once": epochs whose weights are there')
     print(
-        "mean, worst: seconds of training until any other weights, or the training after any epoch, are reached"
+        "mean, worst: seconds of training until any other weights, or the training after any "
+        "epoch, are reached"
     )
 
 

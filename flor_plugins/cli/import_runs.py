@@ -17,7 +17,8 @@ def import_run(
     words = command[1:] if command[:1] == ["--"] else command
     if (words and recipe) or (version and not recipe):
         raise FlorError(
-            "import takes a recipe (--recipe FILE --version NAME) or a command (-- python train.py ...), "
+            "import takes a recipe (--recipe FILE --version NAME) or a command (-- python "
+            "train.py ...), "
             "and a version of a recipe only: leave one out"
         )
     launch = launches.of_command(words) if words else None

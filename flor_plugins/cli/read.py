@@ -1,4 +1,7 @@
-"""Verbs that only read: runs, show, dataframe, sql, checkpoints. None of them imports torch or a trainer."""
+"""Verbs that only read: runs, show, dataframe, sql, checkpoints.
+
+None of them imports torch or a trainer.
+"""
 
 from __future__ import annotations
 

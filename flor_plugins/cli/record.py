@@ -17,8 +17,10 @@ def record(target: list[str], name: str | None, framework: str | None) -> int:
     if target[0].endswith((".yaml", ".yml")):
         if name or framework or target[1:]:
             raise FlorError(
-                f"record {target[0]} takes no --name, --framework or further words: a recipe names its versions "
-                "and its trainer. Leave them out, or give a command: flor-hf record --name N -- python train.py"
+                f"record {target[0]} takes no --name, --framework or further words: a recipe "
+                f"names its versions "
+                "and its trainer. Leave them out, or give a command: flor-hf record --name N "
+                "-- python train.py"
             )
         recipe = load_recipe(Path(target[0]))
         return record_versions(recipe, [version.name for version in recipe.versions])

@@ -132,7 +132,8 @@ def _patch(given: tuple[str, ...]) -> dict[str, str]:
     wrong = [target for target, equals, source in parts if not (target and equals and source)]
     if wrong:
         raise FlorError(
-            f"--patch {wrong[0]!r}: write TARGET=FILE:FUNCTION, like bert:Net.forward=hooks/net.py:forward"
+            f"--patch {wrong[0]!r}: write TARGET=FILE:FUNCTION, like "
+            f"bert:Net.forward=hooks/net.py:forward"
         )
     return {target: source for target, _, source in parts}
 

@@ -41,7 +41,8 @@ def resume(name: str) -> int:
             repo = find_commit(run.code, store, Path.cwd())
             with sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place:
                 print(
-                    f"changed since: {', '.join(changed[:5])}; a copy of {run.code.vid[:12]} is run",
+                    f"changed since: {', '.join(changed[:5])}; a copy of {run.code.vid[:12]} "
+                    f"is run",
                     flush=True,
                 )
                 code = _start(run, {run.code.root: str(place)})

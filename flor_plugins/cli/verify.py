@@ -48,7 +48,8 @@ def _say(found: list[dict[str, Any]]) -> None:
     differing = [one for one in found if one["first"] is not None]
     if not differing:
         print(
-            f"\n{sum(one['compared'] for one in found)} values and tensors compared, all equal to the last bit"
+            f"\n{sum(one['compared'] for one in found)} values and tensors compared, all equal "
+            f"to the last bit"
         )
         return
     first = min(differing, key=lambda one: one["first"])

@@ -8,7 +8,8 @@ try:
     import transformers  # noqa: F401
 except ModuleNotFoundError as error:
     raise MissingDependency(
-        f"flor_plugins.hf needs {error.name!r}, which is not installed: pip install 'flor-plugins[hf]'"
+        f"flor_plugins.hf needs {error.name!r}, which is not installed: pip install "
+        f"'flor-plugins[hf]'"
     ) from error
 
 from flor_plugins.hf.callback import FlorCallback

@@ -26,18 +26,19 @@ from flor_plugins.state.module import parameter_names
 
 
 class FlorCallback(TrainerCallback):
-    """Records a training: every logged value, the code, and checkpoints from which it can be replayed.
+    """Records a training: every logged value, the code, and checkpoints from which it can be
+    replayed.
 
     metrics: `@flor.metric` hooks to compute live. every_n_epochs: checkpoints at every n-th epoch
-    boundary; before the first batch and after the last always. every_n_steps: also inside an epoch, at
-    every n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed
-    since the last checkpoint; None for never (and never where several processes train: their clocks
-    differ). overhead: the share of the training's time that checkpoints may cost; None for no limit.
-    disk: what the run's checkpoints may take ("50GB", or bytes); None for half of what is free when the
-    run begins. resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the
-    top of the git repository. One `train()` is one run. A failure
-    of ours is warned about once and noted in the run; it never ends the training.
-    """
+    boundary; before the first batch and after the last always. every_n_steps: also inside an
+    epoch, at every n-th optimizer update. every_minutes: also inside an epoch, when so many
+    minutes have passed since the last checkpoint; None for never (and never where several
+    processes train: their clocks differ). overhead: the share of the training's time that
+    checkpoints may cost; None for no limit.
+    disk: what the run's checkpoints may take ("50GB", or bytes); None for half of what is free
+    when the run begins. resume: "auto" or a run to go on with. store: a folder; default
+    FLOR_DIR, else `.flor/` at the top of the git repository. One `train()` is one run. A
+    failure of ours is warned about once and noted in the run; it never ends the training."""
 
     def __init__(
         self,
@@ -133,7 +134,9 @@ class FlorCallback(TrainerCallback):
         self._wrapped.around(trainer.callback_handler, "on_epoch_begin", self._outside_epochs)
 
     def _enter(self, recorder: recording.Recorder) -> None:
-        """The trainer will stand where the interrupted run stood: what came before is no part of it."""
+        """The trainer will stand where the interrupted run stood: what came before is no
+        part of it.
+        """
         assert recorder.resumption is not None
         self._trail, self._step = (
             Trail.of(recorder.resumption.sections),
@@ -150,7 +153,9 @@ class FlorCallback(TrainerCallback):
             raise
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the last log; a best model may be loaded by now: the last State was taken before."""
+        """After the last log; a best model may be loaded by now: the last State was taken
+        before.
+        """
         if self._recorder is not None:
             self._end("finished", None)
 
@@ -193,7 +198,8 @@ class FlorCallback(TrainerCallback):
         self._step = position.step
         self._trail.begin_epoch(trainer, epoch)
         if skipped and kwargs["resume_from_checkpoint"] is not None:
-            # The trainer leaves samples out without drawing them: nobody can come to this moment again.
+            # The trainer leaves samples out without drawing them: nobody can come to this
+            # moment again.
             self._trail.beginning = None
             recorder.warn(
                 f"epoch {epoch + 1} was resumed in its middle by the Trainer: it can't be replayed"
@@ -219,11 +225,15 @@ class FlorCallback(TrainerCallback):
             recorder.checkpoint(position, lambda: self._state(trainer), last=True)
 
     def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Entry: the update before is logged and evaluated. Return: the batches of the next one are drawn."""
+        """Entry: the update before is logged and evaluated.
+
+        Return: the batches of the next one are drawn.
+        """
         assert self._recorder is not None and self._harvest is not None
         trainer = self._harvest.trainer
         if self._recorder.resumption is not None:
-            self._recorder.resumption.sections.clear()  # restored by now, and as large as the model and its optimizer
+            # restored by now, and as large as the model and its optimizer
+            self._recorder.resumption.sections.clear()
         self._ours(lambda: self._at_step(trainer))
         drawn = original(*args, **kwargs)
         self._trail.batch += len(drawn[0])

@@ -78,7 +78,9 @@ class Harvest:
     # ---- called by the callback's events of the same names
 
     def on_pre_optimizer_step(self) -> None:
-        """Gradients are complete and clipped; weights and learning rate are those before the update."""
+        """Gradients are complete and clipped; weights and learning rate are those before the
+        update.
+        """
         optimizer = self._optimizer()
         for index, group in enumerate(optimizer.param_groups):
             lr = group["lr"]
@@ -170,7 +172,10 @@ class Harvest:
         self._losses, self._batch, self._checksums = [], None, []
 
     def _fingerprint(self, inputs: Any) -> None:
-        """Each batch counts by its place in the update. No synchronisation but for one batch an epoch."""
+        """Each batch counts by its place in the update.
+
+        No synchronisation but for one batch an epoch.
+        """
         if self._first:
             self._first = False
             self.timeline.coming[FIRST_BATCH] = fingerprints.sha256(inputs)
@@ -222,9 +227,9 @@ class Harvest:
     def _val_dataloader(self) -> Any:
         """The evaluation loader, made once: each `get_eval_dataloader` adds one to the accelerator.
 
-        Not the one that the trainer keeps where workers persist: its first use draws a seed, a later one doesn't.
-        Where several processes train it has all of the data, not this one's share: as in a replay by one process.
-        """
+        Not the one that the trainer keeps where workers persist: its first use draws a seed, a
+        later one doesn't. Where several processes train it has all of the data, not this one's
+        share: as in a replay by one process."""
         if self._val_loader is None and self.trainer.eval_dataset is not None:
             kept, wrapped = getattr(self.trainer, "_eval_dataloaders", {}), Wrapped()
             self.trainer._eval_dataloaders = {}

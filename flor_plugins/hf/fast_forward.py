@@ -1,9 +1,10 @@
-"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and for resumed runs.
+"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and
+for resumed runs.
 
 The trainer runs its own `_run_epoch`, with the counters of a resumed training. What it would do to
-resume is replaced: `skip_first_batches` (transformers/trainer.py) leaves out samples without drawing them,
-and `_load_rng_state` reads a file. Here batches are drawn, so that workers and generators are as they were.
-"""
+resume is replaced: `skip_first_batches` (transformers/trainer.py) leaves out samples without
+drawing them, and `_load_rng_state` reads a file. Here batches are drawn, so that workers and
+generators are as they were."""
 
 from __future__ import annotations
 
@@ -33,9 +34,8 @@ def run_epoch(
 ) -> Any:
     """Call `_run_epoch` so that it goes on from a State; returns when the epoch is over.
 
-    At the first `get_batch_samples` everything is restored, RNG included. restored: called then; the
-    State is not needed any more.
-    """
+    At the first `get_batch_samples` everything is restored, RNG included. restored: called
+    then; the State is not needed any more."""
     epoch, batch = completed_epochs(sections), sections[state.TRAINER].get("batch", 0)
     loaders.restore_evaluated(trainer, sections[state.TRAINER].get("evaluated", []))
     loaders.drain(trainer, sections[state.RNG].get("epochs", []))
@@ -81,14 +81,14 @@ def resume_at(
     entering: Callable[[], Any] = lambda: None,
     restored: Callable[[], Any] = lambda: None,
 ) -> None:
-    """In `on_train_begin`: the training begins at a State and goes on by itself to its natural end, mid-epoch too.
+    """In `on_train_begin`: the training begins at a State and goes on by itself to its natural
+    end, mid-epoch too.
 
     Call it after everything else that is put around `_run_epoch`: the epochs before the State's are
-    passed over, and nothing else hears of them. entering: called once, right before the epoch in which
-    the training goes on, or before its end where no epoch is left. restored: called once, when the State has
-    been put into the trainer and is not needed any more. `Trail.of(sections)` is what a recording
-    goes on with. `wrapped.undo()` takes it off.
-    """
+    passed over, and nothing else hears of them. entering: called once, right before the epoch
+    in which the training goes on, or before its end where no epoch is left. restored: called
+    once, when the State has been put into the trainer and is not needed any more.
+    `Trail.of(sections)` is what a recording goes on with. `wrapped.undo()` takes it off."""
     entered, completed = False, completed_epochs(sections)
     was_complete = sections[state.TRAINER]["control"]["should_training_stop"]
 
@@ -102,7 +102,8 @@ def resume_at(
         entered = True
         entering()
         run_epoch(trainer, original, kwargs, sections, restored)
-        # Beyond ours where the script asked for a later checkpoint of its own (resume_from_checkpoint).
+        # Beyond ours where the script asked for a later checkpoint of its own
+        # (resume_from_checkpoint).
         for epoch in range(completed + 1, kwargs["epoch"] + 1):
             if trainer.control.should_training_stop:
                 return None
@@ -147,8 +148,8 @@ class _Skipper:
 
     def __iter__(self) -> Iterator[Any]:
         iterator = iter(self._loader)
-        # An update draws its batches at once, and accelerate fetches one more: those of the last update
-        # were drawn under the RNG at its entry.
+        # An update draws its batches at once, and accelerate fetches one more: those of the
+        # last update were drawn under the RNG at its entry.
         ahead = self._trainer.args.gradient_accumulation_steps
         batches = self._sections[state.TRAINER]["batch"]
         loader_iteration.skip(iterator, batches, ahead, self._sections[state.RNG]["previous"])

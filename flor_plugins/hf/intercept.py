@@ -1,4 +1,6 @@
-"""Meeting an HF Trainer at `train`: in a worker process to replay it, in `flor record` to record it."""
+"""Meeting an HF Trainer at `train`: in a worker process to replay it, in `flor record` to
+record it.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def intercept(arrived: Callable[[Trainer, Go], Any], *, inject: bool) -> None:
 
 
 def train_alone() -> None:
-    """From now on no Trainer of this process shards its model; that it is alone accelerate reads in the environment."""
+    """From now on no Trainer of this process shards its model; that it is alone accelerate
+    reads in the environment.
+    """
     for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
         del os.environ[name]  # `accelerate launch` says so what it was told to use
     original = TrainingArguments.__post_init__

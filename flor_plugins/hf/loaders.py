@@ -1,4 +1,6 @@
-"""The loaders of an HF training: what they have drawn, and how they are brought to a moment again."""
+"""The loaders of an HF training: what they have drawn, and how they are brought to a moment
+again.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
 
 
 def is_exhausted(trainer: Trainer) -> bool:
-    """Has the epoch given its last batch? Accelerate fetches one ahead, so it knows without a length, too."""
+    """Has the epoch given its last batch? Accelerate fetches one ahead, so it knows without
+    a length, too.
+    """
     return bool(getattr(trainer.callback_handler.train_dataloader, "end_of_dataloader", False))
 
 
@@ -65,8 +69,8 @@ def are_persistent(trainer: Trainer) -> bool:
 def drain(trainer: Trainer, epochs: list[Mapping[str, Any]]) -> None:
     """Bring persistent workers to where they were: draw the data of all earlier epochs again.
 
-    epochs: of each its `capture`d beginning, its number ("epoch") and how many batches it drew ("batches").
-    """
+    epochs: of each its `capture`d beginning, its number ("epoch") and how many batches it drew
+    ("batches")."""
     if not are_persistent(trainer):
         return
     loader: Any = trainer.callback_handler.train_dataloader
@@ -87,7 +91,9 @@ def set_epoch(loader: Any, epoch: int) -> None:
 
 
 def evaluated(trainer: Trainer) -> list[str]:
-    """The persistent evaluation loaders whose workers run: the first use of a loader draws a seed, later ones don't."""
+    """The persistent evaluation loaders whose workers run: the first use of a loader draws a
+    seed, later ones don't.
+    """
     made = getattr(trainer, "_eval_dataloaders", {})
     return [
         name
@@ -110,8 +116,8 @@ def restore_evaluated(trainer: Trainer, names: list[str]) -> None:
 def end_workers(trainer: Trainer) -> None:
     """Stop all persistent workers of a trainer that is no longer needed.
 
-    Found by the garbage collector together with their queues they could not be told, and were waited for.
-    """
+    Found by the garbage collector together with their queues they could not be told, and were
+    waited for."""
     for loader in (
         trainer.callback_handler.train_dataloader,
         *getattr(trainer, "_eval_dataloaders", {}).values(),

@@ -13,7 +13,10 @@ from flor_plugins.recorder.replayability import hidden_state, obstacles
 from flor_plugins.records import Obstacle
 from flor_plugins.state import user_objects
 
-OF_CALLBACK = "derive the callback from transformers.trainer_callback.ExportableState, with a state() that holds it"
+OF_CALLBACK = (
+    "derive the callback from transformers.trainer_callback.ExportableState, with a "
+    "state() that holds it"
+)
 OF_MODULE = (
     "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
 )
@@ -26,8 +29,8 @@ _SIZES = ("dp_shard_size", "tp_size", "cp_size", "sp_size")  # of accelerate's P
 def obstacles_of(trainer: Trainer) -> list[Obstacle]:
     """What is known to break exactness of this training.
 
-    Call it when loaders and optimizers exist: from `on_train_begin` on. It draws, copies and changes nothing.
-    """
+    Call it when loaders and optimizers exist: from `on_train_begin` on. It draws, copies and
+    changes nothing."""
     outside = [*obstacles.of_kernels(trainer.args.device), *_of_strategy(trainer)]
     if any(one.grade == "weights" for one in outside):
         return outside  # no state is restored, so that none need be looked for

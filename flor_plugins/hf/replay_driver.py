@@ -94,7 +94,8 @@ class _Driver(TrainerCallback):
 
     def _drive(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         """All passes, at the entry of the first epoch; never returns."""
-        self.session.timeline.close()  # what an evaluation before the training brought is no value of a pass
+        # what an evaluation before the training brought is no value of a pass
+        self.session.timeline.close()
         for one in self.session.passes("state"):
             self._state_pass(one)
         for one in self.session.passes("validate"):
@@ -110,13 +111,16 @@ class _Driver(TrainerCallback):
     def _run_again(
         self, stretch: Stretch, original: Callable[..., Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """From the State at the stretch's start to its end, through as many epochs as lie between."""
+        """From the State at the stretch's start to its end, through as many epochs as lie
+        between.
+        """
         trainer = self.trainer
         sections: dict[str, Any] | None = self.session.state(stretch.start)
         state.restore(trainer, sections)
         self._epoch, self._step = stretch.start.epoch, stretch.start.step
         while True:
-            # User's callbacks hear of the epoch as they did; what they did to the State is overwritten.
+            # User's callbacks hear of the epoch as they did; what they did to the State is
+            # overwritten.
             trainer.control = trainer.callback_handler.on_epoch_begin(
                 trainer.args, trainer.state, trainer.control
             )
@@ -149,7 +153,8 @@ class _Driver(TrainerCallback):
         self.session.restored()
 
     def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        # Where the loader is exhausted this moment is the epoch's end; it comes when `_run_epoch` returns.
+        # Where the loader is exhausted this moment is the epoch's end; it comes when
+        # `_run_epoch` returns.
         is_end = loaders.is_exhausted(self.trainer) and self._batch > 0
         if (
             self.trainer.state.global_step != self._step

@@ -16,10 +16,10 @@ from flor_plugins.state import rng
 class Trail:
     """epoch: completed ones. batch: micro-batches of the present epoch that are drawn.
 
-    beginning: `loading.capture` of this epoch's start. earlier: those of all epochs before, where workers
-    persist. previous: the RNG at the update before the present one; known only where a checkpoint is near.
-    validation, validation_generators: the global RNG and the other generators before the last evaluation.
-    """
+    beginning: `loading.capture` of this epoch's start. earlier: those of all epochs before,
+    where workers persist. previous: the RNG at the update before the present one; known only
+    where a checkpoint is near. validation, validation_generators: the global RNG and the other
+    generators before the last evaluation."""
 
     epoch: int = 0
     batch: int = 0
@@ -48,7 +48,9 @@ class Trail:
         self.beginning = loaders.capture(trainer)
 
     def end_epoch(self, trainer: Trainer) -> None:
-        """The epoch is over; what it drew is needed again only to bring persistent workers to this moment."""
+        """The epoch is over; what it drew is needed again only to bring persistent workers
+        to this moment.
+        """
         if self.beginning is not None and loaders.are_persistent(trainer):
             self.earlier.append({**self.beginning, "epoch": self.epoch, "batches": self.batch})
         self.epoch, self.batch, self.beginning, self.previous = self.epoch + 1, 0, None, None

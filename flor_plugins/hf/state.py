@@ -1,11 +1,11 @@
 """The State of an HF training: what `capture` saves, `restore` loads.
 
 Both belong to the same moment. At an epoch boundary it is the entry of `Trainer._run_epoch`
-(transformers/trainer.py): all `on_epoch_begin` callbacks have run, and nothing of the epoch is drawn:
-accelerate's loader makes its iterator at the first `next()` (accelerate/data_loader.py,
-`DataLoaderShard.__iter__`). Inside an epoch it is the entry of `get_batch_samples`: the update before is
-logged and evaluated, and of the next one only the batch that accelerate fetches ahead is drawn.
-"""
+(transformers/trainer.py): all `on_epoch_begin` callbacks have run, and nothing of the epoch is
+drawn: accelerate's loader makes its iterator at the first `next()` (accelerate/data_loader.py,
+`DataLoaderShard.__iter__`). Inside an epoch it is the entry of `get_batch_samples`: the update
+before is logged and evaluated, and of the next one only the batch that accelerate fetches ahead
+is drawn."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "modul
 
 # Fields of TrainerState that describe this process or this call, not the training.
 _OF_THE_CALL = ("stateful_callbacks", "max_steps", "is_local_process_zero", "is_world_process_zero")
-# Attributes in which Trainer keeps sums between two logs (transformers/trainer.py, `_inner_training_loop`).
+# Attributes in which Trainer keeps sums between two logs (transformers/trainer.py,
+# `_inner_training_loop`).
 _SUMS = (
     "_tr_loss",
     "_total_loss_scalar",
@@ -74,15 +75,17 @@ def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
             "epoch": trail.epoch,
             "batch": trail.batch,
         },
-        # At a step's end gradients are None (`model.zero_grad()` in `_run_epoch`), but for those of an
-        # accumulation that the end of a stream cut short.
+        # At a step's end gradients are None (`model.zero_grad()` in `_run_epoch`), but for
+        # those of an accumulation that the end of a stream cut short.
         MODULE: module_state.capture(model, saved=saved, gradients=True),
         RNG: {**moment, **trail.section()},
     }
 
 
 def only_weights(trainer: Trainer) -> dict[str, Any]:
-    """The sections of a State where processes share a model's parts: all of them call this, the first gets it whole."""
+    """The sections of a State where processes share a model's parts: all of them call this,
+    the first gets it whole.
+    """
     return {MODEL: trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}}
 
 
@@ -127,9 +130,9 @@ def restore_progress(trainer: Trainer, sections: Mapping[str, Any]) -> None:
 def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     """Only the model's weights and buffers, in place: tied weights stay tied.
 
-    What `save_pretrained` wrote lacks all but one name of a tied weight; those are set with it. Raises
-    ReplayError, naming them, for weights that are missing or that the model doesn't know.
-    """
+    What `save_pretrained` wrote lacks all but one name of a tied weight; those are set with it.
+    Raises ReplayError, naming them, for weights that are missing or that the model doesn't
+    know."""
     model: Any = trainer.model
     if fast_load.copy_into(model, sections[MODEL]):
         return
@@ -139,14 +142,19 @@ def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     missing = [name for name in missing if own[name].data_ptr() not in loaded]
     if missing or unknown:
         raise ReplayError(
-            f"the weights of a checkpoint were to be loaded into a {type(model).__name__} and do not fit: "
-            f"missing {', '.join(missing[:5]) or 'none'}; unknown to the model {', '.join(unknown[:5]) or 'none'} "
-            f"({len(missing)} and {len(unknown)} in all). Let the script build the model that was trained."
+            f"the weights of a checkpoint were to be loaded into a {type(model).__name__} and "
+            f"do not fit: "
+            f"missing {', '.join(missing[:5]) or 'none'}; unknown to the model "
+            f"{', '.join(unknown[:5]) or 'none'} "
+            f"({len(missing)} and {len(unknown)} in all). Let the script build the model that "
+            f"was trained."
         )
 
 
 def copied(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The section with copies of some entries: a State may be restored twice, and what it gave away has changed."""
+    """The section with copies of some entries: a State may be restored twice, and what it
+    gave away has changed.
+    """
     return {**section, **{name: copy.deepcopy(section[name]) for name in names if name in section}}
 
 
@@ -157,7 +165,9 @@ def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
 
 
 def _users_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
-    """Those that the user wrote: transformers asks no callback for its state that isn't ExportableState."""
+    """Those that the user wrote: transformers asks no callback for its state that isn't
+    ExportableState.
+    """
     return user_objects.numbered(
         one for one in trainer.callback_handler.callbacks if user_objects.is_users(one)
     )

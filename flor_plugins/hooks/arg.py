@@ -1,8 +1,8 @@
-"""`flor.arg`: a hyper-parameter of a script, with a default, settable from the command line. Imports no torch.
+"""`flor.arg`: a hyper-parameter of a script, with a default, settable from the command line.
+Imports no torch.
 
-Only what is written out is read (`--lr 0.1`, `--lr=0.1`, `--kwargs lr=0.1`); `sys.argv` stays as it is, for whatever
-else the script reads from it.
-"""
+Only what is written out is read (`--lr 0.1`, `--lr=0.1`, `--kwargs lr=0.1`); `sys.argv` stays
+as it is, for whatever else the script reads from it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 
-VARIABLE = "FLOR_ARGS"  # JSON of the values that an interrupted run had, for the process that goes on with it
+# JSON of the values that an interrupted run had, for the process that goes on with it
+VARIABLE = "FLOR_ARGS"
 WORDS = {"true": True, "yes": True, "y": True, "t": True, "1": True, "on": True}
 WORDS |= {"false": False, "no": False, "n": False, "f": False, "0": False, "off": False}
 _MISSING: Any = object()
@@ -25,7 +26,9 @@ _MISSING: Any = object()
 
 @dataclass(slots=True)
 class _Arguments:
-    """recorded: the values of the run that is replayed. read: those that the script has asked for."""
+    """recorded: the values of the run that is replayed. read: those that the script has
+    asked for.
+    """
 
     recorded: Mapping[str, Any] = field(default_factory=dict)
     read: dict[str, Any] = field(default_factory=dict)
@@ -35,12 +38,13 @@ _arguments: ContextVar[_Arguments | None] = ContextVar("flor_arguments", default
 
 
 def arg(name: str, default: Any = _MISSING) -> Any:
-    """The value of a hyper-parameter, which becomes a parameter of the runs that this process records.
+    """The value of a hyper-parameter, which becomes a parameter of the runs that this process
+    records.
 
-    It is, in this order: what the run had that is replayed or gone on with; what the command line says; the default.
-    A text from the command line becomes what the default is: bool, int, float, str, list, tuple or dict. Raises
-    FlorError where there is no value, and for a text that does not fit.
-    """
+    It is, in this order: what the run had that is replayed or gone on with; what the command
+    line says; the default. A text from the command line becomes what the default is: bool, int,
+    float, str, list, tuple or dict. Raises FlorError where there is no value, and for a text
+    that does not fit."""
     known = _known()
     if name in known.recorded:
         value = _like(known.recorded[name], default)
@@ -80,7 +84,10 @@ def _said(name: str, argv: Sequence[str], is_flag: bool) -> str | None:
 
 
 def _pairs(argv: Sequence[str], flag: str | None) -> Iterator[tuple[str, str]]:
-    """Every `--name value`, `--name=value` and, after --kwargs, `name=value`. flag: a name that may stand alone."""
+    """Every `--name value`, `--name=value` and, after --kwargs, `name=value`.
+
+    flag: a name that may stand alone.
+    """
     after_kwargs = False
     for index, word in enumerate(argv):
         if word.startswith("--"):
@@ -99,7 +106,9 @@ def _pairs(argv: Sequence[str], flag: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _cast(name: str, text: str, default: Any) -> Any:
-    """The text as what the default is; without a default, as the Python literal that it is, else as text."""
+    """The text as what the default is; without a default, as the Python literal that it is,
+    else as text.
+    """
     if isinstance(default, str):
         return text
     if isinstance(default, bool):

@@ -26,7 +26,8 @@ _VALIDATION_ONLY = ("on_validation", "on_evaluate", "on_prediction_step")
 class Found:
     """A hook as the source shows it. way: the cheapest way that calls it.
 
-    digest: sha256 of its source and what it uses (`digests`); of a callback and compute_metrics that of the file.
+    digest: sha256 of its source and what it uses (`digests`); of a callback and compute_metrics
+    that of the file.
     file_digest: sha256 of the whole file.
     """
 
@@ -55,7 +56,8 @@ class Loaded:
 
 
 def scan(path: Path) -> list[Found]:
-    """The hooks of a file, in order, without importing it: @metric functions, callbacks, compute_metrics.
+    """The hooks of a file, in order, without importing it: @metric functions, callbacks,
+    compute_metrics.
 
     Raises HookError when the file can't be read or parsed, or when `at` is unknown.
     """
@@ -139,7 +141,8 @@ def _check_signature(made: type, name: str, method: Any, expected: Any, place: s
         inspect.signature(method).bind(*[None] * len(required), **keywords)
     except TypeError as error:
         raise HookError(
-            f"{place}: {made.__name__}.{name} does not take what the trainer passes ({error}): def {name}{wanted}"
+            f"{place}: {made.__name__}.{name} does not take what the trainer passes ({error}): "
+            f"def {name}{wanted}"
         ) from error
 
 

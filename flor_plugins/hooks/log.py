@@ -13,7 +13,8 @@ _sink: ContextVar[Callable[[str, Any], None] | None] = ContextVar("flor_sink", d
 
 
 def log(name: str, value: T) -> T:
-    """Log a value at the present position of the training that is being recorded; returns the value.
+    """Log a value at the present position of the training that is being recorded; returns the
+    value.
 
     value: int, float, bool, str, nested lists, numpy or torch arrays of them. In a replay the
     value is recomputed and compared. Outside a recording or a replay this does nothing, so

@@ -108,11 +108,13 @@ def _checked(function: Any, at: Any, reduce: Any, grad: bool) -> Metric:
     made = Metric(function, at, reduce, grad)
     if at not in MOMENTS:
         raise HookError(
-            f"{made.place}: metric {made.name!r} asks for at={at!r}; there are {', '.join(map(repr, MOMENTS))}"
+            f"{made.place}: metric {made.name!r} asks for at={at!r}; there are "
+            f"{', '.join(map(repr, MOMENTS))}"
         )
     if not callable(reduce) and reduce not in ("mean", "sum"):
         raise HookError(
-            f"{made.place}: metric {made.name!r} has reduce={reduce!r}; use 'mean', 'sum' or a function of a list"
+            f"{made.place}: metric {made.name!r} has reduce={reduce!r}; use 'mean', 'sum' or a "
+            f"function of a list"
         )
     try:
         inspect.signature(function).bind(None)
@@ -123,6 +125,7 @@ def _checked(function: Any, at: Any, reduce: Any, grad: bool) -> Metric:
         ) from error
     if inspect.isgeneratorfunction(function) and at != "step":
         raise HookError(
-            f"{made.place}: metric {made.name!r} yields; only at='step' has a before and an after the update"
+            f"{made.place}: metric {made.name!r} yields; only at='step' has a before and an "
+            f"after the update"
         )
     return made

@@ -24,7 +24,8 @@ def undisturbed(
 ) -> Iterator[None]:
     """Undo what the block does to RNG, modes, buffers, requires_grad and gradients.
 
-    generators: those that loaders and samplers own; a hook that iterates over data draws from them, too.
+    generators: those that loaders and samplers own; a hook that iterates over data draws from
+    them, too.
 
     The global generators are seeded from the hook's name and position, so that a hook that
     draws gets the same numbers live and in hindsight. Raises HookError when the block changed

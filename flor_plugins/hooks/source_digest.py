@@ -1,8 +1,7 @@
 """What a hook's source is: the function and everything of its file that it uses, as one sha256.
 
-A value that was computed in hindsight is known by it, so that editing one hook of a file leaves the values of the
-others alone.
-"""
+A value that was computed in hindsight is known by it, so that editing one hook of a file leaves
+the values of the others alone."""
 
 from __future__ import annotations
 
@@ -30,10 +29,11 @@ def joined(several: Iterable[str]) -> str | None:
 def digests(source: bytes) -> dict[str, str]:
     """The digest of each function that stands at the top of a hook file, by name, in hex digits.
 
-    It covers the source of the function with its decorators, of the definitions, imports and constants of the file
-    that it uses, directly or through others, and of all statements at the top that do anything else: those may
-    change what it uses. What the file imports is covered by name, not by content. Where names are looked up in
-    ways that can't be read (`globals()`, `exec`), it is the digest of the whole file.
+    It covers the source of the function with its decorators, of the definitions, imports and
+    constants of the file that it uses, directly or through others, and of all statements at the
+    top that do anything else: those may change what it uses. What the file imports is covered
+    by name, not by content. Where names are looked up in ways that can't be read (`globals()`,
+    `exec`), it is the digest of the whole file.
 
     Raises SyntaxError (ValueError for bytes that are no text) when the source is not Python.
     """
@@ -85,7 +85,9 @@ def _bound(node: ast.stmt) -> Iterator[str]:
 
 
 def _acts(node: ast.stmt) -> bool:
-    """Does it do more than give names their values? Then every hook of the file may depend on it."""
+    """Does it do more than give names their values? Then every hook of the file may depend
+    on it.
+    """
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() | ast.Import():
             return False
@@ -123,7 +125,10 @@ def _closure(first: list[ast.stmt], named: Mapping[str, list[ast.stmt]]) -> set[
 
 
 def _names(node: ast.stmt) -> Iterator[str]:
-    """All names in it. One that is only called so inside a function counts, too: rather one too many."""
+    """All names in it.
+
+    One that is only called so inside a function counts, too: rather one too many.
+    """
     for one in ast.walk(node):
         if isinstance(one, ast.Name):
             yield one.id

@@ -27,19 +27,21 @@ from flor_plugins.state.module import parameter_names
 
 
 class FlorCallback(Callback):
-    """Records a fit: every logged value, the code, and checkpoints from which it can be trained again bit for bit.
+    """Records a fit: every logged value, the code, and checkpoints from which it can be trained
+    again bit for bit.
 
     metrics: `@flor.metric` hooks to compute live. every_n_epochs: checkpoints at every n-th
-    epoch boundary; before the first batch and after the last always. every_n_steps: also after every
-    n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have passed since the
-    last checkpoint; None for never (and never where several processes train: their clocks differ).
-    overhead: the share of the training's time that checkpoints may cost; None for no limit. disk: what the
-    run's checkpoints may take ("50GB", or bytes); None for half of what is free when the run begins.
-    resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at the top of the
-    git repository. One fit is one run. A failure of ours is
-    warned about once and noted in the run; it never ends the training. Raises HookError or ValueError for
-    arguments that make no sense.
-    """
+    epoch boundary; before the first batch and after the last always. every_n_steps: also after
+    every n-th optimizer update. every_minutes: also inside an epoch, when so many minutes have
+    passed since the last checkpoint; None for never (and never where several processes train:
+    their clocks differ).
+    overhead: the share of the training's time that checkpoints may cost; None for no limit.
+    disk: what the run's checkpoints may take ("50GB", or bytes); None for half of what is free
+    when the run begins.
+    resume: "auto" or a run to go on with. store: a folder; default FLOR_DIR, else `.flor/` at
+    the top of the git repository. One fit is one run. A failure of ours is warned about once
+    and noted in the run; it never ends the training. Raises HookError or ValueError for
+    arguments that make no sense."""
 
     def __init__(
         self,
@@ -131,7 +133,9 @@ class FlorCallback(Callback):
             )
 
     def _restored(self, recorder: recording.Recorder) -> None:
-        """The trainer stands where the interrupted run stood: what came before in this process is no part of it."""
+        """The trainer stands where the interrupted run stood: what came before in this
+        process is no part of it.
+        """
         assert recorder.resumption is not None
         self._trail, self._stepped = (
             Trail.of(recorder.resumption.sections),
@@ -213,7 +217,9 @@ class FlorCallback(Callback):
             recorder.start("epoch")
 
     def _step_boundary(self, trainer: pl.Trainer) -> None:
-        """Entry of `_TrainingEpochLoop.advance`: what came with the last batch, validation too, is over."""
+        """Entry of `_TrainingEpochLoop.advance`: what came with the last batch, validation
+        too, is over.
+        """
         recorder, trail = self._recorder, self._trail
         assert recorder is not None
         position = Position(trainer.current_epoch, trainer.global_step)

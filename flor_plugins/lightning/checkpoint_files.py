@@ -17,10 +17,11 @@ CLOCK_S = 0.01  # the times of files are as coarse as the kernel's clock
 
 
 def keep_files(trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: Wrapped) -> None:
-    """In `setup` of a fit, before that of ModelCheckpoint: its files go where they went, under the same names.
+    """In `setup` of a fit, before that of ModelCheckpoint: its files go where they went, under
+    the same names.
 
-    What was written after the State will be written again. Without this it would get a new folder (each start
-    of a logger makes a version of its own) or the name of a second version.
+    What was written after the State will be written again. Without this it would get a new
+    folder (each start of a logger makes a version of its own) or the name of a second version.
     """
     states = sections[state.TRAINER]["checkpoint"].get("callbacks", {})
     taken_at = sections["timeline"]["at"]

@@ -33,14 +33,14 @@ _KEYS = {MODEL: "state_dict", OPTIMIZER: "optimizer_states"}
 
 
 class FlorCheckpointIO(CheckpointIO):
-    """`Trainer(plugins=[FlorCheckpointIO()])`: checkpoints are folders of JSON and safetensors files.
+    """`Trainer(plugins=[FlorCheckpointIO()])`: checkpoints are folders of JSON and safetensors
+    files.
 
-    Saving is whole or not at all; where a checkpoint is overwritten, the old one stays until the new
-    one is whole. What can't be stored without pickle is warned about once, by its path, and the rest
-    is saved. Loading also takes `.ckpt` files of Lightning that hold nothing but data (they are read
-    with `weights_only=True`). Strategies that write shards themselves (FSDP, DeepSpeed) do not ask
-    a CheckpointIO, and only local paths are possible.
-    """
+    Saving is whole or not at all; where a checkpoint is overwritten, the old one stays until
+    the new one is whole. What can't be stored without pickle is warned about once, by its path,
+    and the rest is saved. Loading also takes `.ckpt` files of Lightning that hold nothing but
+    data (they are read with `weights_only=True`). Strategies that write shards themselves
+    (FSDP, DeepSpeed) do not ask a CheckpointIO, and only local paths are possible."""
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -58,7 +58,8 @@ class FlorCheckpointIO(CheckpointIO):
         """
         if storage_options is not None:
             raise StoreError(
-                f"save_checkpoint was given storage_options={storage_options!r}, and FlorCheckpointIO writes "
+                f"save_checkpoint was given storage_options={storage_options!r}, and "
+                f"FlorCheckpointIO writes "
                 f"to local folders only. Leave them out."
             )
         target = _local(path)
@@ -78,16 +79,19 @@ class FlorCheckpointIO(CheckpointIO):
         map_location: MapLocation = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """The dict that was saved; tensors on the CPU, or where `map_location` says (as in torch.load).
+        """The dict that was saved; tensors on the CPU, or where `map_location` says (as in
+        torch.load).
 
-        weights_only: has no effect, nothing in a checkpoint is ever run. Raises as `load_checkpoint`.
-        """
+        weights_only: has no effect, nothing in a checkpoint is ever run. Raises as
+        `load_checkpoint`."""
         checkpoint = load_checkpoint(path)
         self._tell(_local(path), "was saved without", _lost(checkpoint))
         return checkpoint if map_location is None else _moved(checkpoint, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Delete a checkpoint, or a link to one (`save_last="link"`), and nothing if there is none."""
+        """Delete a checkpoint, or a link to one (`save_last="link"`), and nothing if there
+        is none.
+        """
         target = _local(path)
         if target.is_symlink() or target.is_file():
             target.unlink()
@@ -109,14 +113,14 @@ class FlorCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The dict of a checkpoint that FlorCheckpointIO wrote: "state_dict", "hyper_parameters", "loops" ...
+    """The dict of a checkpoint that FlorCheckpointIO wrote: "state_dict", "hyper_parameters",
+    "loops" ...
 
-    Tensors are on the CPU; every hash is checked. Instead of `Net.load_from_checkpoint(path)`, which
-    unpickles: `net = Net(**held["hyper_parameters"])` and `net.load_state_dict(held["state_dict"])`.
-    A `.ckpt` file of Lightning is read with `weights_only=True`. Raises NoCheckpoint if there is
-    nothing at `path`, DamagedCheckpoint if a file is missing, torn or altered, StoreError for what
-    is no such checkpoint.
-    """
+    Tensors are on the CPU; every hash is checked. Instead of `Net.load_from_checkpoint(path)`,
+    which unpickles: `net = Net(**held["hyper_parameters"])` and
+    `net.load_state_dict(held["state_dict"])`. A `.ckpt` file of Lightning is read with
+    `weights_only=True`. Raises NoCheckpoint if there is nothing at `path`, DamagedCheckpoint if
+    a file is missing, torn or altered, StoreError for what is no such checkpoint."""
     target = _local(path)
     if not target.exists():
         raise NoCheckpoint(
@@ -126,14 +130,17 @@ def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         return read_file(target, mapped=False)
     if not (target / STATE).is_file() and not any(target.glob("*.safetensors")):
         raise StoreError(
-            f"{target} was to be loaded as a checkpoint, and is a folder without {STATE}: FlorCheckpointIO did not "
+            f"{target} was to be loaded as a checkpoint, and is a folder without {STATE}: "
+            f"FlorCheckpointIO did not "
             f"write it. Load it with the strategy that did."
         )
     sections = checkpoints.load_folder(target)
     if TRAINER not in sections or not sections.keys() <= {*_KEYS, TRAINER}:
         raise StoreError(
-            f"{target} was to be loaded as a checkpoint of Lightning, and is one of a run that FlorCallback recorded. "
-            f"`flor-hf show {target.parent.parent.name}` says which; its weights: flor.checkpoint(RUN)."
+            f"{target} was to be loaded as a checkpoint of Lightning, and is one of a run that "
+            f"FlorCallback recorded. "
+            f"`flor-hf show {target.parent.parent.name}` says which; its weights: "
+            f"flor.checkpoint(RUN)."
         )
     found = dict(sections[TRAINER])
     found.update({key: sections[name] for name, key in _KEYS.items() if name in sections})
@@ -150,14 +157,17 @@ def _local(path: str | os.PathLike[str]) -> Path:
     text = os.fspath(path).removeprefix("file://")
     if "://" in text:
         raise StoreError(
-            f"{text} was given as the path of a checkpoint, and FlorCheckpointIO knows local folders only. "
+            f"{text} was given as the path of a checkpoint, and FlorCheckpointIO knows local "
+            f"folders only. "
             f"Give ModelCheckpoint a local `dirpath`."
         )
     return Path(text).absolute()
 
 
 def _lost(value: Any) -> tuple[str, ...]:
-    """Why each leaf that is not there was lost: while saving, or because its class is not loaded here."""
+    """Why each leaf that is not there was lost: while saving, or because its class is not
+    loaded here.
+    """
     if isinstance(value, codec.LostLeaf):
         return (value.why,)
     parts = (
@@ -171,7 +181,9 @@ def _lost(value: Any) -> tuple[str, ...]:
 
 
 def _moved(value: Any, where: MapLocation) -> Any:
-    """Every tensor where `torch.load(map_location=where)` would put one that lies on the CPU; ties stay."""
+    """Every tensor where `torch.load(map_location=where)` would put one that lies on the
+    CPU; ties stay.
+    """
     moved: dict[int, torch.Tensor] = {}
 
     def move(tensor: torch.Tensor) -> torch.Tensor:

@@ -86,7 +86,9 @@ class Harvest:
     # ---- called by the callback's hooks of the same names
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Gradients are complete, clipping may still come; the weights are those before the update."""
+        """Gradients are complete, clipping may still come; the weights are those before the
+        update.
+        """
         names = ["lr"] + [f"lr.{i}" for i in range(1, len(optimizer.param_groups))]
         index = next((i for i, o in enumerate(self.trainer.optimizers) if o is optimizer), 0)
         prefix = f"optimizer{index}." if index else ""
@@ -133,7 +135,9 @@ class Harvest:
     # ---- inside
 
     def _in_phase(self, phase: Phase) -> Callable[..., Any]:
-        """While the wrapped method runs, what `flor.log` brings belongs to that phase; to none in the sanity check."""
+        """While the wrapped method runs, what `flor.log` brings belongs to that phase; to
+        none in the sanity check.
+        """
 
         def wrapper(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             if self.trainer.sanity_checking:
@@ -187,8 +191,8 @@ class Harvest:
         self.timeline.step(trainer.global_step, values)
 
     def _loss(self) -> torch.Tensor:
-        # Lightning divides each micro-batch's loss by accumulate_grad_batches, also where an epoch's
-        # last update has fewer (lightning/pytorch/loops/optimization/automatic.py).
+        # Lightning divides each micro-batch's loss by accumulate_grad_batches, also where an
+        # epoch's last update has fewer (lightning/pytorch/loops/optimization/automatic.py).
         count, divided_by = len(self._losses), self.trainer.accumulate_grad_batches
         loss = torch.stack(self._losses).sum() if count > 1 else self._losses[0]
         return loss if count == divided_by else loss * (divided_by / count)
@@ -264,8 +268,8 @@ class _Data:
 def val_dataloader(trainer: pl.Trainer) -> Any:
     """The validation loader of a fit (a list where there are several), or None.
 
-    Where several processes train it has all of the data, not this one's share: as in a replay by one process.
-    """
+    Where several processes train it has all of the data, not this one's share: as in a replay
+    by one process."""
     loop = trainer.fit_loop.epoch_loop.val_loop
     combined = loop._combined_loader
     if combined is None:
@@ -277,7 +281,9 @@ def val_dataloader(trainer: pl.Trainer) -> Any:
 
 
 def _epoch_values(trainer: pl.Trainer) -> dict[str, Any]:
-    """Reduced values; of a name logged per step and per epoch only `name_epoch`, as loggers get it."""
+    """Reduced values; of a name logged per step and per epoch only `name_epoch`, as loggers
+    get it.
+    """
     results = trainer._results
     if results is None:
         return {}

@@ -1,8 +1,9 @@
-"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and for resumed runs.
+"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and
+for resumed runs.
 
-Three entries of the trainer's own loops are needed, in this order: `FitLoop.on_advance_start`, `FitLoop.advance`
-and `_TrainingEpochLoop.advance`. Lightning's restart flags stay off: they change control flow and data order.
-"""
+Three entries of the trainer's own loops are needed, in this order: `FitLoop.on_advance_start`,
+`FitLoop.advance` and `_TrainingEpochLoop.advance`. Lightning's restart flags stay off: they
+change control flow and data order."""
 
 from __future__ import annotations
 
@@ -21,7 +22,10 @@ from flor_plugins.state.method_wrapper import Wrapped
 
 
 class Entry:
-    """Takes a trainer to a State. Of the three moments the first may be left out where the trainer stands after it."""
+    """Takes a trainer to a State.
+
+    Of the three moments the first may be left out where the trainer stands after it.
+    """
 
     def __init__(self, trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
         self.trainer, self.sections = trainer, sections
@@ -31,12 +35,16 @@ class Entry:
         self._is_inside = False
 
     def before_epoch(self) -> None:
-        """Entry of `FitLoop.on_advance_start`: counters stand before the epoch, its loaders are there."""
+        """Entry of `FitLoop.on_advance_start`: counters stand before the epoch, its loaders
+        are there.
+        """
         self._make_loaders()
         state.restore_progress(self.trainer, self.sections, self.epoch)
 
     def at_epoch(self) -> None:
-        """Entry of `FitLoop.advance`: the hooks of the epoch's start have run, what they did is overwritten."""
+        """Entry of `FitLoop.advance`: the hooks of the epoch's start have run, what they did
+        is overwritten.
+        """
         self._open_data()
         beginning = state.beginning_of(self.sections)
         state.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
@@ -44,7 +52,9 @@ class Entry:
         state.restore_moment(self.trainer, beginning)
 
     def at_batch(self) -> None:
-        """Entry of `_TrainingEpochLoop.advance`: at the first one the batches that are done are drawn again."""
+        """Entry of `_TrainingEpochLoop.advance`: at the first one the batches that are done
+        are drawn again.
+        """
         if self._is_inside or not self.batch:
             return
         self._is_inside = True
@@ -56,7 +66,9 @@ class Entry:
     # ---- data
 
     def _make_loaders(self) -> None:
-        """With `reload_dataloaders_every_n_epochs`: the loaders of the epoch in which they had been made last."""
+        """With `reload_dataloaders_every_n_epochs`: the loaders of the epoch in which they
+        had been made last.
+        """
         loop, every = (
             self.trainer.fit_loop,
             cast(Any, self.trainer).reload_dataloaders_every_n_epochs,
@@ -69,10 +81,11 @@ class Entry:
             loop.setup_data()
 
     def _open_data(self) -> None:
-        """The iterator of the epoch, except what `_TrainingEpochLoop.on_run_start` makes of it by itself.
+        """The iterator of the epoch, except what `_TrainingEpochLoop.on_run_start` makes of it
+        by itself.
 
-        Workers that persist are seeded when they start, and never again: they draw the data of all epochs before.
-        """
+        Workers that persist are seeded when they start, and never again: they draw the data of
+        all epochs before."""
         loop: Any = self.trainer.fit_loop
         beginning = state.beginning_of(self.sections)
         earlier = self.sections[state.RNG].get("epochs", ())
@@ -110,14 +123,16 @@ class Entry:
 
 
 def prepare(trainer: pl.Trainer, sections: Mapping[str, Any] | None, wrapped: Wrapped) -> None:
-    """In `setup` of a fit: Lightning's own restore functions see a State before callbacks' on_fit_start.
+    """In `setup` of a fit: Lightning's own restore functions see a State before callbacks'
+    on_fit_start.
 
-    sections: None where only weights will be restored. A ckpt_path of the script is ignored in any case.
-    """
+    sections: None where only weights will be restored. A ckpt_path of the script is ignored in
+    any case."""
     connector = trainer._checkpoint_connector
-    # `resume_start(None)` leaves `_loaded_checkpoint` alone and `restore_model` and its siblings use
-    # it (checkpoint_connector.py): callbacks that act on restored state (BaseFinetuning adds
-    # param groups) find it in on_fit_start. A ckpt_path of the script must not replace it.
+    # `resume_start(None)` leaves `_loaded_checkpoint` alone and `restore_model` and its
+    # siblings use it (checkpoint_connector.py): callbacks that act on restored state
+    # (BaseFinetuning adds param groups) find it in on_fit_start. A ckpt_path of the script must
+    # not replace it.
     wrapped.around(connector, "resume_start", lambda original, *a, **k: None)
     if sections is None:
         return
@@ -134,14 +149,15 @@ def resume_at(
     wrapped: Wrapped,
     restored: Callable[[], Any] = lambda: None,
 ) -> None:
-    """In `setup` of a fit: it begins at a State and goes on by itself to its natural end, mid-epoch too.
+    """In `setup` of a fit: it begins at a State and goes on by itself to its natural end,
+    mid-epoch too.
 
-    Call it after everything else that is put around the same entries, so that nothing else hears of them
-    before the State is there. restored: called once when it is: at the entry of `FitLoop.advance`, inside an
-    epoch of `_TrainingEpochLoop.advance`, of a training that was complete of `on_advance_start`; only from
-    then on is `Trail.of(sections)` what a recording goes on with, because making the first loaders begins a new
-    one. `wrapped.undo()` takes it off.
-    """
+    Call it after everything else that is put around the same entries, so that nothing else
+    hears of them before the State is there. restored: called once when it is: at the entry of
+    `FitLoop.advance`, inside an epoch of `_TrainingEpochLoop.advance`, of a training that was
+    complete of `on_advance_start`; only from then on is `Trail.of(sections)` what a recording
+    goes on with, because making the first loaders begins a new one. `wrapped.undo()` takes it
+    off."""
     entry, loop = Entry(trainer, sections), trainer.fit_loop
 
     def before_epoch() -> None:
@@ -170,7 +186,9 @@ def resume_at(
 
 
 def _begin_last_epoch(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
-    """StochasticWeightAveraging notes at an epoch's start what it puts back at the fit's end, and saves none of it."""
+    """StochasticWeightAveraging notes at an epoch's start what it puts back at the fit's
+    end, and saves none of it.
+    """
     completed = completed_epochs(sections)
     for callback in cast(Any, trainer).callbacks:
         if isinstance(callback, StochasticWeightAveraging) and completed:
@@ -180,7 +198,9 @@ def _begin_last_epoch(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
 
 
 def is_boundary(trainer: pl.Trainer, since: int) -> bool:
-    """At the entry of `_TrainingEpochLoop.advance`: were updates made since step `since`, and is none half done?"""
+    """At the entry of `_TrainingEpochLoop.advance`: were updates made since step `since`,
+    and is none half done?
+    """
     batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
     if not batch or trainer.global_step == since:
         return False

@@ -1,4 +1,6 @@
-"""Meeting a Lightning trainer at `fit`: in a worker process to replay it, in `flor record` to record it."""
+"""Meeting a Lightning trainer at `fit`: in a worker process to replay it, in `flor record`
+to record it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from flor_plugins.lightning.callback import FlorCallback
 
 Go = Callable[[], Any]
-# Where a trainer is Any: its `callbacks` are set from outside, not declared (callback_connector.py).
+# Where a trainer is Any: its `callbacks` are set from outside, not declared
+# (callback_connector.py).
 
 
 def intercept(arrived: Callable[[pl.Trainer, Go], Any], *, inject: bool) -> None:
@@ -31,7 +34,9 @@ def intercept(arrived: Callable[[pl.Trainer, Go], Any], *, inject: bool) -> None
 
 
 def train_alone() -> None:
-    """From now on every Trainer of this process is one for a single device: it sees all of the validation data."""
+    """From now on every Trainer of this process is one for a single device: it sees all of
+    the validation data.
+    """
     original = pl.Trainer.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -41,7 +46,9 @@ def train_alone() -> None:
 
 
 def train(built: Any, callback: FlorCallback | None) -> None:
-    """Train what a recipe's function returned: (trainer, module, data), with the callback on, if there is one."""
+    """Train what a recipe's function returned: (trainer, module, data), with the callback
+    on, if there is one.
+    """
     trainer, module, data = built
     if callback is not None:
         trainer.callbacks = [callback, *trainer.callbacks]

@@ -1,8 +1,9 @@
-"""What `self.log` has gathered in an epoch that is not over: running means, and what the connector knows of it.
+"""What `self.log` has gathered in an epoch that is not over: running means, and what the
+connector knows of it.
 
-The objects are private to Lightning (lightning/pytorch/trainer/connectors/logger_connector/result.py) and in
-no checkpoint of its own.
-"""
+The objects are private to Lightning
+(lightning/pytorch/trainer/connectors/logger_connector/result.py) and in no checkpoint of its
+own."""
 
 from __future__ import annotations
 
@@ -37,11 +38,15 @@ def capture(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def restore(trainer: pl.Trainer, state: Mapping[str, Any]) -> None:
-    """Put `capture`'s result back. torchmetrics in it are the module's own, which are restored with the module."""
+    """Put `capture`'s result back.
+
+    torchmetrics in it are the module's own, which are restored with the module.
+    """
     connector, module = trainer._logger_connector, trainer.lightning_module
     results = trainer.fit_loop.epoch_loop._results
     held = state.get("results", {})
-    # Logged at this epoch's start just now by code that was not there when it was recorded: it is nobody else's.
+    # Logged at this epoch's start just now by code that was not there when it was recorded: it
+    # is nobody else's.
     new = {
         key: one for key, one in results.items() if key.startswith(_AT_START) and key not in held
     }
@@ -50,7 +55,8 @@ def restore(trainer: pl.Trainer, state: Mapping[str, Any]) -> None:
     for key, one in held.items():
         results[key] = _restored(trainer, one).to(module.device)
     results.batch = results.batch_size = results.dataloader_idx = None
-    # Otherwise the first value that is logged wipes the running means (logger_connector.py, should_reset_tensors).
+    # Otherwise the first value that is logged wipes the running means (logger_connector.py,
+    # should_reset_tensors).
     connector._first_loop_iter = state.get("first_loop_iter")
     connector._current_fx = state.get("current_fx")
 

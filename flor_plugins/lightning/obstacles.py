@@ -15,15 +15,18 @@ from flor_plugins.records import Obstacle
 from flor_plugins.state import user_objects
 
 OF_CALLBACK = "give the callback state_dict and load_state_dict that hold it"
-OF_MODULE = "register it as buffer or submodule, or write on_save_checkpoint and on_load_checkpoint that hold it"
+OF_MODULE = (
+    "register it as buffer or submodule, or write on_save_checkpoint and "
+    "on_load_checkpoint that hold it"
+)
 OF_DATA = "give the data module state_dict and load_state_dict that hold it"
 
 
 def obstacles_of(trainer: pl.Trainer) -> list[Obstacle]:
     """What is known to break exactness of this fit.
 
-    Call it when loaders and optimizers exist: from `on_train_start` on. It draws, copies and changes nothing.
-    """
+    Call it when loaders and optimizers exist: from `on_train_start` on. It draws, copies and
+    changes nothing."""
     outside = [*obstacles.of_kernels(trainer.strategy.root_device), *_of_strategy(trainer)]
     if any(one.grade == "weights" for one in outside):
         return outside  # no state is restored, so that none need be looked for
@@ -72,7 +75,10 @@ def _of_clock(trainer: pl.Trainer) -> Iterator[Obstacle]:
     for timer in cast(Any, trainer).callbacks:
         duration = timer._duration if isinstance(timer, Timer) else None
         if duration is not None:
-            reason = f"max_time or a Timer ends the training after {duration:g} s: a replay may end at another step"
+            reason = (
+                f"max_time or a Timer ends the training after {duration:g} s: a replay "
+                f"may end at another step"
+            )
             yield Obstacle("partial", reason, "end it with max_epochs or max_steps")
 
 

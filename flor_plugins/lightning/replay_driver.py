@@ -122,7 +122,9 @@ class _Driver(Callback):
         self.wrapped.undo()
 
     def _drive(self, trainer: pl.Trainer, advance_start: Go) -> None:
-        """Entry of the first `FitLoop.on_advance_start`: from here on epochs are run as `FitLoop.run` would."""
+        """Entry of the first `FitLoop.on_advance_start`: from here on epochs are run as
+        `FitLoop.run` would.
+        """
         for one in self.session.passes("state"):
             self._state_pass(trainer, one)
         for one in self.session.passes("validate"):
@@ -152,7 +154,10 @@ class _Driver(Callback):
             self._is_training, self._entry = False, None
 
     def _enter(self, trainer: pl.Trainer, advance_start: Go, start: Position) -> None:
-        """Up to the entry of `FitLoop.advance`. Of a State inside an epoch the rest is done at its first batch."""
+        """Up to the entry of `FitLoop.advance`.
+
+        Of a State inside an epoch the rest is done at its first batch.
+        """
         entry = Entry(trainer, self.session.state(start))
         self._stepped = start.step
         if self._begun != entry.epoch or cast(Any, trainer).reload_dataloaders_every_n_epochs:

@@ -19,12 +19,12 @@ Moment = Mapping[str, Any]
 
 @dataclass(slots=True)
 class Trail:
-    """setup: the RNG before the loaders were made. iterator: the moment before their first iterator, which an
-    epoch after the first has only if its loaders are new. beginning: of the present epoch. earlier: the
-    beginnings of all epochs before, where workers persist. turns: the RNG at the batches of this epoch at which
-    the shorter ones of several loaders began again. previous: the RNG one batch ago; known
-    only where a checkpoint is near. validation: the moment before the last validation.
-    """
+    """setup: the RNG before the loaders were made. iterator: the moment before their first
+    iterator, which an epoch after the first has only if its loaders are new. beginning: of the
+    present epoch. earlier: the beginnings of all epochs before, where workers persist. turns:
+    the RNG at the batches of this epoch at which the shorter ones of several loaders began
+    again. previous: the RNG one batch ago; known only where a checkpoint is near. validation:
+    the moment before the last validation."""
 
     setup: Moment | None = None
     iterator: Moment | None = None
@@ -49,13 +49,17 @@ class Trail:
         )
 
     def set_up(self, trainer: pl.Trainer) -> None:
-        """Entry of `FitLoop.setup_data`: it asks for the loaders if there are none, or if new ones are due."""
+        """Entry of `FitLoop.setup_data`: it asks for the loaders if there are none, or if
+        new ones are due.
+        """
         loop = trainer.fit_loop
         if loop._combined_loader is None or loop._should_reload_train_dl:
             self.setup = rng.capture()
 
     def make_iterator(self, trainer: pl.Trainer) -> None:
-        """Entry of `FitLoop._load_combined_loader_states`: loaders are made, their first iterator comes next."""
+        """Entry of `FitLoop._load_combined_loader_states`: loaders are made, their first
+        iterator comes next.
+        """
         self.iterator, self.earlier = state.moment(trainer), []
         self.beginning = None
 
@@ -76,7 +80,9 @@ class Trail:
         self.iterator, self.previous, self.turns = None, None, {}
 
     def step(self, trainer: pl.Trainer, *, is_near: bool) -> None:
-        """Entry of `_TrainingEpochLoop.advance`; is_near: a checkpoint may be due at the next one."""
+        """Entry of `_TrainingEpochLoop.advance`; is_near: a checkpoint may be due at the
+        next one.
+        """
         batch = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if self.beginning is not None and begins_again(trainer, batch):
             self.beginning["turns"][batch] = rng.capture()
@@ -90,7 +96,10 @@ class Trail:
         return self.previous is not None or not fetches_ahead(trainer)
 
     def section(self, batch: int) -> dict[str, Any]:
-        """What goes into a State's section "rng" beside the present moment. batch: micro-batches done in this epoch."""
+        """What goes into a State's section "rng" beside the present moment.
+
+        batch: micro-batches done in this epoch.
+        """
         found: dict[str, Any] = {"setup": self.setup}
         if self.validation is not None:
             found.update(validation=self.validation["now"], validation_moment=self.validation)
@@ -104,7 +113,9 @@ class Trail:
 
 
 def begins_again(trainer: pl.Trainer, batch: int) -> bool:
-    """Is a loader that is shorter than others at its end? It is begun again then, and draws the order of its data."""
+    """Is a loader that is shorter than others at its end? It is begun again then, and draws
+    the order of its data.
+    """
     combined = trainer.fit_loop._combined_loader
     if (
         not batch
@@ -126,6 +137,8 @@ def has_persistent(trainer: pl.Trainer) -> bool:
 
 
 def fetches_ahead(trainer: pl.Trainer) -> bool:
-    """Is the next batch drawn already? Lightning does so where it can't know otherwise which one is the last."""
+    """Is the next batch drawn already? Lightning does so where it can't know otherwise which
+    one is the last.
+    """
     fetcher = trainer.fit_loop._data_fetcher
     return isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None

@@ -1,10 +1,10 @@
 """The State of a Lightning training: what `capture` saves, `restore` loads.
 
 Both belong to the same moment. At an epoch's beginning that is the entry of `FitLoop.advance`
-(lightning/pytorch/loops/fit_loop.py): all `on_train_epoch_start` hooks have run, the epoch's iterator is not
-made yet (except epoch 0, whose iterator is made in `FitLoop.setup_data`). Inside an epoch it is the entry of
-`_TrainingEpochLoop.advance`: all of the last batch is done, validation and logging included, the next is not drawn.
-"""
+(lightning/pytorch/loops/fit_loop.py): all `on_train_epoch_start` hooks have run, the epoch's
+iterator is not made yet (except epoch 0, whose iterator is made in `FitLoop.setup_data`).
+Inside an epoch it is the entry of `_TrainingEpochLoop.advance`: all of the last batch is done,
+validation and logging included, the next is not drawn."""
 
 from __future__ import annotations
 
@@ -79,7 +79,9 @@ def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
 
 
 def moment(trainer: pl.Trainer) -> dict[str, Any]:
-    """The state of every random number generator: the global ones, and those that belong to somebody."""
+    """The state of every random number generator: the global ones, and those that belong to
+    somebody.
+    """
     return {"now": rng.capture(), "generators": rng.capture_generators(generators(trainer))}
 
 
@@ -90,7 +92,9 @@ def restore_moment(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
 
 
 def beginning_of(sections: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The moment at which the epoch of a State began, and the one of the loaders' first iterator if they were new."""
+    """The moment at which the epoch of a State began, and the one of the loaders' first
+    iterator if they were new.
+    """
     held = sections[RNG]
     return held.get("epoch") or {name: held.get(name) for name in ("iterator", "now", "generators")}
 
@@ -157,7 +161,9 @@ def _restore_trainer(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
 
 
 def _restore_workers(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
-    """Persistent workers of validation run or don't: a loader draws a seed when it starts them, and never again."""
+    """Persistent workers of validation run or don't: a loader draws a seed when it starts
+    them, and never again.
+    """
     for name, loader in validation_loaders(trainer):
         if not has_persistent_workers(loader) or "validated" not in held:
             continue
@@ -183,7 +189,8 @@ def restore_weights(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
 def restore_progress(
     trainer: pl.Trainer, sections: Mapping[str, Any], completed: int, *, has_begun: bool = False
 ) -> None:
-    """Loop counters as they were with `completed` epochs done; has_begun: the next one's start hooks have run.
+    """Loop counters as they were with `completed` epochs done; has_begun: the next one's start
+    hooks have run.
 
     The trainer's own restart flags are cleared: they change control flow and data order
     (fit_loop.py `restarted_*`, training_epoch_loop.py `on_run_start`).
@@ -215,7 +222,9 @@ def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
 
 
 def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that callbacks keep (averaged models): their own state has no non-persistent buffers."""
+    """Modules that callbacks keep (averaged models): their own state has no non-persistent
+    buffers.
+    """
     for callback in cast(Any, trainer).callbacks:
         for attribute, value in vars(callback).items():
             if isinstance(value, nn.Module) and value is not trainer.lightning_module:

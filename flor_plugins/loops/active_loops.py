@@ -1,9 +1,9 @@
 """Which loops run at present, and who follows them: a recording, a replay, or nobody.
 
-A `for` statement tells nobody that it was left. Its iterator is let go of at once when it is (CPython clears it off
-the frame's stack, for `break`, `return` and exceptions alike); where somebody still holds it, the loop is over when
-one around it goes on, or one of the same name begins.
-"""
+A `for` statement tells nobody that it was left. Its iterator is let go of at once when it is
+(CPython clears it off the frame's stack, for `break`, `return` and exceptions alike); where
+somebody still holds it, the loop is over when one around it goes on, or one of the same name
+begins."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _AT_WILL = ("POP_TOP", "POP_ITER", "END_FOR", "SWAP", "RETURN", "STORE", "DELETE
 class Level:
     """One loop that runs. count: items it has given. source: its iterator, once it is needed.
 
-    code: of the function whose `for` it is. is_direct: that `for` has the iterator itself. iteration: the iterator that
-    it has, if that is still there. shown: items that went through it.
-    """
+    code: of the function whose `for` it is. is_direct: that `for` has the iterator itself.
+    iteration: the iterator that it has, if that is still there. shown: items that went through
+    it."""
 
     name: str
     iterable: Any
@@ -70,7 +70,8 @@ class Follower(Protocol):
 class Stage:
     """begin: asked at each main loop who follows it; None for nobody. calls: main loops so far.
 
-    options: as `options_of` takes them. early: what was logged between `flor.checkpoints` and the main loop.
+    options: as `options_of` takes them. early: what was logged between `flor.checkpoints` and
+    the main loop.
     recent: the recording of the last main loop. alone: the last main loop that nobody followed.
     """
 

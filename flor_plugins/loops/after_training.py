@@ -1,4 +1,6 @@
-"""A run whose main loop is over, while its script goes on: values that still come, and the error that had ended it."""
+"""A run whose main loop is over, while its script goes on: values that still come, and the
+error that had ended it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from flor_plugins.store import runs
 
 
 class Afterwards:
-    """ends: called with an error, or with None as the process ends: the run is over, whatever its loop does.
+    """ends: called with an error, or with None as the process ends: the run is over, whatever
+    its loop does.
 
     was_left: did an error leave the main loop? None where nobody knows.
     """

@@ -25,10 +25,10 @@ OPTIONS = (
 class loop(Generic[T]):  # a verb of the public face; `for` makes an object of it
     """A loop of the training: `for epoch in flor.loop("epoch", range(n))`.
 
-    The outermost one after `flor.checkpoints` is the main loop: it is one run, and each of its iterations an epoch.
-    Loops inside it, in functions that its body calls as well, are training loops (steps), or of validation or test
-    where their name begins with val, eval or test. An iterable is asked for one item at a time, as `for` would.
-    """
+    The outermost one after `flor.checkpoints` is the main loop: it is one run, and each of its
+    iterations an epoch. Loops inside it, in functions that its body calls as well, are training
+    loops (steps), or of validation or test where their name begins with val, eval or test. An
+    iterable is asked for one item at a time, as `for` would."""
 
     def __init__(self, name: str, iterable: Iterable[T]) -> None:
         self.name, self.iterable = name, iterable
@@ -82,16 +82,17 @@ class Iteration(Iterator[T]):
 class checkpoints:  # see `loop`
     """Says of what a State consists: `flor.checkpoints(net, optimizer, scheduler=schedule)`.
 
-    Modules, optimizers, schedulers and whatever else has state_dict and load_state_dict; random generators and data
-    loaders; lists, dicts, sets, arrays and tensors, whose content is kept; environments (gymnasium's) and objects of
-    your own, whose plain attributes are, and those of such objects inside them. Objects without a name are called by
-    class and number; `model` or `net` is what hooks see as the model, else the first module. val_dataloader: what hooks
-    see under that name. The options are those of a FlorCallback: name, project, tags, metrics, every_n_epochs,
-    every_n_steps, every_minutes, overhead, disk, resume, store.
+    Modules, optimizers, schedulers and whatever else has state_dict and load_state_dict; random
+    generators and data loaders; lists, dicts, sets, arrays and tensors, whose content is kept;
+    environments (gymnasium's) and objects of your own, whose plain attributes are, and those of
+    such objects inside them. Objects without a name are called by class and number; `model` or
+    `net` is what hooks see as the model, else the first module. val_dataloader: what hooks see
+    under that name. The options are those of a FlorCallback: name, project, tags, metrics,
+    every_n_epochs, every_n_steps, every_minutes, overhead, disk, resume, store.
 
     Can be used as `with flor.checkpoints(...):`; the run ends with the block at the latest.
-    Raises FlorError for an object of which no State can be taken, ValueError and HookError for options.
-    """
+    Raises FlorError for an object of which no State can be taken, ValueError and HookError for
+    options."""
 
     def __init__(self, *objects: Any, **named: Any) -> None:
         on = self._stage = stage()
@@ -130,7 +131,9 @@ checkpointing = checkpoints  # FlorDB's name for it
 
 
 def commit() -> None:
-    """The present run ends here, if one is recorded; without this call it ends with its main loop."""
+    """The present run ends here, if one is recorded; without this call it ends with its main
+    loop.
+    """
     follower = stage().follower
     if follower is not None:
         follower.block_over(None)

@@ -1,10 +1,9 @@
 """Every value of a hand-written loop, once, at its true position.
 
-An epoch is an iteration of the main loop, a step an update of a registered optimizer (torch's own hooks tell of it);
-where no optimizer is registered, an iteration of the innermost training loop.
-What is logged in an inner training loop belongs to the update that its iteration makes, what is logged outside of one
-to the epoch.
-"""
+An epoch is an iteration of the main loop, a step an update of a registered optimizer (torch's
+own hooks tell of it); where no optimizer is registered, an iteration of the innermost training
+loop. What is logged in an inner training loop belongs to the update that its iteration makes,
+what is logged outside of one to the epoch."""
 
 from __future__ import annotations
 
@@ -30,7 +29,8 @@ Guarded = Callable[[Callable[[], Any]], Any]
 
 
 class Harvest:
-    """Feeds a Timeline from the loops of a run, and calls step and validation hooks at their moments.
+    """Feeds a Timeline from the loops of a run, and calls step and validation hooks at their
+    moments.
 
     muted: nothing is counted or logged: what runs only leads to a State that is restored then.
     """
@@ -224,7 +224,10 @@ class Harvest:
         return self.context(batch=self._batch, loss=loss, optimizer=optimizer, step=step)
 
     def _fingerprint(self, item: Any) -> None:
-        """Each batch counts by its place in the update. No synchronisation but for one batch an epoch."""
+        """Each batch counts by its place in the update.
+
+        No synchronisation but for one batch an epoch.
+        """
         found = fingerprints.checksum(item)
         if not isinstance(found, torch.Tensor):  # no batch: a number, a name
             return

@@ -1,9 +1,10 @@
-"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and for resumed runs.
+"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and
+for resumed runs.
 
-The main loop stands at once where the State stood. Of an epoch in its middle the script runs the body from its
-beginning, under the random state that it had then; the inner loop in which the State was taken draws its items up
-to there again, so that workers and generators are as they were, and then the State is restored.
-"""
+The main loop stands at once where the State stood. Of an epoch in its middle the script runs
+the body from its beginning, under the random state that it had then; the inner loop in which
+the State was taken draws its items up to there again, so that workers and generators are as
+they were, and then the State is restored."""
 
 from __future__ import annotations
 
@@ -19,7 +20,10 @@ from flor_plugins.state import loader_iteration, rng
 
 
 class Entry:
-    """A State that the loops of a run are to go on from. variables: as they were when the main loop began."""
+    """A State that the loops of a run are to go on from.
+
+    variables: as they were when the main loop began.
+    """
 
     def __init__(
         self, registered: Registered, variables: Variables, sections: dict[str, Any]
@@ -49,13 +53,16 @@ class Entry:
         return found
 
     def is_at(self, number: int) -> bool:
-        """Is the inner loop that is about to begin, the so-many-th of its epoch, the one of the State?"""
+        """Is the inner loop that is about to begin, the so-many-th of its epoch, the one of
+        the State?
+        """
         return self.is_inside and number == self._held["inner"]
 
     def at_inner(self, main: Level, inner: Level, variables: Variables) -> loaders.Sources:
         """Stand before the inner loop's next item. variables: as they are at its beginning."""
         moments, batches = self._sections[state.RNG], self._held["batch"]
-        # A loader that fetches ahead has drawn the last of these batches under the RNG of the step before.
+        # A loader that fetches ahead has drawn the last of these batches under the RNG of the
+        # step before.
         loader_iteration.skip(source_of(inner), batches, 1, moments["previous"])
         frames = frames_to(main.code)
         found = loaders.sources(self._registered, frames)
@@ -75,7 +82,8 @@ class Entry:
 
 
 class Rewinding(Iterator[Any]):
-    """An iterator that can't be begun again. Goes back no further than to where it was last told to stand.
+    """An iterator that can't be begun again. Goes back no further than to where it was last
+    told to stand.
 
     With each item that it gave since then it keeps the RNG behind it: the item may have been drawn.
     """
@@ -88,8 +96,10 @@ class Rewinding(Iterator[Any]):
         """The next item is number `count`, from 0. Raises ReplayError where that one is gone."""
         if count < self._first:
             raise ReplayError(
-                f"the main loop goes over {type(self._source).__name__}, which can't be begun again, and item {count} "
-                f"is asked for after item {self._first}; give flor.loop something that can: a range, a list, a class "
+                f"the main loop goes over {type(self._source).__name__}, which can't be begun "
+                f"again, and item {count} "
+                f"is asked for after item {self._first}; give flor.loop something that can: a "
+                f"range, a list, a class "
                 f"with __iter__"
             )
         while self._first < count:

@@ -1,9 +1,10 @@
-"""Variables of the functions whose loops are followed: counters, sums and lists that go from one iteration to the next.
+"""Variables of the functions whose loops are followed: counters, sums and lists that go from
+one iteration to the next.
 
-A loop of one's own keeps state in variables (`best`, `patience`, `epsilon *= 0.99`). What is plain and small among
-those that exist when a loop begins, and has changed since, is part of a State: it is written back into the same
-frames. Libraries between the frames (tqdm, contextlib) are passed over.
-"""
+A loop of one's own keeps state in variables (`best`, `patience`, `epsilon *= 0.99`). What is
+plain and small among those that exist when a loop begins, and has changed since, is part of a
+State: it is written back into the same frames. Libraries between the frames (tqdm, contextlib)
+are passed over."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ import torch
 from flor_plugins.loops.registry import set_content
 from flor_plugins.state.user_objects import is_state
 
-# Of a variable, so many numbers or texts. A tensor or array counts as a hundred, and by its size: a data set is no
-# counter.
+# Of a variable, so many numbers or texts. A tensor or array counts as a hundred, and by its
+# size: a data set is no counter.
 MOST_LEAVES = 20_000
 OF_A_TENSOR, ELEMENTS_OF_A_LEAF = 100, 50
 _FILLED = (list, dict, set, deque, torch.Tensor, np.ndarray)
@@ -47,7 +48,9 @@ def users_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def frames_to(code: CodeType) -> Frames:
-    """The user's frames from the present one out to the one that runs `code`, by name; and that one's globals."""
+    """The user's frames from the present one out to the one that runs `code`, by name; and
+    that one's globals.
+    """
     found: list[FrameType] = []
     frame = users_frame(sys._getframe(1))
     while frame is not None:
@@ -85,7 +88,9 @@ class Variables:
         return found
 
     def outgrown(self, frames: Frames) -> list[tuple[str, str]]:
-        """Frame and name of containers that have grown and are too large, or not plain enough, to be kept."""
+        """Frame and name of containers that have grown and are too large, or not plain
+        enough, to be kept.
+        """
         found = []
         for name, held in scopes(frames):
             before = self._lengths.get(name, {})

@@ -1,4 +1,6 @@
-"""Meeting a hand-written loop at its first item: in a worker process to replay it, elsewhere to leave it alone."""
+"""Meeting a hand-written loop at its first item: in a worker process to replay it, elsewhere
+to leave it alone.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ Begun = tuple[Stage, Level]
 def intercept(arrived: Callable[[Begun, Callable[[], Any]], Any], *, inject: bool) -> None:
     """From now on every recorded main loop of this process goes to `arrived((stage, loop), go)`.
 
-    It returns who follows the loop, or None. inject: of no meaning here: a script names its loops itself. Called once.
-    """
+    It returns who follows the loop, or None. inject: of no meaning here: a script names its
+    loops itself. Called once."""
 
     def begin(on: Stage, main: Level) -> Follower | None:
         return arrived((on, main), lambda: None)
@@ -26,10 +28,11 @@ def intercept(arrived: Callable[[Begun, Callable[[], Any]], Any], *, inject: boo
 
 
 def listen(begins: Callable[[Registered], Any], *, is_recorded: bool) -> None:
-    """From now on `begins(what was registered)` is called when a main loop of this thread takes its first item.
+    """From now on `begins(what was registered)` is called when a main loop of this thread takes
+    its first item.
 
-    is_recorded: else nobody follows the loops, and `flor.log` does nothing, as in a script without any of this.
-    """
+    is_recorded: else nobody follows the loops, and `flor.log` does nothing, as in a script
+    without any of this."""
     on = stage()
     original = on.begin
 
@@ -44,6 +47,8 @@ def listen(begins: Callable[[Registered], Any], *, is_recorded: bool) -> None:
 
 
 def train_alone() -> None:
-    """From now on no script of this process trains with others: what it is told is that it is alone."""
+    """From now on no script of this process trains with others: what it is told is that it
+    is alone.
+    """
     for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
         del os.environ[name]  # `accelerate launch` says so what it was told to use

@@ -1,9 +1,9 @@
-"""What a hand-written loop draws from: its loaders and generators, and how they are brought to a moment again.
+"""What a hand-written loop draws from: its loaders and generators, and how they are brought to
+a moment again.
 
-Loaders are found where they are registered, and in the variables of the functions whose loops are followed
-(also as attributes of the user's own objects there): a loader's own generator is as much a part of a State as the
-global ones.
-"""
+Loaders are found where they are registered, and in the variables of the functions whose loops
+are followed (also as attributes of the user's own objects there): a loader's own generator is
+as much a part of a State as the global ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is inside the objects of one's own that a State holds: environments in their wrappers, spaces, buffers."""
+"""What is inside the objects of one's own that a State holds: environments in their
+wrappers, spaces, buffers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from flor_plugins.state.module import is_plain
 _PACKAGES = ("gymnasium", "gym", "pettingzoo")
 _ENVIRONMENTS = ("Env", "VectorEnv", "AECEnv", "ParallelEnv")
 
-# Saved in their own way, or, as data sets and the members of an Enum are, built by the script again.
+# Saved in their own way, or, as data sets and the members of an Enum are, built by the script
+# again.
 _ELSEWHERE = (type, enum.Enum, nn.Module, Optimizer, DataLoader, Dataset, Sampler, rng.Generator)
 _OF_NO_ENVIRONMENT = frozenset(("numpy", "torch", "pygame", *sys.stdlib_module_names))
 _CONTAINERS = (list, tuple, dict, deque)
@@ -37,11 +40,12 @@ def is_environment(one: Any) -> bool:
 
 
 def inside(owners: Mapping[str, Any], known: Collection[int]) -> Owners:
-    """The owners, and what they hold, each object once, by the way that leads there: `envs`, `envs.envs.0`.
+    """The owners, and what they hold, each object once, by the way that leads there: `envs`,
+    `envs.envs.0`.
 
-    Objects of the user's own classes are followed, environments, and what is of the package of one: wrappers, running
-    means, spaces (which draw actions). known: ids of what is saved by itself.
-    """
+    Objects of the user's own classes are followed, environments, and what is of the package of
+    one: wrappers, running means, spaces (which draw actions). known: ids of what is saved by
+    itself."""
     found: Owners = {}
     seen, packages = set(known), set[str]()
     waiting = deque(owners.items())
@@ -66,14 +70,17 @@ def foreign_state(environment: Any) -> Iterator[tuple[str, str]]:
         if isinstance(value, BaseProcess):
             yield (
                 key,
-                "a process of its own; use environments of this process (gymnasium's SyncVectorEnv)",
+                "a process of its own; use environments of this process (gymnasium's "
+                "SyncVectorEnv)",
             )
         elif _is_foreign(value):
             yield key, f"what is not made in Python ({type(value).__name__})"
 
 
 def _is_foreign(one: Any) -> bool:
-    """Has it its state in C? The emulators and physics of simulators have; what pygame has is only drawn."""
+    """Has it its state in C? The emulators and physics of simulators have; what pygame has
+    is only drawn.
+    """
     return not (
         hasattr(one, "__dict__")
         or isinstance(one, type)

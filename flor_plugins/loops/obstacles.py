@@ -22,7 +22,10 @@ from flor_plugins.state import loader_iteration
 OF_MODULE = (
     "register it as buffer or submodule, or write get_extra_state and set_extra_state that hold it"
 )
-OF_OWNER = "give its class state_dict and load_state_dict that hold it, and flor.checkpoints an object of it"
+OF_OWNER = (
+    "give its class state_dict and load_state_dict that hold it, and flor.checkpoints "
+    "an object of it"
+)
 _SHARDED = ("FullyShardedDataParallel", "DeepSpeedEngine")
 
 
@@ -36,13 +39,16 @@ def of_nothing() -> Obstacle:
 
 
 def of_outgrown(registered: Registered, variables: Variables, frames: Frames) -> Iterator[Obstacle]:
-    """Variables that have grown since the loop began, and of which no State keeps what is in them."""
+    """Variables that have grown since the loop began, and of which no State keeps what is in
+    them.
+    """
     known, held = known_ids(registered), dict(scopes(frames))
     for scope, name in variables.outgrown(frames):
         if id(held[scope][name]) not in known:
             yield Obstacle(
                 "partial",
-                f"{_place(scope)} keeps in `{name}` what grows, and is too large to be kept unasked or not plain data",
+                f"{_place(scope)} keeps in `{name}` what grows, and is too large to be kept "
+                f"unasked or not plain data",
                 f"flor.checkpoints(..., {name}={name}), if the training depends on it",
             )
 
@@ -91,7 +97,8 @@ def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
     ):
         yield Obstacle(
             "partial",
-            f"`{name}` has persistent_workers=True: random numbers that its workers draw go on from epoch to epoch, "
+            f"`{name}` has persistent_workers=True: random numbers that its workers draw go on "
+            f"from epoch to epoch, "
             f"and their state is not recorded",
             "use persistent_workers=False",
         )
@@ -124,7 +131,8 @@ def _of_variables(registered: Registered, frames: Frames) -> Iterator[Obstacle]:
             if kind:
                 yield Obstacle(
                     "partial",
-                    f"{_place(scope)} keeps {kind} in `{name}`, which flor.checkpoints was not given",
+                    f"{_place(scope)} keeps {kind} in `{name}`, which flor.checkpoints was not "
+                    f"given",
                     f"flor.checkpoints(..., {name.rpartition('.')[2]}={name})",
                 )
 

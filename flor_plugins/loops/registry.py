@@ -29,13 +29,18 @@ class Registered:
     val_dataloader: Any = None
 
     def add(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        """Take more objects; those without a name are called by class and number. Raises FlorError if it can't."""
+        """Take more objects; those without a name are called by class and number.
+
+        Raises FlorError if it can't.
+        """
         numbered = {name: one for name, one in user_objects.numbered(positional) if one is not None}
         for name, one in {**numbered, **{n: o for n, o in named.items() if o is not None}}.items():
             if not _is_kept(one):
                 raise FlorError(
-                    f"flor.checkpoints was given {name}={_shown(one)}, of which no State can be taken. It takes what "
-                    f"has state_dict and load_state_dict, random generators, data loaders, lists, dicts, sets, arrays, "
+                    f"flor.checkpoints was given {name}={_shown(one)}, of which no State can "
+                    f"be taken. It takes what "
+                    f"has state_dict and load_state_dict, random generators, data loaders, "
+                    f"lists, dicts, sets, arrays, "
                     f"tensors, and objects whose attributes are such"
                 )
             self.objects[name] = one

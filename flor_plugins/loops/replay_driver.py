@@ -1,10 +1,10 @@
 """Replaying a hand-written loop in the script that holds it.
 
-Nothing can call the body of a `for`: the script does, once for each item that the main loop gives. So the passes of
-a session are a script of their own (a generator), which is gone on with whenever a loop asks for an item, and which
-restores States before it gives one. Where a stretch ends in the middle of a body, the inner loop is ended there, and
-the rest of the body runs unheard.
-"""
+Nothing can call the body of a `for`: the script does, once for each item that the main loop
+gives. So the passes of a session are a script of their own (a generator), which is gone on with
+whenever a loop asks for an item, and which restores States before it gives one. Where a stretch
+ends in the middle of a body, the inner loop is ended there, and the rest of the body runs
+unheard."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class Driver:
         main.iterable = rewindable(main.iterable)
 
     def ends_with(self, done: type[BaseException], again: type[BaseException]) -> None:
-        """What ends the script once all passes are done; and what does where it has to be started once more."""
+        """What ends the script once all passes are done; and what does where it has to be
+        started once more.
+        """
         self._done, self._again = done, again
 
     def begin_again(self, on: Stage, main: Level) -> None:
@@ -120,7 +122,9 @@ class Driver:
         self._harvest.over(inner)
 
     def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
-        """The script has left the main loop by itself: as it did when it was recorded, or because it diverged."""
+        """The script has left the main loop by itself: as it did when it was recorded, or
+        because it diverged.
+        """
         self._stage.follower = None
         self._is_at_main, self._is_gone = not by_error, True
         if by_error and not self._is_leaving:
@@ -170,7 +174,9 @@ class Driver:
         loaders.end_workers(self._harvest.sources)
 
     def _run_again(self, stretch: Stretch) -> Iterator[Any]:
-        """From the State at the stretch's start to its end, through as many epochs as lie between."""
+        """From the State at the stretch's start to its end, through as many epochs as lie
+        between.
+        """
         if self._is_gone or not self._is_at_main:
             yield _AT_MAIN
         self._enter(stretch.start)
@@ -190,7 +196,8 @@ class Driver:
                 return
             if self._is_gone:
                 raise ReplayError(
-                    f"the script left its loop {self._main.name!r} at epoch {self._main.count}, and it is to be "
+                    f"the script left its loop {self._main.name!r} at epoch "
+                    f"{self._main.count}, and it is to be "
                     f"replayed to {stretch.end}; does it look at a clock, or at files?"
                 )
             self._begin_epoch(loaders.sources(self._registered, frames_to(self._main.code)))
@@ -282,7 +289,9 @@ class _Passed:
 
 
 def _raise_in(frame: FrameType, error: BaseException) -> None:
-    """Let a running frame raise at its next line: from the end of an iterator's life nothing can be raised."""
+    """Let a running frame raise at its next line: from the end of an iterator's life nothing
+    can be raised.
+    """
 
     def trace(at: FrameType, event: str, argument: Any) -> Any:
         sys.settrace(None)

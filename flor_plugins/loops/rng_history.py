@@ -9,12 +9,13 @@ from typing import Any
 
 @dataclass(slots=True)
 class Trail:
-    """epoch: iterations of the main loop that are done. inner: how many loops have begun in the present one.
+    """epoch: iterations of the main loop that are done. inner: how many loops have begun in the
+    present one.
 
-    batch: items that the present inner one has given. main: `loading.capture` of the main loop's beginning, where
-    it draws its items. beginning: that of the present epoch, with the `variables` at that time. previous: the RNG at
-    the step before the present one; known only where a checkpoint is near.
-    """
+    batch: items that the present inner one has given. main: `loading.capture` of the main
+    loop's beginning, where it draws its items. beginning: that of the present epoch, with the
+    `variables` at that time. previous: the RNG at the step before the present one; known only
+    where a checkpoint is near."""
 
     epoch: int = 0
     inner: int = 0

@@ -1,8 +1,8 @@
 """The State of a hand-written loop: what `capture` saves, `restore` loads.
 
-Both belong to the same moment: the entry of the main loop's `__next__`, when the body of the last iteration is over and
-nothing of the next one is drawn; inside an epoch, that of an inner loop's.
-"""
+Both belong to the same moment: the entry of the main loop's `__next__`, when the body of the
+last iteration is over and nothing of the next one is drawn; inside an epoch, that of an inner
+loop's."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ def capture(
     variables: Mapping[str, Any],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The sections of a State, at the moment that `trail` has come to. values: logged ones that have no row yet."""
+    """The sections of a State, at the moment that `trail` has come to.
+
+    values: logged ones that have no row yet.
+    """
     modules, main = registered.modules(), registered.main
     known = known_parts(registered)
     others = {name: one for name, one in modules.items() if main is None or name != main[0]}
@@ -50,14 +53,18 @@ def capture(
             "variables": variables,
             "values": values,
         },
-        # Gradients may live on from one update to the next: nobody knows when the body sets them to zero.
+        # Gradients may live on from one update to the next: nobody knows when the body sets
+        # them to zero.
         MODULE: {name: module_state.capture(one, gradients=True) for name, one in modules.items()},
         RNG: {**loaders.capture(found), **trail.moments()},
     }
 
 
 def restore(registered: Registered, found: loaders.Sources, sections: Mapping[str, Any]) -> None:
-    """Put a State into the objects, which stand at the same moment. RNG comes last: the rest may draw."""
+    """Put a State into the objects, which stand at the same moment.
+
+    RNG comes last: the rest may draw.
+    """
     held, modules = sections[LOOP], registered.modules()
     for one, order in zip(registered.distributed(), held["gradient_order"], strict=True):
         ddp_buckets.restore(one, order)
@@ -92,7 +99,10 @@ _GIVEN_AWAY = (
 
 
 def restore_weights(registered: Registered, sections: Mapping[str, Any]) -> None:
-    """Only the main module's weights and buffers, in place. Raises ReplayError where they do not fit."""
+    """Only the main module's weights and buffers, in place.
+
+    Raises ReplayError where they do not fit.
+    """
     _load(registered.model, sections[MODEL])
 
 
@@ -107,7 +117,9 @@ def owners_of(registered: Registered) -> object_graph.Owners:
 
 
 def known_ids(registered: Registered) -> frozenset[int]:
-    """The ids of all that is saved by itself: registered objects, and the modules and optimizers below them."""
+    """The ids of all that is saved by itself: registered objects, and the modules and
+    optimizers below them.
+    """
     modules = [part for one in registered.modules().values() for part in one.modules()]
     raw = registered.optimizers().values()
     return frozenset(map(id, [*registered.objects.values(), *raw, *modules]))
@@ -120,6 +132,7 @@ def _load(module: nn.Module, state: Mapping[str, Any]) -> None:
         module.load_state_dict(state)
     except RuntimeError as error:
         raise ReplayError(
-            f"the weights of a checkpoint were to be loaded into a {type(module).__name__} and do not fit: {error}. "
+            f"the weights of a checkpoint were to be loaded into a {type(module).__name__} and "
+            f"do not fit: {error}. "
             f"Let the script build the model that was trained."
         ) from error

@@ -96,7 +96,8 @@ def _check_patch(recipe: Recipe) -> list[Mistake]:
             found.append(
                 (
                     place,
-                    f"no function {function!r} at the top level of {path}{nearest(function, functions)}",
+                    f"no function {function!r} at the top level of "
+                    f"{path}{nearest(function, functions)}",
                 )
             )
     return found

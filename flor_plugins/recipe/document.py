@@ -17,7 +17,9 @@ Loc = tuple[int | str, ...]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: PyYAML's 1.1 reads `off` as False, `1:3` as 63 and `5e-4` as a string."""
+    """YAML 1.2's plain scalars: PyYAML's 1.1 reads `off` as False, `1:3` as 63 and `5e-4` as
+    a string.
+    """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own name and shape)
 
@@ -45,7 +47,9 @@ class Document:
     root: yaml.Node
 
     def at(self, loc: Loc, text: str) -> str:
-        """`file:line: text` for the place that the keys and indexes of `loc` lead to, as far as they do."""
+        """`file:line: text` for the place that the keys and indexes of `loc` lead to, as far
+        as they do.
+        """
         return f"{self.path}:{_line(self.root, loc)}: {text}"
 
 

@@ -66,8 +66,8 @@ Texts = Annotated[tuple[Text, ...], BeforeValidator(_check_list)]
 class Replay(BaseModel):
     """What to ask in hindsight. hooks: paths relative to the recipe's folder.
 
-    patch: methods of the runs' own code to be replaced, `module:Class.method` to `file.py:function`.
-    """
+    patch: methods of the runs' own code to be replaced, `module:Class.method` to
+    `file.py:function`."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -80,7 +80,10 @@ class Replay(BaseModel):
 
 
 class Objective(BaseModel):
-    """What the training itself reaches for. metric: the name under which the training logs how far it is."""
+    """What the training itself reaches for.
+
+    metric: the name under which the training logs how far it is.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -123,7 +126,10 @@ class Version:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """What a recipe says of itself, for tables. data: where it is from, and which parts are made up."""
+    """What a recipe says of itself, for tables.
+
+    data: where it is from, and which parts are made up.
+    """
 
     model: str | None = None
     data: str | None = None
@@ -153,7 +159,10 @@ class Recipe:
         return tuple(self.folder / hook for hook in self.replay.hooks)
 
     def params_of(self, version: Version | str) -> dict[str, Any]:
-        """The trainer's arguments for one version, as a copy. Raises RecipeError for an unknown one."""
+        """The trainer's arguments for one version, as a copy.
+
+        Raises RecipeError for an unknown one.
+        """
         name = version if isinstance(version, str) else version.name
         for one in self.versions:
             if one.name == name:

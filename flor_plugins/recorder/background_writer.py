@@ -1,8 +1,8 @@
 """One thread that writes what the training hands it, in order.
 
-It and the training take turns at the interpreter's lock, and each turn costs the training more than what is written in
-it: so it sleeps a little after it was woken, and writes the rows of many steps at once.
-"""
+It and the training take turns at the interpreter's lock, and each turn costs the training more
+than what is written in it: so it sleeps a little after it was woken, and writes the rows of
+many steps at once."""
 
 from __future__ import annotations
 

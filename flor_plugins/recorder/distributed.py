@@ -1,8 +1,9 @@
-"""Recording by several processes that train one model: the first records the run, each other one its part of it.
+"""Recording by several processes that train one model: the first records the run, each other
+one its part of it.
 
-A part is laid out as a run is, in `ranks/<r>/`: the rows of that process, and at each checkpoint what of the State
-is its own. No frame reads it; a replay compares each of its processes with its part.
-"""
+A part is laid out as a run is, in `ranks/<r>/`: the rows of that process, and at each
+checkpoint what of the State is its own. No frame reads it; a replay compares each of its
+processes with its part."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ WAIT = timedelta(minutes=5)  # for the first process, which takes a snapshot of 
 class RankRecorder(Recorder):
     """Records the part of a process that is not the first.
 
-    parameters: the names in the model's state_dict that are equal in all processes; buffers are not.
-    """
+    parameters: the names in the model's state_dict that are equal in all processes; buffers are
+    not."""
 
     def __init__(
         self,
@@ -63,11 +64,11 @@ def begin_together(
     launch: Launch | None,
     parameters: Callable[[], Collection[str]],
 ) -> Recorder | None:
-    """`begin` in the first process; the others join the run that it has begun. None where nothing can be recorded.
+    """`begin` in the first process; the others join the run that it has begun. None where
+    nothing can be recorded.
 
-    A process that can't go on where the others of a resumed run do must not train with them: then it raises
-    StoreError, NoCheckpoint or DamagedCheckpoint.
-    """
+    A process that can't go on where the others of a resumed run do must not train with them:
+    then it raises StoreError, NoCheckpoint or DamagedCheckpoint."""
     if not processes.is_one_of_several():
         return begin(framework, options, params, launch)
     begun: list[Recorder | None] = []
@@ -86,7 +87,8 @@ def begin_together(
         if told is not None and told["resumed_at"] is not None:
             raise
         warn(
-            f"this process is not recorded, so that the run can't be trained again: {type(error).__name__}: {error}"
+            f"this process is not recorded, so that the run can't be trained again: "
+            f"{type(error).__name__}: {error}"
         )
         return begun[0] if begun else None
     if recorder is not None:

@@ -17,10 +17,11 @@ class Options:
 
     name: of the run; default: the script's or the recipe version's name.
     every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
-    every_n_steps: also at every n-th optimizer update. every_minutes: also in the middle of an epoch,
-    when so many minutes have passed since the last one; None for never.
+    every_n_steps: also at every n-th optimizer update. every_minutes: also in the middle of an
+    epoch, when so many minutes have passed since the last one; None for never.
     overhead: share of the training's time that checkpoints may cost; None for no limit.
-    disk: bytes that the run's checkpoints may take; None for half of what is free when the run begins.
+    disk: bytes that the run's checkpoints may take; None for half of what is free when the run
+    begins.
     metrics: @flor.metric hooks to compute live. resume: "auto" or a run to go on with.
     store: folder; default: FLOR_DIR or .flor.
     """
@@ -52,7 +53,8 @@ def options_of(
     overhead: float | None = 0.02,
     disk: str | int | None = None,
 ) -> Options:
-    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not later.
+    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not
+    later.
 
     disk: as people write it ("50GB", "1.5TiB") or bytes.
     """
@@ -76,7 +78,8 @@ def options_of(
     is_number = isinstance(overhead, (int, float)) and not isinstance(overhead, bool)
     if overhead is not None and not (is_number and 0 < overhead <= 1):  # a NaN is refused as well
         raise ValueError(
-            f"FlorCallback(overhead={overhead!r}): a share of the training's time, above 0 and up to 1 "
+            f"FlorCallback(overhead={overhead!r}): a share of the training's time, above 0 and "
+            f"up to 1 "
             f"(0.02 is 2 %), or None for no limit"
         )
     return Options(
@@ -101,6 +104,7 @@ def _disk(given: str | int | None) -> int | None:
         raise ValueError(f"FlorCallback(disk={given!r}): {error}") from error
     if nbytes == 0:
         raise ValueError(
-            f"FlorCallback(disk={given!r}): no checkpoint fits; leave it out for half of the free disk"
+            f"FlorCallback(disk={given!r}): no checkpoint fits; leave it out for half of the "
+            f"free disk"
         )
     return nbytes

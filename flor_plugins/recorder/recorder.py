@@ -1,4 +1,5 @@
-"""What happens beside a training run: rows to the journal, states to checkpoints, the run to run.json.
+"""What happens beside a training run: rows to the journal, states to checkpoints, the run to
+run.json.
 
 Nothing in here may end or change the training. Every public method swallows no error
 silently: the first is warned about with its path, all are counted in the run's `gaps`.
@@ -78,7 +79,8 @@ class Recorder:
         self._keeper = Keeper(
             run, options, put=put, sync=lambda: self._journal.sync(), failed=self._failed
         )
-        # Registered after the writer's own: so it comes before, and what it hands over is still written.
+        # Registered after the writer's own: so it comes before, and what it hands over is still
+        # written.
         atexit.register(self._hand_over)
         self._clock: dict[str, float] = {}
         self._spent: dict[str, list[float]] = {}
@@ -109,7 +111,9 @@ class Recorder:
             self.warn(f"checkpoints are not full: {'; '.join(lost)}")
 
     def watch(self, optimizers: Iterable[Any]) -> None:
-        """The optimizers of this training: between two of their updates its parameters stay as they are."""
+        """The optimizers of this training: between two of their updates its parameters stay
+        as they are.
+        """
         self._keeper.watch(optimizers)
 
     def go_on(self) -> None:
@@ -159,7 +163,8 @@ class Recorder:
         elif status == "finished" and self.resumption is not None and self.resumption.again:
             missing = min(step for step, *_ in self.resumption.again)
             self.warn(
-                f"recorded before the interruption and not again: values of step {missing} and later ones"
+                f"recorded before the interruption and not again: values of step {missing} and "
+                f"later ones"
             )
         self.run = replace(
             self.run,
@@ -175,7 +180,9 @@ class Recorder:
         self._writer.close()
 
     def reopen(self) -> None:
-        """Values that come after the end (trainer.test, trainer.predict) get a journal of their own."""
+        """Values that come after the end (trainer.test, trainer.predict) get a journal of
+        their own.
+        """
         self._segment += 1
         self._writer = Writer(self._failed)
         self._journal = self._open_journal()
@@ -189,7 +196,9 @@ class Recorder:
         self._writer.close()
 
     def warn(self, what: str) -> None:
-        """Warn once on the console; always note it in the run: each gap once, and no endless list of them."""
+        """Warn once on the console; always note it in the run: each gap once, and no endless
+        list of them.
+        """
         if what not in self._gaps and len(self._gaps) < MOST_GAPS:
             self._gaps.append(what)
             if len(self._gaps) == MOST_GAPS:
@@ -285,7 +294,8 @@ class Recorder:
     def _failed(self, error: Exception) -> None:
         where = getattr(error, "filename", None) or self.run.path
         self.warn(
-            f"could not write {where}: {type(error).__name__}: {error}; the training goes on without it"
+            f"could not write {where}: {type(error).__name__}: {error}; the training goes on "
+            f"without it"
         )
 
     def _hook_failed(self, metric: Metric, position: Position, error: HookError) -> None:
@@ -303,7 +313,9 @@ class Recorder:
 
 
 def harmless(recorder: Recorder, act: Callable[[], Any]) -> Any:
-    """Do something of ours in the middle of the user's training: a failure is a gap, never an error."""
+    """Do something of ours in the middle of the user's training: a failure is a gap, never
+    an error.
+    """
     try:
         return act()
     except Exception as error:

@@ -28,7 +28,8 @@ TIMELINE = "timeline"  # the section of a State that says where its rows stood
 VARIABLE = "FLOR_RESUME"  # set by `flor-hf resume RUN` for the process that it starts
 # A run of another host that has written nothing for so long is taken to be dead.
 SILENT_S = 1800.0
-# What a requeued job keeps (SLURM, PBS, LSF, Grid Engine): its number; of an array, the number of the task.
+# What a requeued job keeps (SLURM, PBS, LSF, Grid Engine): its number; of an array, the number
+# of the task.
 JOBS = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 TASKS = (
     "SLURM_ARRAY_TASK_ID",
@@ -43,10 +44,9 @@ TASKS = (
 class Resumption:
     """An interrupted run and the State from which it goes on.
 
-    again: rows that were recorded after that State, by step; the resumed run makes them again, and they are
-    compared. (By step: what an exception cut short stands at a position whose epoch was not known to be over.)
-    damaged: what was wrong with later checkpoints.
-    """
+    again: rows that were recorded after that State, by step; the resumed run makes them again,
+    and they are compared. (By step: what an exception cut short stands at a position whose
+    epoch was not known to be over.) damaged: what was wrong with later checkpoints."""
 
     run: Run
     position: Position
@@ -60,11 +60,15 @@ class Resumption:
         for name in sorted(was.keys() & row.values.keys()):
             now = encode_value(row.values[name], media)
             if now != was[name] and not is_measured(name):
-                return f"{name} at {row.position} was {was[name]!r} before the interruption and is {now!r} after it"
+                return (
+                    f"{name} at {row.position} was {was[name]!r} before the interruption "
+                    f"and is {now!r} after it"
+                )
         return None
 
     def take_out(self, journal: Journal, media: Path) -> None:
-        """Remove what was recorded after the State from the journal, so that each value stands there once.
+        """Remove what was recorded after the State from the journal, so that each value stands
+        there once.
 
         Also what came after the training (trainer.test, trainer.predict): its end will come again.
         """
@@ -87,12 +91,13 @@ class Resumption:
 
 
 def resumption(store: Store, options: Options, first: Run) -> Resumption | None:
-    """What a training goes on with: the run that FLOR_RESUME or `options.resume` names; None for a new run.
+    """What a training goes on with: the run that FLOR_RESUME or `options.resume` names; None
+    for a new run.
 
-    first: the run that would be begun otherwise. Of an interrupted launch that trains several times, the
-    trainings that had finished are gone through once more from their last State, without a step.
-    Raises UnknownRun, NoCheckpoint, or FlorError where the run can't be gone on with.
-    """
+    first: the run that would be begun otherwise. Of an interrupted launch that trains several
+    times, the trainings that had finished are gone through once more from their last State,
+    without a step. Raises UnknownRun, NoCheckpoint, or FlorError where the run can't be gone on
+    with."""
     named = os.environ.get(VARIABLE)
     wanted = find_run(store, named) if named else None
     if wanted is not None and wanted.launch.call > first.launch.call:
@@ -107,7 +112,8 @@ def resumption(store: Store, options: Options, first: Run) -> Resumption | None:
         run = None
     if run is not None and run.processes != first.processes:
         raise FlorError(
-            f"run {run.name} ({run.run_id}) was trained by {run.processes} processes together, and here are "
+            f"run {run.name} ({run.run_id}) was trained by {run.processes} processes together, "
+            f"and here are "
             f"{first.processes}; start as many"
         )
     return None if run is None else _at_last_state(run)
@@ -154,7 +160,9 @@ def _wait_for_writers(run: Run) -> None:
 
 
 def _put_aside(run: Run, position: Position) -> None:
-    """Out of the way of the checkpoint that will be made there; names that begin with a dot are not read."""
+    """Out of the way of the checkpoint that will be made there; names that begin with a dot
+    are not read.
+    """
     for part in (run.path, *(ranks.folder(run.path, rank) for rank in range(1, run.processes))):
         folder = part / checkpoints.FOLDER / str(position)
         if folder.exists():
@@ -162,7 +170,9 @@ def _put_aside(run: Run, position: Position) -> None:
 
 
 def is_interrupted(run: Run) -> bool:
-    """Has its process ended before its training did? Of another host only its silence can be heard."""
+    """Has its process ended before its training did? Of another host only its silence can be
+    heard.
+    """
     if run.status in ("killed", "failed"):
         return True
     if run.status != "running" or run.process.host == socket.gethostname():
@@ -193,23 +203,29 @@ def check(run: Run, framework: str) -> None:
     """
     if run.framework != framework:
         raise FlorError(
-            f"run {run.name} was recorded with {run.framework} and can't be resumed with {framework}"
+            f"run {run.name} was recorded with {run.framework} and can't be resumed with "
+            f"{framework}"
         )
     if run.status == "finished":
         raise FlorError(f"run {run.name} ({run.run_id}) is finished; there is nothing to resume")
     if run.status == "running" and run.process.host == socket.gethostname():
         raise FlorError(
-            f"run {run.name} ({run.run_id}) is running on {run.process.host} (process {run.process.pid}); "
+            f"run {run.name} ({run.run_id}) is running on {run.process.host} (process "
+            f"{run.process.pid}); "
             "end that process first"
         )
     if last_full(run) is None:
         raise NoCheckpoint(
-            f"run {run.name} ({run.run_id}) can't be resumed: there is no full checkpoint in {run.path}"
+            f"run {run.name} ({run.run_id}) can't be resumed: there is no full checkpoint in "
+            f"{run.path}"
         )
 
 
 def _interrupted(store: Store, first: Run, name: str | None) -> Run | None:
-    """The newest run of this very launch, if the launch was interrupted. Raises FlorError if its code was another."""
+    """The newest run of this very launch, if the launch was interrupted.
+
+    Raises FlorError if its code was another.
+    """
     runs = list_runs(store)
     same = [
         run
@@ -239,8 +255,10 @@ def _say_if_silent(run: Run) -> None:
     """Raises FlorError for a run of another host: whether it runs on, nobody here knows."""
     if run.status == "running" and run.process.host != socket.gethostname():
         raise FlorError(
-            f"the last run of this command, {run.name} ({run.run_id}), is not known to have ended: {run.process.host} "
-            f"wrote to it {time.time() - _touched(run):.0f} s ago, and only after {SILENT_S:.0f} s it counts as "
+            f"the last run of this command, {run.name} ({run.run_id}), is not known to have "
+            f"ended: {run.process.host} "
+            f"wrote to it {time.time() - _touched(run):.0f} s ago, and only after "
+            f"{SILENT_S:.0f} s it counts as "
             f"interrupted. To go on with it now: flor-hf resume {run.run_id}"
         )
 
@@ -270,13 +288,16 @@ def _check_code(run: Run, first: Run) -> None:
     then, now = run.code, first.code
     if then is None or now is None:
         raise FlorError(
-            f"the interrupted run {run.name} ({run.run_id}) can't go on by itself: its code is not known"
+            f"the interrupted run {run.name} ({run.run_id}) can't go on by itself: its code is "
+            f"not known"
         )
     changed = snapshot.changes(then, now)
     if changed:
         raise FlorError(
-            f"the code of the interrupted run {run.name} ({run.run_id}) has changed since: {', '.join(changed[:5])}. "
-            f"To go on with it all the same: FlorCallback(resume={run.run_id!r}); under its own code: "
+            f"the code of the interrupted run {run.name} ({run.run_id}) has changed since: "
+            f"{', '.join(changed[:5])}. "
+            f"To go on with it all the same: FlorCallback(resume={run.run_id!r}); under its "
+            f"own code: "
             f"flor-hf resume {run.run_id}"
         )
 
@@ -290,7 +311,9 @@ def reopened(found: Resumption, process: Process, at: str) -> Run:
 
 
 def obstacles(was: Run, now: Run) -> list[Obstacle]:
-    """What decides about bits and is not in the process that goes on as in the one that was interrupted."""
+    """What decides about bits and is not in the process that goes on as in the one that was
+    interrupted.
+    """
     before, after = plain(dict(was.environment)), plain(dict(now.environment))
     names = [name for name in DECIDING if before.get(name) != after.get(name)]
     differ = [f"{name} {_short(before.get(name), after.get(name))}" for name in names]

@@ -31,10 +31,11 @@ def begin(
     params: Callable[[], Mapping[str, Any]],
     launch: Launch | None = None,
 ) -> Recorder | None:
-    """Start a run: its folder, its code, its first run.json. None, with one warning, if it can't be.
+    """Start a run: its folder, its code, its first run.json. None, with one warning, if it
+    can't be.
 
-    Called by the first of several processes it does the same; the others join it (see recorder/distributed.py).
-    """
+    Called by the first of several processes it does the same; the others join it (see
+    recorder/distributed.py)."""
     try:
         if processes.count() > 1:  # their clocks differ, and a checkpoint needs a part of each
             options = replace(options, every_minutes=None, overhead=None)

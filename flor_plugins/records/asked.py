@@ -10,10 +10,11 @@ from flor_plugins.records.recorded import Grade, Position, Way
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Training that is run again: from the checkpoint at `start` up to `end`, inside an epoch or at its end.
+    """Training that is run again: from the checkpoint at `start` up to `end`, inside an epoch
+    or at its end.
 
-    epochs: those that are touched, ascending, each by the count that is reached when it is complete.
-    """
+    epochs: those that are touched, ascending, each by the count that is reached when it is
+    complete."""
 
     start: Position
     end: Position
@@ -24,7 +25,8 @@ class Stretch:
 class Pass:
     """One way through some positions of one run.
 
-    positions: where values are wanted; the ways "state" and "validate" restore the checkpoint at each.
+    positions: where values are wanted; the ways "state" and "validate" restore the checkpoint
+    at each.
     stretches: what the way "train" runs again. reason: why this way is the cheapest.
     steps: of step metrics only these are wanted; None means all of the stretches.
     seconds, nbytes: estimates of what it takes and of what it reads; None where nothing is known.
@@ -41,7 +43,9 @@ class Pass:
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """The epochs that the pass answers for: completed counts, or the ones that are run again."""
+        """The epochs that the pass answers for: completed counts, or the ones that are run
+        again.
+        """
         run_again = {epoch for stretch in self.stretches for epoch in stretch.epochs}
         return tuple(sorted(run_again or {position.epoch for position in self.positions}))
 
@@ -56,10 +60,9 @@ class Pass:
 class Edited:
     """An edit of the working tree in the code of one run.
 
-    base: what the edit was compared with. sources: the files of that version that are others in the sandbox: path
-    beneath the top of the repository to text. how: for each of them "same", "merged" or "aligned". patch: what
-    `git diff` would print.
-    """
+    base: what the edit was compared with. sources: the files of that version that are others in
+    the sandbox: path beneath the top of the repository to text. how: for each of them "same",
+    "merged" or "aligned". patch: what `git diff` would print."""
 
     base: str
     sources: Mapping[str, str]
@@ -71,8 +74,8 @@ class Edited:
 class Method:
     """A function that takes the place of a method of the run's own code.
 
-    target: `module:Class.method`, as that version calls it. function: its name in `path`; text: of that whole file.
-    """
+    target: `module:Class.method`, as that version calls it. function: its name in `path`; text:
+    of that whole file."""
 
     target: str
     function: str
@@ -84,9 +87,9 @@ class Method:
 class Task:
     """What one worker process does: some passes over one run.
 
-    digests: metric to the sha256 of what gives it (hook, edit, replaced method), today's first; values that an
-    earlier one gave are others. edit, methods: what is other in the run's own code.
-    """
+    digests: metric to the sha256 of what gives it (hook, edit, replaced method), today's first;
+    values that an earlier one gave are others. edit, methods: what is other in the run's own
+    code."""
 
     run_id: str
     name: str

@@ -125,7 +125,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A checkpoint that was due and not taken. cost_s: seconds of training that lead there from a full one before."""
+    """A checkpoint that was due and not taken.
+
+    cost_s: seconds of training that lead there from a full one before.
+    """
 
     position: Position
     why: str
@@ -148,11 +151,12 @@ class Obstacle:
 class Run:
     """One call of fit/train with the callback on it: what run.json holds.
 
-    framework: which trainer; "flordb": whatever logged to a store of FlorDB, of which only values are known.
+    framework: which trainer; "flordb": whatever logged to a store of FlorDB, of which only
+    values are known.
     resumed: "<time> at <position>" for each time that the run went on after an interruption.
-    processes: how many trained one model together. skipped: checkpoints that were due and not taken; of
-    very many the first and the last are listed, and skipped_count is the number of all.
-    """
+    processes: how many trained one model together. skipped: checkpoints that were due and not
+    taken; of very many the first and the last are listed, and skipped_count is the number of
+    all."""
 
     run_id: str
     name: str

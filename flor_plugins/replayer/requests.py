@@ -1,4 +1,7 @@
-"""Asking the past: request → plan → workers → verdicts. What `flor.replay` and `flor-hf replay` call."""
+"""Asking the past: request → plan → workers → verdicts.
+
+What `flor.replay` and `flor-hf replay` call.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,10 @@ Progress = Callable[[Task, dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a replay did. rows: one per pass, as the schedule shows them. failures: one line each."""
+    """What a replay did.
+
+    rows: one per pass, as the schedule shows them. failures: one line each.
+    """
 
     plan: Plan
     outcomes: tuple[Outcome, ...] = ()
@@ -124,11 +130,12 @@ def request(
     patch: Mapping[str, str | Path] | None = None,
     folder: Path | None = None,
 ) -> planning.Request:
-    """A request as it is planned: what no hook and no replaced method gives is looked for in the working tree's edit.
+    """A request as it is planned: what no hook and no replaced method gives is looked for in
+    the working tree's edit.
 
-    patch: `module:Class.method` to `file.py:function`, relative to `folder`. Raises HookError for hooks and patches
-    that can't be read, EditRefused where the edit would change the training.
-    """
+    patch: `module:Class.method` to `file.py:function`, relative to `folder`. Raises HookError
+    for hooks and patches that can't be read, EditRefused where the edit would change the
+    training."""
     methods = patches.read(patch or {}, folder)
     found = [one for path in hooks for one in scan(path)]
     rest = [name for name in without_hook(metrics, found) if not patches.may_log(methods, name)]
@@ -154,7 +161,8 @@ def execute(
     engine: str = "local",
     progress: Progress | None = None,
 ) -> Answer:
-    """Do a plan. Rows land as they are computed; request, plan and verdicts stay under replays/<id>/.
+    """Do a plan. Rows land as they are computed; request, plan and verdicts stay under
+    replays/<id>/.
 
     workers, engine: as in `engine.run_all`; raises its errors.
     """

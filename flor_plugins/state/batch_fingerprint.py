@@ -13,7 +13,8 @@ MAX_DEPTH = 8  # of nested containers: a batch that holds itself ends here
 
 
 def checksum(batch: Any) -> torch.Tensor | int:
-    """The sum of all words of a batch as a 0-d int64 tensor on its device, without a synchronisation.
+    """The sum of all words of a batch as a 0-d int64 tensor on its device, without a
+    synchronisation.
 
     Integers sum in any order to the same bits. The order of the samples within a batch does not
     count; that of its tensors does. 0 for a batch without tensors.
@@ -27,9 +28,8 @@ def checksum(batch: Any) -> torch.Tensor | int:
 
 
 def by_place(checksums: Sequence[torch.Tensor | int]) -> torch.Tensor | int:
-    """Their sum, each times its place: once the first, twice the second. 0 for none. No operation that isn't needed:
-    this is called at every step.
-    """
+    """Their sum, each times its place: once the first, twice the second. 0 for none. No
+    operation that isn't needed: this is called at every step."""
     if not checksums:
         return 0
     total = checksums[0]
@@ -40,7 +40,10 @@ def by_place(checksums: Sequence[torch.Tensor | int]) -> torch.Tensor | int:
 
 
 def sha256(batch: Any) -> str:
-    """sha256 over every leaf of a batch: dtypes, shapes and bytes of tensors, other values by repr. Synchronises."""
+    """sha256 over every leaf of a batch: dtypes, shapes and bytes of tensors, other values by repr.
+
+    Synchronises.
+    """
     digest = hashlib.sha256()
     for leaf in _leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
@@ -54,7 +57,9 @@ def sha256(batch: Any) -> str:
 
 
 def _sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Of all its words, in one operation where it can be: token ids, and most batches of anything else."""
+    """Of all its words, in one operation where it can be: token ids, and most batches of
+    anything else.
+    """
     if tensor.dtype == torch.int64:
         return tensor.sum()
     if tensor.requires_grad:
@@ -66,7 +71,9 @@ def _sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _long_words(tensor: torch.Tensor) -> torch.Tensor:
-    """Its memory as 64-bit integers where it fills them: they are summed six times faster than 32-bit ones."""
+    """Its memory as 64-bit integers where it fills them: they are summed six times faster
+    than 32-bit ones.
+    """
     words = _words(tensor)
     size = 8 // words.element_size()
     if size == 1 or words.numel() % size or words.storage_offset() % size:

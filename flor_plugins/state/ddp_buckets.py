@@ -1,9 +1,9 @@
 """In which order DistributedDataParallel adds up gradients.
 
-In its first backward a fresh module sums them in buckets of its own making; before its second forward it puts
-them into buckets anew, in the order in which they came (torch/csrc/distributed/c10d/reducer.cpp). From three
-processes on, buckets decide about the order of additions, and so about the last bit.
-"""
+In its first backward a fresh module sums them in buckets of its own making; before its second
+forward it puts them into buckets anew, in the order in which they came
+(torch/csrc/distributed/c10d/reducer.cpp). From three processes on, buckets decide about the
+order of additions, and so about the last bit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch.nn.parallel import DistributedDataParallel
 def capture(model: Any) -> list[int] | None:
     """The parameters in the order in which their gradients came, as the reducer numbers them.
 
-    None where the buckets are still the first ones (up to the second update), where they stay so (static_graph,
-    find_unused_parameters), and for a model that is not a DistributedDataParallel.
-    """
+    None where the buckets are still the first ones (up to the second update), where they stay
+    so (static_graph, find_unused_parameters), and for a model that is not a
+    DistributedDataParallel."""
     if (
         not isinstance(model, DistributedDataParallel)
         or model.find_unused_parameters
@@ -33,10 +33,11 @@ def capture(model: Any) -> list[int] | None:
 
 
 def restore(model: Any, order: list[int] | None) -> None:
-    """Let gradients come in that order once: of nothing, so that they are zero. All processes call this together.
+    """Let gradients come in that order once: of nothing, so that they are zero. All processes
+    call this together.
 
-    Gradients are not as they were afterwards, and nothing else may have changed: call it before a State is restored.
-    """
+    Gradients are not as they were afterwards, and nothing else may have changed: call it before
+    a State is restored."""
     if not order or not isinstance(model, DistributedDataParallel):
         return
     parameters = [one for one in model._module_parameters if one.requires_grad]

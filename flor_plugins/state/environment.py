@@ -1,4 +1,7 @@
-"""What this process runs on, as far as it decides about bits. Imports no torch: it asks one that is there."""
+"""What this process runs on, as far as it decides about bits.
+
+Imports no torch: it asks one that is there.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,8 @@ VARIABLES = re.compile(
 SECRET_WORDS = re.compile(r"(TOKENS?|KEYS?|SECRETS?|PASSWORDS?|PASSWD|CREDENTIALS?)(_|$)")
 URL_WITH_PASSWORD = re.compile(r"://[^/@\s]*:[^/@\s]*@")
 
-# Where torch keeps each switch; the first place that can be read counts. Places differ between versions, and the
-# older switches of tf32 raise RuntimeError once a newer one was set.
+# Where torch keeps each switch; the first place that can be read counts. Places differ between
+# versions, and the older switches of tf32 raise RuntimeError once a newer one was set.
 SWITCHES: dict[str, tuple[str, ...]] = {
     "num_threads": ("get_num_threads",),
     "num_interop_threads": ("get_num_interop_threads",),

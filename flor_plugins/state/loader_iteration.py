@@ -11,11 +11,11 @@ from flor_plugins.state import rng
 
 
 def has_persistent_workers(loader: Any) -> bool:
-    """Do the workers of this loader live on from epoch to epoch, with random state that nobody else sees?
+    """Do the workers of this loader live on from epoch to epoch, with random state that nobody
+    else sees?
 
-    A worker is seeded when it starts; one that persists never again (torch/utils/data/_utils/worker.py,
-    `_ResumeIteration`).
-    """
+    A worker is seeded when it starts; one that persists never again
+    (torch/utils/data/_utils/worker.py, `_ResumeIteration`)."""
     return bool(getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0))
 
 
@@ -25,7 +25,9 @@ def has_running_workers(loader: Any) -> bool:
 
 
 def end_workers(loader: Any) -> None:
-    """Stop persistent workers, so that the next iterator of the loader starts new ones, seeded anew."""
+    """Stop persistent workers, so that the next iterator of the loader starts new ones,
+    seeded anew.
+    """
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:
         iterator._shutdown_workers()
@@ -37,7 +39,8 @@ def skip(
 ) -> None:
     """Draw `batches` batches and throw them away; nothing is computed with them.
 
-    Drawing is the only way that leaves workers and generators as they were, random transforms included.
+    Drawing is the only way that leaves workers and generators as they were, random transforms
+    included.
     ahead: the last so many are drawn under `previous`, the RNG state at the entry of the step
     before: a loader that fetches ahead had drawn them from there.
     """
@@ -63,7 +66,9 @@ def once(act: Callable[[], Any]) -> Callable[[], None]:
 
 
 def loader_state(loader: Any) -> dict[str, Any]:
-    """The counters of accelerate's loader and sampler (accelerate/data_loader.py, `SeedableRandomSampler`)."""
+    """The counters of accelerate's loader and sampler (accelerate/data_loader.py,
+    `SeedableRandomSampler`).
+    """
     sampler = _sampler(loader)
     generator = getattr(sampler, "generator", None)
     return {

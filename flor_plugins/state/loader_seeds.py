@@ -1,4 +1,6 @@
-"""What a pass over a loader draws: nothing, the one seed that torch draws for each, or something of its own."""
+"""What a pass over a loader draws: nothing, the one seed that torch draws for each, or
+something of its own.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def random_state(own: dict[str, rng.Generator]) -> dict[str, Any]:
 
 
 def is_one_seed(loader: Any, own: dict[str, rng.Generator], before: Any, after: Any) -> bool:
-    """Is what was drawn in between the one seed of a pass? Leaves the generators as they are after it."""
+    """Is what was drawn in between the one seed of a pass? Leaves the generators as they are
+    after it.
+    """
     rng.restore(before)
     rng.restore_generators(own, before["own"])
     draw_seed(loader)

@@ -1,4 +1,6 @@
-"""What a torch module holds besides its state_dict: buffers that are not saved, flags, gradients, attributes."""
+"""What a torch module holds besides its state_dict: buffers that are not saved, flags,
+gradients, attributes.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,9 @@ def capture(
 ) -> dict[str, Any]:
     """Non-persistent buffers, requires_grad and training flags, torchmetrics, plain attributes.
 
-    saved: the names in the module's state_dict, if it was made already. gradients: also `p.grad` of every parameter
-    (needed where they outlive the moment: manual optimization, or in the middle of an accumulation).
-    """
+    saved: the names in the module's state_dict, if it was made already. gradients: also
+    `p.grad` of every parameter (needed where they outlive the moment: manual optimization, or
+    in the middle of an accumulation)."""
     modules = list(module.named_modules())  # once: the training waits for each walk through a model
     metrics = _metrics(modules)
     parameters = list(_named(modules, "_parameters"))
@@ -43,7 +45,9 @@ def capture(
 
 
 def restore(module: nn.Module, state: dict[str, Any]) -> None:
-    """Put `capture`'s result back, in place; attributes that could not be saved stay as they are."""
+    """Put `capture`'s result back, in place; attributes that could not be saved stay as they
+    are.
+    """
     restore_buffers(module, state["buffers"])
     frozen, evaluating = set(state["frozen"]), set(state["evaluating"])
     for name, parameter in module.named_parameters():
@@ -80,7 +84,9 @@ def _unsaved(
 
 
 def _named(modules: _Modules, kind: str) -> Iterator[tuple[str, Any]]:
-    """Parameters or buffers as `named_parameters` gives them, of modules that were walked through already."""
+    """Parameters or buffers as `named_parameters` gives them, of modules that were walked
+    through already.
+    """
     seen: set[Any] = set()
     for prefix, part in modules:
         held: Mapping[str, Any] = getattr(part, kind)
@@ -100,7 +106,9 @@ def restore_buffers(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Counters, averages and queues that training code keeps on a module; callbacks change those of torch's, too."""
+    """Counters, averages and queues that training code keeps on a module; callbacks change
+    those of torch's, too.
+    """
     return {
         name: value
         for name, value in vars(module).items()
@@ -166,7 +174,8 @@ def _is_plain_numpy(value: np.ndarray | np.generic) -> bool:
 
 def _metrics(modules: _Modules) -> list[tuple[str, Any]]:
     """The torchmetrics among modules, recognised by what they carry (torchmetrics/metric.py)."""
-    # vars, and not getattr: a module looks for what it has not in all its parts, and says so with an exception
+    # vars, and not getattr: a module looks for what it has not in all its parts, and says so
+    # with an exception
     return [
         (name, part)
         for name, part in modules

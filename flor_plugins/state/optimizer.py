@@ -13,9 +13,8 @@ def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
 
     `Optimizer.load_state_dict` casts floating state to the parameter's dtype
     (torch/optim/optimizer.py, `_process_value_according_to_param_policy`): float32 moments of
-    bfloat16 parameters would lose their low bits, and the replay would diverge. Queues are made anew there
-    without their length.
-    """
+    bfloat16 parameters would lose their low bits, and the replay would diverge. Queues are made
+    anew there without their length."""
     optimizer.load_state_dict(state)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]

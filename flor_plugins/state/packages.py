@@ -7,7 +7,8 @@ import re
 import sys
 from itertools import islice
 
-# More names than any site-packages has; a folder of samples that lies next to a script is not read to its end.
+# More names than any site-packages has; a folder of samples that lies next to a script is not
+# read to its end.
 MAX_NAMES = 20_000
 
 _DIST_INFO = re.compile(r"(?P<name>[A-Za-z0-9].*)-(?P<version>[^-]+)\.dist-info")
@@ -16,7 +17,8 @@ _VERSION = re.compile(r"^Version: *(\S+)", re.MULTILINE)
 
 
 def installed() -> dict[str, str]:
-    """Name (as PyPI spells it: lower case, dashes) to version of every distribution on sys.path, by name.
+    """Name (as PyPI spells it: lower case, dashes) to version of every distribution on
+    sys.path, by name.
 
     The first folder of sys.path that has a distribution wins, as it does for `import`. Folders that
     can't be read and archives hold none.

@@ -1,8 +1,9 @@
-"""The processes that train one model together: which one is this, and what has the first one to say?
+"""The processes that train one model together: which one is this, and what has the first one to
+say?
 
-Words pass through torch's key-value store, not through a collective: where only some of the processes have a
-FlorCallback, a collective would wait for the others, or meet one of the training's own.
-"""
+Words pass through torch's key-value store, not through a collective: where only some of the
+processes have a FlorCallback, a collective would wait for the others, or meet one of the
+training's own."""
 
 from __future__ import annotations
 
@@ -36,8 +37,8 @@ def is_one_of_several() -> bool:
 def leave() -> None:
     """End what torch runs to reach the other processes.
 
-    A process that exits while its threads run may be aborted ("terminate called without an active exception").
-    """
+    A process that exits while its threads run may be aborted ("terminate called without an
+    active exception")."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -45,9 +46,9 @@ def leave() -> None:
 def from_first(topic: str, say: Callable[[], Any], *, wait: timedelta = WAIT) -> Any:
     """What `say()` gives in the first process, as JSON knows it, in all of them.
 
-    The first process waits for nobody. The n-th call with a topic answers the n-th of the others. Raises
-    torch.distributed.DistStoreError in a process that waited for so long in vain.
-    """
+    The first process waits for nobody. The n-th call with a topic answers the n-th of the
+    others. Raises torch.distributed.DistStoreError in a process that waited for so long in
+    vain."""
     if not is_one_of_several():
         return say()
     store: Any = dist.distributed_c10d._get_default_store()

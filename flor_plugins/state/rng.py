@@ -44,10 +44,11 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def seed(number: int) -> None:
-    """Seed all global generators with one number (64 bits), but for those of GPUs that nobody has used yet.
+    """Seed all global generators with one number (64 bits), but for those of GPUs that nobody
+    has used yet.
 
-    torch.manual_seed would keep the seed for them in place of the user's own, and a stack trace: half a millisecond.
-    """
+    torch.manual_seed would keep the seed for them in place of the user's own, and a stack
+    trace: half a millisecond."""
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number % 2**63)
@@ -73,7 +74,9 @@ _PART_NAMES = frozenset((*_PARTS, *(f"_{part}" for part in _PARTS)))
 
 
 def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, Generator]:
-    """Every generator object found on loaders, on what they are made of, and on modules, by a stable name."""
+    """Every generator object found on loaders, on what they are made of, and on modules, by
+    a stable name.
+    """
     found: dict[str, Generator] = {}
     seen: set[int] = set()
     for name, loader in loaders:
@@ -98,7 +101,8 @@ def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) ->
         ):
             seen.add(id(value))
             found[f"{name}.{key}"] = value
-    # a model has hundreds of modules, and this is asked three times an epoch: no names are made for nothing
+    # a model has hundreds of modules, and this is asked three times an epoch: no names are made
+    # for nothing
     for part in () if _PART_NAMES.isdisjoint(attributes) else _PARTS:
         inner = attributes.get(part, attributes.get(f"_{part}"))
         if inner is not None and (hasattr(inner, "__dict__") or isinstance(inner, (list, tuple))):

@@ -10,7 +10,9 @@ import torch
 
 
 def still(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that the training can't change any more: tensors are copied where they are, without a sync."""
+    """Values that the training can't change any more: tensors are copied where they are,
+    without a sync.
+    """
     return {name: _still(value) for name, value in values.items()}
 
 

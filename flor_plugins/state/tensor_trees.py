@@ -1,4 +1,6 @@
-"""Copies of batches that nobody can tell from the original: the same types, bits, strides and devices."""
+"""Copies of batches that nobody can tell from the original: the same types, bits, strides
+and devices.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,11 @@ class Uncopied(Exception):
 
 
 def copied(tree: Any) -> Any:
-    """A copy that shares no memory. Raises Uncopied where it would not be the same in all that can be seen.
+    """A copy that shares no memory. Raises Uncopied where it would not be the same in all that
+    can be seen.
 
-    tree: dicts, lists, tuples (named ones, too) and UserDicts of dense tensors, numpy arrays and plain values. What
-    stands in it twice stands twice in the copy.
-    """
+    tree: dicts, lists, tuples (named ones, too) and UserDicts of dense tensors, numpy arrays
+    and plain values. What stands in it twice stands twice in the copy."""
     return _copied(tree, {}, set())
 
 

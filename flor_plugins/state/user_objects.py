@@ -1,4 +1,6 @@
-"""What an object of the user's own keeps while a training runs: counters, averages, generators, copies of a model."""
+"""What an object of the user's own keeps while a training runs: counters, averages,
+generators, copies of a model.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def is_users(owner: Any) -> bool:
 
 
 def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """Each object under its class and number: the same name in a replay, which has others beside them."""
+    """Each object under its class and number: the same name in a replay, which has others
+    beside them.
+    """
     counts: dict[str, int] = {}
     for owner in owners:
         name = type(owner).__qualname__
@@ -33,7 +37,9 @@ def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def parts(model: nn.Module) -> set[int]:
-    """What tells that something belongs to a model: ids of its modules, addresses of its tensors' memory."""
+    """What tells that something belongs to a model: ids of its modules, addresses of its
+    tensors' memory.
+    """
     modules = list(model.modules())
     tensors = [
         one
@@ -47,7 +53,8 @@ def parts(model: nn.Module) -> set[int]:
 
 
 def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
-    """Plain attributes, generators and modules that the object holds; what else it holds belongs to the script.
+    """Plain attributes, generators and modules that the object holds; what else it holds
+    belongs to the script.
 
     known: `parts` of the model that is being trained: they are saved elsewhere.
     """
@@ -77,7 +84,9 @@ def restore(owner: Any, state: dict[str, Any]) -> None:
 
 
 def is_state(value: Any, known: Collection[int] = ()) -> bool:
-    """Is it plain data that a State can give back? known: `parts` of the model, of which nothing is plain data."""
+    """Is it plain data that a State can give back? known: `parts` of the model, of which
+    nothing is plain data.
+    """
     if isinstance(value, str) and os.sep in value:
         return False  # a path is another one in the sandbox of a replay
     # A view of a weight (`p.data`) has to stay one.

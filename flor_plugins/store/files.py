@@ -19,11 +19,11 @@ PARTIAL = ".partial-"  # what begins so was never finished: readers pass over it
 
 @contextmanager
 def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block of the same folder, and keep others waiting.
+    """Wait until no other process or thread is in such a block of the same folder, and keep
+    others waiting.
 
-    The lock is on the folder itself: nothing is left in it, and a process that is killed gives it up. Raises OSError
-    if the folder can't be opened.
-    """
+    The lock is on the folder itself: nothing is left in it, and a process that is killed gives
+    it up. Raises OSError if the folder can't be opened."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(
@@ -128,7 +128,9 @@ def _sync_tree(folder: Path, mode: int) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and what is missing above it, names and all: else a machine that loses its power forgets them."""
+    """Make a folder and what is missing above it, names and all: else a machine that loses
+    its power forgets them.
+    """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for one in missing:

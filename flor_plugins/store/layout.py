@@ -57,8 +57,8 @@ def find_store(start: Path | None = None) -> Store:
     """The store that a process working in `start` (default: the current folder) uses.
 
     $FLOR_DIR wins; then `.flor` at the top of the git work tree around `start`;
-    then `start/.flor`. Nothing is created. Raises StoreError where $FLOR_DIR is the url of an object store.
-    """
+    then `start/.flor`. Nothing is created. Raises StoreError where $FLOR_DIR is the url of an
+    object store."""
     named = os.environ.get(VARIABLE)
     if named:
         return store_in(named)
@@ -70,7 +70,8 @@ def store_in(folder: str | Path) -> Store:
     """The store in a folder that was named. Raises StoreError for the url of an object store."""
     if is_url(str(folder)):
         raise StoreError(
-            f"the store {folder} was asked for; this needs a folder: an object store can be read and replayed. "
+            f"the store {folder} was asked for; this needs a folder: an object store can be "
+            f"read and replayed. "
             f"Name a folder, and put its runs there: flor-hf upload {folder}"
         )
     return Store(Path(folder).expanduser().absolute())

@@ -1,9 +1,9 @@
-"""What the processes of a data-parallel run keep apart: `ranks/<r>/` in the folder of the run, for r from 1.
+"""What the processes of a data-parallel run keep apart: `ranks/<r>/` in the folder of the run,
+for r from 1.
 
-The checkpoints of the run itself are those of the first process. Each of the others has at the same positions
-what differs from it: random numbers, loaders, buffers, sums in flight. Parameters and optimizer are in the
-first one's only.
-"""
+The checkpoints of the run itself are those of the first process. Each of the others has at the
+same positions what differs from it: random numbers, loaders, buffers, sums in flight.
+Parameters and optimizer are in the first one's only."""
 
 from __future__ import annotations
 
@@ -24,7 +24,10 @@ def folder(run_path: Path, rank: int) -> Path:
 
 
 def list_checkpoints(run: Run) -> list[Checkpoint]:
-    """As `checkpoints.list_checkpoints`. A checkpoint that not all processes have is one of the weights only."""
+    """As `checkpoints.list_checkpoints`.
+
+    A checkpoint that not all processes have is one of the weights only.
+    """
     parts = {rank: _positions(folder(run.path, rank)) for rank in range(1, run.processes)}
     return [_over_all(one, parts) for one in checkpoints.list_checkpoints(run.path)]
 
@@ -32,7 +35,8 @@ def list_checkpoints(run: Run) -> list[Checkpoint]:
 def load_checkpoint(
     run_path: Path, rank: int, position: Position, only: Collection[str] | None = None
 ) -> dict[str, Any]:
-    """The State of one process at a position: the first one's, with this one's own part laid over it.
+    """The State of one process at a position: the first one's, with this one's own part laid
+    over it.
 
     Errors as `checkpoints.load_checkpoint`, also where this process wrote nothing.
     """
@@ -44,7 +48,8 @@ def load_checkpoint(
 def with_own_part(
     whole: dict[str, Any], run_path: Path, rank: int, position: Position
 ) -> dict[str, Any]:
-    """The first process' State at a position with the part of another one laid over it, section by section.
+    """The first process' State at a position with the part of another one laid over it, section
+    by section.
 
     Errors as `checkpoints.load_checkpoint`, where that part is absent or damaged.
     """

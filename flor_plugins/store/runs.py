@@ -41,7 +41,8 @@ def load_run(path: Path) -> Run:
     try:
         if content["format"] > FORMAT:
             raise StoreError(
-                f"{file} has format {content['format']}, and this version reads up to {FORMAT}. Update flor_plugins."
+                f"{file} has format {content['format']}, and this version reads up to "
+                f"{FORMAT}. Update flor_plugins."
             )
         run = _build(content, path)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -100,12 +101,15 @@ def process_of(pid: int) -> Process:
 
 
 def is_gone(process: Process) -> bool:
-    """Whether a process of this host has ended; False for one of another host, which can't be asked."""
+    """Whether a process of this host has ended; False for one of another host, which can't
+    be asked.
+    """
     if process.host != socket.gethostname():
         return False
     if Path("/proc/self/stat").exists():
         state = _proc_stat(process.pid)
-        # A zombie has ended and waits for its parent; another start means that the pid was given again.
+        # A zombie has ended and waits for its parent; another start means that the pid was
+        # given again.
         return (
             state is None
             or state[0] in "ZX"
@@ -180,7 +184,9 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
 
 
 def plain(value: Any) -> Any:
-    """JSON for anything: hyper-parameters hold what the user put there, so the rest becomes text."""
+    """JSON for anything: hyper-parameters hold what the user put there, so the rest becomes
+    text.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)

@@ -16,9 +16,9 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB", "EB")
 def parse_size(text: str | int) -> int:
     """How many bytes a size says: 50GB, "500 MB", "1.5TiB", "2g", a number of bytes.
 
-    kB, MB, GB, TB, PB and EB count in thousands, KiB, MiB, GiB ... in 1024; upper and lower case are the same, and
-    the B may be left out. Part of a byte is not counted. Raises ValueError for anything else, and below 0.
-    """
+    kB, MB, GB, TB, PB and EB count in thousands, KiB, MiB, GiB ... in 1024; upper and lower
+    case are the same, and the B may be left out. Part of a byte is not counted. Raises
+    ValueError for anything else, and below 0."""
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
     found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
@@ -27,12 +27,14 @@ def parse_size(text: str | int) -> int:
             f"not a size: {text!r}; write it like 50GB, 500 MB or 1.5TiB, or as a number of bytes"
         )
     power = _POWERS.index(found[2].lower()) + 1 if found[2] else 0
-    # A Fraction: 1.1 as a float is not what was written, and 8.2EB would be off by hundreds of bytes.
+    # A Fraction: 1.1 as a float is not what was written, and 8.2EB would be off by hundreds of
+    # bytes.
     return math.floor(Fraction(found[1]) * (1024 if found[3] else 1000) ** power)
 
 
 def format_size(nbytes: int) -> str:
-    """Bytes for people, three digits at least from the first unit on: 999 B, 1.25 kB, 12.5 GB, 125 GB.
+    """Bytes for people, three digits at least from the first unit on: 999 B, 1.25 kB, 12.5 GB,
+    125 GB.
 
     `parse_size` reads it back, up to the rounding.
     """

@@ -1,4 +1,6 @@
-"""Which process writes the checkpoints of a run: `writer.json` in its folder, as long as that process is at work."""
+"""Which process writes the checkpoints of a run: `writer.json` in its folder, as long as
+that process is at work.
+"""
 
 from __future__ import annotations
 

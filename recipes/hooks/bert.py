@@ -14,11 +14,14 @@ import flor_plugins as flor
 
 # By form alone, no tagger: each word stands in the class that it mostly has in technical English.
 CLOSED_CLASSES = {
-    "determiners": "a an the this these those each every either neither some any no all both another such",
+    "determiners": (
+        "a an the this these those each every either neither some any no all both another such"
+    ),
     "pronouns": "i you he she it we they me him us them my your his her its our their mine yours hers ours theirs "
     "who whom whose which what that itself themselves yourself something anything nothing one",
     "prepositions": "of in to for with on at by from as into about like through after over between out against "
-    "during without before under around among within across behind beyond up down off above below per via upon",
+    "during without before under around among within across behind beyond up down off above "
+    "below per via upon",
     "conjunctions": "and or but nor so yet if because although though while unless until whether since when where "
     "than whereas whenever",
     "auxiliaries": "am is are was were be been being have has had do does did can could will would shall should may "
@@ -46,11 +49,12 @@ def masked_accuracy(ctx: flor.Context) -> float:
 
 @flor.metric(at="epoch")
 def accuracy_by_word_class(ctx: flor.Context) -> dict[str, float]:
-    """masked_accuracy by the class of the word that a token is a part of; NaN for one of which nothing was masked.
+    """masked_accuracy by the class of the word that a token is a part of; NaN for one of which
+    nothing was masked.
 
-    Function words are those of the lists above; open_class is every other word, names of the code among them.
-    A chunk that begins or ends inside a word has only a part of it, which counts as a word.
-    """
+    Function words are those of the lists above; open_class is every other word, names of the
+    code among them. A chunk that begins or ends inside a word has only a part of it, which
+    counts as a word."""
     import bert  # of the run's own code; it is on the path once the trainer is built
 
     tokenizer = bert.load_tokenizer()
@@ -72,8 +76,12 @@ def accuracy_by_word_class(ctx: flor.Context) -> dict[str, float]:
 
 
 def word_classes(tokens: Sequence[str]) -> list[str]:
-    """The class of the word that each token is a part of. tokens: byte pairs of one chunk of lower-case text."""
-    # In the alphabet of byte pairs Ġ is a blank, and âĢĻ the three bytes of a typographic apostrophe.
+    """The class of the word that each token is a part of.
+
+    tokens: byte pairs of one chunk of lower-case text.
+    """
+    # In the alphabet of byte pairs Ġ is a blank, and âĢĻ the three bytes of a typographic
+    # apostrophe.
     plain = [SPECIAL.sub(" ", one).replace("Ġ", " ").replace("âĢĻ", "'") for one in tokens]
     text = "".join(plain) + " "
     found = [""] * len(text)
@@ -84,7 +92,10 @@ def word_classes(tokens: Sequence[str]) -> list[str]:
 
 
 def word_class(word: str) -> str:
-    """Of one match of WORD. It's and other contractions count as what stands before the apostrophe."""
+    """Of one match of WORD.
+
+    It's and other contractions count as what stands before the apostrophe.
+    """
     if not re.search("[a-z0-9]", word):
         return "punctuation"
     if word.replace("_", "").isdigit():

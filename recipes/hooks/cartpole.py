@@ -17,7 +17,8 @@ EPISODES = 16
 
 @flor.metric(at="step")
 def explained_variance(ctx: flor.Context) -> torch.Tensor:
-    """How much of the variance of the minibatch's returns the value function had foreseen when it played.
+    """How much of the variance of the minibatch's returns the value function had foreseen when
+    it played.
 
     1 is all; 0 is no better than their mean, and below that it is worse.
     """
@@ -26,10 +27,11 @@ def explained_variance(ctx: flor.Context) -> torch.Tensor:
 
 @flor.metric(at="step")
 def approx_kl(ctx: flor.Context) -> Generator[None, None, torch.Tensor]:
-    """KL divergence of the policy before the update from the one that played, in nats, over the minibatch.
+    """KL divergence of the policy before the update from the one that played, in nats, over the
+    minibatch.
 
-    The estimate (r - 1) - log r has no bias, is never negative and varies little: http://joschu.net/blog/kl-approx.html
-    """
+    The estimate (r - 1) - log r has no bias, is never negative and varies little:
+    http://joschu.net/blog/kl-approx.html"""
     logged = log_ratio(ctx)
     yield
     return (logged.expm1() - logged).mean()
@@ -45,7 +47,9 @@ def clip_fraction(ctx: flor.Context) -> Generator[None, None, torch.Tensor]:
 
 @flor.metric(at="epoch")
 def greedy_return(ctx: flor.Context) -> float:
-    """Mean return of EPISODES episodes in which the likeliest action is taken each time; 500 is the most."""
+    """Mean return of EPISODES episodes in which the likeliest action is taken each time; 500
+    is the most.
+    """
     environments = gymnasium.make_vec("CartPole-v1", num_envs=EPISODES)
     observed, _ = environments.reset(seed=1000)
     returns, is_going = np.zeros(EPISODES), np.ones(EPISODES, dtype=bool)
@@ -60,7 +64,9 @@ def greedy_return(ctx: flor.Context) -> float:
 
 
 def log_ratio(ctx: flor.Context) -> torch.Tensor:
-    """Log of the present probability of each action over that when it was played: (transitions,) float64."""
+    """Log of the present probability of each action over that when it was played:
+    (transitions,) float64.
+    """
     logits, _ = ctx.model(ctx.batch.observations)
     present = Categorical(logits=logits).log_prob(ctx.batch.actions)
     return present.double() - ctx.batch.log_probs.double()

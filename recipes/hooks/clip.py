@@ -19,7 +19,9 @@ def recall_image_to_text(ctx: flor.Context) -> dict[str, float]:
 
 @flor.metric(at="epoch")
 def recall_text_to_image(ctx: flor.Context) -> dict[str, float]:
-    """Share of the names whose own picture is among the 1, 5, 10 pictures that are nearest to them."""
+    """Share of the names whose own picture is among the 1, 5, 10 pictures that are nearest
+    to them.
+    """
     pictures, captions = embed(ctx)
     return recall(captions @ pictures.T)
 
@@ -33,13 +35,17 @@ def alignment(ctx: flor.Context) -> float:
 
 @flor.metric(at="epoch")
 def uniformity(ctx: flor.Context) -> dict[str, float]:
-    """How evenly each kind lies on the sphere: the lower, the evener; 0 where all are one point (same paper)."""
+    """How evenly each kind lies on the sphere: the lower, the evener; 0 where all are one
+    point (same paper).
+    """
     pictures, captions = embed(ctx)
     return {"pictures": spread(pictures), "names": spread(captions)}
 
 
 def embed(ctx: flor.Context) -> tuple[Tensor, Tensor]:
-    """Pictures and names of the validation data, each (emoji, dimension) float64, of length 1, on the CPU."""
+    """Pictures and names of the validation data, each (emoji, dimension) float64, of length
+    1, on the CPU.
+    """
     found = [ctx.model(*(one.to(ctx.device) for one in batch)) for batch in ctx.val_dataloader]
     pictures, captions = (torch.cat(one).cpu().double() for one in zip(*found, strict=True))
     return pictures, captions

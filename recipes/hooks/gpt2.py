@@ -16,7 +16,9 @@ SMALL, BIG = 8, 512  # sequences of a small batch, and of all of them together
 
 @flor.metric(at="epoch")
 def perplexity_by_position(ctx: flor.Context) -> list[float]:
-    """Perplexity of the validation text at each place of a sequence from the second on: what context is worth."""
+    """Perplexity of the validation text at each place of a sequence from the second on: what
+    context is worth.
+    """
     sequences, total = 0, torch.zeros(())
     for batch in ctx.val_dataloader:
         ids = batch["input_ids"].to(ctx.device)
@@ -31,9 +33,8 @@ def perplexity_by_position(ctx: flor.Context) -> list[float]:
 def generated_sample(ctx: flor.Context) -> str:
     """PROMPT and what the model writes after it.
 
-    Drawn from the LIKELIEST pieces by a generator of its own with the same seed for every epoch: samples differ by
-    the weights alone.
-    """
+    Drawn from the LIKELIEST pieces by a generator of its own with the same seed for every
+    epoch: samples differ by the weights alone."""
     import gpt2  # of the run's own code; it is on the path once the trainer is built
 
     tokenizer = gpt2.load_tokenizer()
@@ -49,17 +50,20 @@ def generated_sample(ctx: flor.Context) -> str:
 
 @flor.metric(at="epoch", grad=True)
 def gradient_noise_scale(ctx: flor.Context) -> float:
-    """B_simple, in sequences: batches much smaller have mostly noise as gradients, much larger ones gain little.
+    """B_simple, in sequences: batches much smaller have mostly noise as gradients, much larger
+    ones gain little.
 
-    The estimator of McCandlish et al. 2018, "An Empirical Model of Large-Batch Training", appendix A.1. From the
-    squared norms of gradients of a small and of a big batch, of b and B sequences, it takes
+    The estimator of McCandlish et al. 2018, "An Empirical Model of Large-Batch Training",
+    appendix A.1. From the squared norms of gradients of a small and of a big batch, of b and B
+    sequences, it takes
 
         |G|^2 = (B |G_B|^2 - b |G_b|^2) / (B - b)    and    S = (|G_b|^2 - |G_B|^2) / (1/b - 1/B),
 
-    both without bias, and B_simple = S / |G|^2 (their ratio is biased; where noise drowns |G|^2, it may be negative).
-    |G_b|^2 is the mean over the small batches that the big one consists of. The sequences are of the training text,
-    drawn once and the same at every epoch; the model is in eval mode, so that dropout adds no noise of its own.
-    """
+    both without bias, and B_simple = S / |G|^2 (their ratio is biased; where noise drowns
+    |G|^2, it may be negative).
+    |G_b|^2 is the mean over the small batches that the big one consists of. The sequences are
+    of the training text, drawn once and the same at every epoch; the model is in eval mode, so
+    that dropout adds no noise of its own."""
     import gpt2  # of the run's own code; it is on the path once the trainer is built
 
     chunks, _ = gpt2.load_chunks(gpt2.load_tokenizer(), ctx.model.config.n_positions)

@@ -28,7 +28,9 @@ def f1_by_label(ctx: flor.Context) -> dict[str, float]:
 
 @flor.metric(at="epoch")
 def kind_confusion(ctx: flor.Context) -> list[list[int]]:
-    """How often a word of each kind (row) was read as each kind (column): O, HEADER, QUESTION, ANSWER."""
+    """How often a word of each kind (row) was read as each kind (column): O, HEADER,
+    QUESTION, ANSWER.
+    """
     kinds = torch.tensor(
         [KINDS.index(kind_of(tag)) for _, tag in sorted(ctx.model.config.id2label.items())]
     )
@@ -41,7 +43,9 @@ def kind_confusion(ctx: flor.Context) -> list[list[int]]:
 
 @flor.metric(at="epoch")
 def calibration_error(ctx: flor.Context) -> float:
-    """How far the model's certainty about a word's tag is from its being right, on average over BINS of certainty."""
+    """How far the model's certainty about a word's tag is from its being right, on average
+    over BINS of certainty.
+    """
     certain, right = [], []
     for probabilities, labels in windows(ctx):
         most, guesses = probabilities.max(dim=1)
@@ -54,7 +58,9 @@ def calibration_error(ctx: flor.Context) -> float:
 
 
 def windows(ctx: flor.Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Per piece of a page: probabilities (words, tags) float64 and labels (words,) int64, on the CPU."""
+    """Per piece of a page: probabilities (words, tags) float64 and labels (words,) int64, on
+    the CPU.
+    """
     for batch in ctx.val_dataloader:
         inputs = {key: value.to(ctx.device) for key, value in batch.items()}
         asked = inputs.pop("labels").cpu()
@@ -69,7 +75,9 @@ def tags(ctx: flor.Context, numbers: torch.Tensor) -> list[str]:
 
 
 def spans(found: list[str]) -> Iterator[Span]:
-    """The entities of a sequence of tags; an I- that continues nothing begins one, too, as in seqeval."""
+    """The entities of a sequence of tags; an I- that continues nothing begins one, too, as
+    in seqeval.
+    """
     begins = [
         index
         for index, tag in enumerate(found)

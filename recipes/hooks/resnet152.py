@@ -27,11 +27,11 @@ def accuracy(ctx: flor.Context) -> float:
 
 @flor.metric(at="epoch")
 def calibration_error(ctx: flor.Context) -> float:
-    """Expected calibration error (Guo et al. 2017): the mean gap between confidence and accuracy, 0 at best.
+    """Expected calibration error (Guo et al. 2017): the mean gap between confidence and
+    accuracy, 0 at best.
 
-    The confidence is the probability of the digit that was read. The gap is that of the validation data in a bin of
-    the confidence, weighted by how many fall into it.
-    """
+    The confidence is the probability of the digit that was read. The gap is that of the
+    validation data in a bin of the confidence, weighted by how many fall into it."""
     gaps, total = torch.zeros(BINS, dtype=torch.float64), 0
     for logits, labels in readings(ctx):
         confidence, digits = logits.double().softmax(dim=1).max(dim=1)
@@ -52,6 +52,8 @@ def confusion(ctx: flor.Context) -> torch.Tensor:
 
 
 def readings(ctx: flor.Context) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The validation data by batches: logits (batch, digit) float32, labels (batch,) int64; on the CPU."""
+    """The validation data by batches: logits (batch, digit) float32, labels (batch,) int64;
+    on the CPU.
+    """
     for images, labels in ctx.val_dataloader:
         yield ctx.model(images.to(ctx.device)).cpu(), labels.cpu()

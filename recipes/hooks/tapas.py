@@ -33,7 +33,9 @@ def accuracy_by_kind(ctx: flor.Context) -> dict[str, float]:
 
 @flor.metric(at="epoch")
 def operator_recall(ctx: flor.Context) -> dict[str, float]:
-    """Of the questions that need an operator, the share for which the model chose it; NONE: the answer is a cell."""
+    """Of the questions that need an operator, the share for which the model chose it; NONE:
+    the answer is a cell.
+    """
     chosen, needed = torch.zeros(len(OPERATORS)), torch.zeros(len(OPERATORS))
     for batch, _, operators in readings(ctx):
         labels = batch["aggregation_labels"]
@@ -43,7 +45,9 @@ def operator_recall(ctx: flor.Context) -> dict[str, float]:
 
 
 def readings(ctx: flor.Context) -> Iterator[tuple[dict[str, Tensor], Tensor, Tensor]]:
-    """Batches of the validation questions with logits: (batch, length) and operators: (batch,); all on the CPU."""
+    """Batches of the validation questions with logits: (batch, length) and operators:
+    (batch,); all on the CPU.
+    """
     for batch in ctx.val_dataloader:
         found = ctx.model(**{key: value.to(ctx.device) for key, value in batch.items()})
         answers = {key: value.cpu() for key, value in batch.items()}
@@ -51,7 +55,9 @@ def readings(ctx: flor.Context) -> Iterator[tuple[dict[str, Tensor], Tensor, Ten
 
 
 def is_right(batch: dict[str, Tensor], logits: Tensor, operators: Tensor) -> Tensor:
-    """(batch,) float32: 1 where the model gave the very cells, or, of a sum, average or count, the number."""
+    """(batch,) float32: 1 where the model gave the very cells, or, of a sum, average or
+    count, the number.
+    """
     is_chosen, sizes = (
         logits > 0,
         batch["numeric_values_scale"],

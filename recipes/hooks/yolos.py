@@ -13,17 +13,19 @@ SIZES = ("small", "medium", "large")
 def ap_by_size(ctx: flor.Context) -> dict[str, float]:
     """Average precision on small, medium and large objects of the validation pictures.
 
-    COCO's bounds, 32x32 and 96x96 pixels, taken in a picture of 160 pixels and scaled to the height of these:
-    squares of a fifth and of three fifths of it. In COCO's own pictures (about 480 high) the bounds are smaller shares;
-    at 64 pixels a small object would be one of 4, which shows nothing.
-    """
+    COCO's bounds, 32x32 and 96x96 pixels, taken in a picture of 160 pixels and scaled to the
+    height of these: squares of a fifth and of three fifths of it. In COCO's own pictures (about
+    480 high) the bounds are smaller shares; at 64 pixels a small object would be one of 4,
+    which shows nothing."""
     evaluation = ctx.model.evaluate(*detect(ctx))
     return {size: evaluation.precision(size) for size in SIZES}
 
 
 @flor.metric(at="epoch")
 def recall_by_count(ctx: flor.Context) -> dict[str, float]:
-    """Share of the objects that some box meets by half or more, for pictures of one object, of two, and so on."""
+    """Share of the objects that some box meets by half or more, for pictures of one object,
+    of two, and so on.
+    """
     truth, found = detect(ctx)
     recalls = {}
     for count in sorted({len(one.boxes) for one in truth}):

@@ -1,8 +1,9 @@
-"""What the fingerprints cost a training step: python -m tests.benchmarks.fingerprints [lightning|hf] [STEPS]
+"""What the fingerprints cost a training step: python -m tests.benchmarks.fingerprints
+[lightning|hf] [STEPS]
 
-One training; its steps alternate A B A B: with the checksum of the batch, and without. Printed is the median
-ratio of the step times of neighbours, so that a noisy machine disturbs both alike.
-"""
+One training; its steps alternate A B A B: with the checksum of the batch, and without. Printed
+is the median ratio of the step times of neighbours, so that a noisy machine disturbs both
+alike."""
 
 from __future__ import annotations
 
@@ -46,7 +47,10 @@ class Images(Dataset):
 
 
 class Alternating:
-    """Stands in for `fingerprints.checksum`: every second step does without. Called once per step."""
+    """Stands in for `fingerprints.checksum`: every second step does without.
+
+    Called once per step.
+    """
 
     def __init__(self) -> None:
         self.original = fingerprints.checksum
@@ -69,7 +73,8 @@ class Alternating:
         middle = statistics.median(ratios)
         low, high = statistics.quantiles(ratios, n=4)[::2]
         print(
-            f"{name}: step with / without fingerprints: median {middle:.4f} (quartiles {low:.4f} to {high:.4f}), "
+            f"{name}: step with / without fingerprints: median {middle:.4f} (quartiles "
+            f"{low:.4f} to {high:.4f}), "
             f"{len(pairs)} pairs of steps of {1000 * statistics.median(times):.1f} ms"
         )
 

@@ -1,11 +1,12 @@
-"""How much the writer disturbs the steps: the slowest ones while checkpoints are written over those without.
+"""How much the writer disturbs the steps: the slowest ones while checkpoints are written over
+those without.
 
 python -m tests.benchmarks.interference [--scale full] [--pairs 11] [--steps 300]
 
-Checkpoints come so often that the writer is at work during most steps: the next one begins when the one before is
-written. The steps that a checkpoint is copied in are among those measured; without them is told as well. A step is
-written in if an unfinished checkpoint lies in the run's folder at its beginning or at its end.
-"""
+Checkpoints come so often that the writer is at work during most steps: the next one begins when
+the one before is written. The steps that a checkpoint is copied in are among those measured;
+without them is told as well. A step is written in if an unfinished checkpoint lies in the run's
+folder at its beginning or at its end."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ SHARES = (0.5, 0.95, 0.99)
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Seconds of each step after the warm-up; which were written in; which a checkpoint was copied in.
+    """Seconds of each step after the warm-up; which were written in; which a checkpoint was
+    copied in.
 
     checkpoints: how many the run has.
     """

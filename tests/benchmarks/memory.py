@@ -1,11 +1,12 @@
-"""Whether recording eats memory: resident memory of a training that makes a checkpoint every few seconds.
+"""Whether recording eats memory: resident memory of a training that makes a checkpoint every
+few seconds.
 
 python -m tests.benchmarks.memory [--minutes 30] [--seconds 3] [--scale full]
 
-Printed each minute: RSS of the process and of its children, and PSS of all (pages that they share count once). The
-first fifth of the time is left out; the figure is the last third of the rest over the first third of it. Checkpoints
-older than the last few are deleted as it goes, to spare the disk.
-"""
+Printed each minute: RSS of the process and of its children, and PSS of all (pages that they
+share count once). The first fifth of the time is left out; the figure is the last third of the
+rest over the first third of it. Checkpoints older than the last few are deleted as it goes, to
+spare the disk."""
 
 from __future__ import annotations
 
@@ -116,8 +117,10 @@ def field(pid: int, file: str, name: str) -> int:
 
 def line(one: Sample) -> str:
     return (
-        f"{one.at / 60:6.1f} min  {one.checkpoints:5d} checkpoints  process {one.own / MB:8.1f} MB  "
-        f"children {one.children / MB:8.1f} MB  together, shared pages once {one.shared_once / MB:8.1f} MB"
+        f"{one.at / 60:6.1f} min  {one.checkpoints:5d} checkpoints  process "
+        f"{one.own / MB:8.1f} MB  "
+        f"children {one.children / MB:8.1f} MB  together, shared pages once "
+        f"{one.shared_once / MB:8.1f} MB"
     )
 
 

@@ -1,21 +1,24 @@
-"""What recording costs: training with per-step metrics and a checkpoint at each epoch over training without.
+"""What recording costs: training with per-step metrics and a checkpoint at each epoch over
+training without.
 
-python -m tests.benchmarks.overhead [--scale full] [--pairs 24] [--framework lightning|hf] [--memcpys 100]
+python -m tests.benchmarks.overhead [--scale full] [--pairs 24] [--framework lightning|hf]
+[--memcpys 100]
     [--threads 1] [--parts 5] [--budget 0.005]
 
-Three trainings of BERT-base, one with the callback and two without, take turns (turns.py): a fifth of an epoch of one,
-a fifth of the next. An epoch is as many steps as take 100 memcpys of the state (parameters and two moments of AdamW),
-and holds a validation. While the others have their turns, the writer of the one that is recorded is stopped: it gets
-no more of the machine than the training whose checkpoint it writes. What comes once in a run is told in seconds: the
-snapshot of the code and the first state before the first step; what is still to be written after the last.
-All checkpoints are whole, whatever they cost, unless there is a budget: then the callback leaves the optimizer's state
-out of some, and takes none where even that is too dear. Of the two seconds that are free in each run one is left, for
-the first two checkpoints, of which everything is new; and a few epochs come before those that are measured.
---scale small is a model of 5.5 million parameters: an epoch of a second, of which what recording costs in each step
-and for each tensor is a larger part.
-The training computes with one thread, so that on two cores the writer has one, as it has where a GPU trains:
-with --threads 2 there the writer's work is taken from the training, whatever its priority.
-"""
+Three trainings of BERT-base, one with the callback and two without, take turns (turns.py): a
+fifth of an epoch of one, a fifth of the next. An epoch is as many steps as take 100 memcpys of
+the state (parameters and two moments of AdamW), and holds a validation. While the others have
+their turns, the writer of the one that is recorded is stopped: it gets no more of the machine
+than the training whose checkpoint it writes. What comes once in a run is told in seconds: the
+snapshot of the code and the first state before the first step; what is still to be written
+after the last. All checkpoints are whole, whatever they cost, unless there is a budget: then
+the callback leaves the optimizer's state out of some, and takes none where even that is too
+dear. Of the two seconds that are free in each run one is left, for the first two checkpoints,
+of which everything is new; and a few epochs come before those that are measured.
+--scale small is a model of 5.5 million parameters: an epoch of a second, of which what
+recording costs in each step and for each tensor is a larger part. The training computes with
+one thread, so that on two cores the writer has one, as it has where a GPU trains: with
+--threads 2 there the writer's work is taken from the training, whatever its priority."""
 
 from __future__ import annotations
 
@@ -64,7 +67,9 @@ VALIDATION_BATCHES = 2
 
 
 class End:
-    """When the training loop was over, and the callback's own end was not: a callback of both frameworks."""
+    """When the training loop was over, and the callback's own end was not: a callback of
+    both frameworks.
+    """
 
     moment = math.nan
 
@@ -82,7 +87,10 @@ class HfEnd(End, TrainerCallback):
 
 @dataclass(slots=True)
 class Training:
-    """One that takes turns. late: how often an epoch was half over with its checkpoint still being written."""
+    """One that takes turns.
+
+    late: how often an epoch was half over with its checkpoint still being written.
+    """
 
     setting: Setting
     framework: str

@@ -1,13 +1,13 @@
-"""K checkpoints in one pass over the validation data against one: what is saved where loading costs most.
+"""K checkpoints in one pass over the validation data against one: what is saved where loading
+costs most.
 
 python -m tests.benchmarks.passes [--scale full] [--pairs 11] [--together 8] [--costs 4]
 
-A run with K checkpoints is replayed by a hook that goes through all validation data. Its loader decodes each text
-anew, which takes `costs` times the forward pass: that is measured and set before anything else. What is timed are
-the seconds of the pass as a replay tells them, weights and their hashes included; on a machine that others use, the
-time of the processor says more. Both ways must give the same values
-to the last bit.
-"""
+A run with K checkpoints is replayed by a hook that goes through all validation data. Its loader
+decodes each text anew, which takes `costs` times the forward pass: that is measured and set
+before anything else. What is timed are the seconds of the pass as a replay tells them, weights
+and their hashes included; on a machine that others use, the time of the processor says more.
+Both ways must give the same values to the last bit."""
 
 from __future__ import annotations
 
@@ -82,7 +82,9 @@ class Decoded(Tokens):
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds of one pass over the data: by the model alone, and by the loader alone. rounds: of each decoding."""
+    """Seconds of one pass over the data: by the model alone, and by the loader alone.
+    rounds: of each decoding.
+    """
 
     forward_s: float
     loader_s: float
@@ -91,7 +93,9 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Took:
-    """A pass over all positions: seconds by the clock, and of the processor, which others don't use up."""
+    """A pass over all positions: seconds by the clock, and of the processor, which others
+    don't use up.
+    """
 
     clock_s: float
     cpu_s: float

@@ -41,8 +41,8 @@ class Place:
     def callback(self, framework: str, folder: Path, **options: Any) -> Any:
         """A FlorCallback that records into `folder`, as if the project's script had made it.
 
-        The budget of time is off unless asked for: what checkpoints cost is measured, and none may be skipped.
-        """
+        The budget of time is off unless asked for: what checkpoints cost is measured, and none
+        may be skipped."""
         made = import_module(f"flor_plugins.{framework}").FlorCallback
         known = inspect.signature(made).parameters
         budget = {"overhead": None} if "overhead" in known else {}
@@ -79,13 +79,16 @@ def remove(folder: Path) -> None:
 
 
 def require(folder: Path, steps: Collection[int]) -> None:
-    """What was to be saved must have been: raises AssertionError if a run in `folder` has no checkpoint at a step."""
+    """What was to be saved must have been: raises AssertionError if a run in `folder` has no
+    checkpoint at a step.
+    """
     for run in run_paths(folder):
         there = {one.position.step for one in list_checkpoints(run)}
         missing = sorted(set(steps) - there)
         if missing:
             raise AssertionError(
-                f"no checkpoint at steps {missing}, only at {sorted(there)}: nothing was measured there"
+                f"no checkpoint at steps {missing}, only at {sorted(there)}: nothing was "
+                f"measured there"
             )
 
 

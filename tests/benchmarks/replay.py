@@ -2,11 +2,11 @@
 
 python -m tests.benchmarks.replay [--scale full] [--pairs 11] [--epochs 20] [--runs 4]
 
-A script of a user trains with the validation data a tenth of the training data. "again" runs that script without
-anything of ours. A replay asks for a metric of the weights over all validation data at all epochs: "warm" is the
-second request of a session, whose fork server is there; "cold" begins with none. Several runs are replayed by one
-worker and by two, each time with the start of the server. Everything is timed from the call to the dataframe.
-"""
+A script of a user trains with the validation data a tenth of the training data. "again" runs
+that script without anything of ours. A replay asks for a metric of the weights over all
+validation data at all epochs: "warm" is the second request of a session, whose fork server is
+there; "cold" begins with none. Several runs are replayed by one worker and by two, each time
+with the start of the server. Everything is timed from the call to the dataframe."""
 
 from __future__ import annotations
 
@@ -112,7 +112,10 @@ def wrong_often(ctx):
 
 @dataclass(slots=True)
 class Asked:
-    """A project with recorded runs. first_s: of each request the seconds until its first value was stored."""
+    """A project with recorded runs.
+
+    first_s: of each request the seconds until its first value was stored.
+    """
 
     project: Path
     hooks: Path

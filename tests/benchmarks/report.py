@@ -24,7 +24,10 @@ SCALES = ("tiny", "small", "full")
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One number of a benchmark. aim: None if it is only told. control: the same number where there is no effect."""
+    """One number of a benchmark.
+
+    aim: None if it is only told. control: the same number where there is no effect.
+    """
 
     name: str
     value: Interval

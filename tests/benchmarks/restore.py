@@ -2,11 +2,11 @@
 
 python -m tests.benchmarks.restore [--scale full] [--pairs 11] [--epochs 5]
 
-The unit is one memcpy of the weights into the model, from memory that was touched before. Warm: checkpoints as they
-were written, in the page cache. Cold: the tier that compresses older checkpoints. Read ahead: as a replay does it,
-while the epoch before is evaluated; what is timed begins when the reading is over. Ours check the hash of every
-tensor; torch.load and safetensors, measured beside them on the same weights, check nothing.
-"""
+The unit is one memcpy of the weights into the model, from memory that was touched before. Warm:
+checkpoints as they were written, in the page cache. Cold: the tier that compresses older
+checkpoints. Read ahead: as a replay does it, while the epoch before is evaluated; what is timed
+begins when the reading is over. Ours check the hash of every tensor; torch.load and
+safetensors, measured beside them on the same weights, check nothing."""
 
 from __future__ import annotations
 
@@ -44,12 +44,16 @@ LIMITS = {
     "cold, into the model": 2.0,
 }
 SECTION = "model"
-LEARNING_RATE = 1e-5  # how far AdamW moves a weight in one step; an epoch here is one step, and the worst for a delta
+# how far AdamW moves a weight in one step; an epoch here is one step, and the worst for a delta
+LEARNING_RATE = 1e-5
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How the model is set to an epoch. prepare: what was done before it is asked for, and is not timed."""
+    """How the model is set to an epoch.
+
+    prepare: what was done before it is asked for, and is not timed.
+    """
 
     restore: Callable[[int], object]
     prepare: Callable[[int], object] = lambda epoch: None
@@ -184,7 +188,9 @@ def _set(model: torch.nn.Module, state: Mapping[str, torch.Tensor]) -> None:
 
 
 def _live(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The model's own tensors by the names that a checkpoint gives them; a tied one under its first name."""
+    """The model's own tensors by the names that a checkpoint gives them; a tied one under
+    its first name.
+    """
     return dict(codec.survey({SECTION: model.state_dict()}).tensors)
 
 
@@ -205,7 +211,9 @@ def _seconds(way: Way, epoch: int) -> float:
 
 
 def _check(name: str, way: Way, folder: Path, model: torch.nn.Module, epochs: int) -> None:
-    """Each way sets the model to the epoch asked for, to the last bit; else there is nothing to measure."""
+    """Each way sets the model to the epoch asked for, to the last bit; else there is nothing
+    to measure.
+    """
     if name.startswith("memcpy"):
         return
     for epoch in (1, epochs):

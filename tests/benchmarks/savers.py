@@ -1,4 +1,5 @@
-"""The ways to save a training that are compared: each trains for some steps and makes a checkpoint every few of them.
+"""The ways to save a training that are compared: each trains for some steps and makes a
+checkpoint every few of them.
 
 A saver is called with a Setting and returns the seconds of each step. All train the same model.
 """
@@ -75,7 +76,9 @@ def torch_save(setting: Setting) -> list[float]:
 
 
 def dcp_async(setting: Setting) -> list[float]:
-    """torch.distributed.checkpoint.async_save as it comes: a new copy of the state, and a thread that writes."""
+    """torch.distributed.checkpoint.async_save as it comes: a new copy of the state, and a
+    thread that writes.
+    """
     return _dcp(setting)
 
 
@@ -125,7 +128,9 @@ SAVERS: Mapping[str, Saver] = MappingProxyType(
 
 
 class Saving(pl.Callback):
-    """Calls `save(state, folder)` every few steps, after the optimizer's update; a new folder each time."""
+    """Calls `save(state, folder)` every few steps, after the optimizer's update; a new
+    folder each time.
+    """
 
     def __init__(
         self, every: int, folder: Path, save: Callable[[dict[str, Any], Path], None]
@@ -150,7 +155,11 @@ class Saving(pl.Callback):
 
 
 class DcpSaving(Saving):
-    """... with async_save; waits for the save before, as the PyTorch recipe does, and for the last one at the end."""
+    """...
+
+    with async_save; waits for the save before, as the PyTorch recipe does, and for the last one
+    at the end.
+    """
 
     def __init__(self, every: int, folder: Path, options: Mapping[str, Any]) -> None:
         super().__init__(every, folder, self._save)
@@ -231,7 +240,8 @@ def _stager(device: str, is_reused: bool) -> Iterator[dict[str, Any]]:
     if not is_reused:
         yield {}
         return
-    # The copy is waited for, as with the default stager: the next update must not change what is being copied.
+    # The copy is waited for, as with the default stager: the next update must not change what
+    # is being copied.
     is_cuda = device == "cuda"
     stager = DefaultStager(
         StagingOptions(

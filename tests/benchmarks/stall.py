@@ -1,14 +1,16 @@
-"""What a checkpoint costs a training: step time lost until all is as before, in copies of the state.
+"""What a checkpoint costs a training: step time lost until all is as before, in copies of the
+state.
 
 python -m tests.benchmarks.stall [--scale full] [--pairs 11] [--savers flor,AsyncCheckpointIO,...]
 
-Lost is the integral of (step time - undisturbed median) over all steps from one checkpoint to the next: the call, the
-copying and whatever the writing slows down. Undisturbed are the last steps before the checkpoint and the last of its
-own interval, when the writer has long been idle. The control is a training that saves nothing: where a machine is
-noisy its steps are longer than their median, too, so that ours is also told less what the control lost. The unit is
-one memcpy of the state (parameters and two moments of AdamW) into memory that was touched before, measured before
-each fit. The first checkpoint of a fit, which may allocate memory, is told apart.
-"""
+Lost is the integral of (step time - undisturbed median) over all steps from one checkpoint to
+the next: the call, the copying and whatever the writing slows down. Undisturbed are the last
+steps before the checkpoint and the last of its own interval, when the writer has long been
+idle. The control is a training that saves nothing: where a machine is noisy its steps are
+longer than their median, too, so that ours is also told less what the control lost. The unit is
+one memcpy of the state (parameters and two moments of AdamW) into memory that was touched
+before, measured before each fit. The first checkpoint of a fit, which may allocate memory, is
+told apart."""
 
 from __future__ import annotations
 
@@ -46,8 +48,8 @@ ANCHORS = {
 class Lost:
     """What one checkpoint cost, in seconds.
 
-    steps: lost by each step after it. undisturbed: a step. end: how slow the last third was, over that before.
-    """
+    steps: lost by each step after it. undisturbed: a step. end: how slow the last third was,
+    over that before."""
 
     steps: tuple[float, ...]
     undisturbed: float
@@ -72,10 +74,11 @@ class Fit:
 
 
 def losses(steps: Sequence[float], every: int) -> list[Lost]:
-    """For each checkpoint of a fit: after steps every, 2 * every, ... with a quiet time before the first.
+    """For each checkpoint of a fit: after steps every, 2 * every, ... with a quiet time before
+    the first.
 
-    steps: seconds of each step; one longer than a step of the fit is not expected, shorter fits have fewer losses.
-    """
+    steps: seconds of each step; one longer than a step of the fit is not expected, shorter fits
+    have fewer losses."""
     found = []
     quiet_steps = every // 3
     for at in range(
@@ -155,7 +158,9 @@ def _memcpys(fits: Sequence[Fit]) -> list[float]:
 
 
 def _figures(fits: Mapping[str, Sequence[Fit]]) -> list[Figure]:
-    """Ours against one memcpy, and against each of the others: pairs are checkpoints of the same round."""
+    """Ours against one memcpy, and against each of the others: pairs are checkpoints of the
+    same round.
+    """
     figures: list[Figure] = []
     for mark in ("", " (hf)"):
         if f"flor{mark}" not in fits:

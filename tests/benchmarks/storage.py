@@ -1,16 +1,18 @@
-"""What a run takes on disk: bytes per epoch over those of the whole state, for four kinds of training.
+"""What a run takes on disk: bytes per epoch over those of the whole state, for four kinds of
+training.
 
 python -m tests.benchmarks.storage [--scale full]
 
-A byte-level GPT-2 on the texts and sources of the Python at hand: from scratch; then the same one with a small
-learning rate on other text; a larger one of which a head alone is trained; and the larger one with LoRA. AdamW,
-warm-up and linear decay. The callback is given a budget of disk and chooses itself which checkpoints are full. The
-state is what torch would save of model and optimizer: weights (tied ones once) and two moments of those that are
-trained. Ours is every file of the run's checkpoints, and the state before the first epoch is not counted as one of
-them. Afterwards the run is compressed as `gc` does it, the newest two checkpoints left as they are, and then with
-those, too. At last the weights of every epoch are read back and compared with hashes that another callback took
-while it trained. Sizes do not vary: each training is recorded once, whatever --pairs says.
-"""
+A byte-level GPT-2 on the texts and sources of the Python at hand: from scratch; then the same
+one with a small learning rate on other text; a larger one of which a head alone is trained; and
+the larger one with LoRA. AdamW, warm-up and linear decay. The callback is given a budget of
+disk and chooses itself which checkpoints are full. The state is what torch would save of model
+and optimizer: weights (tied ones once) and two moments of those that are trained. Ours is every
+file of the run's checkpoints, and the state before the first epoch is not counted as one of
+them. Afterwards the run is compressed as `gc` does it, the newest two checkpoints left as they
+are, and then with those, too. At last the weights of every epoch are read back and compared
+with hashes that another callback took while it trained. Sizes do not vary: each training is
+recorded once, whatever --pairs says."""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ PADDING = 0  # a byte that no text has
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A model and how long it is trained. steps: of an epoch; length: of a text; share: disk, of the epochs' states."""
+    """A model and how long it is trained.
+
+    steps: of an epoch; length: of a text; share: disk, of the epochs' states.
+    """
 
     layers: int
     width: int  # of the hidden states
@@ -71,8 +76,9 @@ class Course:
         )  # fmt: skip
 
 
-# Weights are a third of the state: of the disk there is room for those of each epoch and for a few optimizers. What is
-# frozen is written once, and the epochs share its cost. A tiny state is smaller than its description: it needs more.
+# Weights are a third of the state: of the disk there is room for those of each epoch and for a
+# few optimizers. What is frozen is written once, and the epochs share its cost. A tiny state is
+# smaller than its description: it needs more.
 SMALL = {
     "tiny": Course(2, 32, epochs=4, steps=4, batch=4, length=16, share=4),
     "small": Course(2, 128, epochs=30, steps=10, batch=4, length=64, share=0.4),
@@ -87,7 +93,10 @@ LARGE = {
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One training. aim: bytes on disk over those of the states. rate: the highest learning rate."""
+    """One training.
+
+    aim: bytes on disk over those of the states. rate: the highest learning rate.
+    """
 
     name: str
     aim: float
@@ -135,7 +144,10 @@ class Texts(Dataset):
 
 
 def workloads(scale: str) -> Iterator[Workload]:
-    """The four of them. The second goes on with the model of the first as the caller has left it."""
+    """The four of them.
+
+    The second goes on with the model of the first as the caller has left it.
+    """
     small, large = SMALL[scale], LARGE[scale]
     manual, source = (
         "\n".join(topics.values()),
@@ -165,7 +177,8 @@ def workloads(scale: str) -> Iterator[Workload]:
 
 
 class Seen:
-    """By another callback than ours. hashes: step to name to hash, of the first state and of that after each epoch.
+    """By another callback than ours. hashes: step to name to hash, of the first state and of
+    that after each epoch.
 
     Not attributes of the callback: those of a user's callback are part of every checkpoint.
     """
@@ -176,7 +189,9 @@ class Seen:
 
 
 class Witness(TrainerCallback):
-    """Looks at the end of each epoch: a checkpoint is taken a little later, and no weight changes in between."""
+    """Looks at the end of each epoch: a checkpoint is taken a little later, and no weight
+    changes in between.
+    """
 
     def __init__(self, seen: Seen) -> None:
         self.seen = seen
@@ -205,8 +220,8 @@ def hashes_of(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
 class Found:
     """What a run takes: bytes as written, as `gc` leaves them, and with nothing left uncompressed.
 
-    full_at: epochs that have an optimizer. parts: of what `gc` leaves. exact: how many epochs were read back.
-    """
+    full_at: epochs that have an optimizer. parts: of what `gc` leaves. exact: how many epochs
+    were read back."""
 
     state_bytes: int
     budget: int
@@ -277,7 +292,9 @@ def _train(workload: Workload, folder: Path, callbacks: Sequence[Any], device: s
 
 
 def sizes(run: Path) -> dict[str, int]:
-    """Bytes of all files of a run's checkpoints by section; `state` is that of the state.json files."""
+    """Bytes of all files of a run's checkpoints by section; `state` is that of the
+    state.json files.
+    """
     found: Counter[str] = Counter()
     for one in (run / "checkpoints").rglob("*"):
         if one.is_file():
@@ -286,7 +303,8 @@ def sizes(run: Path) -> dict[str, int]:
 
 
 def verify(run: Path, hashes: Mapping[int, Mapping[str, str]]) -> int:
-    """Read the weights of every step that has hashes, to the last bit; returns how many epochs that are.
+    """Read the weights of every step that has hashes, to the last bit; returns how many epochs
+    that are.
 
     Raises AssertionError, naming the weights, if some are not the same: then sizes mean nothing.
     """

@@ -1,8 +1,8 @@
-"""Trainings that take turns in one process: each goes on for an epoch, or a part of one, while the others stand still.
+"""Trainings that take turns in one process: each goes on for an epoch, or a part of one, while
+the others stand still.
 
-A shared machine changes its speed from second to second. Fits that follow each other meet another machine each; what
-takes turns of a few seconds meets nearly the same one.
-"""
+A shared machine changes its speed from second to second. Fits that follow each other meet
+another machine each; what takes turns of a few seconds meets nearly the same one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from tests.benchmarks.ratios import orders
 
 @dataclass(slots=True)
 class Spent:
-    """One training in seconds. begin: to the first step. epochs: from the middle of each to that of the next; what is
-    before the first and after the last middle does not count. finish: after the last step, set by the training itself.
-    """
+    """One training in seconds. begin: to the first step. epochs: from the middle of each to
+    that of the next; what is before the first and after the last middle does not count. finish:
+    after the last step, set by the training itself."""
 
     begin: float = 0.0
     epochs: list[float] = field(default_factory=list)
@@ -33,7 +33,9 @@ class Stopped(Exception):
 
 
 class Turns:
-    """Whose turn it is, of the trainings called `names`, for `rounds` epochs that count; each has `parts` turns."""
+    """Whose turn it is, of the trainings called `names`, for `rounds` epochs that count;
+    each has `parts` turns.
+    """
 
     def __init__(self, names: list[str], rounds: int, parts: int = 1) -> None:
         self.spent = {name: Spent() for name in names}
@@ -67,12 +69,13 @@ class Turns:
 
 
 class Turn:
-    """The turns of one training, `steps` to an epoch: they change before a forward pass, first in the middle of one.
+    """The turns of one training, `steps` to an epoch: they change before a forward pass, first
+    in the middle of one.
 
-    Not at its beginning, if it has an odd number of turns of two steps or more: what an epoch's end sets going in the
-    training's own process is over by then. What goes on in others must be held: rest is called at the end of each
-    turn, go_on at the beginning of the next one. middle: called in the middle of each epoch, before that.
-    """
+    Not at its beginning, if it has an odd number of turns of two steps or more: what an epoch's
+    end sets going in the training's own process is over by then. What goes on in others must be
+    held: rest is called at the end of each turn, go_on at the beginning of the next one.
+    middle: called in the middle of each epoch, before that."""
 
     def __init__(
         self,
@@ -134,7 +137,9 @@ class Turn:
 def interleave(
     trainings: Mapping[str, Callable[[Turns], Any]], rounds: int, parts: int = 1
 ) -> dict[str, Spent]:
-    """Call each with the turns, in a thread of its own; each has to make a Turn and to train rounds + 1 epochs."""
+    """Call each with the turns, in a thread of its own; each has to make a Turn and to train
+    rounds + 1 epochs.
+    """
     turns = Turns(list(trainings), rounds, parts)
     errors: list[BaseException] = []
 

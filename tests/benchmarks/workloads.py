@@ -1,4 +1,6 @@
-"""What is trained: a transformer of any size with AdamW, by Lightning or the HF Trainer, and the clock on its steps."""
+"""What is trained: a transformer of any size with AdamW, by Lightning or the HF Trainer, and
+the clock on its steps.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ ENDLESS = 1_000_000  # batches of an epoch that no training here comes to the en
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model and its batches. width: of the hidden states; words: of the vocabulary; length: tokens of a text."""
+    """A model and its batches.
+
+    width: of the hidden states; words: of the vocabulary; length: tokens of a text.
+    """
 
     layers: int
     width: int
@@ -38,8 +43,8 @@ class Shape:
         return BertForMaskedLM(config).train()
 
 
-# BERT-base has 109.5 million parameters: 1.31 GB with AdamW's moments. A step of it is short: what a checkpoint
-# costs is measured against short steps, where it hurts most.
+# BERT-base has 109.5 million parameters: 1.31 GB with AdamW's moments. A step of it is short:
+# what a checkpoint costs is measured against short steps, where it hurts most.
 LARGE = {
     "tiny": Shape(2, 64, 200, 2, 8),
     "small": Shape(4, 256, 8000, 2, 16),
@@ -87,7 +92,9 @@ class Validated(Masked):
 
 
 class Clock:
-    """When each training step of a model began: `with Clock(model) as clock: ...; clock.steps()`."""
+    """When each training step of a model began: `with Clock(model) as clock: ...;
+    clock.steps()`.
+    """
 
     def __init__(self, model: torch.nn.Module) -> None:
         self._model = model
@@ -105,12 +112,16 @@ class Clock:
             self.moments.append(time.perf_counter())
 
     def steps(self) -> list[float]:
-        """Seconds from the beginning of each step to that of the next: all that happens in between counts."""
+        """Seconds from the beginning of each step to that of the next: all that happens in
+        between counts.
+        """
         return [b - a for a, b in pairwise(self.moments)]
 
 
 class Memcpy:
-    """One copy of tensors into memory that was touched before; on a GPU into pinned memory of the host."""
+    """One copy of tensors into memory that was touched before; on a GPU into pinned memory
+    of the host.
+    """
 
     def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
         self._from = [one.detach() for one in tensors]
@@ -133,7 +144,10 @@ class Memcpy:
 
 
 def adam_state(model: torch.nn.Module) -> list[torch.Tensor]:
-    """Tensors like those of a model and its AdamW: the parameters and two moments of each. Not the training's own."""
+    """Tensors like those of a model and its AdamW: the parameters and two moments of each.
+
+    Not the training's own.
+    """
     return [one.detach().clone() for one in model.parameters() for _ in range(3)]
 
 
@@ -148,7 +162,10 @@ def fit(
     device: str = "cpu",
     **options: Any,
 ) -> None:
-    """Train with a fresh Lightning Trainer that does nothing of its own accord. options: of the Trainer."""
+    """Train with a fresh Lightning Trainer that does nothing of its own accord.
+
+    options: of the Trainer.
+    """
     has_saver = any(isinstance(one, Checkpoint) for one in callbacks)
     trainer = pl.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu", devices=1, logger=False, enable_progress_bar=False,

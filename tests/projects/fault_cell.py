@@ -1,9 +1,11 @@
-"""A training beside which something breaks: fault_cell.py FRAMEWORK CELL, as resume_cell.py, whose STOP it heeds too.
+"""A training beside which something breaks: fault_cell.py FRAMEWORK CELL, as resume_cell.py,
+whose STOP it heeds too.
 
-FAULT: `kind:number[:more]`; so many states are handed over to be written when it happens. Kinds: full (the disk),
-read-only (the store), no-run and no-checkpoints (folders that are removed), writer (killed then, and at each third
-state after that). more: so many states later this process kills itself; of a full disk (a tmpfs of its own, that goes
-with the process) the store is copied to flor_after/ before. Ends with status 77 where no file system can be mounted.
+FAULT: `kind:number[:more]`; so many states are handed over to be written when it happens.
+Kinds: full (the disk), read-only (the store), no-run and no-checkpoints (folders that are
+removed), writer (killed then, and at each third state after that). more: so many states later
+this process kills itself; of a full disk (a tmpfs of its own, that goes with the process) the
+store is copied to flor_after/ before. Ends with status 77 where no file system can be mounted.
 """
 
 import ctypes

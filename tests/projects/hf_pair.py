@@ -15,7 +15,8 @@ from transformers import Trainer, TrainingArguments
 
 from flor_plugins.hf import FlorCallback
 
-# With more than one bucket of gradients it matters from three processes on in which order they are added.
+# With more than one bucket of gradients it matters from three processes on in which order they
+# are added.
 NAME, COUNT = sys.argv[1], int(sys.argv[2])
 WIDTH = 16 if COUNT < 3 else 900
 RESUME = "auto" if NAME == "resumed" else None

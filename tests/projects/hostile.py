@@ -1,4 +1,6 @@
-"""Trainings that do harm: python hostile.py TRAINER ACT, with OUTSIDE naming a folder of the user's."""
+"""Trainings that do harm: python hostile.py TRAINER ACT, with OUTSIDE naming a folder of the
+user's.
+"""
 
 import mmap
 import multiprocessing

@@ -1,4 +1,6 @@
-"""A script as FlorDB's tutorial writes it, with another import: `import flordb as flor` in its place."""
+"""A script as FlorDB's tutorial writes it, with another import: `import flordb as flor` in
+its place.
+"""
 
 from random import randint
 

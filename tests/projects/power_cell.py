@@ -1,11 +1,12 @@
 """A training whose machine loses its power: power_cell.py FRAMEWORK CELL, as resume_cell.py.
 
-POWER: `number:seed`. After so many fsyncs and renames in the store, flor_after/ is made of it as a disk may hold it
-then, and this process is killed; `safe.txt` has the checkpoints that the disk has to hold, one a line.
+POWER: `number:seed`. After so many fsyncs and renames in the store, flor_after/ is made of it
+as a disk may hold it then, and this process is killed; `safe.txt` has the checkpoints that the
+disk has to hold, one a line.
 
-The disk: bytes are safe once their file was fsynced, what was appended since may be missing or zero; the name of a
-file or folder, and a rename, once the folder it lies in was. What git writes is not looked at: it syncs by itself.
-"""
+The disk: bytes are safe once their file was fsynced, what was appended since may be missing or
+zero; the name of a file or folder, and a rename, once the folder it lies in was. What git
+writes is not looked at: it syncs by itself."""
 
 import os
 import random
@@ -25,7 +26,9 @@ number, seed = map(int, os.environ.pop("POWER", "0:0").split(":"))
 
 
 class Disk:
-    """What is safe of the store: bytes by present path, names, and renames that may be undone (with what they hid)."""
+    """What is safe of the store: bytes by present path, names, and renames that may be
+    undone (with what they hid).
+    """
 
     def __init__(self):
         self.contents, self.names, self.loose = {}, {STORE}, []

@@ -1,7 +1,9 @@
-"""A training that goes on after it was stopped: resume_cell.py FRAMEWORK CELL ..., cells of tests/cells_*.py.
+"""A training that goes on after it was stopped: resume_cell.py FRAMEWORK CELL ..., cells of
+tests/cells_*.py.
 
-STOP: `moment:signal:number:seconds`; the process sends itself the signal at the moment, once so many updates are
-made (step, validation, save, end) or before it hands over so many states to be written (checkpoint), so much later.
+STOP: `moment:signal:number:seconds`; the process sends itself the signal at the moment, once so
+many updates are made (step, validation, save, end) or before it hands over so many states to be
+written (checkpoint), so much later.
 OWN: the newest checkpoint of the trainer itself in out/ is asked for, too.
 """
 

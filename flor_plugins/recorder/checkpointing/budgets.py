@@ -16,9 +16,11 @@ RECENT = 5  # costs and sizes change while a model trains (caches warm up, layer
 
 
 class TimeBudget:
-    """Seconds of training that recording may cost: a share of those that have passed, and ALLOWANCE_S.
+    """Seconds of training that recording may cost: a share of those that have passed, and
+    ALLOWANCE_S.
 
-    Whoever takes a checkpoint whenever the budget allows it takes them as far apart as they are dear.
+    Whoever takes a checkpoint whenever the budget allows it takes them as far apart as they are
+    dear.
     share: None for no limit.
     """
 
@@ -34,7 +36,9 @@ class TimeBudget:
         self._weights_share = 1.0
 
     def begin(self) -> None:
-        """The training begins now, if it has not: what came before it (imports, data) is nothing to take a share of."""
+        """The training begins now, if it has not: what came before it (imports, data) is
+        nothing to take a share of.
+        """
         if self._began is None:
             self._began = self._clock()
 
@@ -78,14 +82,17 @@ class TimeBudget:
 
 @dataclass(frozen=True, slots=True)
 class Spacing:
-    """Of the wishes every `taken`-th becomes a checkpoint (None: none does), of those every `full`-th is full."""
+    """Of the wishes every `taken`-th becomes a checkpoint (None: none does), of those every
+    `full`-th is full.
+    """
 
     taken: int | None
     full: int
 
 
-# First optimizers are left out, up to 99 of 100. Then weights, too: of a hundred wishes one is still full, so that no
-# place is ever further than that from one that training goes on from; and at last full ones are thinned.
+# First optimizers are left out, up to 99 of 100. Then weights, too: of a hundred wishes one is
+# still full, so that no place is ever further than that from one that training goes on from;
+# and at last full ones are thinned.
 SPACINGS = (
     *(Spacing(1, k) for k in SERIES),
     *(Spacing(m, SERIES[-1] // m) for m in SERIES[1:]),
@@ -94,7 +101,8 @@ SPACINGS = (
 
 
 class DiskBudget:
-    """Bytes that the checkpoints of a run may take; the writer tells from its own thread what they took.
+    """Bytes that the checkpoints of a run may take; the writer tells from its own thread what
+    they took.
 
     nbytes: None for no limit. used: by checkpoints that are there already.
     """
@@ -111,7 +119,10 @@ class DiskBudget:
         self._optimizer: deque[int] = deque(maxlen=RECENT)
 
     def trains(self, parameters: int, states: int) -> None:
-        """So many bytes does an update change: of the model and of the optimizer. What is frozen is stored once."""
+        """So many bytes does an update change: of the model and of the optimizer.
+
+        What is frozen is stored once.
+        """
         with self._lock:
             self._trained = (parameters, states)
 
@@ -145,8 +156,8 @@ class DiskBudget:
     def spacing(self, wishes: int, since_taken: int = 0, since_full: int = 0) -> Spacing:
         """The densest with which so many more checkpoints fit, and the last one after them, whole.
 
-        since_taken: wishes that were not met since the last one; since_full: checkpoints since the last full one.
-        While sizes are unknown all are taken: one has to be, to be measured.
+        since_taken: wishes that were not met since the last one; since_full: checkpoints since
+        the last full one. While sizes are unknown all are taken: one has to be, to be measured.
         """
         with self._lock:
             if self._nbytes is None or not self._weights:
@@ -165,8 +176,8 @@ class DiskBudget:
             if self._nbytes is None:
                 return True
             if self._trained is None and not (is_full or self._weights or self._coming):
-                # The first one says too much where most weights are frozen. To be measured, one is let in as if
-                # the optimizer had no state.
+                # The first one says too much where most weights are frozen. To be measured, one
+                # is let in as if the optimizer had no state.
                 return self._used + 2 * (self._first or 0) <= self._nbytes
             return self._reserved() + self._size(is_full) <= self._nbytes
 

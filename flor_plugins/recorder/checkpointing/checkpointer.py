@@ -1,4 +1,6 @@
-"""Keeps States of a training: asks the policy, takes them between two updates, counts what that costs."""
+"""Keeps States of a training: asks the policy, takes them between two updates, counts what
+that costs.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ BUSY = "the ones before it were still being written"
 
 
 class Keeper:
-    """Of one run. put: see `Saver`. failed: told of what could not be kept; called on any thread."""
+    """Of one run.
+
+    put: see `Saver`. failed: told of what could not be kept; called on any thread.
+    """
 
     def __init__(
         self,
@@ -46,7 +51,8 @@ class Keeper:
     def keep(
         self, position: Position, state: Callable[[], Mapping[str, Any]], *, last: bool = False
     ) -> tuple[str, ...]:
-        """Take the State that `state` gives, unless the writer is behind; returns what could not be encoded.
+        """Take the State that `state` gives, unless the writer is behind; returns what could
+        not be encoded.
 
         The first and the last one wait for room.
         """
@@ -72,12 +78,18 @@ class Keeper:
         return {"skipped": (*before, *self.policy.skips)[-MOST_SKIPPED:], "skipped_count": count}
 
     def finish(self) -> None:
-        """No update follows: hand over what is being copied. What is handed over is not written yet."""
+        """No update follows: hand over what is being copied.
+
+        What is handed over is not written yet.
+        """
         self._window.detach()
         self._saver.close_window()
 
     def close(self) -> None:
-        """Wait until all is written. Not on the thread of `put`, which must be done with its jobs."""
+        """Wait until all is written.
+
+        Not on the thread of `put`, which must be done with its jobs.
+        """
         self._saver.close()
 
     # ---- what the saver tells
@@ -135,7 +147,9 @@ class Keeper:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Python looks for cycles whenever some hundreds of objects were made: ten times in a State, which has none."""
+    """Python looks for cycles whenever some hundreds of objects were made: ten times in a
+    State, which has none.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:

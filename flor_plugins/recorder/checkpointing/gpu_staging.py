@@ -1,9 +1,10 @@
-"""Copies of tensors on a GPU: first on the device, in order with the training's own work; then to the host, beside it.
+"""Copies of tensors on a GPU: first on the device, in order with the training's own work; then
+to the host, beside it.
 
-A copy within a device takes a twentieth of the time of one to the host (H100: 0.7 and 18 ms for each GB), and
-because it is queued where the training's kernels are queued, nothing has to wait: what comes after it may change the
-tensors. Where the device has no memory for that, tensors go to the host directly, and an update's kernels wait for it.
-"""
+A copy within a device takes a twentieth of the time of one to the host (H100: 0.7 and 18 ms for
+each GB), and because it is queued where the training's kernels are queued, nothing has to wait:
+what comes after it may change the tensors. Where the device has no memory for that, tensors go
+to the host directly, and an update's kernels wait for it."""
 
 from __future__ import annotations
 
@@ -62,7 +63,9 @@ class DeviceCopies:
         self._done = done
 
     def before_update(self) -> None:
-        """On the training's thread, after `copy_to_host`: what it queues from now on may change the tensors."""
+        """On the training's thread, after `copy_to_host`: what it queues from now on may
+        change the tensors.
+        """
         if self._is_direct:
             self._api.current_stream(self._device).wait_event(self._done)
         self._sources = []

@@ -1,4 +1,6 @@
-"""What the writer does besides: it keeps a run within its disk budget, and compresses when nobody needs the machine."""
+"""What the writer does besides: it keeps a run within its disk budget, and compresses when
+nobody needs the machine.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from flor_plugins.store.checkpoints.writer import Known
 
 QUIET_S = 30.0  # without a state to write, before anything is compressed
 IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and the machine is idle
-ROOM = 0.9  # of the budget: thinning reads all of the run's state.json, so it frees more than the one byte too many
+# of the budget: thinning reads all of the run's state.json, so it frees more than the one byte
+# too many
+ROOM = 0.9
 
 
 class Needed(Exception):
@@ -22,7 +26,10 @@ class Needed(Exception):
 
 
 class Upkeep:
-    """Of one run. known: what the writer takes to be on the disk. is_needed: is a state waiting to be written?"""
+    """Of one run.
+
+    known: what the writer takes to be on the disk. is_needed: is a state waiting to be written?
+    """
 
     def __init__(self, run_path: Path, known: Known, is_needed: Callable[[], bool]) -> None:
         self._run_path, self._known, self._is_needed = run_path, known, is_needed
@@ -30,7 +37,8 @@ class Upkeep:
         self._freed = 0
 
     def wrote(self, nbytes: int, budget: int | None) -> int:
-        """A checkpoint was written; older ones are reduced where all have more than `budget` bytes together.
+        """A checkpoint was written; older ones are reduced where all have more than `budget`
+        bytes together.
 
         Returns the bytes that were freed since the last one was written.
         """
@@ -45,7 +53,9 @@ class Upkeep:
         return freed
 
     def compress(self) -> None:
-        """Compress older checkpoints, if the machine is idle, until something more important comes."""
+        """Compress older checkpoints, if the machine is idle, until something more important
+        comes.
+        """
         if os.getloadavg()[0] > IDLE_LOAD * (os.cpu_count() or 1):
             return
         from flor_plugins.store.checkpoints.compression import (

@@ -1,11 +1,11 @@
 """What is known of each tensor of a training: may it be copied later, has it changed at all?
 
-A tensor's version counter and address say that nothing was written to it, without reading it. But neither what is
-written through `tensor.data` counts nor what a fused optimizer does (torch 2.13: `AdamW(fused=True)` leaves the
-versions of parameters and moments as they were). So a trained tensor is copied later only after it was watched for
-one window, and one that seems unchanged is believed only after its hash has been the same twice; even then it is
-read once more, and compared.
-"""
+A tensor's version counter and address say that nothing was written to it, without reading it.
+But neither what is written through `tensor.data` counts nor what a fused optimizer does (torch
+2.13: `AdamW(fused=True)` leaves the versions of parameters and moments as they were). So a
+trained tensor is copied later only after it was watched for one window, and one that seems
+unchanged is believed only after its hash has been the same twice; even then it is read once
+more, and compared."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from typing import Literal
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 
-# now: copied at once. later: until the next update. watch: copied at once, and compared at the end of the window.
-# same: not copied; until the next update its hash is taken, and has to be the known one.
+# now: copied at once. later: until the next update. watch: copied at once, and compared at the
+# end of the window. same: not copied; until the next update its hash is taken, and has to be
+# the known one.
 Treatment = Literal["now", "later", "watch", "same"]
 
 
-RECHECK = 10  # every so many checkpoints, a tensor on a device that seems unchanged is copied all the same
+# every so many checkpoints, a tensor on a device that seems unchanged is copied all the same
+RECHECK = 10
 
 
 @dataclass(slots=True)
 class Written:
     """A tensor as it was written last. times: how often its hash was the same as the one before.
 
-    storage: held weakly, so that no other one can take its place: fresh tensors, as states of random generators are,
-    often lie where the last one lay.
-    """
+    storage: held weakly, so that no other one can take its place: fresh tensors, as states of
+    random generators are, often lie where the last one lay."""
 
     storage: StorageWeakRef
     address: int
@@ -53,7 +54,10 @@ class Habits:
         self._written: dict[str, Written] = {}
 
     def treatment(self, key: str, tensor: torch.Tensor, constants: set[int]) -> Treatment:
-        """How a tensor is to be saved. constants: the addresses of those that only an update changes."""
+        """How a tensor is to be saved.
+
+        constants: the addresses of those that only an update changes.
+        """
         if tensor.is_inference() or not tensor.numel():
             return "now"
         if tensor.data_ptr() in constants:
@@ -94,7 +98,9 @@ class Habits:
         return was
 
     def not_written(self, taken: Mapping[str, Written]) -> None:
-        """That checkpoint is not on the disk: what it took for known may be gone, and is copied the next time."""
+        """That checkpoint is not on the disk: what it took for known may be gone, and is
+        copied the next time.
+        """
         for key, was in taken.items():
             if self._written.get(key) is was:
                 del self._written[key]

@@ -13,24 +13,27 @@ from flor_plugins.recorder.options import Options
 from flor_plugins.records import Position, Skipped
 from flor_plugins.store.sizes import format_size
 
-# A run of unknown length is expected to go on for twice as long as it did so far, and for so many checkpoints at
-# least. So what is left of the disk is spent ever more slowly: of 50 GB at 1.3 GB each, 15 are left after a hundred
-# epochs and 7 after a thousand; and a short run is not thinned much for the sake of a long one that never comes.
+# A run of unknown length is expected to go on for twice as long as it did so far, and for so
+# many checkpoints at least. So what is left of the disk is spent ever more slowly: of 50 GB at
+# 1.3 GB each, 15 are left after a hundred epochs and 7 after a thousand; and a short run is not
+# thinned much for the sake of a long one that never comes.
 LEAST_EXPECTED = 20
 NOBODY_KNOWS = 10**6
 MOST_SKIPS = 100  # so many of the first, and so many of the last
 
 
 class Policy:
-    """At epoch boundaries, at every n-th update, and inside long epochs by the clock; no position twice.
+    """At epoch boundaries, at every n-th update, and inside long epochs by the clock; no
+    position twice.
 
-    The first state (no step made) and the last are always taken, whole. What else is wished for is taken if both
-    budgets have room for it: of the training's time the share `options.overhead`, of the disk `disk_bytes`. Where
-    one is short, the optimizer's state is left out first.
+    The first state (no step made) and the last are always taken, whole. What else is wished for
+    is taken if both budgets have room for it: of the training's time the share
+    `options.overhead`, of the disk `disk_bytes`. Where one is short, the optimizer's state is
+    left out first.
     saved: positions that have a checkpoint, and used_bytes: what those hold, in a run that goes on.
 
-    `wants...`, `takes_optimizer` and `saved` are for the thread that trains; the others may be called from any.
-    """
+    `wants...`, `takes_optimizer` and `saved` are for the thread that trains; the others may be
+    called from any."""
 
     def __init__(
         self,
@@ -69,7 +72,8 @@ class Policy:
     # ---- what is asked
 
     def expects(self, boundaries: int | None) -> None:
-        """So many epoch boundaries are still to come, the last state included; None where nobody knows.
+        """So many epoch boundaries are still to come, the last state included; None where
+        nobody knows.
 
         All of them, not only every n-th.
         """
@@ -102,8 +106,8 @@ class Policy:
     def is_near(self, position: Position) -> bool:
         """Will one be due inside the epoch once the next update is made?
 
-        Asked at every step boundary: a checkpoint there needs the RNG state of the boundary before it.
-        """
+        Asked at every step boundary: a checkpoint there needs the RNG state of the boundary
+        before it."""
         return self._is_due(position.step + 1) or self._is_time()
 
     def takes_optimizer(self, position: Position) -> bool:
@@ -134,7 +138,9 @@ class Policy:
             self._full_before, self._full_at = self._full_at, self._timed_at
 
     def skipped(self, position: Position, why: str) -> None:
-        """None was taken there, or what was taken there is not written: the writer was busy, the disk full, ..."""
+        """None was taken there, or what was taken there is not written: the writer was busy,
+        the disk full, ...
+        """
         self._saved.discard(position)
         self._disk.dropped(position)
         self._refused, self._timed_at = position, self._clock()
@@ -144,15 +150,19 @@ class Policy:
         self._skip(position, why)
 
     def spent(self, seconds: float) -> None:
-        """So many seconds of the training went into checkpoints; what rows of steps cost is not counted.
+        """So many seconds of the training went into checkpoints; what rows of steps cost is not
+        counted.
 
-        What is copied beside the training shares the memory with it, and counts as if the training copied it: by about
-        so much its steps are longer (tests/benchmarks/overhead.py).
-        """
+        What is copied beside the training shares the memory with it, and counts as if the
+        training copied it: by about so much its steps are longer
+        (tests/benchmarks/overhead.py)."""
         self._time.spend(seconds)
 
     def wrote(self, position: Position, weights: int, optimizer: int) -> None:
-        """So many bytes it took on disk. optimizer: those that a checkpoint of the weights alone would not take."""
+        """So many bytes it took on disk.
+
+        optimizer: those that a checkpoint of the weights alone would not take.
+        """
         self._costs.pop(position, None)
         self._disk.wrote(position, weights, optimizer)
 
@@ -169,7 +179,9 @@ class Policy:
 
     @property
     def skips(self) -> tuple[Skipped, ...]:
-        """What was due and not taken, in order: the first and the last ones if there are very many."""
+        """What was due and not taken, in order: the first and the last ones if there are
+        very many.
+        """
         return self._skips.listed
 
     @property
@@ -246,7 +258,9 @@ class Policy:
         return self._disk.spacing(self._expected(), self._since_taken, self._since_full)
 
     def _expected(self) -> int:
-        """How many wishes are to be met, the one at hand included and the last state, which has its reserve, not."""
+        """How many wishes are to be met, the one at hand included and the last state, which
+        has its reserve, not.
+        """
         if self._to_come is None or self._to_come < 0:
             return 1 + max(2 * self._wishes, LEAST_EXPECTED)
         each = (self._wishes + 1) / max(self._boundaries, 1)
@@ -264,7 +278,10 @@ class Policy:
         return not self._is_late or self._has_time()
 
     def _has_time(self) -> bool:
-        """For one more checkpoint. Of a hundred one is full: no place is ever further from one to go on from."""
+        """For one more checkpoint.
+
+        Of a hundred one is full: no place is ever further from one to go on from.
+        """
         return self._time.allows(is_full=self._since_full + 1 >= SERIES[-1])
 
 

@@ -1,4 +1,6 @@
-"""How much of the machine the writer takes: what nobody else wants, and its share once the training waits for it."""
+"""How much of the machine the writer takes: what nobody else wants, and its share once the
+training waits for it.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ LOWEST, USUAL = 19, 0  # niceness
 
 
 def step_back() -> None:
-    """The training comes first: for the processors and for the disk. Called by the writer, in a session of its own."""
+    """The training comes first: for the processors and for the disk.
+
+    Called by the writer, in a session of its own.
+    """
     with suppress(OSError):
         os.nice(LOWEST)
     share(os.getpid(), LOWEST)
@@ -28,10 +33,10 @@ def step_back() -> None:
 def share(pid: int, niceness: int) -> None:
     """Give the session of a process that share of the processors, if the system can.
 
-    Where Linux has autogroups (sched(7)) it divides the processors among sessions before it looks at anybody's
-    niceness: a process that is alone in its session takes as much as a whole training. That share may be raised
-    again, which a niceness may not. Linux refuses more than ten changes a second.
-    """
+    Where Linux has autogroups (sched(7)) it divides the processors among sessions before it
+    looks at anybody's niceness: a process that is alone in its session takes as much as a whole
+    training. That share may be raised again, which a niceness may not. Linux refuses more than
+    ten changes a second."""
     with (
         suppress(OSError),
         open(f"/proc/{pid}/autogroup", "w") as file,

@@ -1,8 +1,7 @@
 """Memory that this process fills and the writer's process reads: allocated once, used again.
 
-Fresh memory is zeroed page by page as it is touched, several times slower than copying into memory that was used
-before.
-"""
+Fresh memory is zeroed page by page as it is touched, several times slower than copying into
+memory that was used before."""
 
 from __future__ import annotations
 
@@ -21,7 +20,10 @@ SMALL = 256 << 20  # bytes of small states that may wait to be written
 
 
 class Buffer:
-    """Shared memory of at least `nbytes`, at `address`. handle: its file descriptor, for the other process."""
+    """Shared memory of at least `nbytes`, at `address`.
+
+    handle: its file descriptor, for the other process.
+    """
 
     def __init__(self, nbytes: int) -> None:
         """Raises StoreError if the system has no such memory."""
@@ -36,7 +38,8 @@ class Buffer:
                 raise
         except OSError as error:
             raise StoreError(
-                f"a checkpoint needs {self.nbytes} bytes of shared memory for its copy, and there are none: {error}. "
+                f"a checkpoint needs {self.nbytes} bytes of shared memory for its copy, and "
+                f"there are none: {error}. "
                 f"Look at the limits of memory and of file sizes (ulimit -v, ulimit -f)"
             ) from error
         self.array = np.frombuffer(self._map, np.uint8)
@@ -44,13 +47,16 @@ class Buffer:
         self.is_pinned = False
 
     def close(self) -> None:
-        """Give the memory back; views of it that somebody still holds keep it until they are gone."""
+        """Give the memory back; views of it that somebody still holds keep it until they are
+        gone.
+        """
         del self.array
         os.close(self.handle)
 
 
 class Pool:
-    """Buffers for states on their way to the disk: at most two large ones, or SMALL bytes of small ones.
+    """Buffers for states on their way to the disk: at most two large ones, or SMALL bytes of
+    small ones.
 
     dropped: called for each buffer before its memory is given back.
     """
@@ -62,7 +68,9 @@ class Pool:
         self._changed = threading.Condition()
 
     def take(self, nbytes: int, *, wait: bool = False) -> Buffer | None:
-        """A buffer of at least that many bytes; None, or a wait, while those in use are too many."""
+        """A buffer of at least that many bytes; None, or a wait, while those in use are too
+        many.
+        """
         with self._changed:
             while not self._has_room(nbytes):
                 if not wait:

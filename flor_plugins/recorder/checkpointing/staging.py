@@ -1,4 +1,6 @@
-"""States of a training on their way to the disk: taken between two updates, copied beside it, written behind it."""
+"""States of a training on their way to the disk: taken between two updates, copied beside
+it, written behind it.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +25,19 @@ from flor_plugins.store.codec import Encoded, survey
 
 
 class Told(Protocol):
-    """Who wants to know what became of a state. The last two are called on other threads than the training's, too."""
+    """Who wants to know what became of a state.
+
+    The last two are called on other threads than the training's, too.
+    """
 
     def copied(self, seconds: float) -> None:
         """It was copied, for so long beside the training, by another thread."""
 
     def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:
-        """It is on the disk. files: bytes of each file that was written for it. freed: bytes of older checkpoints."""
+        """It is on the disk.
+
+        files: bytes of each file that was written for it. freed: bytes of older checkpoints.
+        """
 
     def not_written(self, position: Position, error: Exception) -> None:
         """It is not."""
@@ -37,7 +45,8 @@ class Told(Protocol):
 
 @dataclass(slots=True)
 class _Layout:
-    """The tensors of a state, each with its place in a buffer of `nbytes`: copied at once, or later, or only read.
+    """The tensors of a state, each with its place in a buffer of `nbytes`: copied at once, or
+    later, or only read.
 
     Those at once may be watched besides. Those on a GPU are copied there first.
     """
@@ -90,9 +99,9 @@ class _State:
 class Saver:
     """Saves the states of one run.
 
-    put: runs a job on the thread that writes the run's rows, in order. sync: makes those rows safe; called there before
-    a state is handed over, because a run that goes on from a checkpoint needs the rows before it.
-    """
+    put: runs a job on the thread that writes the run's rows, in order. sync: makes those rows
+    safe; called there before a state is handed over, because a run that goes on from a
+    checkpoint needs the rows before it."""
 
     def __init__(
         self,
@@ -137,9 +146,9 @@ class Saver:
     ) -> tuple[str, ...] | None:
         """Take a state as it is now; returns what of it could not be encoded.
 
-        constants: addresses of the tensors that stay as they are until `close_window` is called. wait: for room; else
-        None is returned where there is none. Raises EncodingError as `codec.encode` does.
-        """
+        constants: addresses of the tensors that stay as they are until `close_window` is
+        called. wait: for room; else None is returned where there is none. Raises EncodingError
+        as `codec.encode` does."""
         self.close_window()
         encoded = survey(sections)
         layout = self._lay_out(encoded.tensors, constants)
@@ -256,7 +265,8 @@ class Saver:
         self._told.not_written(
             state.position,
             StoreError(
-                f"no checkpoint at {state.position}: {names} changed before they were copied, though no optimizer "
+                f"no checkpoint at {state.position}: {names} changed before they were copied, "
+                f"though no optimizer "
                 f"had made an update. They are copied at once from now on"
             ),
         )

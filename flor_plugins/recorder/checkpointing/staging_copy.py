@@ -1,7 +1,8 @@
-"""Copies of a state's tensors, made by a thread of their own until the next update of an optimizer is due.
+"""Copies of a state's tensors, made by a thread of their own until the next update of an
+optimizer is due.
 
-What that thread has not come to by then, the training's own thread copies: it waits for no more than that.
-"""
+What that thread has not come to by then, the training's own thread copies: it waits for no more
+than that."""
 
 from __future__ import annotations
 
@@ -42,7 +43,8 @@ class Place:
 class Item:
     """One tensor of a state.
 
-    place: where its copy goes, or has gone; None: it is not copied, and has to have the hash `hash`.
+    place: where its copy goes, or has gone; None: it is not copied, and has to have the hash
+    `hash`.
     version: of the tensor when the state was taken. tensor: None once nobody needs it any more.
     """
 
@@ -81,7 +83,8 @@ class OnDevice(Protocol):
 
 
 class Copies:
-    """The tensors of one state that are copied later, or compared: worked on by two threads, until none is left.
+    """The tensors of one state that are copied later, or compared: worked on by two threads,
+    until none is left.
 
     devices: copies of tensors that are not on the CPU, begun already.
     """
@@ -126,11 +129,11 @@ class Copies:
             self._worked.set()
 
     def close(self) -> None:
-        """Copy what is left, together with the background thread, and look whether anything was written to meanwhile.
+        """Copy what is left, together with the background thread, and look whether anything was
+        written to meanwhile.
 
-        Called by the training's own thread when the first update is about to be made. Raises what went wrong in
-        the background.
-        """
+        Called by the training's own thread when the first update is about to be made. Raises
+        what went wrong in the background."""
         self.work(
             beside=False
         )  # unless the other thread has begun: it may have been busy with something else
@@ -190,8 +193,8 @@ class Copier:
 def copy(item: Item, buffer: Buffer) -> None:
     """Copy a tensor to its place, row-major, on the thread that calls and on no other.
 
-    Not by torch: `Tensor.copy_` on a second thread would start a second team of threads beside the training's.
-    """
+    Not by torch: `Tensor.copy_` on a second thread would start a second team of threads beside
+    the training's."""
     assert item.place is not None
     tensor, place = item.live(), item.place
     if not place.nbytes:
@@ -208,18 +211,21 @@ def copy(item: Item, buffer: Buffer) -> None:
 
 
 def array_of(tensor: torch.Tensor) -> np.ndarray:
-    """A CPU tensor's memory as integers as wide as its elements, strides and all; nothing is copied."""
+    """A CPU tensor's memory as integers as wide as its elements, strides and all; nothing is
+    copied.
+    """
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     return tensor.detach().view(_INTS[tensor.element_size()]).numpy()
 
 
 def _sample(item: Item, array: np.ndarray) -> bytes:
-    """Some elements of the tensor or of its copy, spread over all, by which a write that no version counts is found.
+    """Some elements of the tensor or of its copy, spread over all, by which a write that no
+    version counts is found.
 
-    Such a write changes most elements and seldom all: `data.add_(1)` and `data.sub_(1)` leave half of them as they
-    were. What costs time is a cache line that has to be fetched; all that it holds is looked at, if it can be.
-    """
+    Such a write changes most elements and seldom all: `data.add_(1)` and `data.sub_(1)` leave
+    half of them as they were. What costs time is a cache line that has to be fetched; all that
+    it holds is looked at, if it can be."""
     if array.nbytes <= LINES * LINE:
         return array.tobytes()
     if not item.live().is_contiguous():

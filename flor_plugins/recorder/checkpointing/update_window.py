@@ -1,7 +1,8 @@
-"""The time in which a training changes none of its parameters: from one update of an optimizer to the next.
+"""The time in which a training changes none of its parameters: from one update of an optimizer
+to the next.
 
-A copy of parameters and optimizer states may be made at any moment of it, beside validation, forward and backward.
-`Window` knows those tensors, and calls when an update is about to end it.
+A copy of parameters and optimizer states may be made at any moment of it, beside validation,
+forward and backward. `Window` knows those tensors, and calls when an update is about to end it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ import torch
 
 
 class Window:
-    """The optimizers of a training. about_to_close: called before each update, in the training's own thread."""
+    """The optimizers of a training.
+
+    about_to_close: called before each update, in the training's own thread.
+    """
 
     def __init__(self, about_to_close: Callable[[], None]) -> None:
         self._about_to_close = about_to_close
@@ -22,7 +26,9 @@ class Window:
         self._handles: list[Any] = []
 
     def attach(self, optimizers: Iterable[Any]) -> None:
-        """Watch these optimizers; a wrapper that keeps the real one as `optimizer` is looked through."""
+        """Watch these optimizers; a wrapper that keeps the real one as `optimizer` is looked
+        through.
+        """
         for one in optimizers:
             real = one
             while not isinstance(real, torch.optim.Optimizer) or hasattr(real, "optimizer"):
@@ -40,7 +46,9 @@ class Window:
         self._handles, self._optimizers = [], []
 
     def constants(self) -> set[int]:
-        """The addresses of all tensors that only an update changes: trained parameters and optimizer states."""
+        """The addresses of all tensors that only an update changes: trained parameters and
+        optimizer states.
+        """
         return {
             one.data_ptr()
             for held in self._optimizers
@@ -55,8 +63,8 @@ class Window:
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
         # args begin with the optimizer itself (torch/optim/optimizer.py, `profile_hook_step`)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
-        # torch's own optimizers call the closure (with Lightning it is the whole forward and backward) before they
-        # change anything; what others do is not known.
+        # torch's own optimizers call the closure (with Lightning it is the whole forward and
+        # backward) before they change anything; what others do is not known.
         if closure is None or not type(optimizer).__module__.startswith("torch.optim"):
             self._about_to_close()
             return None

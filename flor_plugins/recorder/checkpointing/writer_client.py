@@ -1,8 +1,7 @@
 """Brings states to the process that writes them, and its answers back.
 
-A writer that is killed is started again and gets what it had not answered for. Where no process can be started, or
-none stays alive, a thread writes.
-"""
+A writer that is killed is started again and gets what it had not answered for. Where no process
+can be started, or none stays alive, a thread writes."""
 
 from __future__ import annotations
 
@@ -24,17 +23,23 @@ from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
 from flor_plugins.recorder.checkpointing.writer_lock import announce, leave
 from flor_plugins.recorder.checkpointing.writer_process import Message, Scribe, messages, packed
 
-HURRY_S = 0.2  # how often a writer that is waited for is given its share of the processors: it may not be up yet
+# how often a writer that is waited for is given its share of the processors: it may not be up
+# yet
+HURRY_S = 0.2
 RESTARTS = 3  # of a writer that dies; then a thread writes
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from flor_plugins.recorder.checkpointing.writer_process import main; main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
+    "from flor_plugins.recorder.checkpointing.writer_process import main; "
+    "main(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))"
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A state to be written. job: all but the buffer. answered: called once, on another thread; must not raise."""
+    """A state to be written.
+
+    job: all but the buffer. answered: called once, on another thread; must not raise.
+    """
 
     job: Message
     buffer: Buffer
@@ -42,7 +47,10 @@ class Letter:
 
 
 class Courier:
-    """One writer for the run at `run_path`. in_process: False lets a thread write from the start."""
+    """One writer for the run at `run_path`.
+
+    in_process: False lets a thread write from the start.
+    """
 
     def __init__(self, run_path: Path, *, in_process: bool = True) -> None:
         self._run_path = run_path
@@ -140,7 +148,8 @@ class _Process:
         self, run_path: Path, answered: Callable[[Message], None], died: Callable[[], None]
     ) -> None:
         ours, theirs = socket.socketpair()
-        # -I and -S: nothing of the user's environment runs there; what is imported is found as it is here
+        # -I and -S: nothing of the user's environment runs there; what is imported is found as
+        # it is here
         command = [
             sys.executable,
             "-I",

@@ -1,7 +1,7 @@
 """Who writes checkpoints of a run: `writer.json` in its folder, as long as that process is at work.
 
-A training that is killed leaves a writer that still has states to write; whoever goes on with the run waits for it.
-"""
+A training that is killed leaves a writer that still has states to write; whoever goes on with
+the run waits for it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,17 @@ def leave(run_path: Path) -> None:
 
 
 def wait_for_writer(run_path: Path, timeout_s: float = WAIT_S) -> None:
-    """Return when nobody on this host writes this run's checkpoints. Raises StoreError if that takes too long."""
+    """Return when nobody on this host writes this run's checkpoints.
+
+    Raises StoreError if that takes too long.
+    """
     end = time.monotonic() + timeout_s
     while (writer := living_writer(run_path)) is not None:
         if time.monotonic() > end:
             raise StoreError(
-                f"the checkpoints of {run_path.name} are still being written by process {writer.pid}, "
-                f"{timeout_s:.0f} s after its training ended. Wait for it, or end it: kill -9 {writer.pid}"
+                f"the checkpoints of {run_path.name} are still being written by process "
+                f"{writer.pid}, "
+                f"{timeout_s:.0f} s after its training ended. Wait for it, or end it: kill -9 "
+                f"{writer.pid}"
             )
         time.sleep(0.02)

@@ -1,10 +1,11 @@
-"""The process that writes checkpoints beside a training. Standard library and xxhash: it starts in no time.
+"""The process that writes checkpoints beside a training. Standard library and xxhash: it starts
+in no time.
 
-It gets states as places in shared memory and writes them one after the other, at the lowest priority. It outlives a
-training that is killed until all that it was given is written.
+It gets states as places in shared memory and writes them one after the other, at the lowest
+priority. It outlives a training that is killed until all that it was given is written.
 
-A message is 8 bytes with its length and JSON. File descriptors of new buffers come with the message that names them.
-"""
+A message is 8 bytes with its length and JSON. File descriptors of new buffers come with the
+message that names them."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ class Scribe:
         self.upkeep = Upkeep(run_path, self._known, is_needed)
 
     def write(self, job: Message, memory: memoryview) -> Message:
-        """Write one state; the answer says the hash of each tensor and the bytes of each file, or what went wrong."""
+        """Write one state; the answer says the hash of each tensor and the bytes of each
+        file, or what went wrong.
+        """
         answer: Message = {"number": job["number"], "position": job["position"]}
         try:
             state = self._written(job, memory)
@@ -90,7 +93,10 @@ class Scribe:
 
 
 def main(handle: int, run_path: str, training: int) -> None:
-    """Serve the training at the other end of a socket until it hangs up. training: its process id."""
+    """Serve the training at the other end of a socket until it hangs up.
+
+    training: its process id.
+    """
     for one in (
         signal.SIGINT,
         signal.SIGTERM,
@@ -145,7 +151,8 @@ def packed(message: Message) -> bytes:
 def messages(
     channel: socket.socket, handles: list[int], goes_on: Callable[[], bool] = lambda: True
 ) -> Iterator[Message]:
-    """What comes over a socket until the other end hangs up; descriptors that come with it go to `handles`.
+    """What comes over a socket until the other end hangs up; descriptors that come with it go
+    to `handles`.
 
     goes_on: asked before each read, and False ends it.
     """
@@ -166,7 +173,8 @@ def messages(
 
 
 def _hears(channel: socket.socket, training: int) -> bool:
-    """Wait until there is something to read; False once the training is gone, and all that it said was read.
+    """Wait until there is something to read; False once the training is gone, and all that it
+    said was read.
 
     Processes that it forked may live on and keep the other end of the socket open.
     """
@@ -180,7 +188,9 @@ def _hears(channel: socket.socket, training: int) -> bool:
 
 
 def _known(run_path: Path) -> Known:
-    """What is on the disk: of a resumed run there is something, and of one whose writer was killed."""
+    """What is on the disk: of a resumed run there is something, and of one whose writer was
+    killed.
+    """
     try:
         return known_tensors(run_path)
     except (
@@ -190,7 +200,10 @@ def _known(run_path: Path) -> Known:
 
 
 def _still_stands(folder: Path, state: Message) -> None:
-    """See that what a new checkpoint refers to was not given up while it was written. Raises StoreError."""
+    """See that what a new checkpoint refers to was not given up while it was written.
+
+    Raises StoreError.
+    """
     if not any("/" in file for file in state["files"]):
         return
     holders = Holders(folder, state)

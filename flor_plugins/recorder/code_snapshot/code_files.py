@@ -19,7 +19,9 @@ NOT_CODE_FOLDERS = frozenset(("node_modules", "__pycache__"))
 
 
 def why_unchanged(path: Path) -> str:
-    """Why the change of a tracked file stays out (its committed version stays in); "" if it goes in."""
+    """Why the change of a tracked file stays out (its committed version stays in); "" if it
+    goes in.
+    """
     size = _size(path)
     if size > MAX_FILE_BYTES:
         return f"{_megabytes(size)}, over 10 MB: its change is left out"
@@ -63,7 +65,9 @@ def _why_not(path: Path, size: int, is_folder: bool) -> str:
 
 
 def scan(folder: Path, store: Path, left_out: list[str]) -> list[str]:
-    """The code-like files beneath a folder without git, relative to it; nested repositories end with /."""
+    """The code-like files beneath a folder without git, relative to it; nested repositories
+    end with /.
+    """
     found, scanned = [], 0
     for here, folders, files in os.walk(folder):
         inside = os.path.relpath(here, folder)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from flor_plugins.store.layout import Store
 
-# By itself git leaves new objects to the system: a machine that loses its power has the ref then, and not the code.
+# By itself git leaves new objects to the system: a machine that loses its power has the ref
+# then, and not the code.
 SAFE = ("-c", "core.fsync=committed", "-c", "core.fsyncMethod=batch")
 
 
@@ -82,7 +83,10 @@ def take(store: Store, run_id: str, start: Path) -> Code:
 
 
 def changes_since(store: Store, code: Code) -> list[str]:
-    """What has changed in the work tree of a run's code since; as `changes`. Raises SnapshotError as `take`."""
+    """What has changed in the work tree of a run's code since; as `changes`.
+
+    Raises SnapshotError as `take`.
+    """
     probe = f"probe-{os.getpid()}"
     now = take(store, probe, Path(code.root))
     try:
@@ -134,7 +138,8 @@ def _repo_around(folder: Path) -> Repo | None:
         for place in (folder, *folder.parents):
             if (place / ".git").exists():
                 raise SnapshotError(
-                    f"the code in {folder} was to be kept; {place / '.git'} is there, but git can't read it. "
+                    f"the code in {folder} was to be kept; {place / '.git'} is there, but git "
+                    f"can't read it. "
                     f"Repair it (git -C '{place}' fsck says more) or move it away."
                 ) from error
         return None

@@ -1,4 +1,5 @@
-"""Runs recorded without us: Lightning's `.ckpt` files and checkpoint folders of the HF Trainer become runs.
+"""Runs recorded without us: Lightning's `.ckpt` files and checkpoint folders of the HF Trainer
+become runs.
 
 Only their weights are taken. The user's files are read, never written.
 """
@@ -44,9 +45,8 @@ def import_run(
 
     path: a `.ckpt` file or a folder of some, a `checkpoint-*` folder or one that has several.
     launch: what trained it (see `launches`), needed for a replay; its code is kept as it is now.
-    The same files are imported once; a name or another launch is then given to the run that is there.
-    Raises StoreError if nothing at `path` can be read, saying why.
-    """
+    The same files are imported once; a name or another launch is then given to the run that is
+    there. Raises StoreError if nothing at `path` can be read, saying why."""
     found = _find(path.absolute())
     home = (store or find_store()).make()
     sources = [_source(file) for file in found.files]
@@ -67,7 +67,8 @@ def _find(path: Path) -> Found:
     of_lightning, of_hf = lightning.files_in(path), hf.folders_in(path) if path.is_dir() else []
     if of_lightning and of_hf:
         raise StoreError(
-            f"{path} has checkpoints of Lightning and of the HF Trainer: name one, {of_lightning[0]} or {of_hf[0]}"
+            f"{path} has checkpoints of Lightning and of the HF Trainer: name one, "
+            f"{of_lightning[0]} or {of_hf[0]}"
         )
     if of_lightning:
         return lightning.find(path)
@@ -78,12 +79,15 @@ def _find(path: Path) -> Found:
     )
     hint = f" There are some in {', '.join(deeper[:5])}: name one of those." if deeper else ""
     raise StoreError(
-        f"{path} was to be imported, and is no .ckpt file, no checkpoint-* folder and no folder of those.{hint}"
+        f"{path} was to be imported, and is no .ckpt file, no checkpoint-* folder and no "
+        f"folder of those.{hint}"
     )
 
 
 def _below(path: Path, pattern: str) -> list[Path]:
-    """Not deeper than lightning_logs/version_0/checkpoints: somebody's home may have millions of files."""
+    """Not deeper than lightning_logs/version_0/checkpoints: somebody's home may have
+    millions of files.
+    """
     return [one for depth in ("*", "*/*", "*/*/*") for one in path.glob(f"{depth}/{pattern}")]
 
 
@@ -161,7 +165,10 @@ def _with_launch(home: Store, run: Run, launch: Launch | None, source: Path) -> 
             obstacles=(weights, Obstacle("none", gap, "see the message")),
             gaps=(*run.gaps, gap),
         )
-    gap = f"the code is that of the import ({_moment(datetime.now(UTC).timestamp())}), maybe not of the training"
+    gap = (
+        f"the code is that of the import ({_moment(datetime.now(UTC).timestamp())}), maybe "
+        f"not of the training"
+    )
     return replace(
         run,
         launch=launch,

@@ -1,4 +1,6 @@
-"""What an importer finds on disk: checkpoints that another program wrote, and what was logged beside them."""
+"""What an importer finds on disk: checkpoints that another program wrote, and what was
+logged beside them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Checkpoint folders that the HF Trainer wrote: weights, trainer_state.json and config.json; no pickle is opened."""
+"""Checkpoint folders that the HF Trainer wrote: weights, trainer_state.json and config.json;
+no pickle is opened.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ _SETTINGS = (
     "save_steps",
     "train_batch_size",
 )
-# As in hf/collector.py: "loss" is each update's own, and the Trainer logs a mean since its last log.
+# As in hf/collector.py: "loss" is each update's own, and the Trainer logs a mean since its last
+# log.
 _RENAMED = {"loss": "loss_logged"}
 _ROUNDING = 1e-6  # the Trainer counts epochs in floats
 
@@ -129,11 +132,14 @@ def weight_files(folder: Path) -> tuple[Path, ...]:
             return shards
     if (folder / _ADAPTER).is_file():
         raise StoreError(
-            f"{folder} holds an adapter (LoRA) and not the model's weights, and can't be imported. Merge it into "
-            f"its model and save that: model.merge_and_unload().save_pretrained(FOLDER), with {STATE} beside it"
+            f"{folder} holds an adapter (LoRA) and not the model's weights, and can't be "
+            f"imported. Merge it into "
+            f"its model and save that: model.merge_and_unload().save_pretrained(FOLDER), with "
+            f"{STATE} beside it"
         )
     raise StoreError(
-        f"{folder} was to be imported, and has none of {', '.join(_WHOLE)} (or their index). Shards of FSDP or "
+        f"{folder} was to be imported, and has none of {', '.join(_WHOLE)} (or their index). "
+        f"Shards of FSDP or "
         f"DeepSpeed are to be put together first: accelerate merge-weights"
     )
 
@@ -152,7 +158,10 @@ def _check(files: Sequence[Path]) -> None:
 
 
 def read_weights(files: Sequence[Path]) -> dict[str, Any]:
-    """A model's state_dict out of its files, tensors on the CPU. Raises StoreError if one is torn or holds code."""
+    """A model's state_dict out of its files, tensors on the CPU.
+
+    Raises StoreError if one is torn or holds code.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -197,12 +206,17 @@ def _completed(epochs: float) -> int:
 
 
 def _strays(held: Sequence[_Held], newest: Mapping[str, Any]) -> Iterator[str]:
-    """Checkpoints of another training: what a training has logged is the beginning of what it logs later."""
+    """Checkpoints of another training: what a training has logged is the beginning of what
+    it logs later.
+    """
     history = newest.get("log_history") or []
     for one in held:
         own = one.state.get("log_history") or []
         if own != history[: len(own)]:
-            yield f"{one.stored.path} seems to be of another training: its log is not the beginning of the newest one's"
+            yield (
+                f"{one.stored.path} seems to be of another training: its log is not the "
+                f"beginning of the newest one's"
+            )
 
 
 def _params(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,5 +250,7 @@ def _rows(history: History, stored: Sequence[Stored], at: float) -> Iterator[Row
 
 
 def _level(entry: Mapping[str, Any], phase: Phase, is_end: bool) -> Level:
-    """An evaluation at an epoch's end is the epoch's, and so is the summary; a training log is its step's."""
+    """An evaluation at an epoch's end is the epoch's, and so is the summary; a training log
+    is its step's.
+    """
     return "epoch" if is_end and (phase == "validation" or "train_runtime" in entry) else "step"

@@ -22,7 +22,8 @@ def of_command(words: Sequence[str]) -> Launch:
         or (words[1] == "-m" and len(words) < 3)
     ):
         raise FlorError(
-            f"the command that trained a run is a python command, and {' '.join(words)!r} was given: "
+            f"the command that trained a run is a python command, and {' '.join(words)!r} was "
+            f"given: "
             "flor-hf import PATH -- python train.py --lr 0.1"
         )
     here = launch_environment.launch()

@@ -23,7 +23,9 @@ _STEP = "global_step"
 
 
 def files_in(path: Path) -> list[Path]:
-    """The checkpoints at `path`: itself, those in it, or in `checkpoints/` in it; links to one of them once."""
+    """The checkpoints at `path`: itself, those in it, or in `checkpoints/` in it; links to
+    one of them once.
+    """
     if path.suffix == ENDING:
         return [path]
     found = sorted(path.glob(f"*{ENDING}")) or sorted((path / "checkpoints").glob(f"*{ENDING}"))
@@ -77,14 +79,14 @@ def find(path: Path) -> Found:
 def read_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     """The dict in a `.ckpt` file of Lightning, or in a folder that FlorCheckpointIO wrote.
 
-    Tensors are on the CPU; mapped: those of a file are read when they are used, which spares reading
-    the optimizer's part in vain. Raises StoreError, naming the globals, if the file holds anything
-    that only code could build.
-    """
+    Tensors are on the CPU; mapped: those of a file are read when they are used, which spares
+    reading the optimizer's part in vain. Raises StoreError, naming the globals, if the file
+    holds anything that only code could build."""
     if path.is_dir():
         if not (path / STATE).is_file():
             raise StoreError(
-                f"{path} is a folder of a sharded strategy (FSDP, DeepSpeed), which can't be read. Make one file "
+                f"{path} is a folder of a sharded strategy (FSDP, DeepSpeed), which can't be "
+                f"read. Make one file "
                 f"of it: python -m lightning.pytorch.utilities.consolidate_checkpoint '{path}'"
             )
         sections = load_folder(path)
@@ -96,7 +98,8 @@ def read_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
         raise StoreError(_refusal(path, error)) from error
     if not isinstance(found, dict):
         raise StoreError(
-            f"{path} was to be read as a checkpoint of Lightning, and holds a {type(found).__name__}"
+            f"{path} was to be read as a checkpoint of Lightning, and holds a "
+            f"{type(found).__name__}"
         )
     return found
 
@@ -133,7 +136,8 @@ def _stored(path: Path, checkpoint: Mapping[str, Any]) -> Stored:
     if position is None or "state_dict" not in checkpoint:
         keys = ", ".join(map(str, list(checkpoint)[:8]))
         raise StoreError(
-            f"{path} was to be read as a checkpoint of Lightning. That has epoch, {_STEP} and state_dict; "
+            f"{path} was to be read as a checkpoint of Lightning. That has epoch, {_STEP} and "
+            f"state_dict; "
             f"this one has {keys}"
         )
     return Stored(path, position, _ends_epoch(checkpoint), lambda: read_file(path)["state_dict"])
@@ -148,10 +152,12 @@ def _refusal(path: Path, error: Exception) -> str:
         why = str(error).partition("\n")[0][:200]
         return f"{path} can't be read as a checkpoint of Lightning: {type(error).__name__}: {why}"
     return (
-        f"{path} holds more than data: {', '.join(names)}. It is read with weights_only=True, and such globals "
+        f"{path} holds more than data: {', '.join(names)}. It is read with weights_only=True, "
+        f"and such globals "
         f"run code. If you trust the file, save it again without them: import torch; "
         f"held = torch.load(PATH, weights_only=False); "
-        f"torch.save({{key: held[key] for key in ('epoch', 'global_step', 'loops', 'state_dict')}}, OUT)"
+        f"torch.save({{key: held[key] for key in ('epoch', 'global_step', 'loops', "
+        f"'state_dict')}}, OUT)"
     )
 
 

@@ -1,4 +1,6 @@
-"""What a recording that the script itself begins is to be called: said by the process that started the script."""
+"""What a recording that the script itself begins is to be called: said by the process that
+started the script.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from flor_plugins.records import Launch
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """launch: how the training was started. name, project: of its runs, where the script does not say.
+    """launch: how the training was started. name, project: of its runs, where the script does
+    not say.
 
     begun: ids of the runs that came of it.
     """

@@ -18,11 +18,15 @@ _START = "flor_plugins.recorder.launching.run_script"
 
 
 def command(run: Run, moved: Mapping[str, str] | None = None) -> list[str]:
-    """The words of the command. moved: where files of the run's code lie now. Raises FlorError for a notebook."""
+    """The words of the command. moved: where files of the run's code lie now.
+
+    Raises FlorError for a notebook.
+    """
     launch = run.launch
     if launch.kind == "interactive":
         raise FlorError(
-            f"run {run.name} ({run.run_id}) was started from a prompt or a notebook, which can't be started again; "
+            f"run {run.name} ({run.run_id}) was started from a prompt or a notebook, which "
+            f"can't be started again; "
             f"there, train with FlorCallback(resume={run.run_id!r})"
         )
 
@@ -44,7 +48,9 @@ def command(run: Run, moved: Mapping[str, str] | None = None) -> list[str]:
 
 
 def environment(run: Run, moved: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of the relaunched process: the present ones, the recorded ones, and which run it goes on with."""
+    """The variables of the relaunched process: the present ones, the recorded ones, and
+    which run it goes on with.
+    """
     recorded = {name: value for name, value in run.launch.env.items() if not _of_a_process(name)}
     found = {**os.environ, **recorded, VARIABLE: run.run_id, "FLOR_DIR": str(run.path.parents[1])}
     if run.framework == "loop":  # its parameters are what flor.arg gave, random defaults among them
@@ -64,13 +70,17 @@ def _moved(path: str, moved: Mapping[str, str]) -> str:
 
 
 def _processes(launch: Launch) -> list[str]:
-    """torchrun, where it had started the processes. Lightning's own launcher starts them again by itself."""
+    """torchrun, where it had started the processes.
+
+    Lightning's own launcher starts them again by itself.
+    """
     count = launch.env.get("WORLD_SIZE", "1")
     if count == "1" or "TORCHELASTIC_RUN_ID" not in launch.env:
         return []
     if launch.env.get("LOCAL_WORLD_SIZE", count) != count:
         raise FlorError(
-            f"the run was trained by {count} processes on several machines; start it there as before, "
+            f"the run was trained by {count} processes on several machines; start it there as "
+            f"before, "
             'with FlorCallback(resume="auto")'
         )
     return ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={count}"]

@@ -32,9 +32,9 @@ def recipe(
 ) -> None:
     """Train one version of a recipe, with the callback on where `is_recorded`.
 
-    begins: called with what the recipe's function has built, right before it is trained. Of a function that trains
-    by itself, with flor.loop, neither is heard: see `listen` in loops/intercept.py.
-    """
+    begins: called with what the recipe's function has built, right before it is trained. Of a
+    function that trains by itself, with flor.loop, neither is heard: see `listen` in
+    loops/intercept.py."""
     asked = load_recipe(path)
     params = asked.params_of(version)
     launched = launch_environment.launch()
@@ -63,7 +63,10 @@ def recipe(
 
 
 def command(kind: str, framework: str, name: str, target: str, arguments: list[str]) -> None:
-    """Run a script or a module; every trainer that it trains gets a FlorCallback. Hand-written loops need none."""
+    """Run a script or a module; every trainer that it trains gets a FlorCallback.
+
+    Hand-written loops need none.
+    """
     folder = Path(target).resolve().parent if kind == "script" else Path.cwd()
     launched = launch_environment.launch()
     launch = Launch(
@@ -91,7 +94,9 @@ def command(kind: str, framework: str, name: str, target: str, arguments: list[s
 
 
 def _put_on(framework: str, name: str, launch: Launch) -> MissingDependency | None:
-    """What is missing for it is said when the script has ended: one with a hand-written loop needs no trainer."""
+    """What is missing for it is said when the script has ended: one with a hand-written loop
+    needs no trainer.
+    """
     try:
         made = adapter.package_of(framework).FlorCallback
     except MissingDependency as error:

@@ -52,7 +52,10 @@ def of_callback(callback: Any, known: Container[int], remedy: str) -> Iterator[O
 
 
 def of_owner(what: str, owner: Any, known: Container[int], remedy: str) -> Iterator[Obstacle]:
-    """The same for any other object of which `state.objects` records what it can. what: it is called."""
+    """The same for any other object of which `state.objects` records what it can.
+
+    what: it is called.
+    """
     changing = changing_attributes(type(owner))
     for name, value in getattr(owner, "__dict__", {}).items():
         # Modules that are attributes are recorded; those in a list are not.
@@ -70,7 +73,8 @@ def of_owner(what: str, owner: Any, known: Container[int], remedy: str) -> Itera
 
 
 def of_modules(root: nn.Module, known: Container[int], remedy: str) -> Iterator[Obstacle]:
-    """The same for a model and its modules, as far as their classes are the user's, beyond `state.module`.
+    """The same for a model and its modules, as far as their classes are the user's, beyond
+    `state.module`.
 
     A module that brings a state of its own (`get_extra_state`) is left out.
     """
@@ -99,7 +103,10 @@ def _of_module(
 
 
 def of_object(owner: str, holder: Any, saved: Container[str], remedy: str) -> Iterator[Obstacle]:
-    """Attributes that the user's own methods of any other object keep up to date. owner: what it is to the trainer."""
+    """Attributes that the user's own methods of any other object keep up to date.
+
+    owner: what it is to the trainer.
+    """
     changing = changing_attributes(type(holder))
     for name, value in getattr(holder, "__dict__", {}).items():
         if name in changing and name not in saved and not _is_generator(value):
@@ -107,7 +114,8 @@ def of_object(owner: str, holder: Any, saved: Container[str], remedy: str) -> It
 
 
 def changing_attributes(kind: type) -> set[str]:
-    """Attributes that the class' own methods update from what they were; empty where its source is not found.
+    """Attributes that the class' own methods update from what they were; empty where its source
+    is not found.
 
     Only classes outside of the installed packages are read.
     """
@@ -131,7 +139,9 @@ def _updates(kind: type) -> Iterator[str]:
 
 
 def _updated(node: ast.AST, me: str) -> Iterator[str]:
-    """`self.x += 1`, `self.x[k] = v`, `self.x = f(self.x)`, `self.x.append(v)`, `self.x.mul_(v)`: x."""
+    """`self.x += 1`, `self.x[k] = v`, `self.x = f(self.x)`, `self.x.append(v)`,
+    `self.x.mul_(v)`: x.
+    """
     if isinstance(node, ast.AugAssign):
         yield from _named(node.target, me)
     elif isinstance(node, ast.Assign):
@@ -156,7 +166,9 @@ def _named(node: ast.AST, me: str) -> Iterator[str]:
 
 
 def is_iterator(value: Any) -> bool:
-    """Does it go on where it stopped? An `__iter__` that does something before it returns may begin again."""
+    """Does it go on where it stopped? An `__iter__` that does something before it returns
+    may begin again.
+    """
     if not hasattr(type(value), "__next__") or isinstance(value, io.IOBase):
         return False
     code = getattr(getattr(type(value), "__iter__", None), "__code__", None)
@@ -218,7 +230,9 @@ def _has_state(value: Any) -> bool:
 
 
 def _is_trained(value: Any) -> bool:
-    """A module outside of the model's own parts whose weights may be trained; a frozen one does not change."""
+    """A module outside of the model's own parts whose weights may be trained; a frozen one
+    does not change.
+    """
     return isinstance(value, nn.Module) and any(one.requires_grad for one in value.parameters())
 
 

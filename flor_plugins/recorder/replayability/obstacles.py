@@ -30,7 +30,9 @@ _FIXED_COLLATES = frozenset(
 
 
 def of_launch(launch: Launch, code: Code | None, why: str = "") -> list[Obstacle]:
-    """Can the script be started again, with its code? why: what the snapshot said when it failed."""
+    """Can the script be started again, with its code? why: what the snapshot said when it
+    failed.
+    """
     found = []
     if code is None:
         reason = "there is no snapshot of the code" + (f": {why}" if why else "")
@@ -47,7 +49,9 @@ def of_launch(launch: Launch, code: Code | None, why: str = "") -> list[Obstacle
 
 
 def of_kernels(device: torch.device | str) -> list[Obstacle]:
-    """May the kernels of this device round differently from one run to the next, under this process' settings?"""
+    """May the kernels of this device round differently from one run to the next, under this
+    process' settings?
+    """
     return of_device(
         torch.device(device).type,
         deterministic=torch.are_deterministic_algorithms_enabled(),
@@ -67,19 +71,30 @@ def of_device(
     if kind == "cuda":
         remedy += ", and start it with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment"
     if not deterministic:
-        reason = f"it trains on {kind} without deterministic algorithms: kernels may add up in another order"
+        reason = (
+            f"it trains on {kind} without deterministic algorithms: kernels may add up in "
+            f"another order"
+        )
         found.append(Obstacle("close", reason, remedy))
     elif warn_only:
-        reason = f"it trains on {kind}, and use_deterministic_algorithms(warn_only=True) lets all kernels through"
+        reason = (
+            f"it trains on {kind}, and use_deterministic_algorithms(warn_only=True) lets "
+            f"all kernels through"
+        )
         found.append(Obstacle("close", reason, f"{remedy}, without warn_only"))
     if kind == "cuda" and benchmark:
-        reason = "torch.backends.cudnn.benchmark is on: each process picks its convolution kernels by measuring them"
+        reason = (
+            "torch.backends.cudnn.benchmark is on: each process picks its convolution "
+            "kernels by measuring them"
+        )
         found.append(Obstacle("close", reason, "set torch.backends.cudnn.benchmark = False"))
     return found
 
 
 def of_loader(role: str, loader: Any) -> list[Obstacle]:
-    """role: "training" or "validation". loader: a DataLoader, or any iterable that stands in for one."""
+    """role: "training" or "validation". loader: a DataLoader, or any iterable that stands in
+    for one.
+    """
     loader = getattr(loader, "base_dataloader", loader)  # below accelerate's shard
     if not isinstance(loader, data.DataLoader):
         return list(of_stream(role, "loader", loader))
@@ -101,7 +116,10 @@ def of_loader(role: str, loader: Any) -> list[Obstacle]:
 
 
 def of_dataset(role: str, dataset: Any, *, workers: int) -> list[Obstacle]:
-    """A dataset that goes on where it stopped. In workers each epoch begins with the copy that they got."""
+    """A dataset that goes on where it stopped.
+
+    In workers each epoch begins with the copy that they got.
+    """
     if workers:
         return []
     inner = [one for part in _inside(dataset) for one in of_dataset(role, part, workers=0)]
@@ -109,8 +127,13 @@ def of_dataset(role: str, dataset: Any, *, workers: int) -> list[Obstacle]:
 
 
 def of_stream(role: str, part: str, source: Any) -> Iterator[Obstacle]:
-    """Is a part of a loader, or something that it keeps, an iterator: a position that nobody can see or set?"""
-    remedy = "use an object whose __iter__ begins again each time: a list, or a class with a generator as __iter__"
+    """Is a part of a loader, or something that it keeps, an iterator: a position that nobody
+    can see or set?
+    """
+    remedy = (
+        "use an object whose __iter__ begins again each time: a list, or a class with a "
+        "generator as __iter__"
+    )
     owner = f"the {part} for {role}, {where(type(source))},"
     if is_iterator(source):
         yield Obstacle("partial", f"{owner} is its own iterator: it can't be begun again", remedy)
@@ -130,7 +153,10 @@ def of_sampler(role: str, part: str, sampler: Any) -> Iterator[Obstacle]:
     """A sampler of the user's that goes on from what it counted; generators in it are recorded."""
     # Both trainers call `set_epoch` at each epoch's beginning, in a replay as well.
     saved = ("epoch",) if hasattr(sampler, "set_epoch") else ()
-    remedy = "give it set_epoch(epoch), and compute the order from that or from a torch.Generator that it keeps"
+    remedy = (
+        "give it set_epoch(epoch), and compute the order from that or from a "
+        "torch.Generator that it keeps"
+    )
     yield from of_object(f"the {part} for {role}", sampler, saved, remedy)
 
 
@@ -147,11 +173,15 @@ def of_workers(
     found = []
     if not in_order:
         grade = "partial" if role == "training" else "close"
-        reason = f"the DataLoader for {role} has in_order=False: batches come as the workers happen to finish"
+        reason = (
+            f"the DataLoader for {role} has in_order=False: batches come as the workers "
+            f"happen to finish"
+        )
         found.append(Obstacle(grade, reason, "use in_order=True"))
     if persistent and role == "validation" and _may_draw(dataset, collate):
         reason = (
-            f"the DataLoader for {role} has persistent_workers=True: if {where(type(dataset))} or its collate function "
+            f"the DataLoader for {role} has persistent_workers=True: if {where(type(dataset))} "
+            f"or its collate function "
             f"draws random numbers, their state in the workers is not recorded"
         )
         found.append(Obstacle("partial", reason, "use persistent_workers=False for validation"))
@@ -159,7 +189,9 @@ def of_workers(
 
 
 def of_lost(lost: Iterable[str]) -> list[Obstacle]:
-    """lost: "section/path: why" of each leaf of a state that could not be stored, see `codec.encode`."""
+    """lost: "section/path: why" of each leaf of a state that could not be stored, see
+    `codec.encode`.
+    """
     sections: dict[str, list[str]] = {}
     for leaf in lost:
         sections.setdefault(leaf.partition("/")[0], []).append(leaf)
@@ -185,14 +217,17 @@ def of_sharding(what: str) -> Obstacle:
     """what: the strategy or option that splits the model or the optimizer over processes."""
     return Obstacle(
         "weights",
-        f"it trains with {what}: no part of the optimizer's state is recorded, so that only metrics of the "
+        f"it trains with {what}: no part of the optimizer's state is recorded, so that only "
+        f"metrics of the "
         f"weights can be replayed",
         "train with data parallelism (DDP) or in one process to replay updates",
     )
 
 
 def of_spawned(what: str) -> Obstacle:
-    """what: the setting with which the script's own process makes the others, in the middle of the script."""
+    """what: the setting with which the script's own process makes the others, in the middle
+    of the script.
+    """
     return Obstacle(
         "weights",
         f"its processes are made by {what}: a replay can't start them one by one",

@@ -27,7 +27,9 @@ MARGIN = 0.06  # a second place that is nearly as good makes both uncertain
 MIN_SCOPE = 0.35
 SAME = 0.8  # what has the same name in the same file, and is that alike, is the same
 SAME_CLASS = 0.85  # a class whose body is that alike may have another name
-FAR = 0.85  # each statement between a statement and its nearest known neighbour makes the neighbour say less
+# each statement between a statement and its nearest known neighbour makes the neighbour say
+# less
+FAR = 0.85
 MAX_SCOPES = 8
 # Of these the values of parameters and gradients change, whatever stands between the brackets.
 UPDATES = (
@@ -74,7 +76,10 @@ class Place:
 
 
 class Finder:
-    """Finds places in one old version for statements of the base. exact: files that git merges without a conflict."""
+    """Finds places in one old version for statements of the base.
+
+    exact: files that git merges without a conflict.
+    """
 
     def __init__(self, base: Version, old: Version, exact: Iterable[str] = ()) -> None:
         self.base = base
@@ -83,7 +88,9 @@ class Finder:
         self.votes = self._votes_of_namesakes()
 
     def _votes_of_namesakes(self) -> Votes:
-        """What functions that kept their names say about the names inside them: who is called, what self holds."""
+        """What functions that kept their names say about the names inside them: who is
+        called, what self holds.
+        """
         votes = Votes()
         by_name: dict[str, list[Scope]] = {}
         for one in self.old.scopes:
@@ -181,7 +188,11 @@ class Finder:
         return found[:MAX_SCOPES]
 
     def scope_likeness(self, base: Scope, old: Scope) -> float:
-        """Up to 1. A function is known by its body, its name, or the name that its callers use; a class by its name."""
+        """Up to 1.
+
+        A function is known by its body, its name, or the name that its callers use; a class by
+        its name.
+        """
         same_path = 1.0 if base.path == old.path else 0.5
         body = likeness(base.node, old.node)
         if not base.names:
@@ -214,7 +225,8 @@ class Finder:
         if not places or places[0].score < MIN_PLACE:
             near = ", ".join(map(str, places[:3])) or "no class there is like it"
             raise CannotCarry(
-                f"{group} has no class in this version like {source.scope}. Nearest: {near}. Use a hook."
+                f"{group} has no class in this version like {source.scope}. Nearest: {near}. "
+                f"Use a hook."
             )
         if len(places) > 1 and places[1].score > places[0].score - MARGIN:
             raise CannotCarry(_two_places(group, places[0], places[1]))
@@ -227,7 +239,9 @@ class Finder:
         return Place(block, low, like, source.scope)
 
     def _between(self, group: Group, place: Place, high: int) -> Place:
-        """A place among statements that only this version has: where they do not matter to the group, or not at all."""
+        """A place among statements that only this version has: where they do not matter to
+        the group, or not at all.
+        """
         names = self.local_names(place, group)
         touching = [
             index for index in range(place.index, high) if _touches(place.block.body[index], names)
@@ -270,7 +284,9 @@ def vote(votes: Votes, base: Scope, old: Scope) -> None:
 def _anchors(
     base: list[ast.stmt], index: int, old: list[ast.stmt]
 ) -> tuple[int, int, float] | None:
-    """Between which statements of `old` the place before base[index] lies, and how sure its neighbours make that."""
+    """Between which statements of `old` the place before base[index] lies, and how sure its
+    neighbours make that.
+    """
     found = align(base, old)
     above = next((i for i in range(index - 1, -1, -1) if i in found), None)
     below = next((i for i in range(index, len(base)) if i in found), None)
@@ -295,7 +311,9 @@ def _anchors(
 
 
 def _touches(one: ast.stmt, names: set[str]) -> bool:
-    """May a statement change what the names stand for? It gives them values, or is called for its effect on them."""
+    """May a statement change what the names stand for? It gives them values, or is called
+    for its effect on them.
+    """
     if binds(one) & names:
         return True
     if not (isinstance(one, ast.Expr) and isinstance(one.value, ast.Call)):

@@ -1,4 +1,6 @@
-"""An edit of the working tree, carried to an old version of the code: merged by git, else by aligned syntax trees."""
+"""An edit of the working tree, carried to an old version of the code: merged by git, else by
+aligned syntax trees.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ class Carried:
     """An edit in one old version.
 
     sources: files of the old version that become other ones, by path. how: for each, whether it was
-    the file that was edited, or git merged it, or syntax trees were aligned. patch: as `git diff` prints it.
-    """
+    the file that was edited, or git merged it, or syntax trees were aligned. patch: as `git
+    diff` prints it."""
 
     sources: Mapping[str, str]
     how: Mapping[str, Way]
@@ -67,7 +69,8 @@ def _new_files(edit: Edit, old: Mapping[str, str]) -> dict[str, str]:
     for path, text in added.items():
         if old.get(path, text) != text:
             raise CannotCarry(
-                f"{path}:1 is new in the working tree, and this version has another file of that name. "
+                f"{path}:1 is new in the working tree, and this version has another file of "
+                f"that name. "
                 "Give the new file another name."
             )
     return {path: text for path, text in added.items() if path not in old}
@@ -87,7 +90,9 @@ def _merges(edit: Edit, old: Mapping[str, str]) -> dict[str, str]:
 
 
 def _is_as_good(old: str, aligned: str, git: str, texts: Mapping[str, str], path: str) -> bool:
-    """Did git bring what alignment brings, and otherwise at most what is not used and does nothing?"""
+    """Did git bring what alignment brings, and otherwise at most what is not used and does
+    nothing?
+    """
     trees = [parsed(path, text) for text in (old, aligned, git)]
     before, mine, other = trees
     if before is None or mine is None or other is None:
@@ -130,7 +135,9 @@ class _Carrying:
         self.supply = Supply(self.edited, self.finder)
 
     def texts(self) -> dict[str, str]:
-        """The files that change, with the edit in them; each is proved to be the old one without it."""
+        """The files that change, with the edit in them; each is proved to be the old one
+        without it.
+        """
         puts = [put for group in self._groups() for put in self._placed(group)]
         puts += self.supply.puts()
         found = {}
@@ -140,7 +147,9 @@ class _Carrying:
         return found
 
     def _groups(self) -> list[Group]:
-        """The statements that have a place of their own; the others come along as they are needed."""
+        """The statements that have a place of their own; the others come along as they are
+        needed.
+        """
         groups: list[Group] = []
         kept = [
             one
@@ -157,7 +166,10 @@ class _Carrying:
         return groups
 
     def _comes_along(self, one: Insertion) -> bool:
-        """At module level: imports and definitions. A statement there that only does something has a place."""
+        """At module level: imports and definitions.
+
+        A statement there that only does something has a place.
+        """
         return not one.scope and one.kind != "log" and (one.kind == "import" or not one.block)
 
     def _node(self, one: Insertion) -> ast.stmt:
@@ -205,7 +217,8 @@ class _Carrying:
         if taken_already:
             name = min(taken_already)
             raise CannotCarry(
-                f"{asked} defines {name!r}, and {scope} of this version has that name already: it would change "
+                f"{asked} defines {name!r}, and {scope} of this version has that name already: "
+                f"it would change "
                 "the training. Give it another name in the working tree."
             )
 
@@ -225,7 +238,8 @@ class _Carrying:
         there = self.supply.bring(name, first.path, place.block.scope.path, asked)
         if there in function_locals(self.old, place.block.scope):
             raise CannotCarry(
-                f"{asked} reads {name!r}; in {place.block.scope} {there!r} is a variable. Rename it."
+                f"{asked} reads {name!r}; in {place.block.scope} {there!r} is a variable. "
+                f"Rename it."
             )
         return there
 
@@ -240,7 +254,8 @@ class _Carrying:
         choices = self.finder.votes_of(place).names(name) or [name]
         if len(choices) > 1:
             raise CannotCarry(
-                f"{asked} reads {name!r}, which may be {' or '.join(map(repr, choices[:2]))} in {scope}. "
+                f"{asked} reads {name!r}, which may be {' or '.join(map(repr, choices[:2]))} "
+                f"in {scope}. "
                 "Log it with a hook, or leave this run out."
             )
         body, index = place.block.body, place.index
@@ -278,7 +293,8 @@ def _proved(old: Version, path: str, text: str, puts: list[Put]) -> str:
     meant = shapes(ast.parse(put.text).body[0] for put in puts)
     if found is None or shapes(one.node for one in found) != meant:
         raise CannotCarry(
-            f"the edit was put into {path}, and without it the file is not what it was. Log it with a hook, "
+            f"the edit was put into {path}, and without it the file is not what it was. Log it "
+            f"with a hook, "
             "or leave this run out."
         )
     return text

@@ -1,4 +1,6 @@
-"""What a statement of the edit needs of other modules and of the edit itself, brought to where it goes."""
+"""What a statement of the edit needs of other modules and of the edit itself, brought to
+where it goes.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ from flor_plugins.replayer.backport.syntax import (
     statements,
 )
 
-MIN_SAME = 0.85  # a function with another name and nobody who says so is the same one if its body is that alike
+# a function with another name and nobody who says so is the same one if its body is that alike
+MIN_SAME = 0.85
 
 
 class Supply:
@@ -43,7 +46,8 @@ class Supply:
         self.definitions: dict[tuple[str, str], list[Put]] = {}  # (file, name)
 
     def bring(self, name: str, source: str, target: str, asked: str) -> str:
-        """Make what `name` means in `source` (a file of the edit) known in `target` (a file of the old version).
+        """Make what `name` means in `source` (a file of the edit) known in `target` (a file of
+        the old version).
 
         Gives the name that it has there. Raises CannotCarry where it does not exist in the old
         version, or its name there means something else.
@@ -86,7 +90,8 @@ class Supply:
         there = self.imports.setdefault(target, {})
         if there.get(name, text) != text or (name in module_names(self.old, target)):
             raise CannotCarry(
-                f"{asked} needs `{text}`, and in {target} of this version {name!r} is something else. "
+                f"{asked} needs `{text}`, and in {target} of this version {name!r} is "
+                f"something else. "
                 "Import it by another name in the working tree."
             )
         there[name] = text
@@ -125,7 +130,8 @@ class Supply:
                 return one.name
         if of.path in self.old.trees and leads_to(self.old, of.path, target):
             raise CannotCarry(
-                f"{asked} needs {of.name or 'the module'} of {of.path}, which itself imports {target} in this version: "
+                f"{asked} needs {of.name or 'the module'} of {of.path}, which itself imports "
+                f"{target} in this version: "
                 "they can't import each other. Use a hook, or leave this run out."
             )
         everything = (
@@ -136,12 +142,15 @@ class Supply:
         return self._add_import(target, name, import_text(everything, target, of, name), asked)
 
     def _counterpart(self, of: Thing, asked: str) -> Thing | None:
-        """The same thing in the old version, wherever it is and whatever its name; None if there is none."""
+        """The same thing in the old version, wherever it is and whatever its name; None if
+        there is none.
+        """
         if not of.name:
             if of.path in self.old.texts:
                 return of
             raise CannotCarry(
-                f"{asked} uses the module {of.path}, which this version has not. Import its names one by one."
+                f"{asked} uses the module {of.path}, which this version has not. Import its "
+                f"names one by one."
             )
         if of.path in self.old.trees and of.name in module_names(self.old, of.path):
             there = thing(self.old, of.path, of.name)
@@ -177,7 +186,8 @@ class Supply:
             if [shape(one) for one in there] == [shape(one) for one in nodes]:
                 return
             raise CannotCarry(
-                f"{asked} needs {of.name!r} of {of.path}, and {target} of this version defines another {of.name!r}. "
+                f"{asked} needs {of.name!r} of {of.path}, and {target} of this version defines "
+                f"another {of.name!r}. "
                 "Give it another name in the working tree."
             )
         if not self._is_new(of) and not all(_may_be_copied(one) for one in nodes):
@@ -224,10 +234,13 @@ class Supply:
 
 
 def rewritten(text: str, names: Mapping[str, str], asked: str) -> str:
-    """The text by the names of the old version; CannotCarry where one of them would be taken for another one."""
+    """The text by the names of the old version; CannotCarry where one of them would be taken
+    for another one.
+    """
     if lost := captured(ast.parse(text).body[0], names):
         raise CannotCarry(
-            f"{asked} uses {lost[0]!r} for something of its own, and so does this version. Rename it."
+            f"{asked} uses {lost[0]!r} for something of its own, and so does this version. "
+            f"Rename it."
         )
     return renamed(text, names)
 
@@ -259,7 +272,9 @@ def import_index(body: list[ast.stmt]) -> int:
 
 
 def definition_index(source: list[ast.stmt], node: ast.stmt, body: list[ast.stmt]) -> int:
-    """Where a definition goes: beside a neighbour that both files have, and before anything that is run."""
+    """Where a definition goes: beside a neighbour that both files have, and before anything
+    that is run.
+    """
     at = source.index(node)
     heads = import_index(body)
     places = {one.name: index for index, one in enumerate(body) if isinstance(one, DEFINITIONS)}

@@ -56,10 +56,11 @@ class Insertion:
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """What leads from the newest recorded version (base) to the working tree (edited): path to text.
+    """What leads from the newest recorded version (base) to the working tree (edited): path to
+    text.
 
-    digest: sha256 of the insertions, wherever they stand in their files; in hex digits. label: what the base is called.
-    """
+    digest: sha256 of the insertions, wherever they stand in their files; in hex digits. label:
+    what the base is called."""
 
     base: Mapping[str, str]
     edited: Mapping[str, str]
@@ -72,10 +73,10 @@ class Edit:
 def edit_of(base: Mapping[str, str], edited: Mapping[str, str], base_label: str) -> Edit:
     """The edit between two states of the python files, if all that it does is log.
 
-    base_label: what the base is called in messages. Docstrings, comments and layout are no difference. New
-    files count where the edit imports them. Raises EditRefused, which lists every change that would change the
-    training with file, line, and both texts; also for a file of the working tree that is not Python.
-    """
+    base_label: what the base is called in messages. Docstrings, comments and layout are no
+    difference. New files count where the edit imports them. Raises EditRefused, which lists
+    every change that would change the training with file, line, and both texts; also for a file
+    of the working tree that is not Python."""
     _check_syntax(edited, base)
     was, now = Version(base), Version(edited)
     added: list[Added] = []
@@ -124,7 +125,9 @@ def _gone(path: str, base: Mapping[str, str], edited: Mapping[str, str]) -> Chan
 
 
 def _new_files_used(was: Version, now: Version, added: Iterable[Added]) -> list[str]:
-    """New files that the edit imports, directly or through others; any other new file is not part of it."""
+    """New files that the edit imports, directly or through others; any other new file is not
+    part of it.
+    """
     new = [path for path in sorted(now.trees) if path not in was.texts]
     touched = {one.path for one in added}
     return [path for path in new if any(leads_to(now, start, path) for start in touched)]
@@ -134,7 +137,8 @@ def _told(refused: list[Changed], base_label: str) -> str:
     lines = [f"  {one}" for one in sorted(refused, key=lambda one: (one.path, one.line))]
     changes = f"{len(refused)} changes" if len(refused) > 1 else "one change"
     return (
-        f"the edit in the working tree was to be asked of recorded versions (it was compared with {base_label}), and "
+        f"the edit in the working tree was to be asked of recorded versions (it was compared "
+        f"with {base_label}), and "
         f"{changes} of it would change the training, or can't be seen not to:\n"
         + "\n".join(lines)
         + "\n"

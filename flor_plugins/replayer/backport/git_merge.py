@@ -56,6 +56,7 @@ def _merge_file(path: str, *, base: str, edited: str, old: str) -> str | None:
             )
         except (OSError, subprocess.TimeoutExpired) as error:
             raise CannotCarry(
-                f"the edit of {path} was to be merged into an old version; git can't be run: {error}. Install git."
+                f"the edit of {path} was to be merged into an old version; git can't be run: "
+                f"{error}. Install git."
             ) from error
     return done.stdout.decode() if done.returncode == 0 else None

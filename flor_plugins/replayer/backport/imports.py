@@ -16,10 +16,11 @@ MAX_HOPS = 8  # of names that are imported from where they were imported
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """What a name stands for. path: the project's file that defines it; "" if it is not of the project.
+    """What a name stands for. path: the project's file that defines it; "" if it is not of the
+    project.
 
-    name: in that file ("" for the module itself), or the dotted name of what is imported from outside.
-    """
+    name: in that file ("" for the module itself), or the dotted name of what is imported from
+    outside."""
 
     path: str
     name: str
@@ -114,7 +115,9 @@ def _roots(version: Version) -> list[str]:
 
 
 def import_text(version: Version, path: str, of: Thing, name: str) -> str:
-    """The statement by which a file gets a thing of the project, as the version's files do it: relative or not."""
+    """The statement by which a file gets a thing of the project, as the version's files do
+    it: relative or not.
+    """
     alias = "" if name == (of.name or _dotted(of.path).rpartition(".")[2]) else f" as {name}"
     if any(
         isinstance(one.node, ast.ImportFrom) and one.node.level for one in imports(version, path)
@@ -141,7 +144,9 @@ def _relative(path: str, to: str) -> str:
 
 
 def _root(version: Version, path: str, to: str) -> str:
-    """The folder that absolute imports begin at: as the version's other imports show, else the importing file's own."""
+    """The folder that absolute imports begin at: as the version's other imports show, else
+    the importing file's own.
+    """
     seen: Counter[str] = Counter()
     for file in version.trees:
         for one in imports(version, file):

@@ -14,7 +14,10 @@ _BODIES = frozenset(("body", "orelse", "finalbody", "handlers", "cases"))
 
 @dataclass(frozen=True, slots=True)
 class Extra:
-    """A statement that one tree has and the other has not. scope, block: where, as in an Insertion."""
+    """A statement that one tree has and the other has not.
+
+    scope, block: where, as in an Insertion.
+    """
 
     scope: tuple[str, ...]
     block: tuple[str, ...]
@@ -22,7 +25,9 @@ class Extra:
 
 
 def extras(old: ast.Module, new: ast.Module) -> list[Extra] | None:
-    """The statements of `new` that must be taken out to get `old`'s very tree; None if that does not give it."""
+    """The statements of `new` that must be taken out to get `old`'s very tree; None if that
+    does not give it.
+    """
     return _list(old.body, new.body, (), ())
 
 

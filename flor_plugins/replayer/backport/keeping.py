@@ -1,4 +1,6 @@
-"""Does an edit keep anything from one step to the next? Then what it logs depends on all steps before."""
+"""Does an edit keep anything from one step to the next? Then what it logs depends on all
+steps before.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,11 @@ from flor_plugins.replayer.backport.syntax import Version
 
 
 def keeps_state(edit: Edit) -> bool:
-    """Attributes of objects, and objects that live as long as a module or class. Rather once too often.
+    """Attributes of objects, and objects that live as long as a module or class. Rather once
+    too often.
 
-    No checkpoint of an old version holds them: its values are those of a training only from the beginning on.
-    """
+    No checkpoint of an old version holds them: its values are those of a training only from the
+    beginning on."""
     edited = Version(edit.edited)
     return any(_keeps(one, edited) for one in edit.insertions)
 
@@ -26,5 +29,7 @@ def _keeps(one: Insertion, edited: Version) -> bool:
 
 
 def _makes_object(tree: ast.AST) -> bool:
-    """Constants, and displays of them, change nowhere: an edit that changes what it has not just made is refused."""
+    """Constants, and displays of them, change nowhere: an edit that changes what it has not
+    just made is refused.
+    """
     return any(isinstance(one, ast.Call) for one in ast.walk(tree))

@@ -10,7 +10,9 @@ from flor_plugins.replayer.backport.purity.calls import LOGS
 
 
 def logging_calls(node: ast.AST) -> list[ast.Call]:
-    """The calls that log something, by their last name; a new class or function may hold some, too."""
+    """The calls that log something, by their last name; a new class or function may hold
+    some, too.
+    """
     calls = [one for one in ast.walk(node) if isinstance(one, ast.Call)]
     return [one for one in calls if _last(one.func) in LOGS]
 
@@ -33,7 +35,9 @@ def names_in(trees: Iterable[ast.AST]) -> frozenset[str]:
 
 
 def patterns_of(metric: str, names: Iterable[str]) -> frozenset[str]:
-    """Those of the names that may be what the metric was logged under: itself, and patterns that it fits."""
+    """Those of the names that may be what the metric was logged under: itself, and patterns
+    that it fits.
+    """
     return frozenset(
         one
         for one in names

@@ -1,4 +1,6 @@
-"""How like two pieces of code are, whatever their names, and which statements and names belong together."""
+"""How like two pieces of code are, whatever their names, and which statements and names
+belong together.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,17 @@ from flor_plugins.replayer.backport.syntax import DEFINITIONS, inner_blocks, is_
 MIN_PAIR = 0.5  # statements that are less alike are not the same one
 SHAPE_WEIGHT = 0.65  # the rest is what the names say: they may have been changed, and all at once
 MIN_RATIO = 0.4
-# Where one old name is voted for by so much more than the next one, it is the new name of the other.
+# Where one old name is voted for by so much more than the next one, it is the new name of the
+# other.
 CLEAR = 1.5
 
 
 @dataclass(frozen=True, slots=True)
 class Flat:
-    """A tree as a sequence. shapes: without the names that a version may change; names: those, "" elsewhere."""
+    """A tree as a sequence.
+
+    shapes: without the names that a version may change; names: those, "" elsewhere.
+    """
 
     shapes: tuple[str, ...]
     names: tuple[str, ...]
@@ -28,7 +34,10 @@ class Flat:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two statements, of the base and of the old version, that are the same one. likeness: up to 1."""
+    """Two statements, of the base and of the old version, that are the same one.
+
+    likeness: up to 1.
+    """
 
     base: ast.AST
     old: ast.AST
@@ -53,7 +62,9 @@ class Votes:
                     self.count[one][other] += pair.likeness  # type: ignore[assignment]
 
     def names(self, name: str) -> list[str]:
-        """What it is called in the old version: one name, or several if that is unclear, or [] if nothing is known."""
+        """What it is called in the old version: one name, or several if that is unclear, or
+        [] if nothing is known.
+        """
         ranked = self.count[name].most_common() if name in self.count else []
         return [other for other, votes in ranked if votes * CLEAR > ranked[0][1]]
 
@@ -96,7 +107,9 @@ def _walk(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=50_000)
 def likeness(base: ast.AST, old: ast.AST) -> float:
-    """Of two trees: 1 if they are equal, near it if only names differ, 0 if they have nothing in common."""
+    """Of two trees: 1 if they are equal, near it if only names differ, 0 if they have
+    nothing in common.
+    """
     one, other = flat(base), flat(old)
     if one == other:
         return 1.0
@@ -106,7 +119,9 @@ def likeness(base: ast.AST, old: ast.AST) -> float:
 
 
 def ratio(one: Sequence[str], other: Sequence[str]) -> float:
-    """How much of two sequences is common, in order; 0 where it is so little that it says nothing."""
+    """How much of two sequences is common, in order; 0 where it is so little that it says
+    nothing.
+    """
     matcher = SequenceMatcher(None, one, other, False)
     # The first two are quick, and never less than the third.
     if matcher.real_quick_ratio() < MIN_RATIO or matcher.quick_ratio() < MIN_RATIO:
@@ -115,7 +130,10 @@ def ratio(one: Sequence[str], other: Sequence[str]) -> float:
 
 
 def _pair_likeness(base: ast.stmt, old: ast.stmt) -> float:
-    """Of two statements. Definitions are known by their names; a compound statement by its header, too."""
+    """Of two statements.
+
+    Definitions are known by their names; a compound statement by its header, too.
+    """
     if isinstance(base, DEFINITIONS) or isinstance(old, DEFINITIONS):
         same_kind = isinstance(base, DEFINITIONS) and type(base) is type(old)
         if same_kind and base.name == old.name:  # type: ignore[union-attr]
@@ -137,7 +155,9 @@ def _header_likeness(base: ast.stmt, old: ast.stmt) -> float:
 
 
 def align(base: list[ast.stmt], old: list[ast.stmt]) -> dict[int, tuple[int, float]]:
-    """Which statement of `old` each one of `base` is, in order: index to (index, likeness), the largest sum of it."""
+    """Which statement of `old` each one of `base` is, in order: index to (index, likeness),
+    the largest sum of it.
+    """
     head = _equal(base, old)
     tail = _equal(base[head:][::-1], old[head:][::-1])
     found = {i: (i, 1.0) for i in range(head)}

@@ -1,4 +1,6 @@
-"""Which names a statement reads, which a scope defines, and giving names in a text without touching the rest of it."""
+"""Which names a statement reads, which a scope defines, and giving names in a text without
+touching the rest of it.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ class _Free(ast.NodeVisitor):
 
 
 def local_names(body: list[ast.AST] | list[ast.stmt]) -> set[str]:
-    """What is assigned, imported or defined in a body, inner functions left out; `global` names are not local."""
+    """What is assigned, imported or defined in a body, inner functions left out; `global`
+    names are not local.
+    """
     found: set[str] = set()
     outside: set[str] = set()
     for one in _own(body):
@@ -149,13 +153,16 @@ def is_own_attribute(node: ast.AST, ctx: type = ast.expr_context) -> TypeGuard[a
 
 
 def captured(node: ast.stmt, names: Mapping[str, str]) -> list[str]:
-    """New names that mean something else inside the statement: parameters of its lambdas, its loops' variables."""
+    """New names that mean something else inside the statement: parameters of its lambdas,
+    its loops' variables.
+    """
     inside = _free(node).inside | (set() if isinstance(node, DEFINITIONS) else local_names([node]))
     return sorted({new for old, new in names.items() if new in inside and new != old})
 
 
 def renamed(text: str, names: Mapping[str, str]) -> str:
-    """One statement's text with other names for what it takes from around it; its layout and comments stay.
+    """One statement's text with other names for what it takes from around it; its layout and
+    comments stay.
 
     names: as `reads` gives them, to their new names. Without places that can be trusted (inside
     f-strings of some versions of Python) the statement is written anew from its tree.
@@ -199,7 +206,9 @@ def _set(node: ast.stmt, changes: list[tuple[ast.Name | ast.Attribute, str]]) ->
 
 
 def function_locals(version: Version, scope: Scope) -> set[str]:
-    """Parameters and variables of a function and of those around it; empty for a class or module."""
+    """Parameters and variables of a function and of those around it; empty for a class or
+    module.
+    """
     found: set[str] = set()
     while scope.names:
         if isinstance(scope.node, FUNCTIONS):
@@ -212,7 +221,9 @@ def function_locals(version: Version, scope: Scope) -> set[str]:
 
 
 def is_bound_before(version: Version, scope: Scope, name: str, line: int) -> bool:
-    """Does a function or module, or one around it, give the name a value above the line, or in a loop around it?"""
+    """Does a function or module, or one around it, give the name a value above the line, or
+    in a loop around it?
+    """
     node = scope.node
     if isinstance(node, FUNCTIONS) and name in parameters(node.args):
         return True
@@ -233,7 +244,9 @@ def is_bound_before(version: Version, scope: Scope, name: str, line: int) -> boo
 
 
 def family(version: Version, of: Scope) -> list[Scope]:
-    """A class with the classes of the project that it inherits from or that inherit from it, and theirs."""
+    """A class with the classes of the project that it inherits from or that inherit from it,
+    and theirs.
+    """
     classes = [one for one in version.scopes if one.is_class]
     found = [of]
     for one in found:
@@ -251,7 +264,9 @@ def _base_names(scope: Scope) -> set[str]:
 
 
 def attributes(version: Version, of: Scope) -> set[str]:
-    """What the family of a class defines on self: assigned, methods, registered buffers and modules."""
+    """What the family of a class defines on self: assigned, methods, registered buffers and
+    modules.
+    """
     found: set[str] = set()
     for one in family(version, of):
         found |= local_names(list(one.node.body))

@@ -1,4 +1,6 @@
-"""The edit of the working tree as a request uses it: does it log what is asked for, and what is it in each version?"""
+"""The edit of the working tree as a request uses it: does it log what is asked for, and what
+is it in each version?
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,8 @@ from flor_plugins.store.runs import list_runs
 class Editing:
     """An edit that logs what was asked for.
 
-    ways: metric to how it is reached. logged: to the names under which the edit may log it. is_kept: what it logs
-    depends on all steps before (`keeps_state`).
-    """
+    ways: metric to how it is reached. logged: to the names under which the edit may log it.
+    is_kept: what it logs depends on all steps before (`keeps_state`)."""
 
     edit: Edit
     ways: Mapping[str, Way]
@@ -42,16 +43,22 @@ class Editing:
     _carried: dict[str, Carried | str] = field(default_factory=dict, repr=False, compare=False)
 
     def own(self, run: Run) -> list[str]:
-        """Those of its metrics that the run's own version logs: what it recorded of them is all that there is."""
+        """Those of its metrics that the run's own version logs: what it recorded of them is
+        all that there is.
+        """
         names = _names_of(self._recorded, run)
         return [metric for metric, logged in self.logged.items() if logged <= names]
 
     def carried_to(self, run: Run) -> Edited:
-        """The edit in the run's own version. Raises CannotCarry, where it has no certain place there."""
+        """The edit in the run's own version.
+
+        Raises CannotCarry, where it has no certain place there.
+        """
         assert run.code is not None
         if own := self.own(run):
             raise CannotCarry(
-                f"its own version logs {', '.join(own)} already, and with the edit it would be logged twice. "
+                f"its own version logs {', '.join(own)} already, and with the edit it would be "
+                f"logged twice. "
                 f"Ask for {', '.join(name for name in self.logged if name not in own)} alone"
             )
         vid = run.code.vid
@@ -69,9 +76,9 @@ class Editing:
 def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> Editing | None:
     """The edit of the working tree that logs one of the metrics at least; None if there is none.
 
-    runs: those that are asked. The edit is what was added since the newest version that it came from, of those that
-    do not log it themselves. Raises EditRefused where it would change the training.
-    """
+    runs: those that are asked. The edit is what was added since the newest version that it came
+    from, of those that do not log it themselves. Raises EditRefused where it would change the
+    training."""
     root = _working_tree(runs)
     if root is None:
         return None
@@ -97,7 +104,9 @@ def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> Editing |
 
 
 def _working_tree(runs: Sequence[Run]) -> Path | None:
-    """Of the folders that the runs' code was taken from the one that we stand in, else the newest run's."""
+    """Of the folders that the runs' code was taken from the one that we stand in, else the
+    newest run's.
+    """
     roots = [Path(run.code.root) for run in reversed(runs) if run.code is not None]
     roots = [root for root in dict.fromkeys(roots) if root.is_dir()]
     here = Path.cwd().resolve()
@@ -140,7 +149,8 @@ def _warn_of_settings(base: Run | None, root: Path) -> None:
     )
     if changed:
         warnings.warn(
-            f"{', '.join(changed)}: not as in run {base.name if base else ''}. An edit is of code only: "
+            f"{', '.join(changed)}: not as in run {base.name if base else ''}. An edit is of "
+            f"code only: "
             "each version reads its own settings in a replay.",
             stacklevel=2,
         )

@@ -1,4 +1,7 @@
-"""What an edit may hold: logging statements, and what only they need. Anything else may change the training."""
+"""What an edit may hold: logging statements, and what only they need.
+
+Anything else may change the training.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +32,8 @@ def review(base: Version, now: Version, added: Sequence[Added]) -> list[Changed]
 def moment(insertion: Insertion, now: Version) -> Literal["train", "validate"]:
     """Is the statement only reached while validating, or must the training be run again for it?
 
-    now: the working tree. Functions that are not called by a framework are followed to their callers by name.
-    """
+    now: the working tree. Functions that are not called by a framework are followed to their
+    callers by name."""
     node = ast.parse(insertion.text).body[0]
     inside = (node.name,) if isinstance(node, FUNCTIONS) else ()
     return "validate" if _is_of_validation((*insertion.scope, *inside), now) else "train"
@@ -178,7 +181,8 @@ class _Review:
                 elif name in self.watched:
                     yield (
                         call.lineno,
-                        f"logs {name!r}, which a callback of the training watches; give it another name",
+                        f"logs {name!r}, which a callback of the training watches; give it "
+                        f"another name",
                     )
 
 

@@ -1,4 +1,6 @@
-"""The python files of recorded versions and of the working tree, and the version that the working tree came from."""
+"""The python files of recorded versions and of the working tree, and the version that the
+working tree came from.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ NOT_CODE_FOLDERS = frozenset(("node_modules", "__pycache__"))
 
 
 class Recorded:
-    """The python files of recorded versions, from git's objects; each is read once. root: of the working tree."""
+    """The python files of recorded versions, from git's objects; each is read once. root: of
+    the working tree.
+    """
 
     def __init__(self, store: Store, root: Path) -> None:
         self._store, self._root = store, root
@@ -57,12 +61,13 @@ class Recorded:
 def edit_in(
     store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None
 ) -> Edit | None:
-    """The edit in the working tree at `root`; None if no run was recorded from there, or nothing differs.
+    """The edit in the working tree at `root`; None if no run was recorded from there, or
+    nothing differs.
 
-    Files that the training does not import (tests, other scripts) count only where something is logged in them.
-    Settings in other files (yaml, json) are no part of it: an old version keeps its own; `settings_changed`
-    names them. Raises EditRefused where the edit would change the training, SnapshotError where git refuses.
-    """
+    Files that the training does not import (tests, other scripts) count only where something is
+    logged in them. Settings in other files (yaml, json) are no part of it: an old version keeps
+    its own; `settings_changed` names them. Raises EditRefused where the edit would change the
+    training, SnapshotError where git refuses."""
     recorded = recorded or Recorded(store, root)
     run = base_of(store, runs, root, recorded)
     if run is None or run.code is None:
@@ -76,10 +81,11 @@ def edit_in(
 def base_of(
     store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None
 ) -> Run | None:
-    """The recorded run that the working tree came from: the one with the fewest statements changed or added since.
+    """The recorded run that the working tree came from: the one with the fewest statements
+    changed or added since.
 
-    Of several the newest. None if no run was recorded from `root`. Raises SnapshotError if git refuses.
-    """
+    Of several the newest. None if no run was recorded from `root`. Raises SnapshotError if git
+    refuses."""
     recorded = recorded or Recorded(store, root)
     here = [
         run
@@ -100,7 +106,9 @@ def base_of(
 
 
 def working_sources(root: Path) -> dict[str, str]:
-    """The python files of a working tree as they stand: what git tracks or sees; without git what is code there."""
+    """The python files of a working tree as they stand: what git tracks or sees; without git
+    what is code there.
+    """
     listed = _seen_by_git(root)
     found = {}
     for path in sorted(_walked(root) if listed is None else listed):
@@ -111,10 +119,11 @@ def working_sources(root: Path) -> dict[str, str]:
 
 
 def settings_changed(code: Code, root: Path) -> list[str]:
-    """Files of settings that git tracks and that are not as they were in that commit; [] without git.
+    """Files of settings that git tracks and that are not as they were in that commit; []
+    without git.
 
-    They do not reach a replay: each version reads its own. A new value there is for the next run only.
-    """
+    They do not reach a replay: each version reads its own. A new value there is for the next
+    run only."""
     from git import Git, GitCommandError
 
     try:
@@ -149,7 +158,10 @@ def _distance(
     working: Mapping[str, str],
     known: dict[tuple[str, str], tuple[int, int]],
 ) -> tuple[int, int]:
-    """(statements changed or gone, statements added). A new file is neither: it may not be of the training."""
+    """(statements changed or gone, statements added).
+
+    A new file is neither: it may not be of the training.
+    """
     changed, added = len(base.keys() - working.keys()), 0
     for path in base.keys() & working.keys():
         pair = base[path], working[path]
@@ -169,7 +181,9 @@ def _file_distance(path: str, base: str, working: str) -> tuple[int, int]:
 
 
 def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -> dict[str, str]:
-    """The working tree, with files that the run does not import as they were; all of it if its script is not known."""
+    """The working tree, with files that the run does not import as they were; all of it if
+    its script is not known.
+    """
     was, now = Version(base), Version(edited)
     entry = entry_of(run, was)
     found = dict(edited)

@@ -1,4 +1,6 @@
-"""Statements as text: taken from one file and put into another one, with what stands inside strings untouched."""
+"""Statements as text: taken from one file and put into another one, with what stands inside
+strings untouched.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from flor_plugins.replayer.backport.syntax import first_line
 
 @dataclass(frozen=True, slots=True)
 class Put:
-    """A text that goes before statement `index` of a block of a file; of several at one place in their order."""
+    """A text that goes before statement `index` of a block of a file; of several at one
+    place in their order.
+    """
 
     path: str
     body: list[ast.stmt]
@@ -23,7 +27,9 @@ class Put:
 
 
 def taken(source: str, node: ast.stmt) -> str:
-    """The text of a statement, its decorators included, moved to the left margin; without trailing newline."""
+    """The text of a statement, its decorators included, moved to the left margin; without
+    trailing newline.
+    """
     lines = [line.rstrip("\r\n") for line in split(source)]
     start, end = first_line(node) - 1, node.end_lineno or node.lineno
     before = lines[start][: node.col_offset] if start == node.lineno - 1 else ""
@@ -49,7 +55,10 @@ def _inside_strings(nodes: Iterable[ast.AST]) -> set[int]:
 
 
 def put_in(source: str, puts: Iterable[Put]) -> str:
-    """A file with texts put in. Raises CannotCarry where statements share a line, so that nothing fits between them."""
+    """A file with texts put in.
+
+    Raises CannotCarry where statements share a line, so that nothing fits between them.
+    """
     newline = "\r\n" if "\r\n" in source else "\n"
     lines = split(source)
     if lines and not lines[-1].endswith(("\n", "\r")):
@@ -99,7 +108,8 @@ def _line(lines: list[str], put: Put) -> tuple[int, str]:
     if start.strip() or shares:
         raise CannotCarry(
             f"a statement was to be put into line {first.lineno if start.strip() else above.end_lineno} of {put.path}, "  # type: ignore[union-attr]
-            "where several statements stand on one line, so that nothing can be put between them. Use a hook there."
+            "where several statements stand on one line, so that nothing can be put between "
+            "them. Use a hook there."
         )
     return (above.end_lineno or 0) if above is not None else first_line(first) - 1, start
 

@@ -34,12 +34,18 @@ class Scope:
         return self.names[-1] if self.names else ""
 
     def __str__(self) -> str:
-        return f"{self.path}:{getattr(self.node, 'lineno', 1)} ({'.'.join(self.names) or 'the module'})"
+        return (
+            f"{self.path}:{getattr(self.node, 'lineno', 1)} "
+            f"({'.'.join(self.names) or 'the module'})"
+        )
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Block:
-    """Statements one below the other. headers: of the statements around it inside the scope, outermost first."""
+    """Statements one below the other.
+
+    headers: of the statements around it inside the scope, outermost first.
+    """
 
     scope: Scope
     headers: tuple[str, ...]
@@ -47,7 +53,9 @@ class Block:
 
 
 class Version:
-    """The python files of one version; files that do not parse are left out: nothing can be carried there."""
+    """The python files of one version; files that do not parse are left out: nothing can be
+    carried there.
+    """
 
     def __init__(self, texts: Mapping[str, str]) -> None:
         self.texts = dict(texts)
@@ -94,7 +102,9 @@ def _scopes(path: str, names: tuple[str, ...], node: ast.Module | Definition) ->
 
 
 def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
-    """All statements of one scope, those of inner blocks included; not those of inner functions and classes."""
+    """All statements of one scope, those of inner blocks included; not those of inner
+    functions and classes.
+    """
     for one in body:
         yield one
         if not isinstance(one, DEFINITIONS):
@@ -155,7 +165,9 @@ def shape(one: ast.AST) -> str:
 
 
 def one_by_one(body: list[ast.stmt]) -> list[ast.stmt]:
-    """The statements, an import of several names as several imports: one name may be added to it."""
+    """The statements, an import of several names as several imports: one name may be added
+    to it.
+    """
     single: list[ast.stmt] = []
     for one in body:
         if isinstance(one, ast.Import) and len(one.names) > 1:

@@ -1,4 +1,6 @@
-"""Two syntax trees of a file, statement by statement: what was put in, and what is no longer as it was."""
+"""Two syntax trees of a file, statement by statement: what was put in, and what is no longer
+as it was.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ _BLOCKS = ("body", "handlers", "cases", "orelse", "finalbody")
 
 @dataclass(frozen=True, slots=True)
 class Added:
-    """A statement that only the edited file has. scope, block, before, after: as in an Insertion."""
+    """A statement that only the edited file has.
+
+    scope, block, before, after: as in an Insertion.
+    """
 
     path: str
     scope: tuple[str, ...]
@@ -39,7 +44,10 @@ class Added:
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """What must not be in an edit. line: in the edited file; of what was taken out, where it stood in the base."""
+    """What must not be in an edit.
+
+    line: in the edited file; of what was taken out, where it stood in the base.
+    """
 
     path: str
     line: int
@@ -52,7 +60,8 @@ class Changed:
 def compare(
     path: str, base: ast.Module, edited: ast.Module, *, was: str = "", now: str = ""
 ) -> tuple[list[Added], list[Changed]]:
-    """What the edited file has more than the base, and what of the base is changed, removed or moved in it.
+    """What the edited file has more than the base, and what of the base is changed, removed or
+    moved in it.
 
     was, now: the two texts, so that changes are told as they are written. No Changed means that
     the edited file without what is Added is the base's very tree (docstrings aside).
@@ -113,7 +122,9 @@ def _dumped(value: object) -> str:
 
 
 def _inner(node: ast.AST) -> list[tuple[str, list[ast.AST]]]:
-    """The blocks of a compound statement by their headers; handlers and cases are blocks' owners of their own."""
+    """The blocks of a compound statement by their headers; handlers and cases are blocks'
+    owners of their own.
+    """
     found: list[tuple[str, list[ast.AST]]] = []
     for name in _BLOCKS:
         value = getattr(node, name, None)

@@ -1,4 +1,7 @@
-"""Where the tasks of a plan are done: one name per engine. Nothing of a task knows which one it was."""
+"""Where the tasks of a plan are done: one name per engine.
+
+Nothing of a task knows which one it was.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,8 @@ def check(engine: str) -> None:
     """Raise ReplayError for an engine that does not exist, with the names of those that do."""
     if engine not in ENGINES:
         raise ReplayError(
-            f"the engine {engine!r} was asked for; there are {' and '.join(map(repr, ENGINES))}. Name one of those, "
+            f"the engine {engine!r} was asked for; there are "
+            f"{' and '.join(map(repr, ENGINES))}. Name one of those, "
             f"or none for processes of this machine."
         )
 
@@ -33,11 +37,11 @@ def run_all(
     workers: int = 1,
     engine: str = "local",
 ) -> list[Outcome]:
-    """Do all tasks of a plan, the longest first; one that fails does not stop the others. In the order of the plan.
+    """Do all tasks of a plan, the longest first; one that fails does not stop the others. In
+    the order of the plan.
 
-    workers: tasks at a time. tell: hears each event of a task as it happens, one at a time; what it raises ends the
-    replay. Raises ReplayError for an engine that does not exist or can't be reached, MissingDependency for one
-    that is not installed.
-    """
+    workers: tasks at a time. tell: hears each event of a task as it happens, one at a time;
+    what it raises ends the replay. Raises ReplayError for an engine that does not exist or
+    can't be reached, MissingDependency for one that is not installed."""
     check(engine)
     return import_module(ENGINES[engine]).run_all(store, runs, plan, tell, workers=workers)

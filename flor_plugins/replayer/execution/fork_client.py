@@ -1,9 +1,9 @@
 """Warm workers: fork servers of this process, one for each environment that runs were recorded in.
 
-A worker that is forked has its imports behind it. What an interpreter or a library reads only once, when it starts
-(PYTHONHASHSEED, OMP_NUM_THREADS, ...), must be right in the server: it is started with the very environment of the
-run. Only on Linux; elsewhere, and wherever anything speaks against it, a worker is a fresh process.
-"""
+A worker that is forked has its imports behind it. What an interpreter or a library reads only
+once, when it starts (PYTHONHASHSEED, OMP_NUM_THREADS, ...), must be right in the server: it is
+started with the very environment of the run. Only on Linux; elsewhere, and wherever anything
+speaks against it, a worker is a fresh process."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ class Forked:
 
 
 class Server:
-    """A fork server, and the line to it. It begins to import at once; the first `fork` waits until it is ready.
+    """A fork server, and the line to it. It begins to import at once; the first `fork` waits
+    until it is ready.
 
     obstacle: what it says against forking, if it does.
     """
@@ -174,7 +175,9 @@ class Servers:
         self._servers: dict[tuple[str, frozenset[tuple[str, str]]], Server] = {}
 
     def begin(self, framework: str, env: Mapping[str, str]) -> Server | None:
-        """The server for such workers, started if there is none; None where workers must be fresh processes."""
+        """The server for such workers, started if there is none; None where workers must be
+        fresh processes.
+        """
         if not _can_fork(env) or os.getpid() != self._owner:
             return None
         key = (framework, frozenset(env.items()))
@@ -225,7 +228,9 @@ def servers() -> Servers:
 
 
 def _can_fork(env: Mapping[str, str]) -> bool:
-    """Where pidfds are, and nothing but this package on PYTHONPATH: what else is there may shadow what is imported."""
+    """Where pidfds are, and nothing but this package on PYTHONPATH: what else is there may
+    shadow what is imported.
+    """
     package = str(Path(__file__).resolve().parents[2])
     is_linux = sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
     return is_linux and env.get("PYTHONPATH") == package

@@ -2,10 +2,10 @@
 
     python -P -m flor_plugins.replayer.execution.fork_server CONTROL_FD FRAMEWORK
 
-It imports nothing of a user's, starts no thread and no device: both would be lost or broken in a fork (an operation
-of torch that finds its threads gone waits for ever). Orders come as one packet each: JSON, with three descriptors
-(`warm.Server.fork` sends them). It ends when the other side does, or when nobody has asked for a while.
-"""
+It imports nothing of a user's, starts no thread and no device: both would be lost or broken in
+a fork (an operation of torch that finds its threads gone waits for ever). Orders come as one
+packet each: JSON, with three descriptors (`warm.Server.fork` sends them). It ends when the
+other side does, or when nobody has asked for a while."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ LOOK_S = 2.0  # between two looks whether the process that started it is still t
 PACKET = 65_536
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 READY = b"ready"
-ARROW_MEMORY = "JE_ARROW_MALLOC_CONF"  # of the jemalloc in pyarrow, which has a thread even where it is not used
+# of the jemalloc in pyarrow, which has a thread even where it is not used
+ARROW_MEMORY = "JE_ARROW_MALLOC_CONF"
 
 
 @dataclass(slots=True)
@@ -48,18 +49,25 @@ class Order:
     told: int
 
     def do(self) -> int:
-        """In the worker: as in a fresh `python -m flor_plugins.replayer.execution.worker`. Returns its exit status."""
+        """In the worker: as in a fresh `python -m flor_plugins.replayer.execution.worker`.
+
+        Returns its exit status.
+        """
         os.chdir(self.cwd)
         for standard in (1, 2):
             os.dup2(self.log, standard)
         os.close(self.log)
-        # A fresh process draws its first seeds from the system; python's are drawn again in a fork, numpy's are not.
+        # A fresh process draws its first seeds from the system; python's are drawn again in a
+        # fork, numpy's are not.
         import_module("numpy").random.seed()
         return import_module("flor_plugins.replayer.execution.worker").main(self.task, self.told)
 
 
 def main(control_fd: int, framework: str) -> NoReturn:
-    """Serve until the other side ends. Leaves the process: what was imported is not taken apart first."""
+    """Serve until the other side ends.
+
+    Leaves the process: what was imported is not taken apart first.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever started it decides, and hears of it, too
     with socket.socket(fileno=control_fd) as control:
         try:
@@ -96,7 +104,10 @@ def _preload(framework: str) -> None:
 
 
 def _preload_journals() -> None:
-    """What reading and sealing a journal imports. Before all else: a framework may import it with its thread."""
+    """What reading and sealing a journal imports.
+
+    Before all else: a framework may import it with its thread.
+    """
     if find_spec("numexpr") is not None:
         return  # pandas would import it, and it starts threads
     before = os.environ.get(ARROW_MEMORY)
@@ -112,14 +123,18 @@ def _preload_journals() -> None:
 
 
 def _keep_at_exit() -> None:
-    """A worker ends without taking apart what was imported here: torch's libraries of operations are one by one."""
+    """A worker ends without taking apart what was imported here: torch's libraries of
+    operations are one by one.
+    """
     for made in weakref.finalize._registry.values():  # type: ignore[attr-defined]
         made.atexit = False
 
 
 @contextmanager
 def _own_path() -> Iterator[None]:
-    """Import from the interpreter's folders and that of this package only; packages installed in place are not."""
+    """Import from the interpreter's folders and that of this package only; packages
+    installed in place are not.
+    """
     path, finders = list(sys.path), list(sys.meta_path)
     package = os.path.realpath(Path(__file__).parents[2])
     sys.path[:] = [
@@ -135,7 +150,9 @@ def _own_path() -> Iterator[None]:
 
 
 def _is_of_interpreter(entry: str) -> bool:
-    """The standard library, or a folder that packages are installed into; others were added by hand."""
+    """The standard library, or a folder that packages are installed into; others were added
+    by hand.
+    """
     library = os.path.realpath(os.path.dirname(os.__file__))
     if os.path.basename(entry) in ("site-packages", "dist-packages") or entry.endswith(".zip"):
         return True
@@ -211,7 +228,9 @@ class _Server:
         return None
 
     def _become_worker(self, status: socket.socket, server: int) -> None:
-        """As a process that was started afresh: nothing of the server's is open, and it ends with the server."""
+        """As a process that was started afresh: nothing of the server's is open, and it ends
+        with the server.
+        """
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
         if os.getppid() != server:
             os._exit(1)

@@ -1,4 +1,6 @@
-"""Which of this machine's devices a worker sees: workers that run at a time are spread over them."""
+"""Which of this machine's devices a worker sees: workers that run at a time are spread over
+them.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each device; torch is 
 
 
 def visible(environment: Mapping[str, str] = os.environ, driver: Path = DRIVER) -> tuple[str, ...]:
-    """What the devices that this process may use are called in CUDA_VISIBLE_DEVICES; () where there are none."""
+    """What the devices that this process may use are called in CUDA_VISIBLE_DEVICES; ()
+    where there are none.
+    """
     named = environment.get(VARIABLE)
     if named is None:
         return tuple(str(number) for number, _ in enumerate(driver.glob("*")))
@@ -24,7 +28,9 @@ def visible(environment: Mapping[str, str] = os.environ, driver: Path = DRIVER) 
 
 
 class Devices:
-    """Each task takes the devices that fewest others have; none ever waits, also where workers outnumber devices."""
+    """Each task takes the devices that fewest others have; none ever waits, also where
+    workers outnumber devices.
+    """
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = tuple(names)
@@ -33,7 +39,9 @@ class Devices:
 
     @contextmanager
     def taken(self, count: int) -> Iterator[dict[str, str]]:
-        """The variable for `count` processes that work together; empty where there is nothing to choose among."""
+        """The variable for `count` processes that work together; empty where there is
+        nothing to choose among.
+        """
         if len(self._names) < 2:
             yield {}
             return

@@ -21,7 +21,10 @@ from flor_plugins.store.remote.mirror import Mirror, mirror_of
 
 @dataclass(slots=True)
 class _Request:
-    """What all tasks of a request have in common. is_over: nobody is told anything more, and no worker replaced."""
+    """What all tasks of a request have in common.
+
+    is_over: nobody is told anything more, and no worker replaced.
+    """
 
     store: Store
     runs: Mapping[str, Run]
@@ -37,10 +40,11 @@ class _Request:
 def run_all(
     store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int = 1
 ) -> list[Outcome]:
-    """Do all tasks of a plan, the longest first; one that fails does not stop the others. In the order of the plan.
+    """Do all tasks of a plan, the longest first; one that fails does not stop the others. In
+    the order of the plan.
 
-    What `tell` raises, and an interrupt, end the workers; it is raised when their sandboxes are gone.
-    """
+    What `tell` raises, and an interrupt, end the workers; it is raised when their sandboxes are
+    gone."""
     store.replay(plan.replay_id).mkdir(parents=True, exist_ok=True)
     devices = Devices(
         visible() if workers > 1 else ()

@@ -14,7 +14,8 @@ Told = dict[str, Any]
 
 
 def rest_of(task: Task, told: Sequence[Told]) -> Task:
-    """The task without the passes, positions and stretches that were told as done: their rows are stored.
+    """The task without the passes, positions and stretches that were told as done: their rows
+    are stored.
 
     Of a pass that did not end, the last part stays in any case: its end says how exact it was.
     """
@@ -31,9 +32,9 @@ def together(
 ) -> Outcome:
     """What became of a task whose earlier workers were lost.
 
-    before: what those told. last: the result of the last one. stored: verdicts of the rows of this replay. Of a pass
-    that two workers did a part of each, all epochs are shown with the worst grade, and the last one's seconds.
-    """
+    before: what those told. last: the result of the last one. stored: verdicts of the rows of
+    this replay. Of a pass that two workers did a part of each, all epochs are shown with the
+    worst grade, and the last one's seconds."""
     stretches = list(
         {
             (str(e["start"]), str(e["end"])): e for e in [*_of(before, "stretch"), *last.stretches]
@@ -64,7 +65,9 @@ def _rest_of(one: Pass, told: Sequence[Told]) -> Pass:
 
 
 def _is_end_of(one: Pass, event: Told) -> bool:
-    """Is it the end of this pass, or of what was left of it? Two passes of one way have no epoch in common."""
+    """Is it the end of this pass, or of what was left of it? Two passes of one way have no
+    epoch in common.
+    """
     return (
         event["event"] == "passed"
         and event["way"] == one.way

@@ -1,4 +1,6 @@
-"""What a task needs of a store that is not at hand, and what it leaves there: from an object store and back."""
+"""What a task needs of a store that is not at hand, and what it leaves there: from an object
+store and back.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,11 @@ from flor_plugins.store.runs import list_runs, load_run
 
 
 def upload(store: Store, url: str, runs: Iterable[Run]) -> list[str]:
-    """Put recorded runs and their code into an object store; returns the paths in it that are new or other.
+    """Put recorded runs and their code into an object store; returns the paths in it that are
+    new or other.
 
-    Run it again to add what is missing. Raises SnapshotError where a run's commit can't be found, StoreError where
-    the object store refuses.
-    """
+    Run it again to add what is missing. Raises SnapshotError where a run's commit can't be
+    found, StoreError where the object store refuses."""
     mirror, pushed = Mirror(url, store.root), []
     for run in runs:
         for code in _codes([run]):
@@ -41,7 +43,10 @@ def depart(mirror: Mirror, plan: Plan, runs: Iterable[Run]) -> None:
 
 
 def arrive(mirror: Mirror, plan: Plan, task: Task) -> tuple[Run, Plan]:
-    """On a node: fetch all that the task reads. Returns its run and the plan as they stand there."""
+    """On a node: fetch all that the task reads.
+
+    Returns its run and the plan as they stand there.
+    """
     store = mirror.store
     mirror.pull_records(task.run_id)
     run = load_run(store.run(task.run_id))
@@ -72,7 +77,9 @@ def come_home(mirror: Mirror, plan: Plan) -> None:
 
 
 def put_back(store: Store, replay_id: str) -> None:
-    """Plan, hooks, outputs and verdicts of a replay to where they are kept; nothing for a store that is a folder."""
+    """Plan, hooks, outputs and verdicts of a replay to where they are kept; nothing for a
+    store that is a folder.
+    """
     mirror = mirror_of(store)
     if mirror is not None:
         mirror.push(store.replay(replay_id))

@@ -1,4 +1,6 @@
-"""A task on its way through as many workers as it takes: what they tell, what is left, when it is given up."""
+"""A task on its way through as many workers as it takes: what they tell, what is left, when
+it is given up.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ LANDED = (
 
 @dataclass(slots=True)
 class Job:
-    """told: by the present worker. before: by those that were lost. rest: of the task, what is still to be done.
+    """told: by the present worker. before: by those that were lost. rest: of the task, what is
+    still to be done.
 
     outcome: of the last worker.
     """
@@ -37,11 +40,11 @@ class Job:
         self.rest, self.outcome = self.task, Outcome(self.task)
 
     def is_for_another(self, said: str, *, are_rows_lost: bool = False) -> bool:
-        """Its worker is lost. True if another one shall do the rest; else the outcome says what became of it.
+        """Its worker is lost. True if another one shall do the rest; else the outcome says what
+        became of it.
 
-        are_rows_lost: what it had stored may be gone with it, so that all is done again; rows that are there after
-        all are not stored twice.
-        """
+        are_rows_lost: what it had stored may be gone with it, so that all is done again; rows
+        that are there after all are not stored twice."""
         self.before, self.told = [] if are_rows_lost else [*self.before, *self.told], []
         rest = rest_of(self.task, self.before)
         self.deaths = 1 if rest != self.rest and not are_rows_lost else self.deaths + 1

@@ -29,7 +29,8 @@ Tell = Callable[[Task, dict[str, Any]], None]
 class Outcome:
     """What became of one task.
 
-    passed: one event per finished pass (way, epochs, seconds, grade, ...). stretches: one per stretch of training.
+    passed: one event per finished pass (way, epochs, seconds, grade, ...). stretches: one per
+    stretch of training.
     killed_by: the number of the signal that ended a worker, where no exception did.
     """
 
@@ -56,10 +57,11 @@ def do_task(
     given_up: threading.Event | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Do all passes of a task. A failure is told in the outcome; what `tell` raises ends the workers and is raised.
+    """Do all passes of a task. A failure is told in the outcome; what `tell` raises ends the
+    workers and is raised.
 
-    given_up: once it is set, the workers are ended. variables: of their environment, over the recorded ones.
-    """
+    given_up: once it is set, the workers are ended. variables: of their environment, over the
+    recorded ones."""
     outcome, env = Outcome(task), {**environment(run), **(variables or {})}
     folder = store.replay(plan.replay_id) / task.run_id
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,7 +102,9 @@ def do_task(
 
 
 def _parts(run: Run, task: Task) -> list[tuple[Task, int]]:
-    """What one process does, and what as many must do as trained together: they share the data among them."""
+    """What one process does, and what as many must do as trained together: they share the
+    data among them.
+    """
     if run.processes == 1:
         return [(task, 1)]
     alone = tuple(one for one in task.passes if one.way == "state")
@@ -126,7 +130,10 @@ def _watch(outcome: Outcome, run: Run, crew: Crew, tell: Tell) -> None:
     if others is not None:
         outcome.failure = f"a worker of run {run.name} failed: {others}"
     elif not ended:
-        outcome.failure = f"the worker of run {run.name} died (exit status {code}); its output is in {outcome.log}"
+        outcome.failure = (
+            f"the worker of run {run.name} died (exit status {code}); its output "
+            f"is in {outcome.log}"
+        )
     outcome.killed_by = None if ended and others is None else crew.killed_by()
     for rank in range(1, crew.count):
         told = crew.told_by_others(rank)

@@ -103,7 +103,9 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: in
 
 
 def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: _Fits) -> None:
-    """Start the script; once more where a hand-written loop was left by the script before all was done."""
+    """Start the script; once more where a hand-written loop was left by the script before
+    all was done.
+    """
     while not fits.is_done:
         fits.count = 0
         try:
@@ -160,7 +162,9 @@ class _Fits:
 
     @property
     def was_left(self) -> bool:
-        """Has the script left such a loop by itself: with its `break`, or with the error of the recording?"""
+        """Has the script left such a loop by itself: with its `break`, or with the error of
+        the recording?
+        """
         return self.follower is not None and (self.follower.is_done or self.follower.wants_again)
 
     def arrived(self, trainer: Any, go: Callable[[], Any]) -> Any:
@@ -195,7 +199,8 @@ def _adapter(run: Run) -> ModuleType:
         return adapters.package_of(run.framework, "replay_driver")
     except (ModuleNotFoundError, MissingDependency) as error:
         raise MissingDependency(
-            f"run {run.name} was recorded with {run.framework}, which can't be imported now ({error}): "
+            f"run {run.name} was recorded with {run.framework}, which can't be imported now "
+            f"({error}): "
             f"pip install 'flor-plugins[{run.framework}]'"
         ) from error
 
@@ -286,7 +291,8 @@ def _launch(run: Run, sandbox: Path, folder: Path, trainers: ModuleType) -> None
 
 def _never_met(run: Run, count: int) -> str:
     return (
-        f"run {run.name}: {run.launch.target} ended after {count} recorded trainings, before the one to "
+        f"run {run.name}: {run.launch.target} ended after {count} recorded trainings, before "
+        f"the one to "
         f"replay (number {run.launch.call + 1}); is a condition in the script different now?"
     )
 

@@ -1,4 +1,7 @@
-"""The worker processes of a task: one, or as many as trained the run together. They end together, too."""
+"""The worker processes of a task: one, or as many as trained the run together.
+
+They end together, too.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,8 @@ Worker = subprocess.Popen[bytes] | Forked
 GRACE_S = 30.0  # for the others to end when the first has
 POLL_S = 0.2
 
-# What tells a process that it trains with others, and who they are: torchrun's, Lightning's and SLURM's names.
+# What tells a process that it trains with others, and who they are: torchrun's, Lightning's and
+# SLURM's names.
 _OF_A_CREW = (
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "GROUP_WORLD_SIZE",
     "ROLE_RANK", "ROLE_NAME", "ROLE_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT",
@@ -34,8 +38,8 @@ _OF_A_CREW = (
 class Crew:
     """The processes that do a task. Only the first one's events are told as they come.
 
-    env: their environment. order: the task as the worker reads it. folder: where orders and outputs lie;
-    `output.txt` is the first one's.
+    env: their environment. order: the task as the worker reads it. folder: where orders and
+    outputs lie; `output.txt` is the first one's.
     given_up: once it is set, all are ended.
     """
 
@@ -94,9 +98,8 @@ class Crew:
     def failure(self, before: float | None) -> str | None:
         """Why one of the others failed, and none before it.
 
-        before: when the first process said that it failed itself; None if it did not. Where its partner died it
-        can only say that the connection is lost.
-        """
+        before: when the first process said that it failed itself; None if it did not. Where its
+        partner died it can only say that the connection is lost."""
         for rank, code in enumerate(self._codes[1:], start=1):
             failed = [one for one in self.told_by_others(rank) if one["event"] == "failed"]
             what = failed[0]["message"] if failed else f"it died (exit status {code})"
@@ -105,7 +108,9 @@ class Crew:
         return None
 
     def killed_by(self) -> int | None:
-        """The number of the signal that ended one of them, and not by us; None where they ended or raised."""
+        """The number of the signal that ended one of them, and not by us; None where they
+        ended or raised.
+        """
         first, *others = self._codes
         killed = [-code for code in others if code is not None and code < 0]
         if not killed and first is not None and first < 0 and not any(others):
@@ -131,7 +136,10 @@ class Crew:
             self._processes.append(warm or _fresh(task, told, log, env))
 
     def _place(self, rank: int) -> dict[str, str]:
-        """What torch.distributed and both trainers read. Where LOCAL_RANK is set Lightning starts no processes."""
+        """What torch.distributed and both trainers read.
+
+        Where LOCAL_RANK is set Lightning starts no processes.
+        """
         if self.count == 1:
             return {}
         numbers = {
@@ -181,7 +189,9 @@ def _fresh(task: Path, told: int, log: IO[str], env: Mapping[str, str]) -> subpr
 
 
 def _ended(process: Worker, patience_s: float) -> int | None:
-    """Its exit status; None if it had to be ended, because it did not end by itself in that time."""
+    """Its exit status; None if it had to be ended, because it did not end by itself in that
+    time.
+    """
     try:
         return process.wait(patience_s)
     except subprocess.TimeoutExpired:
@@ -195,7 +205,9 @@ def _ended(process: Worker, patience_s: float) -> int | None:
 
 
 def environment(run: Run) -> dict[str, str]:
-    """The recorded variables that matter, none that place a process among others, and trackers told to stay silent."""
+    """The recorded variables that matter, none that place a process among others, and
+    trackers told to stay silent.
+    """
     package = str(Path(__file__).resolve().parents[2])
     found = {**os.environ, **run.launch.env}
     silent = {
@@ -207,7 +219,8 @@ def environment(run: Run) -> dict[str, str]:
         "MLFLOW_TRACKING_URI": f"file:{tempfile.gettempdir()}/flor-mlflow",
         "PYTHONUNBUFFERED": "1",
     }
-    # -P keeps the present folder off the import path: the user's newer files must not be found there.
+    # -P keeps the present folder off the import path: the user's newer files must not be found
+    # there.
     paths = [*filter(None, found.get("PYTHONPATH", "").split(os.pathsep)), package]
     kept = {
         name: v

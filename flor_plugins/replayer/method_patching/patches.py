@@ -33,7 +33,9 @@ class Patching:
     recorded: Recorded
 
     def check(self, run: Run) -> None:
-        """Raises CannotCarry where the run's version has no such method, HookError where parameters do not fit."""
+        """Raises CannotCarry where the run's version has no such method, HookError where
+        parameters do not fit.
+        """
         assert run.code is not None
         version = Version(self.recorded.of(run.code))
         for one in self.methods:
@@ -43,9 +45,8 @@ class Patching:
 def read(patch: Mapping[str, str | Path], folder: Path | None = None) -> tuple[Method, ...]:
     """The functions that a `patch` names. patch: `module:Class.method` to `file.py:function`.
 
-    folder: what paths of files are relative to; default the working directory. Raises HookError for a target or a
-    function that is not there.
-    """
+    folder: what paths of files are relative to; default the working directory. Raises HookError
+    for a target or a function that is not there."""
     return tuple(
         _read(target, str(source), folder or Path.cwd()) for target, source in patch.items()
     )
@@ -54,7 +55,8 @@ def read(patch: Mapping[str, str | Path], folder: Path | None = None) -> tuple[M
 def _read(target: str, source: str, folder: Path) -> Method:
     if not _TARGET.fullmatch(target):
         raise HookError(
-            f"patch: {target!r} was to be replaced; write it as module:Class.method, like bert:Net.forward"
+            f"patch: {target!r} was to be replaced; write it as module:Class.method, like "
+            f"bert:Net.forward"
         )
     name, colon, function = source.rpartition(":")
     if not colon or not function.isidentifier():
@@ -76,7 +78,8 @@ def _read(target: str, source: str, folder: Path) -> Method:
     if _function(tree, function) is None:
         known = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
         raise HookError(
-            f"{path}:1: patch: {target} was to be replaced by {function!r}, which is no function there; "
+            f"{path}:1: patch: {target} was to be replaced by {function!r}, which is no "
+            f"function there; "
             f"there are {', '.join(known) or 'none'}"
         )
     return Method(target, function, str(path), text)
@@ -104,7 +107,8 @@ def digest_of(methods: Sequence[Method]) -> str | None:
 
 
 def replace_methods(methods: Sequence[Method], launch: Launch) -> None:
-    """In a worker, where the script has built its trainer: put the functions onto the classes of its modules.
+    """In a worker, where the script has built its trainer: put the functions onto the classes
+    of its modules.
 
     Raises ReplayError where a module, class or method is not there.
     """
@@ -113,7 +117,8 @@ def replace_methods(methods: Sequence[Method], launch: Launch) -> None:
         owners = [owner for found in _modules(module, launch) for owner in _owners(found, dotted)]
         if not owners:
             raise ReplayError(
-                f"{one.target} was to be replaced by {one.function} of {one.path}; when the training began no module "
+                f"{one.target} was to be replaced by {one.function} of {one.path}; when the "
+                f"training began no module "
                 f"{module!r} with it was imported. Write the module as the script imports it."
             )
         for owner in owners:

@@ -1,4 +1,6 @@
-"""Has a version the method that is to be replaced, and can the function be called as that one is? Read, never run."""
+"""Has a version the method that is to be replaced, and can the function be called as that
+one is? Read, never run.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,8 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 def check(method: Method, version: Version, entry: str) -> None:
     """entry: the file of the version that is launched.
 
-    Raises CannotCarry where the version has no such method of its own, HookError where the function can't be called
-    as that method is.
-    """
+    Raises CannotCarry where the version has no such method of its own, HookError where the
+    function can't be called as that method is."""
     module, _, dotted = method.target.partition(":")
     *classes, name = dotted.split(".")
     path = entry if module == "__main__" else module_path(version, entry, module, 0)
@@ -77,8 +78,10 @@ def _compare(method: Method, path: str, own: Function) -> None:
     )
     if why := why_not(own.args, mine.args, is_static=_is_static(own)):
         raise HookError(
-            f"{method.path}:{mine.lineno}: {method.function}({ast.unparse(mine.args)}) was to replace {method.target}, "
-            f"and {why}. That is, at {path}:{own.lineno}, {own.name}({ast.unparse(own.args)}): take its parameters."
+            f"{method.path}:{mine.lineno}: {method.function}({ast.unparse(mine.args)}) was to "
+            f"replace {method.target}, "
+            f"and {why}. That is, at {path}:{own.lineno}, {own.name}({ast.unparse(own.args)}): "
+            f"take its parameters."
         )
 
 
@@ -87,7 +90,10 @@ def _is_static(own: Function) -> bool:
 
 
 def why_not(own: ast.arguments, mine: ast.arguments, *, is_static: bool = False) -> str:
-    """Why a call that `own` takes is not taken by `mine`; "" if each is. The name of self does not matter."""
+    """Why a call that `own` takes is not taken by `mine`; "" if each is.
+
+    The name of self does not matter.
+    """
     positional, places = [*own.posonlyargs, *own.args], [*mine.posonlyargs, *mine.args]
     needed = len(positional) - len(own.defaults)
     given = len(places) - len(mine.defaults)
@@ -97,7 +103,10 @@ def why_not(own: ast.arguments, mine: ast.arguments, *, is_static: bool = False)
             if mine.vararg is None or (is_named and mine.kwarg is None):
                 return f"it does not take {one.arg!r}"
         elif is_named and (places[at].arg != one.arg or at < len(mine.posonlyargs)):
-            return f"its parameter {at + 1} is {places[at].arg!r} and not {one.arg!r}, by which it is called"
+            return (
+                f"its parameter {at + 1} is {places[at].arg!r} and not {one.arg!r}, by "
+                f"which it is called"
+            )
         elif at >= needed and at < given:
             return f"it needs {one.arg!r}, which calls may leave out"
     if extra := [one.arg for one in places[len(positional) : given]]:
@@ -110,7 +119,9 @@ def why_not(own: ast.arguments, mine: ast.arguments, *, is_static: bool = False)
 
 
 def _keywords(own: ast.arguments, mine: ast.arguments, others: set[str]) -> str:
-    """others: parameters of `mine` that can be given by name, besides those that are keyword-only."""
+    """others: parameters of `mine` that can be given by name, besides those that are
+    keyword-only.
+    """
     known = dict(zip((one.arg for one in mine.kwonlyargs), mine.kw_defaults, strict=True))
     for one, default in zip(own.kwonlyargs, own.kw_defaults, strict=True):
         if one.arg in known:

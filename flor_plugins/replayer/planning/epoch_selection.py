@@ -15,9 +15,8 @@ _SAMPLE = "sample:"
 def epochs_of(text: str | Sequence[int], known: Collection[int]) -> list[int]:
     """The completed epochs (1 and up) that `text` names, of those that are known, ascending.
 
-    text: "all", "last", "1:3" (both included), "1,3", "sample:5" (five evenly spread ones, first and last
-    included; of fewer all) or numbers. Raises ReplayError for anything else.
-    """
+    text: "all", "last", "1:3" (both included), "1,3", "sample:5" (five evenly spread ones,
+    first and last included; of fewer all) or numbers. Raises ReplayError for anything else."""
     trained = sorted(epoch for epoch in known if epoch > 0)
     if not isinstance(text, str):
         return sorted(set(text))
@@ -43,7 +42,9 @@ def names_them(text: str | Sequence[int]) -> bool:
 
 
 def sample(every: Sequence[T], count: int) -> list[T]:
-    """`count` (1 and up) of them, evenly spread, first and last included; the last one where it is one."""
+    """`count` (1 and up) of them, evenly spread, first and last included; the last one where
+    it is one.
+    """
     if count >= len(every):
         return list(every)
     if count == 1:
@@ -52,7 +53,9 @@ def sample(every: Sequence[T], count: int) -> list[T]:
 
 
 def spread(every: Sequence[T]) -> tuple[T, ...]:
-    """All of them, in an order of which each beginning is spread evenly: both ends, the middle, the quarters, ..."""
+    """All of them, in an order of which each beginning is spread evenly: both ends, the
+    middle, the quarters, ...
+    """
     if len(every) < 3:
         return tuple(every)
     order, gaps = [0, len(every) - 1], [(0, len(every) - 1)]

@@ -1,4 +1,6 @@
-"""What a pass will take and read: from earlier replays of the run, else from the times that were recorded."""
+"""What a pass will take and read: from earlier replays of the run, else from the times that
+were recorded.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ _LOOKED_AT = 100
 
 
 def measured(replays: Path) -> Measured:
-    """What the newest replays of each run and way have taken. replays: the folder that holds them all.
+    """What the newest replays of each run and way have taken. replays: the folder that holds
+    them all.
 
     A replay that is being made, or was made by another version, is passed over.
     """
@@ -58,7 +61,10 @@ def _of_replay(
 
 
 def costed(places: Places, passes: Sequence[Pass], earlier: Measured) -> list[Pass]:
-    """The passes with their seconds and bytes. The first bears what it takes to build the trainer, once."""
+    """The passes with their seconds and bytes.
+
+    The first bears what it takes to build the trainer, once.
+    """
     found = []
     for number, one in enumerate(passes):
         build = (places.run.timing.build_s or 0.0) if number == 0 else 0.0
@@ -91,7 +97,10 @@ def _each(places: Places, way: Way, earlier: Measured) -> float | None:
 
 
 def _nbytes(places: Places, one: Pass) -> int | None:
-    """Bytes of all tensors that are restored. Each of its checkpoints counts as the last one: they have one shape."""
+    """Bytes of all tensors that are restored.
+
+    Each of its checkpoints counts as the last one: they have one shape.
+    """
     starts = [stretch.start for stretch in one.stretches] if one.way == "train" else one.positions
     last = max(starts, default=None)
     if last is None or last not in places.saved:

@@ -1,4 +1,6 @@
-"""What gives each metric that is asked for: a hook, the edit of the working tree, or a method that is replaced."""
+"""What gives each metric that is asked for: a hook, the edit of the working tree, or a
+method that is replaced.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,19 @@ WAYS: tuple[Way, ...] = ("state", "validate", "train")
 _REASONS: dict[Way, str] = {
     "state": "needs only the weights: restore, call",
     "validate": "needs the validation loop: restore, run it",
-    "train": "needs the updates, or weights that were not saved: restore the checkpoint before, run on",
+    "train": (
+        "needs the updates, or weights that were not saved: restore the checkpoint before, run on"
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """The metrics by their ways. whole: those that only whole epochs give. hooks: what their sources are known by.
+    """The metrics by their ways. whole: those that only whole epochs give. hooks: what their
+    sources are known by.
 
-    edited: those that the working tree's edit logs; kept: and that depend on all steps before. patched: those that
-    a replaced method logs.
-    """
+    edited: those that the working tree's edit logs; kept: and that depend on all steps before.
+    patched: those that a replaced method logs."""
 
     ways: Mapping[str, Way]
     whole: frozenset[str]
@@ -52,11 +56,13 @@ class Given:
         parts = [_REASONS[way]]
         if edited := [name for name in names if name in self.edited]:
             parts.append(
-                f"{', '.join(edited)} logged by the edit of the working tree, carried to each version"
+                f"{', '.join(edited)} logged by the edit of the working tree, carried to each "
+                f"version"
             )
         if self.kept & set(names):
             parts[0] = (
-                "needs all updates: the edit keeps something from step to step, so that it begins with the run"
+                "needs all updates: the edit keeps something from step to step, so that it "
+                "begins with the run"
             )
         if patched := [name for name in names if name in self.patched]:
             parts.append(f"{', '.join(patched)} logged by a method that is replaced")
@@ -70,7 +76,8 @@ def given(
     edit: Editing | None = None,
     methods: Sequence[Method] = (),
 ) -> Given:
-    """Which source gives each metric: a function of its name, else a method, else the edit, else a callback.
+    """Which source gives each metric: a function of its name, else a method, else the edit,
+    else a callback.
 
     Raises HookError for a metric that none of them gives.
     """
@@ -99,10 +106,11 @@ def given(
 
 
 def known_by(metrics: Sequence[str], hooks: Sequence[Found]) -> dict[str, tuple[str | None, ...]]:
-    """metric to the digests that its hook goes by: its own, and the file's, which it went by at first.
+    """metric to the digests that its hook goes by: its own, and the file's, which it went by at
+    first.
 
-    A metric without a function of its own goes by all callbacks and compute_metrics together; at first, by nothing.
-    """
+    A metric without a function of its own goes by all callbacks and compute_metrics together;
+    at first, by nothing."""
     of_own = {
         found.name: (found.digest, found.file_digest) for found in hooks if found.kind == "metric"
     }
@@ -117,7 +125,10 @@ def without_hook(metrics: Sequence[str], hooks: Sequence[Found]) -> list[str]:
 
 
 def _ways(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path]) -> dict[str, Way]:
-    """The way of each metric. One that no @flor.metric has may come from a callback or compute_metrics."""
+    """The way of each metric.
+
+    One that no @flor.metric has may come from a callback or compute_metrics.
+    """
     named: dict[str, Way] = {found.name: found.way for found in hooks if found.kind == "metric"}
     others: list[Way] = [found.way for found in hooks if found.kind != "metric"]
     ways: dict[str, Way] = {}
@@ -130,8 +141,10 @@ def _ways(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path])
             known = ", ".join(named) or "none"
             listed = ", ".join(map(str, files)) or "no hook file was given"
             raise HookError(
-                f"no hook computes {name!r}; hooks found: {known} (in {listed}), and the working tree does not log it "
-                f"beyond what was recorded. Write `@flor.metric(at='epoch')` on `def {name}(ctx)`, and name its file "
+                f"no hook computes {name!r}; hooks found: {known} (in {listed}), and the "
+                f"working tree does not log it "
+                f"beyond what was recorded. Write `@flor.metric(at='epoch')` on `def "
+                f"{name}(ctx)`, and name its file "
                 "with hooks= or --hook, or log it in the training code"
             )
     return ways

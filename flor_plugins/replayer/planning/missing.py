@@ -1,4 +1,6 @@
-"""Where values are missing: positions at which a metric was asked for, the predicate holds, and nothing is there."""
+"""Where values are missing: positions at which a metric was asked for, the predicate holds,
+and nothing is there.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """metrics are missing at positions. is_every: nothing was chosen among the steps of those epochs."""
+    """metrics are missing at positions.
+
+    is_every: nothing was chosen among the steps of those epochs.
+    """
 
     metrics: tuple[str, ...]
     positions: tuple[Position, ...]
@@ -24,7 +29,8 @@ class Due:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """What is known of a run: where it has been, and the (writer, row) of its journals that count (`of_today`).
+    """What is known of a run: where it has been, and the (writer, row) of its journals that
+    count (`of_today`).
 
     looked_for: (metric, position) where it is known that nothing is logged, if there is no value.
     """

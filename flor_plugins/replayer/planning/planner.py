@@ -34,8 +34,9 @@ class Request:
     """What was asked. epochs: as `epochs_of` reads them.
 
     at: run_id to the one place of that run that was asked for.
-    only: run_id to epochs of that run, of those that there are; a search asks for them. Of validations only
-    those at their ends count, and a run that can't be replayed is no error: the plan says so in `skipped`.
+    only: run_id to epochs of that run, of those that there are; a search asks for them. Of
+    validations only those at their ends count, and a run that can't be replayed is no error:
+    the plan says so in `skipped`.
     edit: of the working tree, if it logs a metric. patch: methods to be replaced.
     """
 
@@ -51,7 +52,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class _Work:
-    """What is to be done with a run. why_not: why not all that was asked, if so. Else as in a Task."""
+    """What is to be done with a run. why_not: why not all that was asked, if so.
+
+    Else as in a Task.
+    """
 
     passes: list[Pass]
     why_not: str = ""
@@ -88,7 +92,10 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
 def verification(
     runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, Reference]
 ) -> Plan:
-    """Plan to run everything again, from checkpoint to checkpoint, and only compare. Errors as `make`."""
+    """Plan to run everything again, from checkpoint to checkpoint, and only compare.
+
+    Errors as `make`.
+    """
     request = Request((), None, epochs, (), at)
 
     def work(run: Run) -> _Work:
@@ -100,8 +107,10 @@ def verification(
             stretches = tuple(stretch for stretch in stretches if wanted & set(stretch.epochs))
         if not stretches:
             raise NoCheckpoint(
-                f"run {run.name} ({run.run_id}) can't be verified: nothing was trained after a checkpoint of it "
-                f"from which training could go on; it has {'; '.join(map(str, places.saved)) or 'none'}"
+                f"run {run.name} ({run.run_id}) can't be verified: nothing was trained after a "
+                f"checkpoint of it "
+                f"from which training could go on; it has "
+                f"{'; '.join(map(str, places.saved)) or 'none'}"
             )
         again = Pass("train", (), "compares what it recomputes", stretches=stretches)
         return _Work(costed(places, [again], measured(run.path.parent.parent / "replays")))
@@ -184,7 +193,10 @@ def _logged(run: Run, names: Collection[str] | None) -> set[str]:
 
 
 def _position(places: Places, request: Request) -> Position | None:
-    """The one place that was asked for, if one was. Raises NoCheckpoint when the run was never there."""
+    """The one place that was asked for, if one was.
+
+    Raises NoCheckpoint when the run was never there.
+    """
     at = request.at.get(places.run.run_id)
     if at is None or (at.epoch is None and at.step is None):
         return None
@@ -194,7 +206,10 @@ def _position(places: Places, request: Request) -> Position | None:
 def _work(
     run: Run, asked: Given, where: Where | None, request: Request, earlier: Measured
 ) -> _Work:
-    """What is to be done with a run. Where its version can't take an edit or a method, the other metrics are."""
+    """What is to be done with a run.
+
+    Where its version can't take an edit or a method, the other metrics are.
+    """
     passes, why_not = _passes(run, asked, where, request, earlier)
     names = {name for one in passes for name in one.metrics}
     edit, methods, refused = None, (), set()
@@ -249,7 +264,8 @@ def _passes(
     if not places.starts and (due["train"].positions or marks):
         names = dict.fromkeys(name for one in [due["train"], *marks] for name in one.metrics)
         unreachable = (
-            f"run {run.name} ({run.run_id}) has no checkpoint from which training or validation could go on, "
+            f"run {run.name} ({run.run_id}) has no checkpoint from which training or "
+            f"validation could go on, "
             f"so that {', '.join(names)} can't be computed; metrics of the weights can (at='epoch')"
         )
     else:

@@ -12,15 +12,15 @@ from flor_plugins.store.metrics.reserved_names import ASKED
 from flor_plugins.store.metrics.value_codec import encode_value
 
 Key = tuple[Position, Phase, Level]
-# metric to the digests that its hook of today is known by; None among them: values without one count, too
+# metric to the digests that its hook of today is known by; None among them: values without one
+# count, too
 Hooks = Mapping[str, Collection[str | None]]
 
 
 @dataclass(slots=True)
 class History:
-    """values: recorded ones by place, encoded. present: (metric, position) that has a value already,
-    by the recording or by the hook of today; rows: (metric, place) that has.
-    """
+    """values: recorded ones by place, encoded. present: (metric, position) that has a value
+    already, by the recording or by the hook of today; rows: (metric, place) that has."""
 
     values: dict[Key, dict[str, Any]] = field(default_factory=dict)
     present: set[tuple[str, Position]] = field(default_factory=set)
@@ -32,7 +32,10 @@ class History:
         self.rows.update((name, (row.position, row.phase, row.level)) for name in names)
 
     def at(self, row: Row) -> Mapping[str, Any]:
-        """What was recorded there. An evaluation every n steps is the epoch's, too, where it ends one."""
+        """What was recorded there.
+
+        An evaluation every n steps is the epoch's, too, where it ends one.
+        """
         found = self.values.get((row.position, row.phase, row.level))
         if found is None and row.phase == "validation":
             found = self.values.get((row.position, row.phase, "step"))
@@ -42,7 +45,10 @@ class History:
 def history_of(
     run: Run, hooks: Hooks | None = None, rows: Iterable[tuple[str, Row]] | None = None
 ) -> History:
-    """What all journals of a run say. hooks: as in `of_today`. rows: those journals, if they were read already."""
+    """What all journals of a run say.
+
+    hooks: as in `of_today`. rows: those journals, if they were read already.
+    """
     history, media = History(), run.path / "media"
     for writer, row in of_today(read_run(run.path) if rows is None else rows, hooks or {}):
         history.note(row, row.values)
@@ -53,7 +59,9 @@ def history_of(
 
 
 def looked_for(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> set[tuple[str, Position]]:
-    """(metric, position) at which a replay with the sources of today has run the code, whether it logged it or not."""
+    """(metric, position) at which a replay with the sources of today has run the code,
+    whether it logged it or not.
+    """
     return {
         (name, row.position)
         for _, row in rows
@@ -65,11 +73,11 @@ def looked_for(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> set[tuple[str, 
 def of_today(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> list[tuple[str, Row]]:
     """(writer, row) of a run without the values that an earlier source of a hook gave in a replay.
 
-    A value is known by run (and so by its code), position, metric and the source of its hook. What the run itself
-    logged is never taken out: it was there when it trained, and is not computed again. A value that a diverged
-    replay gave stays, too, as long as its hook is the same: once more would give it once more. A metric without an
-    entry in `hooks` keeps all its values. Rows stay, with less in them: they also say where the run has been.
-    """
+    A value is known by run (and so by its code), position, metric and the source of its hook.
+    What the run itself logged is never taken out: it was there when it trained, and is not
+    computed again. A value that a diverged replay gave stays, too, as long as its hook is the
+    same: once more would give it once more. A metric without an entry in `hooks` keeps all its
+    values. Rows stay, with less in them: they also say where the run has been."""
     kept = []
     for writer, row in rows:
         if not writer.startswith("record"):

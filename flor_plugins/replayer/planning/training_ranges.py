@@ -13,7 +13,8 @@ from flor_plugins.store.ranks import list_checkpoints
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """ends: epoch to the step that completed it (0: the beginning). saved: every whole checkpoint by position.
+    """ends: epoch to the step that completed it (0: the beginning). saved: every whole
+    checkpoint by position.
 
     validated: where the run was validated inside an epoch. last: how far the run came.
     starts: the checkpoints from which training goes on; bit for bit where there are such.
@@ -38,34 +39,45 @@ class Places:
         return Position(epoch, self.ends[epoch])
 
     def at_step(self, step: int) -> Position:
-        """The position of an optimizer update. Raises NoCheckpoint if the run has not come so far."""
+        """The position of an optimizer update.
+
+        Raises NoCheckpoint if the run has not come so far.
+        """
         if step > self.last.step:
             raise NoCheckpoint(
-                f"run {self.run.name} ({self.run.run_id}) was asked for step {step}; it made {self.last.step}"
+                f"run {self.run.name} ({self.run.run_id}) was asked for step {step}; it made "
+                f"{self.last.step}"
             )
         done = [epoch for epoch, end in self.ends.items() if end <= step]
         return Position(max(done, default=0), step)
 
     def epoch_of(self, position: Position) -> int:
-        """The number of the epoch in which the update of that position was made: 1 for the first."""
+        """The number of the epoch in which the update of that position was made: 1 for the
+        first.
+        """
         is_end = self.ends.get(position.epoch) == position.step
         return position.epoch if is_end else position.epoch + 1
 
     def before(self, position: Position, *, whole: bool = False) -> Position:
-        """The last checkpoint, or the last at an epoch's end, from which training leads there. Raises NoCheckpoint."""
+        """The last checkpoint, or the last at an epoch's end, from which training leads there.
+
+        Raises NoCheckpoint.
+        """
         ends = {Position(*end) for end in self.ends.items()}
         earlier = [
             start for start in self.starts if start < position and (not whole or start in ends)
         ]
         if not earlier:
             raise NoCheckpoint(
-                f"run {self.run.name} ({self.run.run_id}) has no checkpoint before {position} from which it could be "
+                f"run {self.run.name} ({self.run.run_id}) has no checkpoint before {position} "
+                f"from which it could be "
                 f"trained again; it has {'; '.join(map(str, self.saved)) or 'none'}"
             )
         return earlier[-1]
 
     def stretches(self, wanted: Iterable[Position], *, whole: bool = False) -> tuple[Stretch, ...]:
-        """The least training that leads through all wanted positions, from the checkpoints nearest before each.
+        """The least training that leads through all wanted positions, from the checkpoints
+        nearest before each.
 
         whole: only whole epochs, for what is summed up over an epoch. Raises NoCheckpoint.
         """
@@ -78,11 +90,15 @@ class Places:
         )
 
     def from_the_beginning(self, wanted: Iterable[Position]) -> tuple[Stretch, ...]:
-        """All training up to the last wanted position, in one. Raises NoCheckpoint without the State it began with."""
+        """All training up to the last wanted position, in one.
+
+        Raises NoCheckpoint without the State it began with.
+        """
         start, end = Position(0, 0), max(wanted)
         if start not in self.starts:
             raise NoCheckpoint(
-                f"run {self.run.name} ({self.run.run_id}) would have to be trained again from its beginning, and has "
+                f"run {self.run.name} ({self.run.run_id}) would have to be trained again from "
+                f"its beginning, and has "
                 f"no checkpoint there; it has {'; '.join(map(str, self.saved)) or 'none'}"
             )
         return (Stretch(start, end, self._touched(start, end)),)

@@ -1,4 +1,6 @@
-"""Programs that a replayed script starts: another Python is guarded like this one, others bring no guard along."""
+"""Programs that a replayed script starts: another Python is guarded like this one, others
+bring no guard along.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,10 @@ EVENTS: dict[str, tuple[int, int, int]] = {
 
 
 def bind_pythons(guard: Mapping[str, Any]) -> None:
-    """From now on each Python that this process starts begins with that guard. guard: as `guarded` reads it."""
+    """From now on each Python that this process starts begins with that guard.
+
+    guard: as `guarded` reads it.
+    """
     paths = [
         path
         for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)

@@ -18,18 +18,28 @@ VARIABLE = "FLOR_ISOLATION"
 TRACKERS = "FLOR_TRACKERS"
 
 SAID: dict[str, str] = {
-    "overlay": "copy-on-write: what a replayed script changes outside the store goes to scratch, children included",
-    "landlock": "links and refusals: a write outside is refused with its path, by the kernel for child processes",
-    "python": "links and refusals in Python: C code that writes by itself is not bound; other programs are not started",
+    "overlay": (
+        "copy-on-write: what a replayed script changes outside the store goes to "
+        "scratch, children included"
+    ),
+    "landlock": (
+        "links and refusals: a write outside is refused with its path, by the kernel "
+        "for child processes"
+    ),
+    "python": (
+        "links and refusals in Python: C code that writes by itself is not bound; other "
+        "programs are not started"
+    ),
 }
 
 
 def isolate(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
-    """Let this process write to nothing but `kept`; all else that it writes goes with it, or is refused.
+    """Let this process write to nothing but `kept`; all else that it writes goes with it, or is
+    refused.
 
-    Call it once, while this is the only thread. Returns where the code of the run stands from now on: `root` itself
-    with copy-on-write, else the sandbox. Raises ReplayError where $FLOR_ISOLATION asks for what is not there.
-    """
+    Call it once, while this is the only thread. Returns where the code of the run stands from
+    now on: `root` itself with copy-on-write, else the sandbox. Raises ReplayError where
+    $FLOR_ISOLATION asks for what is not there."""
     asked = _asked()
     kind, place = "", sandbox
     if asked in (None, "overlay"):
@@ -78,7 +88,8 @@ def _asked() -> str | None:
     asked = os.environ.get(VARIABLE) or None
     if asked not in (None, *get_args(Isolation)):
         raise ReplayError(
-            f"{VARIABLE}={asked} was found; it may be {', '.join(get_args(Isolation))}, or not be set"
+            f"{VARIABLE}={asked} was found; it may be {', '.join(get_args(Isolation))}, or not "
+            f"be set"
         )
     return asked
 

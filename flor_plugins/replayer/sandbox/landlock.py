@@ -31,7 +31,9 @@ class _PathBeneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """The version that the kernel offers; 0 where there is none (another system, old, switched off)."""
+    """The version that the kernel offers; 0 where there is none (another system, old,
+    switched off).
+    """
     if not sys.platform.startswith("linux"):
         return 0
     return max(

@@ -10,7 +10,8 @@ from flor_plugins.replayer.backport.snapshots import as_bytes
 
 
 def lay(sources: Mapping[str, str], sandbox: Path) -> None:
-    """Write files into a sandbox: path beneath its top to text. Links on the way become files and folders of its own.
+    """Write files into a sandbox: path beneath its top to text. Links on the way become files
+    and folders of its own.
 
     What a link leads to is the user's, or another version's: it is never written through.
     """

@@ -1,4 +1,6 @@
-"""What the kernel offers to a process that wants a view of the files of its own: namespaces and mounts."""
+"""What the kernel offers to a process that wants a view of the files of its own: namespaces
+and mounts.
+"""
 
 from __future__ import annotations
 
@@ -28,11 +30,11 @@ CAPABILITY_VERSION, SYS_ADMIN, DROP_FROM_BOUNDS = 0x20080522, 21, 24
 
 
 def new_namespace(*, as_user: bool = False) -> bool:
-    """Let this process and its children have mounts of their own; for good, and only before it has threads.
+    """Let this process and its children have mounts of their own; for good, and only before it
+    has threads.
 
-    True: within a user namespace, in which it is who it was (as_user: also where it could do without). OSError where
-    the system refuses.
-    """
+    True: within a user namespace, in which it is who it was (as_user: also where it could do
+    without). OSError where the system refuses."""
     libc = _libc()
     if not sys.platform.startswith("linux"):
         raise OSError(0, "only Linux has mount namespaces")
@@ -71,9 +73,8 @@ def escaped(path: str) -> str:
 def keep_mounts() -> None:
     """Neither this process nor its children may change mounts any more.
 
-    Who is not root keeps no right that the user namespace gave: a file that only its owner's mode protects stays
-    protected.
-    """
+    Who is not root keeps no right that the user namespace gave: a file that only its owner's
+    mode protects stays protected."""
     libc = _libc()
     head = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     sets = (
@@ -91,7 +92,9 @@ def keep_mounts() -> None:
 
 
 def remove_when_over(scratch: Path) -> None:
-    """Start a process that waits for the end of this one and of all it forks, killed or not, and removes the folder."""
+    """Start a process that waits for the end of this one and of all it forks, killed or not,
+    and removes the folder.
+    """
     read, _ = os.pipe()
     if os.fork():
         os.close(read)  # the other end stays open for good: its end is the end of all who have it

@@ -1,8 +1,8 @@
-"""Copy-on-write: a process sees all files as they are, and what it changes goes to a scratch folder.
+"""Copy-on-write: a process sees all files as they are, and what it changes goes to a scratch
+folder.
 
-In a mount namespace of its own, overlayfs lies over every folder in reach. Folders of the system are read-only there;
-the few that are really written lie on top.
-"""
+In a mount namespace of its own, overlayfs lies over every folder in reach. Folders of the
+system are read-only there; the few that are really written lie on top."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ SYSTEM = frozenset(
     )
 )
 SPECIAL = ("/dev", "/proc", "/run", "/sys")
-# What lies over a folder can't lie in it, so one of these is not covered. The last resort is memory.
+# What lies over a folder can't lie in it, so one of these is not covered. The last resort is
+# memory.
 BASES = ("/var/tmp", "/tmp")
 MAX_COVERS = 200
 
@@ -76,11 +77,12 @@ class Wanted:
 
 
 def enter(wanted: Wanted) -> tuple[Path, ...]:
-    """Make all further writes of this process and its children go to scratch; for good. Call it before any thread.
+    """Make all further writes of this process and its children go to scratch; for good. Call it
+    before any thread.
 
-    Tried in a child first: where NoOverlay is raised nothing has changed. Returns the covered folders. The scratch
-    folder goes when the last of these processes has ended, also where they are killed.
-    """
+    Tried in a child first: where NoOverlay is raised nothing has changed. Returns the covered
+    folders. The scratch folder goes when the last of these processes has ended, also where they
+    are killed."""
     base = _find_base(wanted)
     scratch = _scratch(base)
     remove_when_over(scratch)
@@ -205,7 +207,10 @@ def _opened(folders: Mapping[str, int] | Iterator[str]) -> dict[str, int]:
 
 
 def _covers(mounts: Mapping[str, int], wanted: Wanted, base: str | None) -> Iterator[str]:
-    """The folders to cover. One with a mount in it is covered in parts: the system refuses the whole."""
+    """The folders to cover.
+
+    One with a mount in it is covered in parts: the system refuses the whole.
+    """
     inner = [*mounts, *([base] if base else [])]
     left, count = ["/"], 0
     while left:

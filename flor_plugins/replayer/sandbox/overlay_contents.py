@@ -1,4 +1,6 @@
-"""The project's own place, as it stood: a run's files over today's, for a process that writes to neither."""
+"""The project's own place, as it stood: a run's files over today's, for a process that
+writes to neither.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,12 @@ NOT_OF_A_RUN = frozenset((".git", ".flor"))
 
 
 def lay_over(sandbox: Path, root: Path, covered: Path, over: Path) -> None:
-    """Put what makes `root` look like `sandbox` into `over`, the folder that will lie over `covered`.
+    """Put what makes `root` look like `sandbox` into `over`, the folder that will lie over
+    `covered`.
 
-    Files of the run's commit that are not the same today; and for each file of code that the sandbox does not
-    have (it was written since) a sign that hides it. Data is there already, under its own name.
-    """
+    Files of the run's commit that are not the same today; and for each file of code that the
+    sandbox does not have (it was written since) a sign that hides it. Data is there already,
+    under its own name."""
     for folder, names in _own_folders(sandbox):
         inside = folder.relative_to(sandbox)
         today = root / inside

@@ -34,11 +34,11 @@ HUB = "https://huggingface.co"
 
 
 def silence(folder: Path) -> None:
-    """From now on, in this process. What a tracker writes to files goes to `folder`, wherever it was to go.
+    """From now on, in this process. What a tracker writes to files goes to `folder`, wherever
+    it was to go.
 
-    A script that speaks to them goes on: MLflow has a store of its own in `folder`, TensorBoard's files lie there,
-    the others and the hub answer and do nothing.
-    """
+    A script that speaks to them goes on: MLflow has a store of its own in `folder`,
+    TensorBoard's files lie there, the others and the hub answer and do nothing."""
     os.environ.update(
         MLFLOW_TRACKING_URI=(folder / "mlflow").as_uri(),
         MLFLOW_REGISTRY_URI=(folder / "mlflow").as_uri(),
@@ -56,7 +56,10 @@ def silence(folder: Path) -> None:
 
 
 def silence_hub() -> None:
-    """The hub alone, if it was imported; `silence` then has that behind it. Which modules know it takes a while."""
+    """The hub alone, if it was imported; `silence` then has that behind it.
+
+    Which modules know it takes a while.
+    """
     found = sys.modules.get("huggingface_hub.hf_api")
     if found is not None:
         _quiet_hub(found)
@@ -109,7 +112,10 @@ def _move_events(module: ModuleType, folder: Path) -> None:
 
 
 def _quiet_hub(module: ModuleType) -> None:
-    """On the class, and wherever a method was imported by name; from there on it is imported so. Once."""
+    """On the class, and wherever a method was imported by name; from there on it is imported so.
+
+    Once.
+    """
     if vars(module.HfApi).get("_is_quiet"):
         return
     module.HfApi._is_quiet = True  # type: ignore[attr-defined]

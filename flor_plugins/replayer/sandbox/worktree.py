@@ -86,9 +86,8 @@ def _git(repo: Repo, *args: str) -> str:
 def _one_at_a_time(repo: Repo) -> AbstractContextManager[None]:
     """Work trees of one repository are made and removed one after the other.
 
-    Each git command reads the notes about all of them and refuses ("failed to read .../commondir") where another
-    has them half written.
-    """
+    Each git command reads the notes about all of them and refuses ("failed to read
+    .../commondir") where another has them half written."""
     return alone_in(repo.common_dir)
 
 
@@ -118,8 +117,8 @@ def _admin(folder: Path) -> Path:
 def _remove(repo: Repo, folder: Path) -> None:
     """Remove one work tree, links and all; what they point to stays.
 
-    Never `worktree prune`: it would also forget a work tree of the user's on a disk that is not there now.
-    """
+    Never `worktree prune`: it would also forget a work tree of the user's on a disk that is not
+    there now."""
     from git import GitCommandError
 
     try:

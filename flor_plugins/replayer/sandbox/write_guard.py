@@ -24,7 +24,8 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 DEVICES = ("/dev", "/proc")
 
 # Arguments of an event that name what is changed: (path, its dir_fd or None, how).
-# "through": the event follows a link at the end of the path; "itself": it changes the link; "new": nothing is there.
+# "through": the event follows a link at the end of the path; "itself": it changes the link;
+# "new": nothing is there.
 EVENTS: dict[str, tuple[tuple[int, int | None, str], ...]] = {
     "os.mkdir": ((0, 2, "new"),),
     "os.remove": ((0, 1, "itself"),),
@@ -62,9 +63,9 @@ def forbid_writes(
 ) -> tuple[str, ...]:
     """Refuse writes outside `allowed` and `sandbox` to this process, for good; call it once, early.
 
-    Always allowed: devices. Temporary files get a folder of their own, and caches a folder of links in it (it goes
-    with the process). A link in either or in the sandbox that leads out is replaced by a copy when it is written to.
-    Returns the protections that are on: see `guard`.
+    Always allowed: devices. Temporary files get a folder of their own, and caches a folder of
+    links in it (it goes with the process). A link in either or in the sandbox that leads out is
+    replaced by a copy when it is written to. Returns the protections that are on: see `guard`.
     """
     sandbox = Path(os.path.realpath(sandbox))
     own = own_temporary()
@@ -81,11 +82,10 @@ def guard(
 ) -> tuple[str, ...]:
     """Refuse writes outside `places` and devices to this process, for good.
 
-    links: folders whose links are replaced by copies when they are written to. Returns the protections that are on:
-    "python", and "landlock" where the kernel offers it (it binds C code and child processes, but no thread that runs
-    already). Where it does not, programs that bring no guard along are not started. No bytecode is written.
-    Refusals are WriteRefused.
-    """
+    links: folders whose links are replaced by copies when they are written to. Returns the
+    protections that are on: "python", and "landlock" where the kernel offers it (it binds C
+    code and child processes, but no thread that runs already). Where it does not, programs that
+    bring no guard along are not started. No bytecode is written. Refusals are WriteRefused."""
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     places = (*places, *DEVICES)
@@ -98,7 +98,9 @@ def guard(
 
 
 def _ask_where_python_does_not() -> None:
-    """Files relative to an open folder, pipes and devices: no event of the interpreter tells where they are made."""
+    """Files relative to an open folder, pipes and devices: no event of the interpreter tells
+    where they are made.
+    """
     for name in ("open", "mkfifo", "mknod"):
         setattr(os, name, _locating(getattr(os, name), is_open=name == "open"))
 
@@ -153,7 +155,10 @@ def _asking(write: Callable[..., Any], place: int) -> Callable[..., Any]:
 
 @dataclass(frozen=True, slots=True)
 class _Guard:
-    """An audit hook. It runs on every event of the interpreter: what is no write must leave at once."""
+    """An audit hook.
+
+    It runs on every event of the interpreter: what is no write must leave at once.
+    """
 
     places: tuple[str, ...]
     links: tuple[str, ...]
@@ -177,8 +182,10 @@ class _Guard:
         if program is not None:
             raise WriteRefused(
                 errno.EACCES,
-                "the replayed script was about to start a program, and this system offers nothing that keeps a "
-                "program from writing outside the sandbox (flor-hf doctor says why); let the script do without",
+                "the replayed script was about to start a program, and this system offers "
+                "nothing that keeps a "
+                "program from writing outside the sandbox (flor-hf doctor says why); let the "
+                "script do without",
                 program,
             )
 
@@ -190,7 +197,9 @@ class _Guard:
             if path is None and event in OF_OPEN_FILES:
                 path = _path_of(args[place])
             if path is None or (how == "new" and os.path.lexists(path)):
-                continue  # an open file was asked about when it was opened; mkdir says itself what is there
+                # an open file was asked about when it was opened; mkdir says itself what is
+                # there
+                continue
             if (
                 place == 0
                 and event in ("os.remove", "os.rmdir", "os.link")
@@ -278,7 +287,9 @@ def _path_of(number: Any) -> str | None:
 
 
 def _copy_up(link: str, keeps: bool) -> None:
-    """Replace a link by a file of its own, with the content if it is needed; whole or not at all."""
+    """Replace a link by a file of its own, with the content if it is needed; whole or not at
+    all.
+    """
     scratch = f"{link}.flor-{os.getpid()}"
     if keeps and os.path.exists(link):
         shutil.copy(link, scratch)
@@ -300,7 +311,9 @@ def _make_folder_of_links(link: str) -> None:
 def _refusal(path: str) -> WriteRefused:
     return WriteRefused(
         errno.EACCES,
-        "the replayed script was about to write outside its sandbox, and a replay changes nothing there; "
-        "let the script write to a path relative to its project, or to the folder for temporary files",
+        "the replayed script was about to write outside its sandbox, and a replay changes "
+        "nothing there; "
+        "let the script write to a path relative to its project, or to the folder for "
+        "temporary files",
         path,
     )

@@ -1,4 +1,5 @@
-"""Which of the epochs of a run to look at next, when the first one is sought at which a predicate holds.
+"""Which of the epochs of a run to look at next, when the first one is sought at which a
+predicate holds.
 
 Nothing is computed here: what is known goes in, what is to be known next comes out.
 """
@@ -19,13 +20,14 @@ def first_true(known: Sequence[Truth]) -> int | None:
 
 
 def next_places(known: Sequence[Truth], *, is_monotone: bool, count: int = 2) -> tuple[int, ...]:
-    """Where to look next, in this order; nothing once the first place is known, or that there is none.
+    """Where to look next, in this order; nothing once the first place is known, or that there
+    is none.
 
-    is_monotone: what holds once holds from there on. One place then: the last one, to see whether it holds at all,
-    and from then on the middle of those that are left; of n places at most `at_most(n)` are looked at.
-    Else up to `count` of those before the earliest hit: half of them from the front, where each must be looked at,
-    and half spread evenly, so that a hit is soon found which makes the rest unnecessary.
-    """
+    is_monotone: what holds once holds from there on. One place then: the last one, to see
+    whether it holds at all, and from then on the middle of those that are left; of n places at
+    most `at_most(n)` are looked at. Else up to `count` of those before the earliest hit: half
+    of them from the front, where each must be looked at, and half spread evenly, so that a hit
+    is soon found which makes the rest unnecessary."""
     hit = first_true(known)
     end = len(known) if hit is None else hit
     if is_monotone:
@@ -44,7 +46,10 @@ def at_most(count: int, *, is_monotone: bool) -> int:
 
 
 def _middle(before: Sequence[Truth], *, is_hit: bool) -> tuple[int, ...]:
-    """before: all places before the earliest hit. Where it is known not to hold, it did not before either."""
+    """before: all places before the earliest hit.
+
+    Where it is known not to hold, it did not before either.
+    """
     begin = next((place + 1 for place in reversed(range(len(before))) if before[place] is False), 0)
     unknown = [place for place in range(begin, len(before)) if before[place] is None]
     if not unknown:

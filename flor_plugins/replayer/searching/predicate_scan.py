@@ -1,4 +1,6 @@
-"""What is known of a predicate over one run: at which places it holds, and which values are missing to say so."""
+"""What is known of a predicate over one run: at which places it holds, and which values are
+missing to say so.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """A predicate, and which of its names hooks compute. at_steps: those of them that are of each update."""
+    """A predicate, and which of its names hooks compute.
+
+    at_steps: those of them that are of each update.
+    """
 
     when: Where
     metrics: tuple[str, ...] = ()
@@ -42,9 +47,10 @@ class Sought:
 class Unit:
     """An epoch, by the count that is reached when it is complete.
 
-    truth: does it hold anywhere in it? None: values are missing for that. at: the first place where it holds.
-    missing: the epochs in which they are to be computed. lacking: values are missing and can't be computed.
-    """
+    truth: does it hold anywhere in it? None: values are missing for that. at: the first place
+    where it holds.
+    missing: the epochs in which they are to be computed. lacking: values are missing and can't
+    be computed."""
 
     epoch: int
     truth: Truth
@@ -63,7 +69,10 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class _Values:
-    """What says whether a value is there, or can be. given_up: epochs that were asked for without avail."""
+    """What says whether a value is there, or can be.
+
+    given_up: epochs that were asked for without avail.
+    """
 
     places: Places
     present: Collection[tuple[str, Position]]
@@ -85,7 +94,10 @@ class _Values:
 def look(
     run: Run, sought: Sought, epochs: str | Sequence[int], given_up: Collection[int] = ()
 ) -> Look:
-    """Read the journals of a run, and say for each of its epochs what they say. epochs: as `epochs_of` reads them."""
+    """Read the journals of a run, and say for each of its epochs what they say.
+
+    epochs: as `epochs_of` reads them.
+    """
     rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
     known = Known(places_of(run, rows), rows)
     places = known.places
@@ -123,7 +135,9 @@ def _level(known: Known, sought: Sought) -> Level:
 def _candidates(
     places: Places, level: Level, epochs: str | Sequence[int]
 ) -> dict[int, list[Position]]:
-    """The places at which the predicate is asked for, by their epoch, ascending; the last one may be unfinished."""
+    """The places at which the predicate is asked for, by their epoch, ascending; the last
+    one may be unfinished.
+    """
     asked = None if epochs == "all" else set(epochs_of(epochs, places.ends))
     found: dict[int, list[Position]] = {}
     ends = (places.end_of(epoch) for epoch in sorted(places.ends) if epoch > 0)
@@ -162,7 +176,10 @@ def _unit(
 
 
 def _needed(one: Position, places: Places, sought: Sought) -> set[tuple[str, Position]]:
-    """The values that decide at a place. Those of an epoch's end stand on all of its steps: see `Track.at_steps`."""
+    """The values that decide at a place.
+
+    Those of an epoch's end stand on all of its steps: see `Track.at_steps`.
+    """
     found: set[tuple[str, Position]] = set()
     for name in sought.metrics:
         if name in sought.at_steps:

@@ -1,9 +1,9 @@
 """The first place at which a predicate holds, run by run, without computing every place.
 
-A search is a few small replays, one after the other: each asks, of every run that is still open, for the epochs
-that say most about the rest (`narrow`), and what it has computed is read back as any other value. So a search
-goes on where an earlier one stopped, and values that are there already cost nothing.
-"""
+A search is a few small replays, one after the other: each asks, of every run that is still
+open, for the epochs that say most about the rest (`narrow`), and what it has computed is read
+back as any other value. So a search goes on where an earlier one stopped, and values that are
+there already cost nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What was asked. is_monotone: within a run, once it holds it goes on to hold. epochs: as `epochs_of` reads."""
+    """What was asked.
+
+    is_monotone: within a run, once it holds it goes on to hold. epochs: as `epochs_of` reads.
+    """
 
     when: str
     is_monotone: bool
@@ -39,7 +42,8 @@ class Query:
 
 @dataclass(slots=True)
 class Finding:
-    """What a search knows of a run. asked: epochs that it asked for. evaluated: how many it looked into with hooks.
+    """What a search knows of a run. asked: epochs that it asked for. evaluated: how many it
+    looked into with hooks.
 
     why: what keeps it from looking further, if so.
     """
@@ -125,7 +129,9 @@ class Search:
             count *= 2
 
     def estimate(self) -> tuple[int, float | None]:
-        """How many epochs it looks into at most, and about how many seconds that takes; None where unknown."""
+        """How many epochs it looks into at most, and about how many seconds that takes; None
+        where unknown.
+        """
         count, seconds = 0, 0.0
         every = {one.run.run_id: _missing(one, range(len(one.look.units))) for one in self.findings}
         runs = [one.run for one in self.findings if every[one.run.run_id]]
@@ -146,11 +152,11 @@ class Search:
         return count, None if seconds != seconds else seconds
 
     def frame(self) -> pandas.DataFrame:
-        """One row per run, the oldest first: run, name, epoch, step, the predicate's names, evaluated, first, detail.
+        """One row per run, the oldest first: run, name, epoch, step, the predicate's names,
+        evaluated, first, detail.
 
-        epoch and step are missing where it holds nowhere, or where that can't be said. first: True for the
-        first run in which it holds.
-        """
+        epoch and step are missing where it holds nowhere, or where that can't be said. first:
+        True for the first run in which it holds."""
         import pandas
 
         first = next((one for one in self.findings if one.at is not None), None)
@@ -215,9 +221,8 @@ class Search:
 def begin(store: Store, runs: Sequence[Run], query: Query) -> Search:
     """Read what is known of the predicate. Nothing is run and nothing is written.
 
-    Raises WhereError for a wrong predicate, HookError for a hook file that can't be read, ReplayError for
-    epochs that can't be understood.
-    """
+    Raises WhereError for a wrong predicate, HookError for a hook file that can't be read,
+    ReplayError for epochs that can't be understood."""
     when = Where.parse(query.when)
     hooks = [found for path in query.hooks for found in scan(path)]
     sought = Sought.of(when, hooks)

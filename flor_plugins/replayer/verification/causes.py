@@ -1,4 +1,7 @@
-"""Why a replay diverged: what is known about it, weighed into likely causes. Plain data in, lines out."""
+"""Why a replay diverged: what is known about it, weighed into likely causes.
+
+Plain data in, lines out.
+"""
 
 from __future__ import annotations
 
@@ -21,15 +24,16 @@ from flor_plugins.replayer.verification.environment_diff import (
 
 Size = Literal["tiny", "unknown", "large"]
 
-# Up to here a first difference looks like another order of float32 operations; two thread counts gave 2.4e-7,
-# another random draw 1e-2 (measured on both trainers).
+# Up to here a first difference looks like another order of float32 operations; two thread
+# counts gave 2.4e-7, another random draw 1e-2 (measured on both trainers).
 TINY = 1e-4
 MAX_PACKAGES = 5  # a line each; the others share one
 MAX_FILES = 3
 WEAK = 30  # below this a cause does not explain a divergence
 
-# How plausible a change is, if the values differ first by a little, by an unknown amount, by much. Only the
-# order counts; what the replay itself has shown (other data 100, replays that disagree 98) stands above.
+# How plausible a change is, if the values differ first by a little, by an unknown amount, by
+# much. Only the order counts; what the replay itself has shown (other data 100, replays that
+# disagree 98) stands above.
 WEIGHTS: dict[str, tuple[int, int, int]] = {
     "processes": (92, 90, 90),
     "device": (90, 80, 50),
@@ -53,7 +57,9 @@ _ONLY_ON_GPU = re.compile(r"(cuda|cudnn|hip|deterministic)_")
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The fingerprints of the data behind one position, recorded and recomputed; None: there is none."""
+    """The fingerprints of the data behind one position, recorded and recomputed; None: there
+    is none.
+    """
 
     position: Position
     was: Any
@@ -76,11 +82,10 @@ class SecondReplay:
 class Evidence:
     """What a replay knows about its divergence.
 
-    first: the earliest position at which a value differs at all, rounding included. relative: by how
-    much (see `relative_difference`), None where only hashes differ. batches: those up to `first`, in
-    any order. second: None if the stretch was not run twice. environment, variables: the worker's
-    present ones. on_gpu: whether the training computes on one.
-    """
+    first: the earliest position at which a value differs at all, rounding included. relative:
+    by how much (see `relative_difference`), None where only hashes differ. batches: those up to
+    `first`, in any order. second: None if the stretch was not run twice. environment,
+    variables: the worker's present ones. on_gpu: whether the training computes on one."""
 
     first: Position
     relative: float | None = None
@@ -118,9 +123,8 @@ class _Cause:
 def causes(run: Run, evidence: Evidence) -> list[str]:
     """The likely causes of a divergence, most likely first: one line each, with what speaks for it.
 
-    run: the recording. Where nothing explains the divergence, a line says so, what is equal and what to try.
-    Never empty.
-    """
+    run: the recording. Where nothing explains the divergence, a line says so, what is equal and
+    what to try. Never empty."""
     found = [
         *_data(run, evidence),
         *_draws(evidence),
@@ -142,7 +146,8 @@ def causes(run: Run, evidence: Evidence) -> list[str]:
 
 
 def relative_difference(was: Any, now: Any) -> float | None:
-    """The largest |now - was| / max(|was|, |now|) of two numbers or equally nested lists of numbers.
+    """The largest |now - was| / max(|was|, |now|) of two numbers or equally nested lists of
+    numbers.
 
     inf where one side is not finite; None where they can't be compared.
     """
@@ -281,10 +286,14 @@ def _unexplained(run: Run, evidence: Evidence, *, is_all: bool) -> str:
         else "none of these is a likely cause"
     )
     if evidence.second is None:
-        advice = "verify the run again: if two replays differ from each other, something draws without a seed"
+        advice = (
+            "verify the run again: if two replays differ from each other, something draws "
+            "without a seed"
+        )
     elif evidence.second.agrees:
         advice = (
-            "two replays agree, so look for state that no checkpoint holds, for draws without a seed before the "
+            "two replays agree, so look for state that no checkpoint holds, for draws without "
+            "a seed before the "
             "training began, and for files outside of the code snapshot"
         )
     else:

@@ -29,8 +29,8 @@ class Difference:
 class Comparison:
     """Counts equal values and keeps those that differ.
 
-    data: where a batch was not what it was. batches: the fingerprints of all batches that were compared.
-    """
+    data: where a batch was not what it was. batches: the fingerprints of all batches that were
+    compared."""
 
     compared: int = 0
     close: list[Difference] = field(default_factory=list)
@@ -41,7 +41,10 @@ class Comparison:
     def values(
         self, position: Position, recorded: Mapping[str, Any], recomputed: Mapping[str, Any]
     ) -> Grade:
-        """Compare the encoded values that both have, bit for bit. Returns the grade of this position."""
+        """Compare the encoded values that both have, bit for bit.
+
+        Returns the grade of this position.
+        """
         grade: Grade = "unverified"
         for name in sorted(recorded.keys() & recomputed.keys()):
             if is_measured(name):
@@ -53,7 +56,9 @@ class Comparison:
     def hashes(
         self, position: Position, recorded: Mapping[str, str], recomputed: Mapping[str, str]
     ) -> Grade:
-        """Compare the fingerprints of a model's tensors; tied tensors are recorded under one name."""
+        """Compare the fingerprints of a model's tensors; tied tensors are recorded under one
+        name.
+        """
         for name in recorded:
             self.compared += 1
             if recorded.get(name) != recomputed.get(name):
@@ -76,7 +81,8 @@ class Comparison:
         first = self.earliest
         if first is None:
             return Verdict("exact" if self.compared else "unverified", self.compared)
-        # What diverged may have begun with a difference as small as rounding: that is where it is to be looked for.
+        # What diverged may have begun with a difference as small as rounding: that is where it
+        # is to be looked for.
         grade: Grade = "diverged" if self.differing or self.data else "close"
         return Verdict(grade, self.compared, first.position, first.detail)
 

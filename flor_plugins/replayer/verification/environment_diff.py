@@ -1,4 +1,7 @@
-"""What differs between the environment of a recording and the present one. Plain data in, lines out."""
+"""What differs between the environment of a recording and the present one.
+
+Plain data in, lines out.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +50,8 @@ class Change:
 
 
 def differences(then: Any, now: Any) -> list[str]:
-    """One line for each thing that differs, such as "package toy: 1.0 recorded, 2.0 now"; [] where nothing does.
+    """One line for each thing that differs, such as "package toy: 1.0 recorded, 2.0 now"; []
+    where nothing does.
 
     then: `run.environment`; now: the present `environment()`. What only one of them knows is not
     compared: earlier versions recorded less. Never raises, whatever was recorded.
@@ -56,7 +60,9 @@ def differences(then: Any, now: Any) -> list[str]:
 
 
 def environment_changes(then: Any, now: Any) -> list[Change]:
-    """The same as records: devices, switches of torch, packages, interpreter, machine, in this order."""
+    """The same as records: devices, switches of torch, packages, interpreter, machine, in
+    this order.
+    """
     then, now = as_mapping(then), as_mapping(now)
     return [
         *_devices(then.get("devices"), now.get("devices")),
@@ -73,7 +79,9 @@ def environment_changes(then: Any, now: Any) -> list[Change]:
 
 
 def variable_changes(then: Any, now: Any) -> list[Change]:
-    """Environment variables that differ or that only one side has; not those that say where a process runs."""
+    """Environment variables that differ or that only one side has; not those that say where
+    a process runs.
+    """
     then, now = as_mapping(then), as_mapping(now)
     names = sorted(
         (name for name in then.keys() | now.keys() if not PLACES.fullmatch(str(name))), key=str

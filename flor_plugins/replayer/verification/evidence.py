@@ -12,7 +12,10 @@ from flor_plugins.state.environment import environment, variables
 
 
 def likely_causes(run: Run, found: Comparison, repeat: Repeat | None) -> list[str]:
-    """One line per cause, most likely first; [] where nothing differs. Call it in the worker, after the replay."""
+    """One line per cause, most likely first; [] where nothing differs.
+
+    Call it in the worker, after the replay.
+    """
     first = found.earliest
     if first is None:
         return []

@@ -1,4 +1,6 @@
-"""Do two replays of one stretch agree with each other? If not, the training itself can't be repeated."""
+"""Do two replays of one stretch agree with each other? If not, the training itself can't be
+repeated.
+"""
 
 from __future__ import annotations
 

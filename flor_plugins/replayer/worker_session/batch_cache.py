@@ -1,10 +1,11 @@
-"""Validation data that is loaded once for many positions: a hook gets copies of the batches of the pass before.
+"""Validation data that is loaded once for many positions: a hook gets copies of the batches of
+the pass before.
 
-That must not be seen in any value: a hook gets the very bits that its own pass over the loader would bring, and
-finds every random number generator as that would leave it. So only loaders take part whose batches come from an
-index in order, and of these only those whose passes show that nothing in them is random. Others are gone through
-by each hook, as if there were nothing here.
-"""
+That must not be seen in any value: a hook gets the very bits that its own pass over the loader
+would bring, and finds every random number generator as that would leave it. So only loaders
+take part whose batches come from an index in order, and of these only those whose passes show
+that nothing in them is random. Others are gone through by each hook, as if there were nothing
+here."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ _PLAIN = (
 
 
 class Batches:
-    """The batches of the loaders that hooks of one pass ask for. positions: for how many the same may serve."""
+    """The batches of the loaders that hooks of one pass ask for.
+
+    positions: for how many the same may serve.
+    """
 
     def __init__(self, say: Callable[[str], None], positions: int | None = None) -> None:
         self._say, self._positions = say, positions
@@ -41,7 +45,9 @@ class Batches:
         self._count += 1
 
     def of(self, loader: Any) -> Any:
-        """What stands for a loader, or for each of a list of them: the loader itself where it takes no part."""
+        """What stands for a loader, or for each of a list of them: the loader itself where
+        it takes no part.
+        """
         if isinstance(loader, list):
             return [self.of(one) for one in loader]
         if not _is_plain(loader):
@@ -60,7 +66,8 @@ class Batches:
 class _Kept:
     """The batches of a loader, as many as were asked for, and what is known of it.
 
-    drawn: whether a pass draws a seed when it begins, and whether with its first batch; None before the first pass.
+    drawn: whether a pass draws a seed when it begins, and whether with its first batch; None
+    before the first pass.
     verified: how many batches were the same when they were loaded again.
     """
 
@@ -77,15 +84,17 @@ class _Kept:
     def is_trusted(self) -> bool:
         """May batches that were kept stand for those that would be loaded now?
 
-        What a process loads itself shows in its generators whether it is random; the first batch of a second pass
-        is looked at for those that nobody can see. Of what workers of the loader do nothing shows.
-        """
+        What a process loads itself shows in its generators whether it is random; the first
+        batch of a second pass is looked at for those that nobody can see. Of what workers of
+        the loader do nothing shows."""
         if self.loader.num_workers:
             return self.is_on and self.is_whole and self.verified == len(self.batches) > 0
         return self.is_on and self.verified > 0
 
     def begin_pass(self) -> None:
-        """Start anew if an attribute of the data set was set since: where it opens its files at first use, one is."""
+        """Start anew if an attribute of the data set was set since: where it opens its files
+        at first use, one is.
+        """
         now = _parts(self.loader)
         if not _is_changed(self._parts, now):
             return
@@ -110,7 +119,8 @@ class _Kept:
                 self.give_up(str(error))
             if self._nbytes > self._limit:
                 self.give_up(
-                    f"it takes more than {self._limit / 1e9:.1f} GB, its share of the available memory"
+                    f"it takes more than {self._limit / 1e9:.1f} GB, its share of the "
+                    f"available memory"
                 )
 
     def give_up(self, reason: str) -> None:
@@ -119,7 +129,9 @@ class _Kept:
         self.is_on, self.batches = False, []
 
     def begins_with(self, number: int, has_drawn: bool) -> None:
-        """Whether a real pass draws its seed at that moment: the same each time, or it takes no part."""
+        """Whether a real pass draws its seed at that moment: the same each time, or it takes
+        no part.
+        """
         if len(self.drawn) == number:
             self.drawn.append(has_drawn)
         elif self.drawn[number] != has_drawn:

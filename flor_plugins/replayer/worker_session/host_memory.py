@@ -1,4 +1,6 @@
-"""Memory for States that are read ahead: how much there is, and some that is used again and again."""
+"""Memory for States that are read ahead: how much there is, and some that is used again and
+again.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,9 @@ MEMINFO, CGROUPS, OWN_CGROUP = (
 class Lender:
     """Lends tensors of memory that is allocated once, which saves the page faults of fresh memory.
 
-    A piece is lent again only when nobody holds a tensor, view or array of it any more: what somebody keeps
-    of a State (a module its state_dict, an optimizer its moments) is never written over. Pieces are pinned
-    where CUDA is in use. One thread lends; any may let go.
-    """
+    A piece is lent again only when nobody holds a tensor, view or array of it any more: what
+    somebody keeps of a State (a module its state_dict, an optimizer its moments) is never
+    written over. Pieces are pinned where CUDA is in use. One thread lends; any may let go."""
 
     def __init__(self) -> None:
         self._pieces: dict[str, list[_Piece]] = {}
@@ -33,7 +34,10 @@ class Lender:
     def lend(
         self, name: str, dtype: torch.dtype, shape: tuple[int, ...], nbytes: int
     ) -> torch.Tensor:
-        """A contiguous CPU tensor with whatever was in that memory before. name: whose memory it is."""
+        """A contiguous CPU tensor with whatever was in that memory before.
+
+        name: whose memory it is.
+        """
         pieces = self._pieces.setdefault(name, [])
         free = next((one for one in pieces if one.is_free and one.memory.nbytes == nbytes), None)
         if free is None:
@@ -55,7 +59,8 @@ class _Piece:
         return self.lent is None or self.lent() is None
 
     def lend(self) -> torch.Tensor:
-        # The storage that from_numpy makes holds its array until the last tensor, view or array over it is gone.
+        # The storage that from_numpy makes holds its array until the last tensor, view or array
+        # over it is gone.
         array = self.memory.numpy()
         self.lent = weakref.ref(array)
         return torch.from_numpy(array)
@@ -66,15 +71,20 @@ def _allocated(nbytes: int) -> torch.Tensor:
         try:
             return torch.empty(nbytes, dtype=torch.uint8, device="cpu", pin_memory=True)
         except RuntimeError:
-            pass  # the system pins no more; a copy to the device then goes through memory of the driver
-    # Not torch.empty: with deterministic algorithms that one fills what it allocates, on all threads.
+            # the system pins no more; a copy to the device then goes through memory of the
+            # driver
+            pass
+    # Not torch.empty: with deterministic algorithms that one fills what it allocates, on all
+    # threads.
     return torch.empty(0, dtype=torch.uint8, device="cpu").set_(
         torch.UntypedStorage(nbytes, device="cpu")
     )
 
 
 def available_bytes() -> int:
-    """What can be allocated without swapping: of the machine, or of the control groups that this process is in."""
+    """What can be allocated without swapping: of the machine, or of the control groups that
+    this process is in.
+    """
     return min([_of_machine(), *_of_groups()])
 
 
@@ -88,7 +98,10 @@ def _of_machine() -> int:
 
 
 def _of_groups() -> Iterator[int]:
-    """Of control groups, version 2, the own one and those around it. Cached files make room where it is needed."""
+    """Of control groups, version 2, the own one and those around it.
+
+    Cached files make room where it is needed.
+    """
     try:
         lines = OWN_CGROUP.read_text().splitlines()
     except OSError:

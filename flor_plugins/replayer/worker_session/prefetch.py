@@ -47,9 +47,9 @@ def order_of(task: Task) -> list[Wanted]:
 class Prefetch:
     """Hands out States and reads ahead what comes after them in `order`, at most one.
 
-    What another thread does is reading, hashing and allocating: all values but tensors are built by the one that
-    asks. Where the order is not kept, and where reading ahead fails, the State is read when it is asked for.
-    """
+    What another thread does is reading, hashing and allocating: all values but tensors are
+    built by the one that asks. Where the order is not kept, and where reading ahead fails, the
+    State is read when it is asked for."""
 
     def __init__(
         self, run: Run, rank: int, order: Sequence[Wanted], say: Callable[[str], None]
@@ -81,11 +81,15 @@ class Prefetch:
         return ranks.load_checkpoint(self._path, self._rank, wanted.position, wanted.only)
 
     def hashes(self, position: Position) -> dict[str, str] | None:
-        """The hash of each of the model's tensors, if it is the State that was handed out last and was read ahead."""
+        """The hash of each of the model's tensors, if it is the State that was handed out
+        last and was read ahead.
+        """
         return self._held[1] if self._held is not None and self._held[0] == position else None
 
     def begin(self) -> None:
-        """Start to read what comes after the State that was handed out last; best once that one is let go of."""
+        """Start to read what comes after the State that was handed out last; best once that
+        one is let go of.
+        """
         wanted = self._order[self._next] if self._next < len(self._order) else None
         if (
             not self._is_on
@@ -112,7 +116,10 @@ class Prefetch:
             self._ahead.join()
 
     def _taken(self, wanted: Wanted) -> _Read | None:
-        """What was read ahead, if it is that. Waits in any case: two would read at half the speed each."""
+        """What was read ahead, if it is that.
+
+        Waits in any case: two would read at half the speed each.
+        """
         self._wait()
         if self._ahead is None or self._ahead.wanted != wanted:
             return None
@@ -120,13 +127,17 @@ class Prefetch:
         if reading.is_too_large and self._is_on:
             self._is_on = False
             self._say(
-                f"flor: a state of {reading.nbytes / 1e9:.1f} GB is more than {reading.limit / 1e9:.1f} GB, the share "
-                f"of the available memory that may be used to read ahead: each is read when it is needed."
+                f"flor: a state of {reading.nbytes / 1e9:.1f} GB is more than "
+                f"{reading.limit / 1e9:.1f} GB, the share "
+                f"of the available memory that may be used to read ahead: each is read when it "
+                f"is needed."
             )
         return reading.read
 
     def _place(self, wanted: Wanted) -> int:
-        """Where in the order it stands: the next such place, or an earlier one; before the next one if nowhere."""
+        """Where in the order it stands: the next such place, or an earlier one; before the
+        next one if nowhere.
+        """
         for begin in (self._next, 0):
             with suppress(ValueError):
                 return self._order.index(wanted, begin)
@@ -135,7 +146,8 @@ class Prefetch:
 
 @dataclass(frozen=True, slots=True)
 class _Read:
-    """A State before it is put together: tensors by key, and the tree that names them. sections: it, if it is.
+    """A State before it is put together: tensors by key, and the tree that names them.
+    sections: it, if it is.
 
     hashes: as `checkpoints.tensor_hashes` gives them for the model.
     """
@@ -147,7 +159,10 @@ class _Read:
 
 
 class _Reading(threading.Thread):
-    """Reads one State of the first process. read: None unless all went well. share: of the available memory."""
+    """Reads one State of the first process.
+
+    read: None unless all went well. share: of the available memory.
+    """
 
     def __init__(self, run_path: Path, wanted: Wanted, lender: Lender, share: float) -> None:
         super().__init__(name=f"flor reads {wanted.position} ahead", daemon=True)
@@ -168,7 +183,8 @@ class _Reading(threading.Thread):
 
     def _found(self) -> _Read | None:
         state, only = manifest.read_state(self._folder, self.wanted.position), self.wanted.only
-        # The codec names a tensor of several sections in the model if it is there: no other file is needed for it.
+        # The codec names a tensor of several sections in the model if it is there: no other
+        # file is needed for it.
         records = {
             key: one
             for key, one in manifest.records(state).items()
@@ -183,7 +199,8 @@ class _Reading(threading.Thread):
         into = {
             key: self._lender.lend(key, getattr(torch, one.dtype), one.shape, one.nbytes)
             for key, one in records.items()
-            # Others of a State stay where they are put: an optimizer keeps the tensors that it is given.
+            # Others of a State stay where they are put: an optimizer keeps the tensors that it
+            # is given.
             if one.nbytes and key.startswith(f"{ranks.MODEL}/")
         }
         tree = {name: part for name, part in state["tree"].items() if only is None or name in only}
@@ -193,7 +210,9 @@ class _Reading(threading.Thread):
 
 
 def _is_plain(node: Any) -> bool:
-    """Are there tensors in row-major order and nothing else? No code of others, and no copying, builds those."""
+    """Are there tensors in row-major order and nothing else? No code of others, and no
+    copying, builds those.
+    """
     if not isinstance(node, dict):
         return False
     tag = node.get("$")

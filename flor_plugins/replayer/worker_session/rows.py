@@ -1,4 +1,6 @@
-"""The rows that a replay stores: values by what gave them, and what was looked for in vain, maybe."""
+"""The rows that a replay stores: values by what gave them, and what was looked for in vain,
+maybe.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,10 @@ def rows_of(
     digest: Callable[[str], str | None],
     grade: Grade,
 ) -> Iterator[Row]:
-    """One row for each source of the values. looked_for: only running the code tells whether it logs these there."""
+    """One row for each source of the values.
+
+    looked_for: only running the code tells whether it logs these there.
+    """
     found: dict[str | None, dict[str, Any]] = {}
     for name, value in values.items():
         found.setdefault(digest(name), {})[name] = value

@@ -39,9 +39,9 @@ Event = dict[str, Any]
 class Session:
     """What an adapter's `drive` works with. places: where the run has been.
 
-    rank: which of the processes this is that replay together; each compares with its own part of the run, and
-    only the first one's values are kept. per_pass: for how many positions validation data is loaded at once, where
-    hooks of the weights go through it; None: for all.
+    rank: which of the processes this is that replay together; each compares with its own part
+    of the run, and only the first one's values are kept. per_pass: for how many positions
+    validation data is loaded at once, where hooks of the weights go through it; None: for all.
     """
 
     def __init__(
@@ -94,11 +94,16 @@ class Session:
         return self._states.load(Wanted(position, only))
 
     def restored(self) -> None:
-        """The State at hand is in the trainer, and let go of: from here on the next one is read ahead."""
+        """The State at hand is in the trainer, and let go of: from here on the next one is
+        read ahead.
+        """
         self._states.begin()
 
     def values_of(self, context: Context) -> dict[str, Any]:
-        """What the hooks of the weights give at a position. The data that they go through is loaded once."""
+        """What the hooks of the weights give at a position.
+
+        The data that they go through is loaded once.
+        """
         if context.make_val_dataloader is None or not self._shares_data:
             return self.hooks.epoch(context)
         self._batches.begin()
@@ -145,7 +150,10 @@ class Session:
         )
 
     def stretches(self, one: Pass) -> Iterator[Stretch]:
-        """What is to be run again, one after the other. The first that differs comes twice: do two replays agree?"""
+        """What is to be run again, one after the other.
+
+        The first that differs comes twice: do two replays agree?
+        """
         whole = self._comparison
         for stretch in one.stretches:
             self._comparison, seen = Comparison(), Repeat()
@@ -233,7 +241,9 @@ class Session:
         print(text, file=sys.stderr)
 
     def _agreed(self, position: Position | None) -> Position | None:
-        """What the first process says: all train the same stretches, or they wait for each other."""
+        """What the first process says: all train the same stretches, or they wait for each
+        other.
+        """
         said = processes.from_first("differs", lambda: None if position is None else str(position))
         return None if said is None else Position.parse(said)
 
@@ -323,8 +333,8 @@ class Session:
 def guarded(act: Callable[[], Any]) -> Any:
     """Read a value; None where that fails, with the traceback in the worker's output.
 
-    It failed when the run was recorded, too, and was noted there; the replay goes on as the recording did.
-    """
+    It failed when the run was recorded, too, and was noted there; the replay goes on as the
+    recording did."""
     try:
         return act()
     except Exception:

@@ -1,4 +1,5 @@
-"""Checkpoints of a run: one folder per position, a safetensors file per section, and state.json last.
+"""Checkpoints of a run: one folder per position, a safetensors file per section, and state.json
+last.
 
 state.json names the file, shape, dtype and hash of every tensor, and has a hash of
 itself; nothing that was torn or altered is handed out. A tensor that an earlier
@@ -58,11 +59,10 @@ def load_checkpoint(
 ) -> dict[str, Any]:
     """The state at a position: section to value, tensors on the CPU in memory of their own.
 
-    only: the sections that are wanted (default all); other files are not read. into: see `read_tensors`.
-    Raises NoCheckpoint, listing the positions that exist; DamagedCheckpoint, naming
-    the file, if anything it reads is missing, torn or altered; StoreError for a
-    section that was not saved.
-    """
+    only: the sections that are wanted (default all); other files are not read. into: see
+    `read_tensors`. Raises NoCheckpoint, listing the positions that exist; DamagedCheckpoint,
+    naming the file, if anything it reads is missing, torn or altered; StoreError for a section
+    that was not saved."""
     folder = _folder(run_path, position)
     return _load(folder, manifest.read_state(folder, position), only, into)
 
@@ -73,7 +73,10 @@ def load_folder(folder: Path, only: Collection[str] | None = None) -> dict[str, 
 
 
 def list_checkpoints(run_path: Path) -> list[Checkpoint]:
-    """The checkpoints of a run by position. One that can't be read is passed over with a warning."""
+    """The checkpoints of a run by position.
+
+    One that can't be read is passed over with a warning.
+    """
     found = []
     for position, folder in _positions(run_path):
         try:
@@ -122,7 +125,9 @@ def known_tensors(run_path: Path) -> Known:
 
 
 def references(run_path: Path) -> dict[Position, set[Position]]:
-    """For each checkpoint the others that tensors of it are read from: those must not be deleted before it."""
+    """For each checkpoint the others that tensors of it are read from: those must not be
+    deleted before it.
+    """
     from flor_plugins.store.checkpoints import tombstones
 
     return tombstones.references(run_path)
@@ -200,7 +205,8 @@ def _folder(run_path: Path, position: Position) -> Path:
         return folder
     there = "; ".join(str(one) for one, _ in _positions(run_path))
     raise NoCheckpoint(
-        f"run {run_path.name} has no checkpoint at {position}; it has {there or 'none'}, in {folder.parent}. "
+        f"run {run_path.name} has no checkpoint at {position}; it has {there or 'none'}, in "
+        f"{folder.parent}. "
         f"Replay from one of those, or record with checkpoints closer together."
     )
 

@@ -1,10 +1,10 @@
 """The cold tier: older checkpoints of a run, compressed without loss and read as before. No torch.
 
-Tensors go packed (packing.py) into `<section>.cold.safetensors`, as deltas to those of an earlier checkpoint where
-that is smaller. Every sixteenth checkpoint of a run is a keyframe. The base of any other is found by clearing the
-lowest bit that is set in its number: half of them are deltas to the one before, and none is more than four deltas
-away from its keyframe, two on average.
-"""
+Tensors go packed (packing.py) into `<section>.cold.safetensors`, as deltas to those of an
+earlier checkpoint where that is smaller. Every sixteenth checkpoint of a run is a keyframe. The
+base of any other is found by clearing the lowest bit that is set in its number: half of them
+are deltas to the one before, and none is more than four deltas away from its keyframe, two on
+average."""
 
 from __future__ import annotations
 
@@ -47,11 +47,12 @@ Pace = Callable[[], None]
 
 
 def cool_run(run_path: Path, *, keep: int = 2, pace: Pace = lambda: None) -> int:
-    """Compress all checkpoints of a run but the newest `keep`, oldest first; returns the bytes that it freed.
+    """Compress all checkpoints of a run but the newest `keep`, oldest first; returns the bytes
+    that it freed.
 
-    pace: called after each MiB or so; it may wait, or raise to stop: what was done is kept, and a later call goes on.
-    A checkpoint that is damaged is passed over with a warning. Raises StoreError if the disk refuses.
-    """
+    pace: called after each MiB or so; it may wait, or raise to stop: what was done is kept, and
+    a later call goes on. A checkpoint that is damaged is passed over with a warning. Raises
+    StoreError if the disk refuses."""
     positions = [one.position for one in list_checkpoints(run_path)]
     freed = 0
     for number, position in enumerate(positions[: max(0, len(positions) - keep)]):
@@ -73,10 +74,10 @@ def cool(
 ) -> int:
     """Compress a checkpoint; returns the bytes that it freed, 0 if it is compressed already.
 
-    base: a checkpoint that the tensors may become deltas to, where that pays and no circle or long chain comes of it.
-    Killed at any moment, or with readers at work, the checkpoint stays whole. Raises DamagedCheckpoint if it or the
-    base can't be read; StoreError if the disk refuses: then it is as it was.
-    """
+    base: a checkpoint that the tensors may become deltas to, where that pays and no circle or
+    long chain comes of it. Killed at any moment, or with readers at work, the checkpoint stays
+    whole. Raises DamagedCheckpoint if it or the base can't be read; StoreError if the disk
+    refuses: then it is as it was."""
     folder = folder_of(run_path, position)
     with alone(folder), no_disk_error(folder):
         sweep(folder)
@@ -157,7 +158,10 @@ class _Cooler:
     def _write(
         self, path: Path, name: str, held: Mapping[str, TensorRecord]
     ) -> dict[str, TensorRecord]:
-        """The new records of the tensors of one file. Packed ones come first: they leave the others aligned."""
+        """The new records of the tensors of one file.
+
+        Packed ones come first: they leave the others aligned.
+        """
         found: dict[str, TensorRecord] = {}
         with GrowingFile(path, {one.key: one.shape for one in held.values()}) as file:
             for key, one in held.items():

@@ -1,21 +1,26 @@
-"""Tensors made smaller without loss: what changed since another tensor, sorted, cut into planes of bytes, zstd.
+"""Tensors made smaller without loss: what changed since another tensor, sorted, cut into planes
+of bytes, zstd.
 
 A method is a comma-separated list of steps, in the order in which they are taken:
 
-  delta    the items are seen as unsigned integers of `width` bytes, those of the base are subtracted (wrapping
-           around), and the sign goes to the lowest bit (0, -1, 1, -2 ... become 0, 1, 2, 3 ...). Weights that moved
-           little have zeros in front.
-  sort     the items of a chunk are put in the order of the nine highest bits of the base, less the first: the exponent
-           of a float32 or bfloat16. How far an item moved, in units of its last place, depends on its exponent; equals
-           side by side are 2 to 3 % smaller. Who has the base knows the order: it is not stored.
-  shuffle  all lowest bytes, then all second bytes ...: exponents are alike, the ends of mantissas are noise.
-  zstd     each plane in segments of 32 KiB, each on its own: noise is stored as it is and costs nothing to read.
+  delta    the items are seen as unsigned integers of `width` bytes, those of the base are
+  subtracted (wrapping
+           around), and the sign goes to the lowest bit (0, -1, 1, -2 ... become 0, 1, 2, 3
+           ...). Weights that moved little have zeros in front.
+  sort     the items of a chunk are put in the order of the nine highest bits of the base, less
+  the first: the exponent
+           of a float32 or bfloat16. How far an item moved, in units of its last place, depends
+           on its exponent; equals side by side are 2 to 3 % smaller. Who has the base knows the
+           order: it is not stored.
+  shuffle  all lowest bytes, then all second bytes ...: exponents are alike, the ends of
+  mantissas are noise. zstd     each plane in segments of 32 KiB, each on its own: noise is
+  stored as it is and costs nothing to read.
 
-The tensor is packed in chunks of 1 MiB, so that neither side needs memory for more. A packed tensor is its chunks,
-zeros that make its length a multiple of 8, and the length of each chunk as uint32. A chunk is a uint16 for each segment
-of each plane, lowest byte first, and the segments: a length of 0 stands for zeros, the full length for bytes as they
-are, less for one zstd frame. All numbers are little-endian.
-"""
+The tensor is packed in chunks of 1 MiB, so that neither side needs memory for more. A packed
+tensor is its chunks, zeros that make its length a multiple of 8, and the length of each chunk
+as uint32. A chunk is a uint16 for each segment of each plane, lowest byte first, and the
+segments: a length of 0 stands for zeros, the full length for bytes as they are, less for one
+zstd frame. All numbers are little-endian."""
 
 from __future__ import annotations
 
@@ -54,7 +59,9 @@ def width_of(dtype: str) -> int:
 
 
 def choose(memory: memoryview, width: int, base: memoryview | None = None) -> tuple[str, float]:
-    """The method for a tensor, and about how many bytes it makes of one: tried on the chunk in the middle."""
+    """The method for a tensor, and about how many bytes it makes of one: tried on the chunk
+    in the middle.
+    """
     start = len(memory) // CHUNK // 2 * CHUNK
     items = _items(memory[start : start + CHUNK], width)
     origin = None if base is None else _items(base[start : start + CHUNK], width)
@@ -69,7 +76,10 @@ def choose(memory: memoryview, width: int, base: memoryview | None = None) -> tu
 def pack(
     memory: memoryview, width: int, method: str, base: memoryview | None = None
 ) -> Iterator[bytes]:
-    """The pieces of a packed tensor. base: a tensor of the same dtype and shape, where the method has a delta."""
+    """The pieces of a packed tensor.
+
+    base: a tensor of the same dtype and shape, where the method has a delta.
+    """
     lengths = []
     for start in range(0, len(memory), CHUNK):
         items = _items(memory[start : start + CHUNK], width)
@@ -81,17 +91,21 @@ def pack(
 
 
 def unpack(packed: memoryview, width: int, method: str, into: memoryview) -> None:
-    """The inverse of `pack`. into: memory of the tensor's length that holds the base, if there is one.
+    """The inverse of `pack`. into: memory of the tensor's length that holds the base, if there
+    is one.
 
-    Raises ValueError if the bytes are not what `pack` makes; what came out is to be hashed in any case.
-    """
+    Raises ValueError if the bytes are not what `pack` makes; what came out is to be hashed in
+    any case."""
     spans = chunks(packed[len(packed) - tail(len(into)) :], len(into))
     for start, (begin, end) in zip(range(0, len(into), CHUNK), spans, strict=True):
         unpack_chunk(packed[begin:end], width, method, into[start : start + CHUNK])
 
 
 def tail(nbytes: int) -> int:
-    """How many of a packed tensor's last bytes hold the lengths of its chunks. nbytes: of the tensor itself."""
+    """How many of a packed tensor's last bytes hold the lengths of its chunks.
+
+    nbytes: of the tensor itself.
+    """
     return 4 * -(-nbytes // CHUNK)
 
 
@@ -144,7 +158,8 @@ def _order(base: Array) -> Array:
     """The items of a chunk by the highest bits of the base, equals as they come."""
     width = base.itemsize
     key = base >> base.dtype.type(8 * width - 9) if width > 1 else base
-    # numpy sorts uint32 with vector instructions: twice as fast as the indirect sort of single bytes
+    # numpy sorts uint32 with vector instructions: twice as fast as the indirect sort of single
+    # bytes
     place = (key & base.dtype.type(255)).astype(np.uint32)
     place <<= np.uint32(24)
     place |= np.arange(len(base), dtype=np.uint32)

@@ -1,9 +1,9 @@
 """Files that are written past the page cache of the system.
 
-Nobody reads a checkpoint while it is written, and to bring a gigabyte through the page cache takes two seconds of a
-processor: pages to be found, cleared, filled and flushed, much of it by threads of the kernel that no priority holds
-back. Written directly (open(2), O_DIRECT) it takes a tenth of one.
-"""
+Nobody reads a checkpoint while it is written, and to bring a gigabyte through the page cache
+takes two seconds of a processor: pages to be found, cleared, filled and flushed, much of it by
+threads of the kernel that no priority holds back. Written directly (open(2), O_DIRECT) it takes
+a tenth of one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ WORTH = 4 * ROOM  # bytes; a small file is better off in the cache
 
 
 class UncachedFile:
-    """A new file of about `nbytes`, written from its beginning to its end. A context manager: it closes the file.
+    """A new file of about `nbytes`, written from its beginning to its end. A context manager:
+    it closes the file.
 
     Where the file system has no direct writes, or the file is small, it is written as any other.
     """
@@ -70,7 +71,9 @@ class UncachedFile:
                 self._flush()
 
     def _flush(self) -> None:
-        """Write what is in the room, up to a whole block; what is too much of the last one is cut off in the end."""
+        """Write what is in the room, up to a whole block; what is too much of the last one
+        is cut off in the end.
+        """
         self._write_all(self._room[: -(-self._filled // BLOCK) * BLOCK])
         self._filled = 0
 

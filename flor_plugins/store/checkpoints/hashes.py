@@ -1,9 +1,9 @@
 """Hashes of tensors, as state.json holds them: "<algorithm>:<hex digits>".
 
-They find what was torn or altered by accident and tell what has not changed; they are no signature. xxh3_128
-(https://xxhash.com) runs as fast as memory is read, sha256 twenty times slower: next to a training that is the
-difference between none and a second of a core for each gigabyte. Checkpoints of format 1 have sha256.
-"""
+They find what was torn or altered by accident and tell what has not changed; they are no
+signature. xxh3_128 (https://xxhash.com) runs as fast as memory is read, sha256 twenty times
+slower: next to a training that is the difference between none and a second of a core for each
+gigabyte. Checkpoints of format 1 have sha256."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ class Hash:
 
 
 def hash_of(memory: memoryview | bytes, like: str = PRESENT) -> str:
-    """The hash of some bytes. like: an algorithm, or a hash that the result is to be compared with."""
+    """The hash of some bytes.
+
+    like: an algorithm, or a hash that the result is to be compared with.
+    """
     algorithm = like.partition(":")[0]
     return f"{algorithm}:{ALGORITHMS[algorithm](memory).hexdigest()}"
 

@@ -1,4 +1,6 @@
-"""Tensors of a checkpoint, each read once: from the file into the memory where it stays, and hashed there."""
+"""Tensors of a checkpoint, each read once: from the file into the memory where it stays, and
+hashed there.
+"""
 
 from __future__ import annotations
 
@@ -23,15 +25,16 @@ def read_tensors(
 ) -> dict[str, torch.Tensor]:
     """Tensors by key, on the CPU, each with the hash that state.json gives for it.
 
-    into: contiguous CPU tensors by key: those of the right dtype and shape are filled in place and handed out, which
-    saves the page faults of fresh memory. Raises DamagedCheckpoint, naming the file; then some of `into` may be filled.
-    """
+    into: contiguous CPU tensors by key: those of the right dtype and shape are filled in place
+    and handed out, which saves the page faults of fresh memory. Raises DamagedCheckpoint,
+    naming the file; then some of `into` may be filled."""
     while True:
         holders = Holders(folder, state)
         try:
             return _read(holders, records(state), keys, into or {})
         except Gone:
-            # A checkpoint may be compressed at any time: what state.json named a moment ago is elsewhere now.
+            # A checkpoint may be compressed at any time: what state.json named a moment ago is
+            # elsewhere now.
             state = read_state(folder)
             now = Holders(folder, state)
             for key in records(state).keys() & set(keys):

@@ -19,7 +19,8 @@ from flor_plugins.records import Position
 from flor_plugins.store.files import PARTIAL, read_json
 
 STATE = "state.json"
-SHELL = "shell.json"  # what is left of a checkpoint that was given up, for the others that need tensors of it
+# what is left of a checkpoint that was given up, for the others that need tensors of it
+SHELL = "shell.json"
 SETTLED_S = 2.0  # a file that was written twice within a tick of the clock may look the same
 FORMAT = 2
 READABLE = (1, 2)
@@ -34,11 +35,12 @@ Stamp = tuple[int, int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
-    """What state.json says of one tensor. file: relative to the checkpoint's folder. hash: see hashes.py.
+    """What state.json says of one tensor. file: relative to the checkpoint's folder. hash: see
+    hashes.py.
 
-    packing: how its bytes are packed in the file (packing.py), None: not at all; dtype, shape, nbytes and hash are
-    those of the tensor itself. base: "../<position>/<its key in state.json there>", what a packed one is a delta to.
-    """
+    packing: how its bytes are packed in the file (packing.py), None: not at all; dtype, shape,
+    nbytes and hash are those of the tensor itself. base: "../<position>/<its key in state.json
+    there>", what a packed one is a delta to."""
 
     file: str
     key: str
@@ -95,7 +97,9 @@ def own_hash(state: Mapping[str, Any]) -> str:
 
 
 def stamp_of(folder: Path) -> Stamp | None:
-    """What is another one whenever state.json is written; None where it is too young, or not there, to tell."""
+    """What is another one whenever state.json is written; None where it is too young, or not
+    there, to tell.
+    """
     try:
         found = os.stat(folder / STATE)
     except OSError:
@@ -114,14 +118,16 @@ def read_state(folder: Path, position: Position | None = None) -> dict[str, Any]
 
 
 def read_holder(folder: Path, position: Position | None = None) -> dict[str, Any]:
-    """state.json, or shell.json where a checkpoint was given up and others need its tensors; then its tree is empty.
+    """state.json, or shell.json where a checkpoint was given up and others need its tensors;
+    then its tree is empty.
 
     Raises as `read_state` does.
     """
     try:
         return read_state(folder, position)
     except DamagedCheckpoint:
-        # not looked for first: state.json may become shell.json between the two looks, and never the other way
+        # not looked for first: state.json may become shell.json between the two looks, and
+        # never the other way
         if (folder / STATE).exists() or not (folder / SHELL).exists():
             raise
         return _read(folder / SHELL, position)
@@ -152,7 +158,8 @@ def _read(path: Path, position: Position | None) -> dict[str, Any]:
     said = Position(**state["position"])
     if position is not None and said != position:
         raise DamagedCheckpoint(
-            f"{path} is the state at {said}: the folder was renamed or copied. Give it its name back."
+            f"{path} is the state at {said}: the folder was renamed or copied. Give it its "
+            f"name back."
         )
     return state
 
@@ -166,8 +173,8 @@ def put_in_place(new: Path, path: Path) -> None:
     """Rename the folder `new`, which lies beside it, to `path`. What stood there is removed after.
 
     A folder can't be replaced in one step: between two renames nothing is at `path`. If the
-    second fails, the first is undone and `new` removed: StoreError. Of a link only the link is replaced.
-    """
+    second fails, the first is undone and `new` removed: StoreError. Of a link only the link is
+    replaced."""
     old = beside(path)
     try:
         path.rename(old)

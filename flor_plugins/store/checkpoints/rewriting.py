@@ -1,8 +1,9 @@
-"""What is common to rewriting a checkpoint that readers may be reading: one process at a time, and nothing left over.
+"""What is common to rewriting a checkpoint that readers may be reading: one process at a time,
+and nothing left over.
 
-The order is always: new files beside the old ones, fsynced; state.json replaced by renaming; the old files removed.
-Killed in between, a checkpoint has the one or the other state.json with all its files, and some files too many.
-"""
+The order is always: new files beside the old ones, fsynced; state.json replaced by renaming;
+the old files removed. Killed in between, a checkpoint has the one or the other state.json with
+all its files, and some files too many."""
 
 from __future__ import annotations
 
@@ -57,7 +58,10 @@ def sweep(folder: Path) -> None:
 
 
 def free_name(section: str, kind: str, taken: Collection[str]) -> str:
-    """A name for a new file. taken: names of files; "model.cold" may be the name of a section, too."""
+    """A name for a new file.
+
+    taken: names of files; "model.cold" may be the name of a section, too.
+    """
     numbers = iter(range(2, len(taken) + 3))
     name = f"{section}.{kind}.safetensors"
     while name in taken:
@@ -66,7 +70,9 @@ def free_name(section: str, kind: str, taken: Collection[str]) -> str:
 
 
 def put_state(folder: Path, file: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Replace state.json, or put shell.json in its place; then remove the files that only the old one named."""
+    """Replace state.json, or put shell.json in its place; then remove the files that only
+    the old one named.
+    """
     whole = {key: value for key, value in new.items() if key != "sha256"}
     write_json(folder / file, whole | {"sha256": own_hash(whole)}, indent=None)
     if file == SHELL:

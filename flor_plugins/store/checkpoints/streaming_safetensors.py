@@ -1,4 +1,7 @@
-"""A safetensors file of tensors whose lengths are known only when they have been written. Standard library only."""
+"""A safetensors file of tensors whose lengths are known only when they have been written.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ LONGEST = 10**15  # no offset in a file has more digits
 
 
 class GrowingFile:
-    """Tensors are added one after the other; the header before them is written last, in the place kept for it.
+    """Tensors are added one after the other; the header before them is written last, in the
+    place kept for it.
 
-    shapes: of all tensors that will be added, by name; any may become a row of bytes instead. A context manager: a file
-    that is left without an error is whole.
-    """
+    shapes: of all tensors that will be added, by name; any may become a row of bytes instead. A
+    context manager: a file that is left without an error is whole."""
 
     def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
         self._header: dict[str, Any] = {}
@@ -54,7 +57,10 @@ class GrowingFile:
         dtype: str,
         shape: Iterable[int] | None,
     ) -> None:
-        """Write a tensor. dtype: as safetensors calls it. shape: None for as many items of a byte as there are."""
+        """Write a tensor.
+
+        dtype: as safetensors calls it. shape: None for as many items of a byte as there are.
+        """
         start = self._end
         for piece in pieces:
             self._end += len(piece)

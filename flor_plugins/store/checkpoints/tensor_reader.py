@@ -1,8 +1,7 @@
 """The bytes of a tensor, from its files into memory, unpacked and checked. No torch.
 
-The files are read and not mapped: what was hashed is what is handed out, and a file that is truncated meanwhile is
-an error here, where a mapped one would end the process.
-"""
+The files are read and not mapped: what was hashed is what is handed out, and a file that is
+truncated meanwhile is an error here, where a mapped one would end the process."""
 
 from __future__ import annotations
 
@@ -32,7 +31,9 @@ _DTYPES = {code: name for name, (code, _) in DTYPES.items()}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a tensor lies in an open file, from `begin` to `end`, and as what; dtype: as safetensors calls it."""
+    """Where a tensor lies in an open file, from `begin` to `end`, and as what; dtype: as
+    safetensors calls it.
+    """
 
     handle: int
     begin: int
@@ -46,7 +47,9 @@ class Entry:
 
 
 class Gone(DamagedCheckpoint):
-    """A file is not there that a state.json names; unless the checkpoint was rewritten meanwhile, it is damaged."""
+    """A file is not there that a state.json names; unless the checkpoint was rewritten
+    meanwhile, it is damaged.
+    """
 
 
 class Reader:
@@ -68,13 +71,18 @@ class Reader:
             os.close(self._files.popitem()[1][0])
 
     def open(self, chains: Iterable[Chain]) -> None:
-        """Open all files of some tensors first: it is quick, and spares reading gigabytes in vain."""
+        """Open all files of some tensors first: it is quick, and spares reading gigabytes in
+        vain.
+        """
         for link in {link.path: link for chain in chains for link in chain}.values():
             if link.path not in self._files:
                 self._files[link.path] = _opened(link)
 
     def fetch_all(self, wanted: Collection[tuple[Chain, memoryview]]) -> None:
-        """Fill the memory of many tensors; as `fetch`. On as many threads as it pays for, at most MOST_THREADS."""
+        """Fill the memory of many tensors; as `fetch`.
+
+        On as many threads as it pays for, at most MOST_THREADS.
+        """
         self.open(chain for chain, _ in wanted)  # from here on the threads only look things up
         work = sum(len(memory) * _cost(chain) for chain, memory in wanted)
         threads = min(processors(), MOST_THREADS, len(wanted), work // PER_THREAD)
@@ -94,7 +102,10 @@ class Reader:
                     job.cancel()
 
     def fetch(self, chain: Chain, memory: memoryview) -> None:
-        """Fill `memory` with a tensor. Raises DamagedCheckpoint, naming the file; then it may be filled in part."""
+        """Fill `memory` with a tensor.
+
+        Raises DamagedCheckpoint, naming the file; then it may be filled in part.
+        """
         self.open([chain])
         last = chain[-1]
         found = str(
@@ -261,5 +272,6 @@ def _altered(link: Link, found: str) -> DamagedCheckpoint:
     one: TensorRecord = link.record
     return DamagedCheckpoint(
         f"{link.path} was altered: its tensor {one.key!r} ({found}) is not the "
-        f"{one.dtype} {list(one.shape)} with the hash {one.hash[:24]}... that was written. {WHAT_TO_DO}"
+        f"{one.dtype} {list(one.shape)} with the hash {one.hash[:24]}... that was written. "
+        f"{WHAT_TO_DO}"
     )

@@ -1,8 +1,9 @@
-"""Where the bytes of a tensor are: in its checkpoint, in another one of the run, or in several as a chain of deltas.
+"""Where the bytes of a tensor are: in its checkpoint, in another one of the run, or in several
+as a chain of deltas.
 
-What another checkpoint says of itself decides, not what was written down here when it was referred to: it may have been
-compressed since, or given up but for some tensors. Standard library only.
-"""
+What another checkpoint says of itself decides, not what was written down here when it was
+referred to: it may have been compressed since, or given up but for some tensors. Standard
+library only."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ from flor_plugins.store.checkpoints.manifest import (
 class Link:
     """One tensor in one file: as it is, packed, or packed as a delta to the link before it.
 
-    key: its name in the state.json of its checkpoint. size: bytes of the file, as that state.json says.
-    """
+    key: its name in the state.json of its checkpoint. size: bytes of the file, as that
+    state.json says."""
 
     folder: Path
     key: str
@@ -104,7 +105,10 @@ class Holders:
         return (*before, link)
 
     def _same(self, owner: Path, record: TensorRecord) -> str:
-        """The key of the tensor that a record refers to. Equal tensors are one: any of them will do."""
+        """The key of the tensor that a record refers to.
+
+        Equal tensors are one: any of them will do.
+        """
         if owner.name not in self._contents:
             held = self.records(owner).items()
             self._contents[owner.name] = {one.content: key for key, one in held if one.is_own}

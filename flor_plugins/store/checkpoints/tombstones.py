@@ -1,4 +1,6 @@
-"""What is left of a checkpoint that was given up while others need tensors of it, and who needs what. No torch."""
+"""What is left of a checkpoint that was given up while others need tensors of it, and who
+needs what. No torch.
+"""
 
 from __future__ import annotations
 
@@ -39,11 +41,12 @@ Tensor = tuple[Position, str]
 def needed_tensors(
     run_path: Path, of: Collection[Position] | None = None
 ) -> dict[Position, set[str]]:
-    """For each checkpoint or shell the keys of its tensors that other checkpoints can't be read without.
+    """For each checkpoint or shell the keys of its tensors that other checkpoints can't be read
+    without.
 
-    of: the checkpoints that shall stay readable, default all of them. Deltas are followed to their keyframes. One that
-    nobody needs is not in the answer; a tensor that can't be read any more needs nothing.
-    """
+    of: the checkpoints that shall stay readable, default all of them. Deltas are followed to
+    their keyframes. One that nobody needs is not in the answer; a tensor that can't be read any
+    more needs nothing."""
     needed: dict[Position, set[str]] = {}
     for user, (position, key) in _needs(run_path):
         if (of is None or user in of) and user != position:
@@ -52,7 +55,9 @@ def needed_tensors(
 
 
 def references(run_path: Path) -> dict[Position, set[Position]]:
-    """For each checkpoint the others, and shells, that it can't be read without: they must not be deleted before it."""
+    """For each checkpoint the others, and shells, that it can't be read without: they must
+    not be deleted before it.
+    """
     found: dict[Position, set[Position]] = {
         one.position: set() for one in list_checkpoints(run_path)
     }
@@ -78,11 +83,12 @@ def _needs(run_path: Path) -> Iterator[tuple[Position, Tensor]]:
 
 
 def hollow(run_path: Path, position: Position, keep: Collection[str]) -> None:
-    """Give up a checkpoint, or a shell, but for some tensors that others need: by key, at least one.
+    """Give up a checkpoint, or a shell, but for some tensors that others need: by key, at least
+    one.
 
-    It is no checkpoint after that. Killed at any moment, or with readers of the others at work, no tensor of `keep` is
-    lost. Raises StoreError for a key that it does not have, or if the disk refuses; DamagedCheckpoint.
-    """
+    It is no checkpoint after that. Killed at any moment, or with readers of the others at work,
+    no tensor of `keep` is lost. Raises StoreError for a key that it does not have, or if the
+    disk refuses; DamagedCheckpoint."""
     folder = folder_of(run_path, position)
     with alone(folder), no_disk_error(folder):
         state = read_holder(folder, position)
@@ -90,8 +96,10 @@ def hollow(run_path: Path, position: Position, keep: Collection[str]) -> None:
         missing = sorted(set(keep) - held.keys())
         if missing or not keep:
             raise StoreError(
-                f"of the checkpoint {folder} the tensors {', '.join(missing) or '(none)'} were to be kept, "
-                f"and it has {len(held)} others. Keep what `needed_tensors` names, or delete the folder."
+                f"of the checkpoint {folder} the tensors {', '.join(missing) or '(none)'} were "
+                f"to be kept, "
+                f"and it has {len(held)} others. Keep what `needed_tensors` names, or delete "
+                f"the folder."
             )
         sweep(folder)
         try:
@@ -128,7 +136,9 @@ def _without_the_rest(
     ones: Mapping[str, TensorRecord],
     made: Collection[str],
 ) -> str:
-    """The name of a file with these tensors of `file` as they lie there: itself, or a smaller one that is written."""
+    """The name of a file with these tensors of `file` as they lie there: itself, or a
+    smaller one that is written.
+    """
     name = free_name(file.partition(".")[0], "shell", {*state["files"], *made})
     holders = Holders(folder, state)
     with Reader() as reader:

@@ -1,10 +1,11 @@
-"""A checkpoint's folder from bytes in memory. No torch: the process that writes beside a training starts in no time.
+"""A checkpoint's folder from bytes in memory. No torch: the process that writes beside a
+training starts in no time.
 
-The files are safetensors (https://huggingface.co/docs/safetensors#format): 8 bytes with the length of a JSON
-header, the header, the tensors one after the other. They are written here and not by that package because it
-takes tensors of a framework, and all of them at once: here bytes go from the memory that they were copied to
-straight to the file, and the one who writes can pause at any time.
-"""
+The files are safetensors (https://huggingface.co/docs/safetensors#format): 8 bytes with the
+length of a JSON header, the header, the tensors one after the other. They are written here and
+not by that package because it takes tensors of a framework, and all of them at once: here bytes
+go from the memory that they were copied to straight to the file, and the one who writes can
+pause at any time."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ from flor_plugins.store.files import whole_folder, write_json
 CHUNK = 1 << 19  # bytes between two calls of `pace`; they fit into the cache of a core
 REMEMBERED = 8  # states; a training writes thousands, and most of their tensors never come again
 
-# (key, hash, dtype, shape) of a tensor that is on disk -> (folder of the checkpoint, file, key in it)
+# (key, hash, dtype, shape) of a tensor that is on disk -> (folder of the checkpoint, file, key
+# in it)
 Known = MutableMapping[tuple[str, str, str, tuple[int, ...]], tuple[str, str, str]]
 
 # What safetensors calls the dtypes of torch (safetensors/src/tensor.rs), and their bytes.
@@ -45,9 +47,8 @@ DTYPES = {
 class Piece:
     """A tensor of a State, in memory.
 
-    key: "<section>/<name>". dtype: one of DTYPES. memory: its bytes, row-major; None where `hash` says that it is
-    what was written with that hash before.
-    """
+    key: "<section>/<name>". dtype: one of DTYPES. memory: its bytes, row-major; None where
+    `hash` says that it is what was written with that hash before."""
 
     key: str
     dtype: str
@@ -65,7 +66,10 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """What a checkpoint is to hold. lost: what could not be encoded. is_full: training can go on from it exactly."""
+    """What a checkpoint is to hold.
+
+    lost: what could not be encoded. is_full: training can go on from it exactly.
+    """
 
     tree: dict[str, Any]
     pieces: Sequence[Piece]
@@ -82,10 +86,11 @@ def write_folder(
 ) -> dict[str, Any]:
     """Write a checkpoint, whole or not at all; returns what state.json holds.
 
-    known: what the run has on disk, filled here after success: a piece that is there already becomes a reference.
-    pace: called after each half MiB, for a writer that must not disturb. Raises StoreError if the folder exists, if the
-    disk refuses, or if a piece without memory is not on disk any more.
-    """
+    known: what the run has on disk, filled here after success: a piece that is there already
+    becomes a reference.
+    pace: called after each half MiB, for a writer that must not disturb. Raises StoreError if
+    the folder exists, if the disk refuses, or if a piece without memory is not on disk any
+    more."""
     known = {} if known is None else known
     try:
         with whole_folder(folder) as scratch:
@@ -96,7 +101,8 @@ def write_folder(
     except OSError as error:
         raise StoreError(
             f"the checkpoint {folder} could not be written: {error}. "
-            f"Nothing of it was left behind; look at the free space and the rights of {folder.parent}."
+            f"Nothing of it was left behind; look at the free space and the rights of "
+            f"{folder.parent}."
         ) from error
     _remember(known, records, folder)
     return state
@@ -192,7 +198,9 @@ def _header(pieces: Sequence[Piece]) -> bytes:
 
 
 class _Places:
-    """Where a tensor will be found: in this checkpoint, or in an earlier one that still is there."""
+    """Where a tensor will be found: in this checkpoint, or in an earlier one that still is
+    there.
+    """
 
     def __init__(self, folder: Path, known: Known) -> None:
         self._folder, self._known = folder, known
@@ -217,7 +225,8 @@ class _Places:
         record = self.find(piece, piece.hash)
         if "/" not in record.file:
             raise StoreError(
-                f"the checkpoint {self._folder} needs {piece.key!r} from an earlier one that is gone. "
+                f"the checkpoint {self._folder} needs {piece.key!r} from an earlier one that "
+                f"is gone. "
                 f"It is not written; the next one will hold all of it."
             )
         return record

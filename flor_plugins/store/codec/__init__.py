@@ -29,8 +29,8 @@ class Encoded:
     """A state in two parts.
 
     tree: section to JSON. tensors: "<section>/<dotted path>" to a tensor of a dtype
-    that safetensors knows; contiguous, on the CPU and nobody else's after `encode`. lost: "path: why" of each leaf that
-    could not be encoded; `decode` puts a LostLeaf in its place.
+    that safetensors knows; contiguous, on the CPU and nobody else's after `encode`. lost:
+    "path: why" of each leaf that could not be encoded; `decode` puts a LostLeaf in its place.
     """
 
     tree: dict[str, Any]
@@ -51,7 +51,8 @@ def encode(sections: Mapping[str, Any], reuse: Mapping[str, torch.Tensor] | None
 
 
 def survey(sections: Mapping[str, Any]) -> Encoded:
-    """As `encode`, but its tensors are the state's own, where and as they are: they are still to be copied.
+    """As `encode`, but its tensors are the state's own, where and as they are: they are still
+    to be copied.
 
     All else is as it was at this moment, whatever the training does with it.
     """
@@ -64,7 +65,8 @@ def _encode(
     for name in sections:
         if type(name) is not str or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
             raise EncodingError(
-                f"a section of a state is named {name!r}, and its tensors go to a file of that name. "
+                f"a section of a state is named {name!r}, and its tensors go to a file of that "
+                f"name. "
                 f"Use letters, digits, '_', '-' and '.' only."
             )
     encoder = _Encoder(tensors.TensorTable(keep))

@@ -1,4 +1,5 @@
-"""Values that only their class explains: enums, named tuples, dataclasses; and references to functions.
+"""Values that only their class explains: enums, named tuples, dataclasses; and references to
+functions.
 
 The class is found by its name among modules that are loaded already. Nothing is
 imported, no attribute hook and no property runs, no `__init__` is called.
@@ -130,7 +131,8 @@ def _name(value: Any) -> str:
 
 def _refuse_own_new(kind: type, base: type, attributes: Any) -> None:
     own = next(one for one in kind.__mro__ if "__new__" in vars(one))
-    # collections.namedtuple writes a __new__ into each class it makes; that one only packs the tuple
+    # collections.namedtuple writes a __new__ into each class it makes; that one only packs the
+    # tuple
     generated = base is tuple and "_fields" in vars(own)
     if attributes or not (own is base or generated):
         raise EncodingError(

@@ -40,7 +40,9 @@ class LostLeaf:
 
 
 class Packer(Protocol):
-    """What a packer may ask for: the JSON of a part, or the key under which a tensor's copy is kept."""
+    """What a packer may ask for: the JSON of a part, or the key under which a tensor's copy
+    is kept.
+    """
 
     def value(self, value: Any, path: str) -> Any: ...
     def raw(self, tensor: torch.Tensor, path: str) -> str: ...
@@ -54,13 +56,18 @@ class Unpacker(Protocol):
 
 
 def join(path: str, part: object) -> str:
-    """The path of a part: `optimizer/` and `state` give optimizer/state; then 0 gives optimizer/state.0."""
+    """The path of a part: `optimizer/` and `state` give optimizer/state; then 0 gives
+    optimizer/state.0.
+    """
     text = part if type(part) is str else repr(part)[:60]
     return f"{path}{text}" if path.endswith("/") else f"{path}.{text}"
 
 
 def is_plain(value: Any) -> bool:
-    """Whether JSON gives it back as it is. Most of a state's leaves are so (625 numbers of each random.Random)."""
+    """Whether JSON gives it back as it is.
+
+    Most of a state's leaves are so (625 numbers of each random.Random).
+    """
     kind = type(value)
     if kind is int:
         return (

@@ -31,8 +31,12 @@ class TensorTable:
         self._met: list[torch.Tensor] = []
 
     def pack(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
-        """The JSON that stands for a tensor. Raises EncodingError for those that have no plain memory."""
-        # A training waits while its hundreds of tensors pass here: each is asked as little as possible.
+        """The JSON that stands for a tensor.
+
+        Raises EncodingError for those that have no plain memory.
+        """
+        # A training waits while its hundreds of tensors pass here: each is asked as little as
+        # possible.
         _refuse(tensor)
         dtype, shape, strides = tensor.dtype, tensor.shape, tensor.stride()
         node: dict[str, Any] = {

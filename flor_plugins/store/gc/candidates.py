@@ -1,4 +1,6 @@
-"""Where a run stands before anything is given up: its course, what is there of it, what must stay in any case."""
+"""Where a run stands before anything is given up: its course, what is there of it, what must
+stay in any case.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def standing_of(run: Run, held: Collection[Position] = ()) -> Standing:
 
 
 def ends_of(listed: Iterable[Checkpoint]) -> set[Position]:
-    """The first and the last of all checkpoints, of those from which training can go on, and of the exact ones."""
+    """The first and the last of all checkpoints, of those from which training can go on, and
+    of the exact ones.
+    """
     found = sorted(listed, key=lambda one: one.position)
     can_train = [one for one in found if one.can_train]
     groups = [found, can_train, [one for one in can_train if one.is_full]]
@@ -45,7 +49,9 @@ def course_of(run: Run, listed: Iterable[Checkpoint]) -> Course:
 
 
 def why_not_trained_again(run: Run, listed: Iterable[Checkpoint]) -> str:
-    """Why a checkpoint that is given up could not be reached again by training; empty if it could."""
+    """Why a checkpoint that is given up could not be reached again by training; empty if it
+    could.
+    """
     lost = "what would be given up of it could not be trained again"
     unable = [one.reason for one in run.obstacles if one.grade == "none"]
     if unable:

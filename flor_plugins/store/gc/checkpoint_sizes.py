@@ -1,4 +1,6 @@
-"""What the checkpoints of a folder hold in bytes, and what can be freed of each while others refer to its tensors."""
+"""What the checkpoints of a folder hold in bytes, and what can be freed of each while others
+refer to its tensors.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,10 @@ Tensor = tuple[Position, str]  # of which checkpoint, and its "<section>/<name>"
 class Content:
     """What the folder of one checkpoint holds.
 
-    rest: bytes of all but what only its optimizer section needs; optimizer: of that. tensors: bytes of each tensor
-    that lies here. uses, optimizer_uses: tensors of other checkpoints. of_optimizer: keys that lie in the files
-    of `optimizer`. frame: bytes around the tensors if only some of them stay.
-    """
+    rest: bytes of all but what only its optimizer section needs; optimizer: of that. tensors:
+    bytes of each tensor that lies here. uses, optimizer_uses: tensors of other checkpoints.
+    of_optimizer: keys that lie in the files of `optimizer`. frame: bytes around the tensors if
+    only some of them stay."""
 
     rest: int
     optimizer: int = 0

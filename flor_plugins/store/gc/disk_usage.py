@@ -1,4 +1,7 @@
-"""Checkpoints on disk: what each holds, and how one is reduced. A kill at any moment leaves each whole or gone."""
+"""Checkpoints on disk: what each holds, and how one is reduced.
+
+A kill at any moment leaves each whole or gone.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,9 @@ GIVEN_UP = "optimizer: given up to free space"
 
 
 def parts_of(run_path: Path) -> list[Path]:
-    """The folders in which the processes of a run keep their checkpoints, the first process' first."""
+    """The folders in which the processes of a run keep their checkpoints, the first process'
+    first.
+    """
     others = [one for one in (run_path / "ranks").glob("*") if one.name.isdecimal()]
     return [run_path, *sorted(others, key=lambda one: int(one.name))]
 
@@ -125,9 +130,9 @@ def reduce(
 ) -> Iterator[tuple[Position, Form]]:
     """Make a process' checkpoints what `shelf` says; `was`: what they are.
 
-    Yields each with its new form before it is changed: who stops there leaves it, and all that follow, as they are.
-    One that refers to others goes before them, so that no reference is ever broken.
-    """
+    Yields each with its new form before it is changed: who stops there leaves it, and all that
+    follow, as they are. One that refers to others goes before them, so that no reference is
+    ever broken."""
     for position in _users_first(shelf, was):
         form, kept = shelf.forms[position], shelf.kept(position)
         if form == "gone" and (was[position] != "gone" or _is_larger(run_path, position, kept)):
@@ -159,11 +164,11 @@ def _is_larger(run_path: Path, position: Position, kept: Collection[str]) -> boo
 
 
 def drop_optimizer(run_path: Path, position: Position, keep: Collection[str] = ()) -> None:
-    """Make weights of a full checkpoint: training can't go on from it any more, all else of it is as it was.
+    """Make weights of a full checkpoint: training can't go on from it any more, all else of it
+    is as it was.
 
-    keep: tensors of it that other checkpoints refer to. Raises DamagedCheckpoint if it can't be read, StoreError if
-    the disk refuses.
-    """
+    keep: tensors of it that other checkpoints refer to. Raises DamagedCheckpoint if it can't be
+    read, StoreError if the disk refuses."""
     folder = folder_of(run_path, position)
     with alone(folder), no_disk_error(folder):
         state = manifest.read_state(folder, position)
@@ -206,5 +211,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()
     except OSError as error:
         raise StoreError(
-            f"{path} could not be removed: {error}. Look at the rights of {path.parent}; what is left is not read."
+            f"{path} could not be removed: {error}. Look at the rights of {path.parent}; what "
+            f"is left is not read."
         ) from error

@@ -1,4 +1,6 @@
-"""Which checkpoints are given up: always the step next that makes a question dearer by least for a byte."""
+"""Which checkpoints are given up: always the step next that makes a question dearer by least
+for a byte.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +37,11 @@ class Step:
 
 @dataclass(slots=True)
 class Standing:
-    """A run while it is decided what it gives up. shelves: of each process that trained it; the first one's counts.
+    """A run while it is decided what it gives up. shelves: of each process that trained it; the
+    first one's counts.
 
-    fixed: positions that stay as they are. can_train: could what is given up be trained again? If not, only what
-    nobody could use is given up: the optimizer.
-    """
+    fixed: positions that stay as they are. can_train: could what is given up be trained again?
+    If not, only what nobody could use is given up: the optimizer."""
 
     run_id: str
     course: Course
@@ -98,11 +100,11 @@ class Standing:
 
 
 def choose(runs: Sequence[Standing], excess: int, limits: Limits | None = None) -> list[Step]:
-    """Reduce `runs` until `excess` bytes are freed, or nothing more can be. Returns what is given up.
+    """Reduce `runs` until `excess` bytes are freed, or nothing more can be. Returns what is
+    given up.
 
-    limits: no other checkpoint is reduced, and none of these further. A step that turned out not to be needed is
-    taken back at the end.
-    """
+    limits: no other checkpoint is reduced, and none of these further. A step that turned out
+    not to be needed is taken back at the end."""
     by_id = {run.run_id: run for run in runs}
     taken: list[Step] = []
     while excess > 0:
@@ -117,7 +119,10 @@ def choose(runs: Sequence[Standing], excess: int, limits: Limits | None = None) 
 
 
 class _Queue:
-    """Steps by price. A price may be out of date: what lies around a checkpoint may have been removed since."""
+    """Steps by price.
+
+    A price may be out of date: what lies around a checkpoint may have been removed since.
+    """
 
     def __init__(self, runs: Iterable[Standing], limits: Limits | None) -> None:
         self._limits = limits
@@ -188,7 +193,9 @@ def limits_of(steps: Iterable[Step]) -> dict[tuple[str, Position], Form]:
 def _without_needless(
     runs: Mapping[str, Standing], taken: Sequence[Step], spare: int
 ) -> list[Step]:
-    """The last steps freed more than was asked for, so that some of the earlier ones can be taken back."""
+    """The last steps freed more than was asked for, so that some of the earlier ones can be
+    taken back.
+    """
     kept = []
     for step in reversed(taken):
         run = runs[step.run_id]

@@ -25,7 +25,10 @@ HOPED = 0.75  # of the bytes are expected to be left by compression
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """A run's checkpoints at one time. full: from how many training can go on; weights: all the others that load."""
+    """A run's checkpoints at one time.
+
+    full: from how many training can go on; weights: all the others that load.
+    """
 
     nbytes: int
     full: int
@@ -35,7 +38,10 @@ class Summary:
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one run gives up. held: why it gives up nothing, or not all that it could; empty if nothing holds it."""
+    """What one run gives up.
+
+    held: why it gives up nothing, or not all that it could; empty if nothing holds it.
+    """
 
     run_id: str
     name: str
@@ -47,9 +53,11 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Collection:
-    """What is given up in a store. budget: bytes of the whole store, None for what costs no answer only.
+    """What is given up in a store. budget: bytes of the whole store, None for what costs no
+    answer only.
 
-    before, after: bytes of the store; `after` without what compression saves, which is known only when it is done.
+    before, after: bytes of the store; `after` without what compression saves, which is known
+    only when it is done.
     problem: why the budget can't be met; empty if it is.
     """
 
@@ -70,20 +78,21 @@ class Collection:
 def plan_collection(
     store: Store, budget: int | None = None, *, abandon: bool = False
 ) -> Collection:
-    """What must be given up so that the whole store has at most `budget` bytes; without one, nothing but leftovers.
+    """What must be given up so that the whole store has at most `budget` bytes; without one,
+    nothing but leftovers.
 
-    abandon: what unfinished replays need is given up, too, but for those that are going on. Nothing is written.
-    Damaged runs and checkpoints are left as they are, with a warning.
-    """
+    abandon: what unfinished replays need is given up, too, but for those that are going on.
+    Nothing is written. Damaged runs and checkpoints are left as they are, with a warning."""
     return _plan(store, budget, abandon, None)
 
 
 def collect(plan: Collection, tell: Tell = lambda line: None) -> Collection:
-    """Do what a plan says; returns what was done. Compression comes first, so that it may be less than was planned.
+    """Do what a plan says; returns what was done. Compression comes first, so that it may be
+    less than was planned.
 
-    A kill in the middle leaves every checkpoint that is listed whole; the next collection goes on from there.
-    Raises StoreError if something can't be removed: what was done before stays done.
-    """
+    A kill in the middle leaves every checkpoint that is listed whole; the next collection goes
+    on from there. Raises StoreError if something can't be removed: what was done before stays
+    done."""
     store = plan.store
     for path in clear(store, plan.leftovers):
         tell(f"removed {path}")
@@ -166,14 +175,20 @@ def _problem(store: Store, budget: int, after: int, shares: Iterable[Share]) -> 
 
     why = [f"run {one.name} ({one.run_id}): {one.held}" for one in shares if one.held]
     return (
-        f"the store {store.root} was to have at most {format_size(budget)}, and {format_size(after)} must stay: "
-        "of each run the first and the last checkpoint, and all that is no checkpoint (compression may save some of it)"
-        f"{'; also ' + '; '.join(why) if why else ''}. Delete the folder of a run that is not needed, or unpin one"
+        f"the store {store.root} was to have at most {format_size(budget)}, and "
+        f"{format_size(after)} must stay: "
+        "of each run the first and the last checkpoint, and all that is no checkpoint "
+        "(compression may save some of it)"
+        f"{'; also ' + '; '.join(why) if why else ''}. Delete the folder of a run that is not "
+        f"needed, or unpin one"
     )
 
 
 def _compress(store: Store, budget: int | None, tell: Tell) -> None:
-    """Lossless: every checkpoint stays and is read as before. The largest runs first, until the budget is met."""
+    """Lossless: every checkpoint stays and is read as before.
+
+    The largest runs first, until the budget is met.
+    """
     from flor_plugins.store.checkpoints.compression import cool_run
 
     busy = held_by_replays(
@@ -191,7 +206,9 @@ def _compress(store: Store, budget: int | None, tell: Tell) -> None:
 
 
 def _give_up(store: Store, share: Share, abandon: bool, tell: Tell) -> str:
-    """Returns why not all was given up: between planning and now a replay may have begun, or the run gone on."""
+    """Returns why not all was given up: between planning and now a replay may have begun, or
+    the run gone on.
+    """
     path = store.run(share.run_id)
     forms: dict[Position, Form] = {step.position: step.then for step in share.steps}
     for part in parts_of(path):
@@ -205,7 +222,8 @@ def _give_up(store: Store, share: Share, abandon: bool, tell: Tell) -> str:
             if why:
                 return why
             tell(
-                f"giving up {'all' if form == 'gone' else 'the optimizer'} of {share.name} at {position}"
+                f"giving up {'all' if form == 'gone' else 'the optimizer'} of {share.name} at "
+                f"{position}"
             )
     return ""
 

@@ -1,4 +1,6 @@
-"""What killed processes left in a store: it is never read, and is removed once its writer is gone."""
+"""What killed processes left in a store: it is never read, and is removed once its writer is
+gone.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,9 @@ def leftovers(store: Store) -> list[Leftover]:
 
 
 def clear(store: Store, planned: Iterable[Leftover]) -> Iterator[Path]:
-    """Remove what was left over and still is, and yield each path then: since it was planned a run may have gone on."""
+    """Remove what was left over and still is, and yield each path then: since it was planned
+    a run may have gone on.
+    """
     now = {one.path for one in leftovers(store)}
     for path in (one.path for one in planned if one.path in now):
         if manifest.FILE.fullmatch(path.name) is None:
@@ -126,7 +130,9 @@ def _started_at(pid: int) -> float | None:
 
 
 def _unread(run: Run) -> Iterator[Path]:
-    """Files that no state.json names, as a killed collection leaves them; and parts of a checkpoint that is gone."""
+    """Files that no state.json names, as a killed collection leaves them; and parts of a
+    checkpoint that is gone.
+    """
     first, *others = parts_of(run.path)
     there = _positions(first)
     for part in (first, *others):

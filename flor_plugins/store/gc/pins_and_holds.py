@@ -1,4 +1,6 @@
-"""What must not be given up, and why: pinned runs, runs that are going on, and what unfinished replays start from."""
+"""What must not be given up, and why: pinned runs, runs that are going on, and what
+unfinished replays start from.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import is_gone
 
 PINNED = "pinned.json"
-# A replay that does not say which process does it is taken to be going on as long as something of it is so new.
+# A replay that does not say which process does it is taken to be going on as long as something
+# of it is so new.
 SILENT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class Holds:
-    """What replays hold. runs: run_id to the reason why nothing of it may go; positions: of single checkpoints."""
+    """What replays hold.
+
+    runs: run_id to the reason why nothing of it may go; positions: of single checkpoints.
+    """
 
     runs: Mapping[str, str] = field(default_factory=dict)
     positions: Mapping[str, Mapping[Position, str]] = field(default_factory=dict)
@@ -57,10 +63,10 @@ def why_held(run: Run, holds: Holds) -> str:
 def held_by_replays(store: Store, *, abandon: bool = False) -> Holds:
     """What the unfinished replays of a store need.
 
-    One that is going on holds all of its runs, because it compares with every checkpoint that it comes by. One whose
-    process is gone holds what it would start from when it is asked again; with `abandon`, nothing.
-    Raises StoreError, naming the file, for a plan that can't be read.
-    """
+    One that is going on holds all of its runs, because it compares with every checkpoint that
+    it comes by. One whose process is gone holds what it would start from when it is asked
+    again; with `abandon`, nothing. Raises StoreError, naming the file, for a plan that can't be
+    read."""
     runs: dict[str, str] = {}
     positions: dict[str, dict[Position, str]] = {}
     for folder, plan in _unfinished(store):

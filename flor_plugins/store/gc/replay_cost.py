@@ -1,9 +1,10 @@
-"""What it costs to reach a place of a run again: nothing where a checkpoint is, else training from the one before.
+"""What it costs to reach a place of a run again: nothing where a checkpoint is, else training
+from the one before.
 
-Two questions are asked of a run, equally often. "The weights after epoch e" is answered at once by any checkpoint
-there. "What happened from this moment on" is answered from a checkpoint from which training can go on. Either takes
-training from the nearest earlier one otherwise. All epochs are equally likely, unless weights say something else.
-"""
+Two questions are asked of a run, equally often. "The weights after epoch e" is answered at once
+by any checkpoint there. "What happened from this moment on" is answered from a checkpoint from
+which training can go on. Either takes training from the nearest earlier one otherwise. All
+epochs are equally likely, unless weights say something else."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ MOMENTS = 64  # at least so many are looked at in a run that has checkpoints ins
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """How a run went. ends: epoch to the step that completed it, 0 for the beginning. last: how far it came.
+    """How a run went. ends: epoch to the step that completed it, 0 for the beginning. last: how
+    far it came.
 
     epoch_s: seconds of one epoch; 1 where nothing was measured, so that costs count epochs.
     """
@@ -55,7 +57,9 @@ class Course:
 
 
 def estimated_course(positions: Iterable[Position], epoch_s: float | None) -> Course:
-    """The course of a run as its checkpoints tell it, where the journal is not read: all epochs are equally long."""
+    """The course of a run as its checkpoints tell it, where the journal is not read: all
+    epochs are equally long.
+    """
     reached = sorted(positions)
     last = reached[-1] if reached else Position(0, 0)
     # A position inside an epoch has more steps for its count of epochs than the end of that epoch.
@@ -68,8 +72,8 @@ def estimated_course(positions: Iterable[Position], epoch_s: float | None) -> Co
 class Answers:
     """What can be asked of a run. at_once: epochs whose weights are there.
 
-    mean_s, worst_s: seconds of training until a question is answered; None of a run that can't be trained again.
-    """
+    mean_s, worst_s: seconds of training until a question is answered; None of a run that can't
+    be trained again."""
 
     at_once: tuple[int, ...] = ()
     mean_s: float | None = 0.0
@@ -80,8 +84,8 @@ class Answers:
 class Questions:
     """The questions to one run and what answers them now. Costs are in seconds.
 
-    starts: progress at the checkpoints from which training goes on, ascending. saved: epochs whose weights are there.
-    """
+    starts: progress at the checkpoints from which training goes on, ascending. saved: epochs
+    whose weights are there."""
 
     course: Course
     starts: list[float] = field(default_factory=list)
@@ -133,7 +137,9 @@ class Questions:
             self.saved.discard(position.epoch)
 
     def increase(self, position: Position, now: Form, then: Form) -> float:
-        """By how much the expected cost of a question grows if a checkpoint is reduced to another form."""
+        """By how much the expected cost of a question grows if a checkpoint is reduced to
+        another form.
+        """
         here, grows = self.course.progress(position), 0.0
         if now == "full":
             number = bisect_left(self.starts, here)

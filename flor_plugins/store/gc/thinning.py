@@ -1,4 +1,7 @@
-"""Thinning of one run beside its training, where nobody knows yet how long it will be. Loads nothing heavy."""
+"""Thinning of one run beside its training, where nobody knows yet how long it will be.
+
+Loads nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,13 @@ from flor_plugins.store.runs import load_run
 
 
 def thin(run_path: Path, budget: int, known: Known | None = None) -> list[Position]:
-    """Reduce checkpoints of a run that is being recorded until they have at most `budget` bytes, as far as possible.
+    """Reduce checkpoints of a run that is being recorded until they have at most `budget`
+    bytes, as far as possible.
 
-    For the process that writes them, and no other. The journal is not read: all epochs so far count as equally long
-    and equally likely. The first and the last checkpoint stay, and what is pinned or a replay needs. known: what the
-    writer takes to be on disk; what is given up is taken out of it. Returns the positions that were reduced.
+    For the process that writes them, and no other. The journal is not read: all epochs so far
+    count as equally long and equally likely. The first and the last checkpoint stay, and what
+    is pinned or a replay needs. known: what the writer takes to be on disk; what is given up is
+    taken out of it. Returns the positions that were reduced.
 
     The part of another process than the first (`ranks/<r>`) follows that one, whatever the budget.
     Raises StoreError if something can't be removed: what was done before stays done.
@@ -59,7 +64,10 @@ def _decide(run_path: Path, shelf: Shelf, listed: list[Checkpoint], budget: int)
 
 
 def _follow(part: Path, shelf: Shelf) -> None:
-    """What the first process has given up is of no use. It may not have written its newest one yet."""
+    """What the first process has given up is of no use.
+
+    It may not have written its newest one yet.
+    """
     there = {one.position for one in list_checkpoints(part.parents[1])}
     for position in [
         one for one in shelf.forms if one not in there and one < max(there, default=one)

@@ -44,7 +44,8 @@ class Journal:
             sync(path.parent)  # its name; what is in it, when `sync` is called
 
     def append(self, row: Row) -> None:
-        """Hand one row to the operating system: it survives the end of this process, not of the machine.
+        """Hand one row to the operating system: it survives the end of this process, not of the
+        machine.
 
         EncodingError names the metric that can't be stored; nothing of the row is written then.
         StoreError if the journal is closed or the disk is full; the file then is as it was before.
@@ -62,7 +63,8 @@ class Journal:
         with self._lock:
             if self._fd is None:
                 raise StoreError(
-                    f"rows were to be removed from {self.path}, and it is closed. Open a new Journal."
+                    f"rows were to be removed from {self.path}, and it is closed. Open a new "
+                    f"Journal."
                 )
             with whole_file(self.path) as scratch:
                 scratch.write_bytes(b"".join(map(_bytes, lines)))
@@ -97,7 +99,8 @@ class Journal:
         with self._lock:
             if self._fd is None:
                 raise StoreError(
-                    f"a row was logged to {self.path}, and that journal is closed. Open a new Journal on it."
+                    f"a row was logged to {self.path}, and that journal is closed. Open a new "
+                    f"Journal on it."
                 )
             written = 0
             try:
@@ -193,7 +196,10 @@ def _row(line: dict[str, Any], media: Path, wanted: frozenset[str] | None) -> Ro
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a .jsonl as JSON. A damaged line that is not the last one is left out with a warning."""
+    """The rows of a .jsonl as JSON.
+
+    A damaged line that is not the last one is left out with a warning.
+    """
     *whole, _torn = path.read_bytes().split(b"\n")
     for number, text in enumerate(whole, start=1):
         try:
@@ -206,7 +212,8 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield line
         elif line.get("format", FORMAT) > FORMAT:
             raise StoreError(
-                f"{path} has format {line['format']}, and this version reads up to {FORMAT}. Update flor_plugins."
+                f"{path} has format {line['format']}, and this version reads up to {FORMAT}. "
+                f"Update flor_plugins."
             )
 
 

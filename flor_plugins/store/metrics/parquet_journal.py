@@ -63,7 +63,8 @@ def read(path: Path, media: Path, names: Collection[str] | None = None) -> list[
             table = file.read(columns=wanted).select(wanted)
     except pyarrow.ArrowInvalid as error:
         raise StoreError(
-            f"the metrics in {path} can't be read: {error}. Restore the file, or move it out of the run."
+            f"the metrics in {path} can't be read: {error}. Restore the file, or move it out "
+            f"of the run."
         ) from error
     return _rows(table, media)
 
@@ -87,7 +88,8 @@ def _check_format(schema: Any, path: Path) -> None:
     number = int((schema.metadata or {}).get(b"flor_format", FORMAT))
     if number > FORMAT:
         raise StoreError(
-            f"{path} has format {number}, and this version reads up to {FORMAT}. Update flor_plugins."
+            f"{path} has format {number}, and this version reads up to {FORMAT}. Update "
+            f"flor_plugins."
         )
 
 
@@ -112,7 +114,8 @@ def _floats(value: Any) -> Any:
     return [_floats(one) for one in value] if isinstance(value, list) else float(value)
 
 
-# A leaf is "bool", "int" (64 bit), "exact" (an int that a double says, too), "float", "str" or "json".
+# A leaf is "bool", "int" (64 bit), "exact" (an int that a double says, too), "float", "str" or
+# "json".
 Shape = tuple[frozenset[str], tuple[int, ...]]
 
 

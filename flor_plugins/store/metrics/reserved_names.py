@@ -6,7 +6,8 @@ import re
 
 # Fingerprints of the data, recorded by us: they tell data that differ from numerics that differ.
 BATCH, FIRST_BATCH = "flor.batch", "flor.first_batch"
-# In a replay: the metrics that were looked for at a position, where only running the code tells whether it logs them.
+# In a replay: the metrics that were looked for at a position, where only running the code tells
+# whether it logs them.
 ASKED = "flor.asked"
 _PREFIX = "flor."
 

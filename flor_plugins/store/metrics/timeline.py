@@ -19,7 +19,8 @@ class Timeline:
     """Holds the present position open until the run moves on, then emits its rows.
 
     phase: where values go that do not say where they belong (`flor.log`).
-    coming: values of the update that is being made; they join the row of its step (see `take_coming`).
+    coming: values of the update that is being made; they join the row of its step (see
+    `take_coming`).
 
     A step is open until the next one begins, because only then is it known whether
     it was the last of its epoch (loaders without a length do not say so before).

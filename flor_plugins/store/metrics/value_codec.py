@@ -33,7 +33,9 @@ class Media:
     path: Path
 
     def load(self) -> Any:
-        """The numpy array, PIL image or pandas DataFrame; StoreError if the file is gone or torn."""
+        """The numpy array, PIL image or pandas DataFrame; StoreError if the file is gone or
+        torn.
+        """
         if not self.path.is_file():
             raise StoreError(
                 f"the {self.kind} of a metric was asked for, and its file is gone: {self.path}. "
@@ -43,7 +45,8 @@ class Media:
             return _LOADERS[self.kind](self.path)
         except (ValueError, OSError) as error:
             raise StoreError(
-                f"the {self.kind} at {self.path} can't be read: {error}. Restore the file, or replay the metric."
+                f"the {self.kind} at {self.path} can't be read: {error}. Restore the file, or "
+                f"replay the metric."
             ) from error
 
 
@@ -79,7 +82,8 @@ def decode_value(encoded: Any, media: Path) -> Any:
             # Only the last part counts, so that a crafted journal can't point outside of its run.
             return Media(kind, media / Path(path).name)  # pyright: ignore[reportArgumentType]
     raise StoreError(
-        f"a metric's value has a form that this version does not know: {str(encoded)[:80]} (media: {media}). "
+        f"a metric's value has a form that this version does not know: {str(encoded)[:80]} "
+        f"(media: {media}). "
         f"Update flor_plugins, or repair the journal."
     )
 
@@ -117,7 +121,8 @@ def _key(key: Any) -> str:
     if isinstance(key, str):
         return str.__str__(key)
     raise EncodingError(
-        f"a metric returned a dict with the key {key!r} of type {type(key).__name__}, and JSON knows "
+        f"a metric returned a dict with the key {key!r} of type {type(key).__name__}, and JSON "
+        f"knows "
         f"only text as keys. Return str(key) instead."
     )
 
@@ -126,7 +131,8 @@ def _refused(value: Any, why: str = "") -> EncodingError:
     kind = f"{type(value).__module__}.{type(value).__qualname__}".removeprefix("builtins.")
     return EncodingError(
         f"a metric returned a value of type {kind}, which can't be stored without pickle{why}. "
-        f"Return a number, a string, a list, a dict with text as keys, an array, a PIL image or a DataFrame."
+        f"Return a number, a string, a list, a dict with text as keys, an array, a PIL image "
+        f"or a DataFrame."
     )
 
 

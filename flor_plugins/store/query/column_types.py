@@ -38,7 +38,9 @@ def typed(cells: list[Any], expected: type | None = None) -> pandas.Series:
 
 
 def _text_type() -> Any:
-    """`str` where that is a type of its own (pandas 3), else object: a missing cell stays missing."""
+    """`str` where that is a type of its own (pandas 3), else object: a missing cell stays
+    missing.
+    """
     import pandas
 
     return "str" if isinstance(pandas.Series(["x"]).dtype, pandas.StringDtype) else object

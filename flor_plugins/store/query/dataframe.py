@@ -38,7 +38,8 @@ def dataframe(
     store: Store, *names: str, where: str | Where | None = None, source: bool = False,
     level: Level | None = None, runs: Iterable[Run | str] | None = None,
 ) -> pandas.DataFrame:  # fmt: skip
-    """Columns run, name, epoch, step and then `names` (default: all metrics); sorted by run, epoch, step.
+    """Columns run, name, epoch, step and then `names` (default: all metrics); sorted by run,
+    epoch, step.
 
     A name is a metric, else an attribute of the run, else a parameter (`lr` or `params.lr`),
     else a column of missing values. A metric of several phases becomes `train/acc`,
@@ -47,7 +48,8 @@ def dataframe(
     One row per run, epoch or step: the finest level that a metric asked for, or read by
     `where`, has; `level` overrides. On step rows an epoch-level value is repeated from its
     position on, as long as its epoch lasts. An epoch row stands at the first position
-    of its epoch that has a value, and shows what stands there. A run without any of the metrics has no rows.
+    of its epoch that has a value, and shows what stands there. A run without any of the metrics
+    has no rows.
 
     Types: Int64, float64, boolean, str; matrices are numpy arrays and large values `Media`
     in object columns. source: adds `<name>.source` and `<name>.verdict` for each metric.
@@ -80,12 +82,13 @@ def dataframe(
 def positions(
     run: Run, names: Sequence[str], level: Level, rows: Iterable[tuple[str, Row]] | None = None
 ) -> pandas.DataFrame:
-    """All positions of one run, with or without values: columns epoch, step and `names` as in `dataframe`.
+    """All positions of one run, with or without values: columns epoch, step and `names` as in
+    `dataframe`.
 
     level "epoch": every completed epoch 1..N; the step is missing where nothing was
     recorded at the epoch's end. level "step": every recorded step. `run` and `name` are
-    columns only when asked for. rows: (writer, row) of its journals, writer by writer, if they were read already.
-    """
+    columns only when asked for. rows: (writer, row) of its journals, writer by writer, if they
+    were read already."""
     found = collect(run, metric_names(names), rows)
     columns = _resolve(list(dict.fromkeys(names)), [found], _seen([found]))
     places: list[Any] = sorted(found.steps) if level == "step" else _completed(found)
@@ -183,7 +186,10 @@ def _finest(found: Sequence[Cells], columns: Sequence[Column]) -> str:
 
 
 def _rows(found: Sequence[Cells], columns: Sequence[Column], level: Level | None) -> Rows:
-    """The places that each run gets. A level that no asked metric has shows what was recorded at it."""
+    """The places that each run gets.
+
+    A level that no asked metric has shows what was recorded at it.
+    """
     finest = _finest(found, columns)
     has_epochs = any(track.epochs for cells in found for track in _tracks(cells, columns))
     rows: Rows = []
@@ -252,7 +258,9 @@ def _fact(run: Run, column: Column) -> Any:
 
 
 def _refuse_unquoted(where: Where, seen: dict[str, list[Key]]) -> None:
-    """`val/acc < 1` is a division of two columns that do not exist: say so in place of finding nothing."""
+    """`val/acc < 1` is a division of two columns that do not exist: say so in place of
+    finding nothing.
+    """
     names = {*seen, *(f"{phase}/{name}" for name, keys in seen.items() for phase, _ in keys)}
     for name in names - set(where.names):
         first, *rest = re.split(r"[^\w.]+", name)

@@ -24,14 +24,18 @@ class Reference:
 
 
 def parse_reference(text: str) -> Reference:
-    """The inverse of `str`. Raises UnknownRun when what follows the last @ looks like a place and is none."""
+    """The inverse of `str`.
+
+    Raises UnknownRun when what follows the last @ looks like a place and is none.
+    """
     run, at, place = text.rpartition("@")
     if not at or not re.match(r"\s*(epoch|step)|.*=", place):  # a name may hold an @, too
         return Reference(text)
     found = re.fullmatch(r"(epoch|step)=(\d+)", place.strip())
     if found is None or not run:
         raise UnknownRun(
-            f"{text!r} was given, and {place!r} is no place of a run. Write RUN@epoch=3 or RUN@step=1200."
+            f"{text!r} was given, and {place!r} is no place of a run. Write RUN@epoch=3 or "
+            f"RUN@step=1200."
         )
     number = int(found[2])
     return Reference(run, epoch=number) if found[1] == "epoch" else Reference(run, step=number)
@@ -54,6 +58,8 @@ def checkpoint_at(run: Run, known: Sequence[Checkpoint], reference: Reference) -
         return fitting[-1]
     there = "; ".join(str(one.position) for one in known) or "none"
     raise NoCheckpoint(
-        f"run {run.name} ({run.run_id}) has no checkpoint at {str(reference).rpartition('@')[2]}; it has {there}. "
-        "Ask for one of those, or replay a metric there: a replay reaches every step from the checkpoint before it."
+        f"run {run.name} ({run.run_id}) has no checkpoint at "
+        f"{str(reference).rpartition('@')[2]}; it has {there}. "
+        "Ask for one of those, or replay a metric there: a replay reaches every step from the "
+        "checkpoint before it."
     )

@@ -1,4 +1,6 @@
-"""The values of one run by metric and position: where several writers have one, which of them counts."""
+"""The values of one run by metric and position: where several writers have one, which of
+them counts.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Track:
         return cells
 
     def at_epochs(self, places: Sequence[Place]) -> list[Cell | None]:
-        """Its first cell in the epoch of each place, else its step-level cell at that very place."""
+        """Its first cell in the epoch of each place, else its step-level cell at that very
+        place.
+        """
         first: dict[int, Cell] = {}
         for place in sorted(self.epochs):
             first.setdefault(place[0], self.epochs[place])
@@ -51,7 +55,8 @@ class Track:
 
 @dataclass(slots=True)
 class Cells:
-    """What was read of a run. steps and ends: what was recorded, whether or not a name was asked for it.
+    """What was read of a run. steps and ends: what was recorded, whether or not a name was
+    asked for it.
 
     ends: epoch to the first step recorded in it, which is where the epoch before it ended.
     """

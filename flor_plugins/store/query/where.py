@@ -118,7 +118,8 @@ class _Parser:
                 )
             case ast.UnaryOp(op=ast.Not() | ast.Invert(), operand=operand):
                 return self.call(node, where_operations.negate, self.condition(operand))
-        # & and | bind more tightly than comparisons, so that their operands are often not what was meant.
+        # & and | bind more tightly than comparisons, so that their operands are often not what
+        # was meant.
         return self.call(node, where_operations.as_condition, self.value(node))
 
     def value(self, node: ast.expr) -> Evaluate:
@@ -255,7 +256,10 @@ class _Parser:
                 AttributeError,
                 where_operations.PatternError,
             ) as error:
-                why = f"this can't be computed ({type(error).__name__}: {_one_line(str(error))[:200]})"
+                why = (
+                    f"this can't be computed ({type(error).__name__}: "
+                    f"{_one_line(str(error))[:200]})"
+                )
                 self.fail(
                     place,
                     why,

@@ -1,4 +1,6 @@
-"""What a `where` computes with: columns of any type and constants, missing values as in pandas with NaN."""
+"""What a `where` computes with: columns of any type and constants, missing values as in
+pandas with NaN.
+"""
 
 from __future__ import annotations
 

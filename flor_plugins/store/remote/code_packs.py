@@ -1,8 +1,8 @@
-"""One version of the code as one file: a git pack of a commit and all that its tree holds, without its history.
+"""One version of the code as one file: a git pack of a commit and all that its tree holds,
+without its history.
 
-A bundle would carry all commits before it, once per version. The repository that a pack is put into knows the
-commit as the first of a shallow history, as after `git fetch --depth 1`.
-"""
+A bundle would carry all commits before it, once per version. The repository that a pack is put
+into knows the commit as the first of a shallow history, as after `git fetch --depth 1`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ def pack(repo: Repo, vid: str, file: Path) -> None:
 
 
 def unpack(file: Path, vid: str, git_dir: Path) -> None:
-    """Put a pack into a bare repository, which is made if it is not there. Twice, or two at once, does no harm.
+    """Put a pack into a bare repository, which is made if it is not there. Twice, or two at
+    once, does no harm.
 
-    The commit is kept alive by refs/flor/<vid>. Raises SnapshotError for a torn pack, or one of another commit.
-    """
+    The commit is kept alive by refs/flor/<vid>. Raises SnapshotError for a torn pack, or one of
+    another commit."""
     with told(f"commit {vid} was to be put into {git_dir} from {file}"):
         git_dir.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(git_dir.parent):  # two `git init` of one folder at once fail each other

@@ -1,4 +1,6 @@
-"""The commits that hold the code of runs, and how git is asked without running the user's programs."""
+"""The commits that hold the code of runs, and how git is asked without running the user's
+programs.
+"""
 
 from __future__ import annotations
 

@@ -1,10 +1,9 @@
-"""A store in an object store (s3://, gs://, ...): what is needed of it is fetched into a folder here, and what was
-made here is put back.
+"""A store in an object store (s3://, gs://, ...): what is needed of it is fetched into a folder
+here, and what was made here is put back.
 
-The folder is a store as any other, with files missing that nobody has needed yet. Objects are put whole, what
-announces them after them, and none is deleted but the sealed form of a journal that goes on: readers of the object
-store see what readers of a folder see.
-"""
+The folder is a store as any other, with files missing that nobody has needed yet. Objects are
+put whole, what announces them after them, and none is deleted but the sealed form of a journal
+that goes on: readers of the object store see what readers of a folder see."""
 
 from __future__ import annotations
 
@@ -20,7 +19,8 @@ from flor_plugins.errors import FlorError, MissingDependency, StoreError
 from flor_plugins.store.files import PARTIAL, read_json, whole_file, write_json
 from flor_plugins.store.layout import VARIABLE, Store, find_store, is_url, store_in
 
-NOTES = "mirror.json"  # in the folder: which object store it mirrors, and which version of each object is here
+# in the folder: which object store it mirrors, and which version of each object is here
+NOTES = "mirror.json"
 FORMAT = 1
 TENSORS = ".safetensors"
 CODE = "code"
@@ -40,7 +40,9 @@ _VERSIONS = (
 
 
 def cache_of(url: str) -> Path:
-    """The folder on this machine that mirrors an object store: beneath $XDG_CACHE_HOME, named by the url's hash."""
+    """The folder on this machine that mirrors an object store: beneath $XDG_CACHE_HOME,
+    named by the url's hash.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "flor-plugins" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
 
@@ -58,7 +60,9 @@ def mirror_of(store: Store) -> Mirror | None:
 
 
 def open_url(url: str) -> Store:
-    """The folder on this machine that mirrors an object store, with what is known of its runs as of now."""
+    """The folder on this machine that mirrors an object store, with what is known of its
+    runs as of now.
+    """
     mirror = Mirror(url)
     mirror.pull_records()
     mirror.pull_replays()
@@ -66,7 +70,10 @@ def open_url(url: str) -> Store:
 
 
 def open_any(named: str | Path | None = None, start: Path | None = None) -> Store:
-    """The store for what reads and replays: a folder, or the url of an object store. None: as `find_store`."""
+    """The store for what reads and replays: a folder, or the url of an object store.
+
+    None: as `find_store`.
+    """
     text = os.environ.get(VARIABLE, "") if named is None else str(named)
     if is_url(text):
         return open_url(text)
@@ -74,11 +81,11 @@ def open_any(named: str | Path | None = None, start: Path | None = None) -> Stor
 
 
 class Mirror:
-    """An object store and its folder here, `store`. One thread at a time; several processes may share the folder.
+    """An object store and its folder here, `store`. One thread at a time; several processes may
+    share the folder.
 
-    Raises MissingDependency where the package for that kind of url is not installed. All methods raise StoreError,
-    naming the object, when the object store refuses.
-    """
+    Raises MissingDependency where the package for that kind of url is not installed. All
+    methods raise StoreError, naming the object, when the object store refuses."""
 
     def __init__(self, url: str, folder: Path | None = None) -> None:
         self.url = url.rstrip("/")
@@ -89,7 +96,8 @@ class Mirror:
     # ---- from there to here
 
     def pull_records(self, run_id: str = "", *, media: bool = False) -> None:
-        """What is known of all runs, or of one: all of them but the tensors and, unless asked for, media.
+        """What is known of all runs, or of one: all of them but the tensors and, unless asked
+        for, media.
 
         What was deleted there is deleted here.
         """
@@ -108,7 +116,10 @@ class Mirror:
         self._pull(f"replays/{replay_id}", lambda path: True)
 
     def pull_files(self, paths: Iterable[Path]) -> None:
-        """Files of the store, by where they lie here. One that is not there is passed over: its reader says so."""
+        """Files of the store, by where they lie here.
+
+        One that is not there is passed over: its reader says so.
+        """
         by_folder: dict[str, set[str]] = {}
         for path in paths:
             name = path.relative_to(self.store.root).as_posix()
@@ -117,7 +128,9 @@ class Mirror:
             self._pull(folder, names.__contains__)
 
     def pull_code(self, vid: str) -> bool:
-        """Put a commit into the bare repository of the folder here; False if the object store does not have it."""
+        """Put a commit into the bare repository of the folder here; False if the object
+        store does not have it.
+        """
         from flor_plugins.store.remote.code_packs import unpack
 
         pack = self._here(_code(vid))
@@ -129,7 +142,10 @@ class Mirror:
     # ---- from here to there
 
     def push_code(self, repo: Any, vid: str) -> None:
-        """Put a commit of `repo` (git.Repo) beside the runs, unless it is there. Raises SnapshotError."""
+        """Put a commit of `repo` (git.Repo) beside the runs, unless it is there.
+
+        Raises SnapshotError.
+        """
         from flor_plugins.store.remote.code_packs import pack
 
         name = _code(vid)
@@ -140,11 +156,12 @@ class Mirror:
                 self._put(name, file)
 
     def push(self, *folders: Path, only: Callable[[str], bool] = lambda path: True) -> list[str]:
-        """Put the files of folders of the store that are other there, in that order; returns their paths in it.
+        """Put the files of folders of the store that are other there, in that order; returns
+        their paths in it.
 
-        only: of the path in the store. Within a folder tensors go first, what announces them last. Tensors, media and
-        code that are there are passed over; all else is small, and put again.
-        """
+        only: of the path in the store. Within a folder tensors go first, what announces them
+        last. Tensors, media and code that are there are passed over; all else is small, and put
+        again."""
         pushed = []
         for folder in folders:
             inside = folder.relative_to(self.store.root).as_posix()
@@ -165,7 +182,9 @@ class Mirror:
     # ---- inside
 
     def _has_put(self, name: str, there: Mapping[str, Any]) -> bool:
-        """Put a file there; False where it was there already, or is gone: a journal may be sealed at any moment."""
+        """Put a file there; False where it was there already, or is gone: a journal may be
+        sealed at any moment.
+        """
         here = self._here(name)
         try:
             if _never_changes(name) and there.get(name) == here.stat().st_size:
@@ -192,14 +211,16 @@ class Mirror:
         for name in sorted(gone, key=_last_if_announcing, reverse=True):
             self._remove(self._here(name))
         if fetched or gone or not self._notes.exists():
-            # Read again: others may have written meanwhile. What is lost between these lines is fetched again.
+            # Read again: others may have written meanwhile. What is lost between these lines is
+            # fetched again.
             kept = {name: version for name, version in self._seen().items() if name not in gone}
             write_json(
                 self._notes, {"format": FORMAT, "url": self.url, "seen": {**kept, **fetched}}
             )
 
     def _is_written_here(self, name: str, there: Mapping[str, Any]) -> bool:
-        """Is it the journal of a replay on this machine? It only grows; what is there is a beginning of it.
+        """Is it the journal of a replay on this machine? It only grows; what is there is a
+        beginning of it.
 
         Its writer would go on in a file that is no longer in the folder.
         """
@@ -208,7 +229,9 @@ class Mirror:
         return is_journal and here.exists() and here.stat().st_size >= (there.get("size") or 0)
 
     def _remove(self, path: Path) -> None:
-        """A file, and the folders that are empty without it: one without state.json is a damaged checkpoint."""
+        """A file, and the folders that are empty without it: one without state.json is a
+        damaged checkpoint.
+        """
         path.unlink(missing_ok=True)
         for folder in path.parents:
             if folder in (self.store.runs, self.store.replays, self.store.root):
@@ -253,7 +276,9 @@ class Mirror:
             self._said(name, lambda: self._files.put_file(str(here), there))
 
     def _open_again(self, name: str, there: Mapping[str, Any]) -> None:
-        """Of a journal in both forms the sealed one counts: one that is written on here must not be sealed there."""
+        """Of a journal in both forms the sealed one counts: one that is written on here must
+        not be sealed there.
+        """
         sealed = str(PurePosixPath(name).with_suffix(".parquet"))
         if name.endswith(".jsonl") and sealed in there and not self._here(sealed).exists():
             self._said(sealed, lambda: self._files.rm_file(self._there(sealed)))
@@ -276,8 +301,10 @@ class Mirror:
             raise
         except Exception as error:  # each file system has errors of its own
             raise StoreError(
-                f"{self.url}/{name} was asked for; the object store refused: {type(error).__name__}: {error}. "
-                f"Are the url, the network and the credentials right? (`fsspec.open({self.url!r})` uses the same.)"
+                f"{self.url}/{name} was asked for; the object store refused: "
+                f"{type(error).__name__}: {error}. "
+                f"Are the url, the network and the credentials right? "
+                f"(`fsspec.open({self.url!r})` uses the same.)"
             ) from error
 
 
@@ -286,7 +313,9 @@ def _is_record(path: str, media: bool) -> bool:
 
 
 def _never_changes(name: str) -> bool:
-    """Is its name its content's hash, or that of a commit? Tensors are written once; packed, they have another size."""
+    """Is its name its content's hash, or that of a commit? Tensors are written once; packed,
+    they have another size.
+    """
     return "/media/" in name or name.startswith(f"{CODE}/") or name.endswith(TENSORS)
 
 
@@ -316,7 +345,8 @@ def _file_system(url: str) -> tuple[Any, str]:
         files, top = url_to_fs(url)
     except ImportError as error:  # fsspec itself, or what it needs for that protocol: it says which
         raise MissingDependency(
-            f"the store {url} was asked for; it can't be reached: {error}. pip install 'flor-plugins[s3]' "
+            f"the store {url} was asked for; it can't be reached: {error}. pip install "
+            f"'flor-plugins[s3]' "
             f"(for s3://; other object stores have packages of their own: gcsfs, adlfs, ...)"
         ) from error
     except ValueError as error:

@@ -1,4 +1,5 @@
-"""What FlorDB has logged becomes runs of ours: values, parameters and code; nothing that could be replayed.
+"""What FlorDB has logged becomes runs of ours: values, parameters and code; nothing that could
+be replayed.
 
 FlorDB's files are read and never written; what it pickled (obj_store) is not opened.
 """
@@ -51,11 +52,12 @@ class Imported:
 def import_flordb(
     path: Path, *, epoch: str | None = None, step: str | None = None, store: Store | None = None
 ) -> list[Imported]:
-    """Make runs of what FlorDB (3.4 or 4) has logged, oldest first; what was imported before is found again.
+    """Make runs of what FlorDB (3.4 or 4) has logged, oldest first; what was imported before is
+    found again.
 
-    path: a project, its `.flor` folder, FlorDB 3's `~/.flor`, or a `.db` file. epoch, step: names of the loops
-    that count epochs and steps (default: see `places.loops_of`). Raises StoreError if nothing there can be read.
-    """
+    path: a project, its `.flor` folder, FlorDB 3's `~/.flor`, or a `.db` file. epoch, step:
+    names of the loops that count epochs and steps (default: see `places.loops_of`). Raises
+    StoreError if nothing there can be read."""
     path = path.expanduser().absolute()
     trainings = _trainings(path)
     home = (store or find_store()).make()
@@ -73,7 +75,10 @@ def import_flordb(
 
 
 def _trainings(path: Path) -> list[Training]:
-    """All that is at a path. What version 4 wrote as lines counts before its database, which is made of them."""
+    """All that is at a path.
+
+    What version 4 wrote as lines counts before its database, which is made of them.
+    """
     databases, lines = _files(path)
     found: dict[Key, Training] = {}
     for file in lines:
@@ -106,14 +111,18 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
         databases.append(at_home)
     if not databases and not lines:
         raise StoreError(
-            f"{path} was to be imported, and no store of FlorDB is there: neither a .db file nor runs/*.jsonl in it or "
-            f"in its .flor, nor {at_home}. Name the project, its .flor folder, ~/.flor or a .db file."
+            f"{path} was to be imported, and no store of FlorDB is there: neither a .db file "
+            f"nor runs/*.jsonl in it or "
+            f"in its .flor, nor {at_home}. Name the project, its .flor folder, ~/.flor or a "
+            f".db file."
         )
     return databases, lines
 
 
 def _committed(key: Key, path: Path, seen: dict[Path, Mapping[str, Committed]]) -> Committed | None:
-    """The commit of a run, in the repository around its store, or in the present folder's if that is its project."""
+    """The commit of a run, in the repository around its store, or in the present folder's if
+    that is its project.
+    """
     here = path if path.is_dir() else path.parent
     for folder in (here, Path.cwd()):
         if folder not in seen:
@@ -199,7 +208,9 @@ def _run(home: Store, training: Training, one: Placed, identity: str) -> Run:
 def _rows(
     its: Mapping[loop_positions.Place, Mapping[str, Any]], source: str, run: Run
 ) -> list[Row]:
-    """What FlorDB replayed, or read out of printed text, is no recorded value: nobody has compared it."""
+    """What FlorDB replayed, or read out of printed text, is no recorded value: nobody has
+    compared it.
+    """
     at = datetime.fromisoformat(run.started_at).timestamp()
     verdict = None if source == "forward" else "unverified"
     return [

@@ -1,4 +1,6 @@
-"""FlorDB's own commits: which one holds the code of a run, and which of its values were arguments."""
+"""FlorDB's own commits: which one holds the code of a run, and which of its values were
+arguments.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class Committed:
 
 
 def commits_in(folder: Path) -> dict[str, Committed]:
-    """tstamp to FlorDB's commit, of all branches of the repository at or above a folder; nothing without one.
+    """tstamp to FlorDB's commit, of all branches of the repository at or above a folder;
+    nothing without one.
 
     Raises SnapshotError where git refuses.
     """

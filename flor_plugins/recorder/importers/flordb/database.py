@@ -40,7 +40,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Log:
-    """One logged value, and the loops around it, outermost first. source: forward, replay or extract."""
+    """One logged value, and the loops around it, outermost first.
+
+    source: forward, replay or extract.
+    """
 
     name: str
     value: Any
@@ -51,7 +54,10 @@ class Log:
 
 @dataclass(slots=True)
 class Training:
-    """What one process logged, in its order. first: the number that the store gives the first iteration of a loop."""
+    """What one process logged, in its order.
+
+    first: the number that the store gives the first iteration of a loop.
+    """
 
     key: Key
     first: int
@@ -60,7 +66,10 @@ class Training:
 
 
 def read_database(file: Path) -> list[Training]:
-    """Every process that logged into a FlorDB database. Raises StoreError where it is none, or of another version."""
+    """Every process that logged into a FlorDB database.
+
+    Raises StoreError where it is none, or of another version.
+    """
     with _copied(file) as copy, closing(sqlite3.connect(copy)) as connection:
         try:
             columns = {row[1] for row in connection.execute("PRAGMA table_info(logs)")}
@@ -74,7 +83,8 @@ def read_database(file: Path) -> list[Training]:
         except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{file} can't be read as a database of FlorDB: {error}") from error
     raise StoreError(
-        f"{file} is no database of FlorDB 3.4 or 4: its table logs has {', '.join(sorted(columns)) or 'no columns'}"
+        f"{file} is no database of FlorDB 3.4 or 4: its table logs has "
+        f"{', '.join(sorted(columns)) or 'no columns'}"
     )
 
 
@@ -103,7 +113,9 @@ def read_lines(file: Path) -> Training | None:
 
 @contextmanager
 def _copied(file: Path) -> Iterator[Path]:
-    """A copy of a database as it stood at one moment; what its writer has not committed is not in it."""
+    """A copy of a database as it stood at one moment; what its writer has not committed is
+    not in it.
+    """
     with tempfile.TemporaryDirectory(prefix="flor-flordb-") as folder:
         for _ in range(_TRIES):
             before = _stands(file)
@@ -138,7 +150,10 @@ def _stands(file: Path) -> dict[Path, tuple[int, int]]:
 def _version_4(connection: sqlite3.Connection, *, has_source: bool) -> list[Training]:
     source = "source" if has_source else "'forward'"
     found: dict[Key, Training] = {}
-    query = f"SELECT projid, tstamp, filename, ctx, value_name, value, value_type, {source} FROM logs ORDER BY rowid"
+    query = (
+        f"SELECT projid, tstamp, filename, ctx, value_name, value, value_type, {source} "
+        f"FROM logs ORDER BY rowid"
+    )
     for projid, tstamp, filename, ctx, name, value, kind, its in connection.execute(query):
         training = found.setdefault(
             (projid, tstamp, filename), Training((projid, tstamp, filename), first=0)
@@ -156,7 +171,10 @@ def _version_3(connection: sqlite3.Connection) -> list[Training]:
         for ctx_id, parent, name, iteration, value in rows
     }
     found: dict[Key, Training] = {}
-    query = "SELECT projid, tstamp, filename, ctx_id, value_name, value, value_type FROM logs ORDER BY rowid"
+    query = (
+        "SELECT projid, tstamp, filename, ctx_id, value_name, value, value_type FROM logs "
+        "ORDER BY rowid"
+    )
     for projid, tstamp, filename, ctx_id, name, value, kind in connection.execute(query):
         training = found.setdefault(
             (projid, tstamp, filename), Training((projid, tstamp, filename), first=1)

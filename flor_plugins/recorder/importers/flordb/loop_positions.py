@@ -30,8 +30,8 @@ Place = tuple[Position, Level]
 class Loops:
     """Which loop counts epochs, and which of those in it counts steps; None where there is none.
 
-    outer: the names of loops around that of the epochs: each of their iterations is a training of its own.
-    """
+    outer: the names of loops around that of the epochs: each of their iterations is a training
+    of its own."""
 
     epoch: str | None
     step: str | None
@@ -54,7 +54,10 @@ class Placed:
 
 @dataclass(slots=True)
 class _Split:
-    """A log, taken apart. epoch and step: indices from 0. side: it lies in a loop that is neither."""
+    """A log, taken apart.
+
+    epoch and step: indices from 0. side: it lies in a loop that is neither.
+    """
 
     log: Log
     lead: Lead
@@ -65,7 +68,10 @@ class _Split:
 
 @dataclass(frozen=True, slots=True)
 class _Clock:
-    """starts: how many steps were done before each epoch, and in the end. Without a loop of steps an epoch is one."""
+    """starts: how many steps were done before each epoch, and in the end.
+
+    Without a loop of steps an epoch is one.
+    """
 
     starts: tuple[int, ...]
 
@@ -74,7 +80,9 @@ class _Clock:
         return len(self.starts) - 1
 
     def place_of(self, one: _Split) -> Place:
-        """In an epoch, but in none of its steps, is at its end; outside of the epochs is at the end of all."""
+        """In an epoch, but in none of its steps, is at its end; outside of the epochs is at
+        the end of all.
+        """
         if one.epoch is None or one.step is None:
             epochs = self.epochs if one.epoch is None else one.epoch + 1
             return Position(epochs, self.starts[epochs]), "epoch"
@@ -83,7 +91,8 @@ class _Clock:
 
 
 def loops_of(training: Training, epoch: str | None = None, step: str | None = None) -> Loops:
-    """The loop with "epoch" in its name, else the outermost; in it the one with "step", "batch" or "iter", else the
+    """The loop with "epoch" in its name, else the outermost; in it the one with "step", "batch"
+    or "iter", else the
 
     first. epoch, step: their names, where somebody says so.
     """
@@ -159,7 +168,8 @@ def _placed(
 
 
 def _clock(own: Sequence[_Split]) -> _Clock:
-    """From what was logged in the steps of each epoch; FlorDB 4 also says how many iterations a loop had.
+    """From what was logged in the steps of each epoch; FlorDB 4 also says how many iterations a
+    loop had.
 
     An epoch that logged nothing in its steps had as many as the longest.
     """

@@ -1,4 +1,7 @@
-"""What FlorDB kept as text, as the value that it was. Dates and whatever else is no literal stay text."""
+"""What FlorDB kept as text, as the value that it was.
+
+Dates and whatever else is no literal stay text.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ _LONGEST = 1_000_000  # a literal beyond this is kept as text
 
 
 def value_of(text: Any) -> Any:
-    """The bool, int, float, list or dict that `text` is the `str` (or the JSON) of; else the text. None for None.
+    """The bool, int, float, list or dict that `text` is the `str` (or the JSON) of; else the
+    text. None for None.
 
     What is no text is taken as it is: JSON has its own types.
     """
@@ -35,7 +39,9 @@ def value_of(text: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """As a journal keeps it: lists for tuples and sets, text as keys, text for what JSON can't say."""
+    """As a journal keeps it: lists for tuples and sets, text as keys, text for what JSON
+    can't say.
+    """
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -46,7 +52,10 @@ def plain(value: Any) -> Any:
 
 
 def _literal(text: str) -> Any:
-    """Literals only; nothing is called or looked up. `nan` and `inf` inside are what `str` makes of such floats."""
+    """Literals only; nothing is called or looked up.
+
+    `nan` and `inf` inside are what `str` makes of such floats.
+    """
     try:
         tree = ast.parse(text, mode="eval")
         return plain(ast.literal_eval(_Floats().visit(tree)))

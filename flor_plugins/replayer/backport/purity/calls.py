@@ -1,4 +1,6 @@
-"""May an expression of the edit be computed beside a training? What it calls is followed into the project."""
+"""May an expression of the edit be computed beside a training? What it calls is followed
+into the project.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from flor_plugins.replayer.backport.syntax import FUNCTIONS, Scope, Version
 
 LOGS = frozenset(("log", "log_dict"))
 OURS = frozenset(("flor_plugins.log", "flor_plugins.hooks.log.log"))
-_MODULE_CALL = "may run a module, where dropout draws and batch norm counts; use values that are there, or a metric hook"
+_MODULE_CALL = (
+    "may run a module, where dropout draws and batch norm counts; use values that "
+    "are there, or a metric hook"
+)
 
 
 @dataclass(frozen=True)
 class Ground:
-    """Where an expression stands. fresh: names for objects that the edit itself made and may change.
+    """Where an expression stands. fresh: names for objects that the edit itself made and may
+    change.
 
-    own: names that the edit defines. in_validation: nothing there draws or counts. method: the new method around it.
-    """
+    own: names that the edit defines. in_validation: nothing there draws or counts. method: the
+    new method around it."""
 
     path: str
     scope: tuple[str, ...]
@@ -34,7 +40,10 @@ class Ground:
 
 @dataclass
 class Calls:
-    """Answers for one version, the working tree's. visited: functions that are being followed, or were."""
+    """Answers for one version, the working tree's.
+
+    visited: functions that are being followed, or were.
+    """
 
     now: Version
     follow: Callable[[Scope, bool], str] | None = (
@@ -87,7 +96,9 @@ class Calls:
         return "" if ground.in_validation else _MODULE_CALL
 
     def dotted(self, node: ast.AST, ground: Ground) -> str | None:
-        """What a name of another package means in full, as "torch.nn.functional.relu"; None for anything else."""
+        """What a name of another package means in full, as "torch.nn.functional.relu"; None
+        for anything else.
+        """
         parts: list[str] = []
         while isinstance(node, ast.Attribute):
             parts.append(node.attr)
@@ -170,7 +181,9 @@ class Calls:
             return (
                 ""
                 if kept
-                else "frees the graph that the training goes back through; give it retain_graph=True"
+                else (
+                    "frees the graph that the training goes back through; give it retain_graph=True"
+                )
             )
         if dotted.rpartition(".")[2].startswith("dropout") and _is_off(call):
             return ""
@@ -219,7 +232,9 @@ class Calls:
 
 
 def root_name(node: ast.AST) -> str:
-    """The variable that an expression starts from; "self.x" for an attribute of self; "" for anything else."""
+    """The variable that an expression starts from; "self.x" for an attribute of self; "" for
+    anything else.
+    """
     while isinstance(node, ast.Attribute | ast.Subscript | ast.Starred):
         if (
             isinstance(node, ast.Attribute)

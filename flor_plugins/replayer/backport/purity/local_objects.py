@@ -1,4 +1,6 @@
-"""What the edit defines, and which of it are objects that it made itself, so that changing them changes nobody's."""
+"""What the edit defines, and which of it are objects that it made itself, so that changing
+them changes nobody's.
+"""
 
 from __future__ import annotations
 

@@ -31,7 +31,9 @@ class Bodies:
         self.calls.follow = self.why_not
 
     def why_not(self, scope: Scope, in_validation: bool) -> str:
-        """Why a function of the project must not be called; one that calls itself is judged by the rest of it."""
+        """Why a function of the project must not be called; one that calls itself is judged
+        by the rest of it.
+        """
         key = (scope.path, scope.names, in_validation)
         if key not in self.verdicts:
             self.verdicts[key] = ""
@@ -111,7 +113,9 @@ class Bodies:
     def _statement(
         self, node: ast.stmt, ground: Ground, loops: int, is_helper: bool, keeps_self: bool = False
     ) -> Problems:
-        """is_helper: in a function of its own, which may return and raise. keeps_self: it must not set attributes."""
+        """is_helper: in a function of its own, which may return and raise. keeps_self: it
+        must not set attributes.
+        """
         if isinstance(node, DEFINITIONS):
             yield from self._definition(node, ground)
             return

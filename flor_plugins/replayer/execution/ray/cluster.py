@@ -12,8 +12,9 @@ from typing import Any, Literal
 
 from flor_plugins.errors import MissingDependency, ReplayError
 
-# No report over the network, and no question whether there may be one. The last: what Ray 2.5x warns of otherwise,
-# and newer ones do in any case: a task that asked for no GPU has the variables of its node.
+# No report over the network, and no question whether there may be one. The last: what Ray 2.5x
+# warns of otherwise, and newer ones do in any case: a task that asked for no GPU has the
+# variables of its node.
 SILENT = {
     "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }  # fmt: skip
@@ -83,7 +84,8 @@ def _ray() -> Any:
         import ray  # pyright: ignore[reportMissingImports]  # an extra
     except ImportError as error:
         raise MissingDependency(
-            f"a replay on Ray was asked for, and {error.name or 'ray'!r} can't be imported ({error}): "
+            f"a replay on Ray was asked for, and {error.name or 'ray'!r} can't be imported "
+            f"({error}): "
             f"pip install 'flor-plugins[ray]'"
         ) from error
     return ray
@@ -93,7 +95,8 @@ def _has_joined(ray: Any, address: str) -> bool:
     """False if no cluster runs here. Raises ReplayError if one was named and is not there."""
     if address.startswith("ray://"):
         raise ReplayError(
-            f"the Ray cluster {address} was asked for; events can't be streamed through Ray Client. "
+            f"the Ray cluster {address} was asked for; events can't be streamed through Ray "
+            f"Client. "
             f"Start the replay on a node of the cluster (`ray job submit`, RAY_ADDRESS=auto)."
         )
     try:
@@ -103,7 +106,8 @@ def _has_joined(ray: Any, address: str) -> bool:
             return False
         raise ReplayError(
             f"the Ray cluster {address} (RAY_ADDRESS) was asked for; it can't be reached: {error}. "
-            f"Start it with `ray start --head`, or unset RAY_ADDRESS for one of our own on this machine."
+            f"Start it with `ray start --head`, or unset RAY_ADDRESS for one of our own on "
+            f"this machine."
         ) from error
     return True
 

@@ -1,9 +1,9 @@
-"""Tasks on a Ray cluster: the one that RAY_ADDRESS names, one that runs on this machine, else one of our own.
+"""Tasks on a Ray cluster: the one that RAY_ADDRESS names, one that runs on this machine, else
+one of our own.
 
-Every node of a cluster needs the same environment (this package, the trainer's framework, git) and the store:
-a folder that all nodes see under the same path, or an object store by its url. Data that the repository does
-not hold must be there, too. Nothing of a task knows of Ray.
-"""
+Every node of a cluster needs the same environment (this package, the trainer's framework, git)
+and the store: a folder that all nodes see under the same path, or an object store by its url.
+Data that the repository does not hold must be there, too. Nothing of a task knows of Ray."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ LISTEN_S = 0.5  # Ray's interrupt is seen between two looks
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a task finds the store, on any node. url: of the object store, where root is only its mirror."""
+    """Where a task finds the store, on any node.
+
+    url: of the object store, where root is only its mirror.
+    """
 
     root: Path
     url: str | None
@@ -54,10 +57,10 @@ def run_all(
 ) -> list[Outcome]:
     """Do all tasks of a plan; one that fails does not stop the others. In the order of the plan.
 
-    workers: tasks at a time, each with a CPU, or a GPU where the cluster has any; None: as many as the cluster
-    has of those. A task whose worker or node is lost is begun again, without what it had told already. Raises
-    MissingDependency without Ray, ReplayError where the cluster can't be reached.
-    """
+    workers: tasks at a time, each with a CPU, or a GPU where the cluster has any; None: as many
+    as the cluster has of those. A task whose worker or node is lost is begun again, without
+    what it had told already. Raises MissingDependency without Ray, ReplayError where the
+    cluster can't be reached."""
     mirror = mirror_of(store)
     if mirror is not None:
         remote_sync.depart(mirror, plan, [runs[task.run_id] for task in plan.tasks])
@@ -123,7 +126,8 @@ class _Dispatch:
             return self._failed(sent, error)
         if isinstance(said, Outcome):
             job.outcome = said
-            # The process that Ray started for the task lives, the one that replayed in it was killed.
+            # The process that Ray started for the task lives, the one that replayed in it was
+            # killed.
             return said.killed_by is None or self._is_over(sent, "worker", said.failure or "")
         job.told.append(said)
         self._tell(job.task, said)
@@ -208,10 +212,13 @@ def _doing(store: Store, run: Run, plan: Plan, task: Task) -> Iterator[Any]:
 
 
 def _stand_at(place: Place) -> None:
-    """Where the request was made, if this node has that folder: a repository is looked for around it."""
+    """Where the request was made, if this node has that folder: a repository is looked for
+    around it.
+    """
     with suppress(OSError):
         os.chdir(place.cwd)
-    # Ray sets it to the number of CPUs of the task: other threads sum in another order than the recording did.
+    # Ray sets it to the number of CPUs of the task: other threads sum in another order than the
+    # recording did.
     os.environ.pop("OMP_NUM_THREADS", None)
     if place.threads is not None:
         os.environ["OMP_NUM_THREADS"] = place.threads

@@ -1,4 +1,6 @@
-"""Loaded by each Python that a replayed script starts: first the guard, then the sitecustomize that it hides."""
+"""Loaded by each Python that a replayed script starts: first the guard, then the
+sitecustomize that it hides.
+"""
 
 import os
 import sys

@@ -1,7 +1,7 @@
 """A training with the Hugging Face Trainer: two epochs of four updates, plain SGD, with evaluation."""
 
 import torch
-from points import Net, Points
+from points import Net, Points, seed
 from transformers import Trainer, TrainingArguments
 
 from flor_plugins.hf import FlorCallback
@@ -18,7 +18,6 @@ def main():
         per_device_train_batch_size=2,
         per_device_eval_batch_size=4,
         max_grad_norm=0,
-        seed=11,
         eval_strategy="epoch",
         save_strategy="no",
         logging_steps=4,
@@ -27,14 +26,16 @@ def main():
         report_to="none",
         dataloader_pin_memory=False,
     )
-    Trainer(
+    trainer = Trainer(
         net,
         arguments,
         train_dataset=Points(),
         eval_dataset=Points(2),
         optimizers=(optimizer, schedule),
-        callbacks=[FlorCallback("hf", overhead=None)],
-    ).train()
+        callbacks=[FlorCallback("hf", every_n_epochs=2, overhead=None)],
+    )
+    seed(11)  # the Trainer has seeded all generators with its own number
+    trainer.train()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import lightning.pytorch as pl
 import torch
-from points import Net, loaders
+from points import Net, loaders, seed
 
 from flor_plugins.lightning import FlorCallback
 
@@ -27,7 +27,7 @@ class Module(pl.LightningModule):
 
 def main():
     torch.set_num_threads(1)
-    pl.seed_everything(7, verbose=False)
+    seed(7)
     trainer = pl.Trainer(
         max_epochs=2,
         accelerator="cpu",

@@ -1,20 +1,21 @@
 """A loop of one's own: epochs of four updates, SGD with momentum, with validation.
 
-KILL_AT=6 kills the process right after its sixth update.
+KILL_AT=6 kills the process after its sixth update.
 """
 
 import os
 import signal
+import time
 
 import torch
-from points import Net, loaders
+from points import Net, loaders, seed
 
 import flor_plugins as flor
 
 
 def main():
     torch.set_num_threads(1)
-    torch.manual_seed(3)
+    seed(3)
     net = Net()
     optimizer = torch.optim.SGD(net.parameters(), flor.arg("lr", 0.125), momentum=0.5)
     train, validation = loaders()
@@ -23,7 +24,7 @@ def main():
         optimizer,
         name=flor.arg("name", "loop"),
         val_dataloader=validation,
-        every_n_steps=3,
+        every_n_steps=6,
         overhead=None,
     )
     step = 0
@@ -36,11 +37,12 @@ def main():
             flor.log("loss", loss)
             step += 1
             if os.environ.get("KILL_AT") == str(step):
+                time.sleep(2)  # what is written beside the training is on the disk then
                 os.kill(os.getpid(), signal.SIGKILL)
         net.eval()
         total = 0.0
         for batch in flor.loop("validation", validation):
-            total += float(net(**batch)["loss"])
+            total += net(**batch)["loss"].item()
         net.train()
         flor.log("val_loss", total / 2)
 
