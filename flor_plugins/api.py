@@ -145,7 +145,7 @@ def first(
     home = _store(store)
     found = _named(home, run)
     main = getattr(sys.modules.get("__main__"), "__file__", None)
-    query = search.Query(when, monotone, epochs, requests.hooks_for(found, hooks, main))
+    query = search.SearchQuery(when, monotone, epochs, requests.hooks_for(found, hooks, main))
     begun = search.begin(home, found, query)
     begun.run(workers=workers, engine=engine, progress=progress)
     if begun.failures:
@@ -199,9 +199,9 @@ def checkpoint(
     DamagedCheckpoint."""
     from flor_plugins.replayer.execution.remote_sync import fetch_weights
     from flor_plugins.store import checkpoints
-    from flor_plugins.store.query.references import Reference, checkpoint_at, parse_reference
+    from flor_plugins.store.query.references import RunReference, checkpoint_at, parse_reference
 
-    asked = parse_reference(run) if epoch is None else Reference(run, epoch=epoch)
+    asked = parse_reference(run) if epoch is None else RunReference(run, epoch=epoch)
     home = _store(store)
     found = find_run(home, asked.run)
     known = checkpoints.list_checkpoints(found.path)

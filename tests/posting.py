@@ -16,9 +16,9 @@ import torch
 
 from flor_plugins.errors import StoreError
 from flor_plugins.recorder.checkpointing import writer_lock
-from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
-from flor_plugins.recorder.checkpointing.writer_client import Courier, Letter
-from flor_plugins.recorder.checkpointing.writer_process import Message
+from flor_plugins.recorder.checkpointing.shared_buffers import SharedBuffer
+from flor_plugins.recorder.checkpointing.writer_client import WriteOrder, WriterClient
+from flor_plugins.recorder.checkpointing.writer_process import WriterMessage
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.files import read_json
 
@@ -30,15 +30,15 @@ class Post:
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
-        self.courier = Courier(folder, **options)
-        self.buffers: list[Buffer] = []
-        self.answers: list[Message] = []
+        self.courier = WriterClient(folder, **options)
+        self.buffers: list[SharedBuffer] = []
+        self.answers: list[WriterMessage] = []
 
     def send(self, step: int, size: int = SIZE) -> None:
-        buffer = Buffer(4 * size)
+        buffer = SharedBuffer(4 * size)
         self.buffers.append(buffer)
         np.copyto(buffer.array[: 4 * size].view(np.float32), np.float32(step))
-        self.courier.send(Letter(job(step, buffer.handle, size), buffer, self.answers.append))
+        self.courier.send(WriteOrder(job(step, buffer.handle, size), buffer, self.answers.append))
 
     def close(self) -> None:
         self.courier.close()
@@ -55,7 +55,7 @@ class Post:
         return [one.position.step for one in found]
 
 
-def job(step: int, handle: int, size: int = SIZE) -> Message:
+def job(step: int, handle: int, size: int = SIZE) -> WriterMessage:
     node = {"$": "tensor", "key": "model/w", "dtype": "float32", "shape": [size]}
     pieces = [["model/w", "float32", [size], 0, None]]
     tree = {"model": {"w": node}}

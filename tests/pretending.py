@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from flor_plugins.recorder.checkpointing.policy import Policy
+from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
 from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Position
 
@@ -28,7 +28,7 @@ def made(
     overhead: float | None = 0.02,
     clock: Callable[[], float] | None = None,
     **budget: Any,
-) -> Policy:
+) -> CheckpointPolicy:
     asked = options_of(
         None,
         None,
@@ -41,7 +41,7 @@ def made(
         None,
         overhead=overhead,
     )
-    return Policy(asked, clock=clock or Clock(), **budget)
+    return CheckpointPolicy(asked, clock=clock or Clock(), **budget)
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Training:
     light: the share of those seconds that one without the optimizer's state costs.
     """
 
-    asked: Policy
+    asked: CheckpointPolicy
     clock: Clock
     weights: int = 0
     optimizer: int = 0

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from flor_plugins.records import Code, Launch, Position, Process, Row, Run, Timing
+from flor_plugins.records import Code, Launch, Position, RecordingProcess, Row, Run, Timing
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.layout import Store
@@ -65,7 +65,7 @@ def make_run(store: Store, run_id: str = IDS[0], **changes: Any) -> Run:
         "started_at": "2026-01-01T00:00:00Z",
         "launch": Launch("script", "train.py"),
         "code": Code("a" * 40, "/r/.git", "/r"),
-        "process": Process(socket.gethostname(), 1, "another"),
+        "process": RecordingProcess(socket.gethostname(), 1, "another"),
         "path": store.run(run_id),
         "timing": Timing(1.0, 100.0, 1.0),
     }
@@ -114,7 +114,7 @@ def check_all(path: Path, size: int = 4000) -> dict[int, str]:
 
 
 def begin_replay(
-    store: Store, run: Run, epochs: Iterable[int], process: Process | None = None
+    store: Store, run: Run, epochs: Iterable[int], process: RecordingProcess | None = None
 ) -> Path:
     """The folder of a replay that starts from checkpoints of a run and has not ended."""
     folder = store.replay("20260102-000000-000-abcdef")
@@ -125,8 +125,8 @@ def begin_replay(
     return folder
 
 
-def ended() -> Process:
+def ended() -> RecordingProcess:
     """A process of this host that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-    return Process(socket.gethostname(), process.pid, "")
+    return RecordingProcess(socket.gethostname(), process.pid, "")

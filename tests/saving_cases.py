@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from flor_plugins.recorder.checkpointing.staging import Saver
-from flor_plugins.recorder.checkpointing.update_window import Window
+from flor_plugins.recorder.checkpointing.staging import CheckpointStaging
+from flor_plugins.recorder.checkpointing.update_window import UpdateWindow
 from flor_plugins.records import Position
 
 Optimizers = dict[str, Callable[[Any], torch.optim.Optimizer]]
@@ -49,10 +49,10 @@ class Training:
     def __init__(self, folder: Path, *, in_process: bool = False) -> None:
         torch.manual_seed(1)
         self.run, self.told, self.synced = folder, Told(), 0
-        self.saver = Saver(
+        self.saver = CheckpointStaging(
             folder, self.told, put=lambda job: job(), sync=self._sync, in_process=in_process
         )
-        self.window = Window(self.saver.close_window)
+        self.window = UpdateWindow(self.saver.close_window)
         self.models = {name: self._model() for name in OPTIMIZERS}
         self.optimizers = {
             name: make(self.models[name].values()) for name, make in OPTIMIZERS.items()

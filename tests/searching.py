@@ -16,10 +16,10 @@ from flor_plugins.records import (
     Code,
     Launch,
     Obstacle,
-    Pass,
     Plan,
     Position,
-    Process,
+    RecordingProcess,
+    ReplayPass,
     Row,
     Run,
     Task,
@@ -63,7 +63,7 @@ def record(
     run_id = f"20261123-2005{number:02}-123-9f3a2c"
     run = Run(
         run_id, f"run{number}", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "/r/train.py"),
-        Code("a" * 40, "/r/.git", "/r"), Process("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1, 10, 2),
+        Code("a" * 40, "/r/.git", "/r"), RecordingProcess("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1, 10, 2),
         params=params, obstacles=obstacles,
     )  # fmt: skip
     run.path.mkdir(parents=True)
@@ -97,13 +97,15 @@ class Workers:
     called: list[tuple[str, str, Position]] = field(default_factory=list)
     plans: list[Plan] = field(default_factory=list)
 
-    def execute(self, store: Store, runs: Sequence[Run], plan: Plan, **_: Any) -> requests.Answer:
+    def execute(
+        self, store: Store, runs: Sequence[Run], plan: Plan, **_: Any
+    ) -> requests.ReplayResult:
         self.plans.append(plan)
         hooks = [found for path in plan.hooks for found in scan(Path(path))]
         by_id = {run.run_id: run for run in runs}
         outcomes = [self._do(by_id[task.run_id], plan, task, {one.name: one.digest for one in hooks})
                     for task in plan.tasks]  # fmt: skip
-        return requests.Answer(plan, tuple(outcomes))
+        return requests.ReplayResult(plan, tuple(outcomes))
 
     def _do(self, run: Run, plan: Plan, task: Task, digests: dict[str, str]) -> Outcome:
         grade = "diverged" if run.name in self.diverges else "exact"
@@ -131,7 +133,7 @@ class Workers:
         _write(run, f"replay-{plan.replay_id}-w0", rows)
         return Outcome(task, passed)
 
-    def _places(self, run: Run, one: Pass) -> list[tuple[str, Position]]:
+    def _places(self, run: Run, one: ReplayPass) -> list[tuple[str, Position]]:
         found = [(name, place) for name in one.metrics if name != "norm" for place in one.positions]
         if "norm" in one.metrics:
             steps = [

@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BatchEncoding
 
 from flor_plugins.replayer.worker_session import batch_cache as module
-from flor_plugins.replayer.worker_session.batch_cache import Batches
+from flor_plugins.replayer.worker_session.batch_cache import BatchCache
 from flor_plugins.state import rng
-from flor_plugins.state.tensor_trees import Uncopied, copied, is_same
+from flor_plugins.state.tensor_trees import UncopyableBatch, copied, is_same
 
 SIZE, BATCH = 10, 4  # 3 batches, the last one smaller
 
@@ -92,7 +92,7 @@ def both(
     loaded once.
     """
     own, shared, said = make(data()), make(data()), []
-    kept = Batches(said.append, positions)
+    kept = BatchCache(said.append, positions)
     alone, together = [], []
     for seed, program in enumerate(programs):
         alone.append(hook(own, program, seed))
@@ -129,7 +129,7 @@ def test_data_is_loaded_once_and_its_first_batch_a_second_time() -> None:
 
 def test_data_is_loaded_anew_after_so_many_positions() -> None:
     data = Points()
-    kept, loader = Batches(print, 2), DataLoader(data, BATCH)
+    kept, loader = BatchCache(print, 2), DataLoader(data, BATCH)
     for seed in range(4):
         kept.begin()
         hook(kept.of(loader), WHOLE, seed)
@@ -157,7 +157,7 @@ def test_random_data_is_loaded_for_each_hook(noise: Callable[[], float]) -> None
 )
 def test_loaders_in_another_order_or_with_a_memory_take_no_part(also: dict[str, Any]) -> None:
     loader = DataLoader(Points(), BATCH, **also)
-    kept = Batches(print)
+    kept = BatchCache(print)
     assert kept.of(loader) is loader
     assert kept.of(rows := [torch.ones(2)])[0] is rows[0]
 
@@ -178,7 +178,7 @@ def test_what_workers_load_is_kept_when_a_second_pass_brought_the_same(
 
 def test_what_is_set_on_the_data_between_two_passes_is_seen() -> None:
     data = Points()
-    kept, loader = Batches(print), DataLoader(data, BATCH)
+    kept, loader = BatchCache(print), DataLoader(data, BATCH)
     seen = []
     for shift in (0.0, 0.0, 5.0):
         if shift:
@@ -199,7 +199,7 @@ def test_data_that_takes_too_much_memory_is_loaded_for_each_hook(
 
 def test_what_stands_for_a_loader_is_one() -> None:
     loader = DataLoader(Points(), BATCH)
-    shared = Batches(print).of(loader)
+    shared = BatchCache(print).of(loader)
     assert isinstance(shared, DataLoader)
     assert (len(shared), shared.batch_size, shared.dataset) == (3, BATCH, loader.dataset)
 
@@ -265,5 +265,5 @@ def test_what_stands_twice_stands_twice_in_the_copy() -> None:
     ids=["object", "graph", "sparse", "expanded", "shared", "objects", "parameter"],
 )  # fmt: skip
 def test_what_a_copy_would_not_be_like_is_refused(tree: Any) -> None:
-    with pytest.raises(Uncopied):
+    with pytest.raises(UncopyableBatch):
         copied(tree)

@@ -26,13 +26,20 @@ from flor_plugins.bench import chart, run, table
 from flor_plugins.bench.folder import open_folder
 from flor_plugins.bench.own_store import clear
 from flor_plugins.bench.ratios import LEAST_PAIRS
-from flor_plugins.bench.results import Bench, Kept, Question, Result, Training, worst
+from flor_plugins.bench.results import (
+    Bench,
+    BenchQuestion,
+    BenchTraining,
+    RecipeResult,
+    StoredSizes,
+    worst,
+)
 from flor_plugins.bench.train import count_parameters
 from flor_plugins.bench.values import by_epoch, plain
 from flor_plugins.cli import bench
 from flor_plugins.errors import FlorError, RecipeError
 from flor_plugins.loops.intercept import listen
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 from tests.conftest import IDENTITY, environment
@@ -45,25 +52,25 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 
 def training(
     version: str, pair: int, is_recorded: bool, train_s: float, cpu_s: float = 1.0
-) -> Training:
-    return Training(
+) -> BenchTraining:
+    return BenchTraining(
         version=version, pair=pair, is_recorded=is_recorded, train_s=train_s, cpu_s=cpu_s, process_s=train_s + 5,
         load=1.0, parameters=430_000, run_ids=(f"{version}{pair}",) if is_recorded else (),
     )  # fmt: skip
 
 
-def made_up(*pairs: tuple[float, float], verdict: str = "exact", **more: Any) -> Result:
+def made_up(*pairs: tuple[float, float], verdict: str = "exact", **more: Any) -> RecipeResult:
     """A recipe of one version; pairs: seconds with, seconds without."""
     trainings = [
         training("a", i, how, pair[not how])
         for i, pair in enumerate(pairs)
         for how in (True, False)
     ]
-    question = Question(
+    question = BenchQuestion(
         metric="acc", process_s=4.0, asked_s=3.0, ways=("state",), verdict=verdict, count=2,
         values={"a": ((1, 0.25), (2, 0.5))},
     )  # fmt: skip
-    kept = Kept(
+    kept = StoredSizes(
         version="a", run_id="r", checkpoints=3, checkpoint_bytes=5_200_000, all_bytes=9_000_000, recording_s=0.5,
         objective=((1, 2.0), (2, 1.5)),
     )  # fmt: skip
@@ -71,10 +78,12 @@ def made_up(*pairs: tuple[float, float], verdict: str = "exact", **more: Any) ->
         "model": "BERT", "data": "real: texts", "objective": "filling in", "objective_metric": "loss",
         "trainings": trainings, "kept": (kept,), "questions": (question,),
     }  # fmt: skip
-    return Result(**{"recipe": "bert", "path": "bert.yaml", "versions": ("a",), **given, **more})
+    return RecipeResult(
+        **{"recipe": "bert", "path": "bert.yaml", "versions": ("a",), **given, **more}
+    )
 
 
-def bench_of(*results: Result) -> Bench:
+def bench_of(*results: RecipeResult) -> Bench:
     return Bench(started_at="then", finished_at="now", machine={"cores": 2}, results=results)
 
 
@@ -154,8 +163,8 @@ def test_the_worst_verdict_counts(verdicts, count):
         (made_up((1, 1), verdict="unverified"), False),
         (made_up((1, 1), verdict="diverged"), False),
         (made_up((1, 1), error="it broke"), False),
-        (made_up((1, 1), questions=(Question(metric="acc", error="no hook"),)), False),
-        (made_up((1, 1), questions=(Question(metric="acc"),)), False),
+        (made_up((1, 1), questions=(BenchQuestion(metric="acc", error="no hook"),)), False),
+        (made_up((1, 1), questions=(BenchQuestion(metric="acc"),)), False),
         (made_up((1, 1), questions=()), True),
     ],
 )
@@ -200,7 +209,7 @@ def test_any_value_has_json(value):
 def test_parameters_that_are_shared_count_once():
     one, other = nn.Linear(3, 2), nn.Linear(3, 2)
     other.weight = one.weight
-    registered = Registered()
+    registered = ObjectRegistry()
     registered.add((one, other), {"optimizer": SGD(one.parameters(), lr=1.0)})
     assert count_parameters(registered) == 6 + 2 + 2
     assert count_parameters(("a trainer", one, "data")) == 8
@@ -237,8 +246,10 @@ def test_the_table_says_what_was_measured():
 
 
 def test_a_failure_stands_in_the_table_and_in_the_chart():
-    failed = Result(recipe="gpt2", path="gpt2.yaml", error="gpt2.yaml:3: no module 'gpt2'")
-    asked = made_up((2.0, 1.0), questions=(Question(metric="acc", error="no hook | gives acc"),))
+    failed = RecipeResult(recipe="gpt2", path="gpt2.yaml", error="gpt2.yaml:3: no module 'gpt2'")
+    asked = made_up(
+        (2.0, 1.0), questions=(BenchQuestion(metric="acc", error="no hook | gives acc"),)
+    )
     bench = bench_of(failed, asked)
     told = table.markdown(bench)
     assert lines_of(told)[2][-1] == "failed: gpt2.yaml:3: no module 'gpt2'"
@@ -363,7 +374,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException]:
     """Recipes seem to be measured: those that are named raise after their first pair."""
     raising: dict[str, BaseException] = {}
 
-    def seem(path: Path, setting: Any) -> Iterator[Result]:
+    def seem(path: Path, setting: Any) -> Iterator[RecipeResult]:
         yield made_up((2.0, 1.0), recipe=path.stem, questions=())
         if path.stem in raising:
             raise raising[path.stem]
@@ -373,7 +384,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict[str, BaseException]:
     return raising
 
 
-def rows_in(folder: Path) -> dict[str, Result]:
+def rows_in(folder: Path) -> dict[str, RecipeResult]:
     return {
         one.recipe: one
         for one in Bench.model_validate_json((folder / "bench.json").read_text()).results

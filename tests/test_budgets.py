@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.recorder.checkpointing.budgets import ALLOWANCE_S, SPACINGS, DiskBudget, Spacing
+from flor_plugins.recorder.checkpointing.budgets import (
+    ALLOWANCE_S,
+    SPACINGS,
+    CheckpointSpacing,
+    DiskBudget,
+)
 from flor_plugins.records import Position
 from tests.pretending import START, Clock, Training, made, same, training
 
@@ -205,23 +210,23 @@ def test_a_wish_of_the_clock_is_refused_once_and_granted_when_there_is_time() ->
 @pytest.mark.parametrize(
     ("disk", "wishes", "expected"),
     [
-        (None, 100, Spacing(1, 1)),
-        (303, 100, Spacing(1, 1)),  # 100 of 3, and the last one
-        (302, 100, Spacing(1, 2)),
-        (203, 100, Spacing(1, 2)),
-        (202, 100, Spacing(1, 5)),
-        (105, 100, Spacing(1, 100)),
-        (104, 100, Spacing(2, 50)),  # 50 of 1, and one of them full
-        (54, 100, Spacing(5, 20)),
-        (6, 100, Spacing(100, 1)),
-        (5, 100, Spacing(200, 1)),  # none of these
-        (5, 10_000, Spacing(None, 1)),
-        (2, 1, Spacing(None, 1)),
-        (6, 1, Spacing(1, 1)),
+        (None, 100, CheckpointSpacing(1, 1)),
+        (303, 100, CheckpointSpacing(1, 1)),  # 100 of 3, and the last one
+        (302, 100, CheckpointSpacing(1, 2)),
+        (203, 100, CheckpointSpacing(1, 2)),
+        (202, 100, CheckpointSpacing(1, 5)),
+        (105, 100, CheckpointSpacing(1, 100)),
+        (104, 100, CheckpointSpacing(2, 50)),  # 50 of 1, and one of them full
+        (54, 100, CheckpointSpacing(5, 20)),
+        (6, 100, CheckpointSpacing(100, 1)),
+        (5, 100, CheckpointSpacing(200, 1)),  # none of these
+        (5, 10_000, CheckpointSpacing(None, 1)),
+        (2, 1, CheckpointSpacing(None, 1)),
+        (6, 1, CheckpointSpacing(1, 1)),
     ],
 )
 def test_no_checkpoint_is_left_out_that_fits(
-    disk: int | None, wishes: int, expected: Spacing
+    disk: int | None, wishes: int, expected: CheckpointSpacing
 ) -> None:
     """Weights take 1 byte, the optimizer 2. What is measured first is deleted again."""
     budget = DiskBudget(disk, 0)
@@ -245,7 +250,7 @@ def test_what_is_planned_fits_or_is_thinned_and_is_no_thinner_than_needed(
     budget.wrote(Position(1, 1), weights, optimizer)
     left = disk - used - 2 * (weights + optimizer)  # that one, and the last
 
-    def needed(one: Spacing) -> int:
+    def needed(one: CheckpointSpacing) -> int:
         taken = wishes // (one.taken or 1)
         return taken * weights + taken // one.full * optimizer
 

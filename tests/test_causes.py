@@ -12,9 +12,17 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flor_plugins.recorder.launch_environment import environment
-from flor_plugins.records import Code, Launch, Obstacle, Position, Process, ReplayGrade, Run
+from flor_plugins.records import (
+    Code,
+    Launch,
+    Obstacle,
+    Position,
+    RecordingProcess,
+    ReplayGrade,
+    Run,
+)
 from flor_plugins.replayer.verification.causes import (
-    Batch,
+    BatchFingerprints,
     Evidence,
     SecondReplay,
     causes,
@@ -32,7 +40,7 @@ THEN: dict[str, Any] = {
     "determinism": {"num_threads": 1, "deterministic_algorithms": False, "cudnn_benchmark": False},
 }
 FIRST = Position(0, 7)
-SAME = (Batch(Position(0, 6), 11, 11), Batch(FIRST, 12, 12))
+SAME = (BatchFingerprints(Position(0, 6), 11, 11), BatchFingerprints(FIRST, 12, 12))
 AGREE = SecondReplay(agrees=True)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -62,7 +70,7 @@ def recorded(
     env = {"PYTHONHASHSEED": "0"} if env is None else env
     return Run(
         "id", "run", "project", "hf", "finished", "2026-01-01T00:00:00Z", Launch("script", "train.py", env=env),
-        Code("0" * 40, "repo", "root", left_out), Process("host", 1, "1"), Path("run"), environment=environment,
+        Code("0" * 40, "repo", "root", left_out), RecordingProcess("host", 1, "1"), Path("run"), environment=environment,
         obstacles=obstacles,
     )  # fmt: skip
 
@@ -92,7 +100,7 @@ def test_nothing_differs_from_itself_whatever_was_recorded(value: Any) -> None:
 def test_odd_recordings_never_raise_and_make_single_lines(then: Any, present: Any) -> None:
     evidence = Evidence(
         FIRST,
-        batches=(Batch(FIRST, then, present),),
+        batches=(BatchFingerprints(FIRST, then, present),),
         environment=present,
         variables=present,
         on_gpu=True,
@@ -187,7 +195,11 @@ def test_variables_that_only_say_where_a_process_runs_do_not_count() -> None:
 def test_a_changed_data_file_is_named_with_its_step(
     second: SecondReplay | None, relative: float | None
 ) -> None:
-    batches = (Batch(FIRST, 12, 99), Batch(Position(0, 5), 11, 77), Batch(Position(0, 1), 10, 10))
+    batches = (
+        BatchFingerprints(FIRST, 12, 99),
+        BatchFingerprints(Position(0, 5), 11, 77),
+        BatchFingerprints(Position(0, 1), 10, 10),
+    )
     run = recorded(left_out=("data/train.csv (ignored by git)",))
     lines = found(run, batches=batches, relative=relative, second=second)
     assert lines[0].startswith("the data differ: batch of step 5: 11 recorded, 77 now")
@@ -233,7 +245,9 @@ def test_what_the_replay_has_shown_stands_above_what_differs_around_it() -> None
         packages={"torch": "2.7"}, determinism={"num_threads": 2}, devices=["NVIDIA H100"]
     )
     around = {"environment": changed, "on_gpu": True}
-    assert found(**around, batches=(Batch(FIRST, 1, 2),))[0].startswith("the data differ")
+    assert found(**around, batches=(BatchFingerprints(FIRST, 1, 2),))[0].startswith(
+        "the data differ"
+    )
     assert found(**around, second=SecondReplay(False, FIRST))[0].startswith("two replays differ")
 
 
@@ -246,7 +260,8 @@ def test_replays_that_disagree_later_do_not_explain_the_first_difference() -> No
 
 def test_data_that_differ_later_are_a_consequence() -> None:
     lines = found(
-        environment=now(packages={"toy": "2.0"}), batches=(*SAME, Batch(Position(0, 8), 1, 2))
+        environment=now(packages={"toy": "2.0"}),
+        batches=(*SAME, BatchFingerprints(Position(0, 8), 1, 2)),
     )
     assert lines[0].startswith("package toy") and "only after the values do" in lines[1]
 
@@ -261,9 +276,9 @@ def test_data_and_replays_that_differ_are_told_apart(
     same_data: bool | None, on_gpu: bool, expected: str
 ) -> None:
     second = SecondReplay(False, FIRST, same_data)
-    assert found(batches=(Batch(FIRST, 1, 2),), second=second, on_gpu=on_gpu)[0].startswith(
-        expected
-    )
+    assert found(batches=(BatchFingerprints(FIRST, 1, 2),), second=second, on_gpu=on_gpu)[
+        0
+    ].startswith(expected)
 
 
 def test_a_gpu_without_deterministic_algorithms_is_a_cause_of_small_differences() -> None:

@@ -78,7 +78,7 @@ def test_large_states_are_read_by_several_threads_and_small_ones_by_none(
     threads: set[int] = set()
     all_at_work = threading.Barrier(3, timeout=60)
 
-    def fetch(reader: fetching.Reader, *one: Any) -> None:
+    def fetch(reader: fetching.TensorReader, *one: Any) -> None:
         if (
             threading.get_ident() not in threads
             and threading.current_thread() is not threading.main_thread()
@@ -87,8 +87,8 @@ def test_large_states_are_read_by_several_threads_and_small_ones_by_none(
         threads.add(threading.get_ident())
         original(reader, *one)
 
-    original = fetching.Reader.fetch
-    monkeypatch.setattr(fetching.Reader, "fetch", fetch)
+    original = fetching.TensorReader.fetch
+    monkeypatch.setattr(fetching.TensorReader, "fetch", fetch)
     monkeypatch.setattr(fetching, "processors", lambda: 3)
     loaded = load_checkpoint(run, AT)["model"]
     assert all(torch.equal(loaded[key], one) for key, one in tensors.items()) and threads == {

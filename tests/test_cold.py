@@ -35,7 +35,7 @@ from flor_plugins.store.checkpoints import (
 from flor_plugins.store.checkpoints.compression import MOST_DELTAS, cool, cool_run
 from flor_plugins.store.checkpoints.loader import read_tensors
 from flor_plugins.store.checkpoints.manifest import read_state
-from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 from flor_plugins.store.checkpoints.tombstones import hollow, needed_tensors
 from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.codec import encode
@@ -169,7 +169,7 @@ def test_no_tensor_is_more_than_a_few_deltas_away_from_its_keyframe(run: Path) -
     cool_run(run, keep=0)
     lengths = []
     for one in list_checkpoints(run):
-        holders = Holders(one.path, read_state(one.path))
+        holders = ManifestCache(one.path, read_state(one.path))
         lengths.append(len(holders.chain("model/w")) - 1)
     assert lengths[0] == lengths[16] == lengths[32] == 0
     assert max(lengths) == MOST_DELTAS

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.replayer.execution.gpu_assignment import VARIABLE, Devices, visible
+from flor_plugins.replayer.execution.gpu_assignment import VARIABLE, GpuAssignment, visible
 
 
 def driver(folder: Path, count: int) -> Path:
@@ -39,7 +39,7 @@ def test_a_machine_without_devices_has_none(tmp_path: Path) -> None:
 
 
 def test_workers_at_a_time_see_one_device_each_and_a_crew_as_many_as_it_has_processes() -> None:
-    devices = Devices(("0", "1", "2"))
+    devices = GpuAssignment(("0", "1", "2"))
     with devices.taken(1) as first, devices.taken(2) as crew:
         assert first == {VARIABLE: "0"} and crew == {VARIABLE: "1,2"}
     with devices.taken(1) as first:
@@ -48,13 +48,13 @@ def test_workers_at_a_time_see_one_device_each_and_a_crew_as_many_as_it_has_proc
 
 @pytest.mark.parametrize("names", [(), ("0",)])
 def test_where_there_is_no_choice_the_recorded_environment_stands(names: tuple[str, ...]) -> None:
-    with Devices(names).taken(1) as seen:
+    with GpuAssignment(names).taken(1) as seen:
         assert seen == {}
 
 
 @given(st.integers(2, 8), st.lists(st.integers(1, 4), max_size=20))
 def test_no_device_has_two_workers_more_than_another(count: int, asked: list[int]) -> None:
-    devices = Devices([str(number) for number in range(count)])
+    devices = GpuAssignment([str(number) for number in range(count)])
     taken = {str(number): 0 for number in range(count)}
     with ExitStack() as held:
         for processes in asked:

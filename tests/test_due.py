@@ -251,6 +251,8 @@ def test_each_beginning_of_the_order_is_spread_over_all(size: int) -> None:
 def test_positions_come_in_an_order_of_which_a_tenth_shows_the_curve(
     store: Store, hooks: Path
 ) -> None:
-    made = planner.make([record(store)], planner.Request(("accuracy",), None, "all", (hooks,)))
+    made = planner.make(
+        [record(store)], planner.ReplayRequest(("accuracy",), None, "all", (hooks,))
+    )
     assert [one.epoch for one in made.tasks[0].passes[0].positions] == [1, 3, 2]
     assert made.tasks[0].passes[0].epochs == (1, 2, 3)

@@ -14,7 +14,16 @@ from typing import Any
 import pytest
 
 from flor_plugins.errors import ReplayError
-from flor_plugins.records import Code, Launch, Pass, Plan, Position, Process, Run, Task
+from flor_plugins.records import (
+    Code,
+    Launch,
+    Plan,
+    Position,
+    RecordingProcess,
+    ReplayPass,
+    Run,
+    Task,
+)
 from flor_plugins.replayer.execution import executors, local_executor, retries
 from flor_plugins.replayer.execution.gpu_assignment import VARIABLE
 from flor_plugins.replayer.execution.task_runner import Outcome
@@ -24,7 +33,9 @@ POSITIONS = tuple(Position(epoch, 8 * epoch) for epoch in range(1, 6))
 
 
 def task(name: str, seconds: float | None = 1.0) -> Task:
-    return Task(name, name, "0" * 40, (Pass("state", ("m",), "", POSITIONS, seconds=seconds),))
+    return Task(
+        name, name, "0" * 40, (ReplayPass("state", ("m",), "", POSITIONS, seconds=seconds),)
+    )
 
 
 @pytest.fixture
@@ -41,7 +52,7 @@ def ask(
         runs = {
             one.run_id: Run(
                 one.run_id, one.name, "p", "hf", "finished", "", Launch("script", "train.py"),
-                Code("0" * 40, "", ""), Process("", 0, ""), tmp_path / "runs" / one.run_id,
+                Code("0" * 40, "", ""), RecordingProcess("", 0, ""), tmp_path / "runs" / one.run_id,
             )
             for one in tasks
         }  # fmt: skip

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import flor_plugins as flor
 from flor_plugins.errors import MissingDependency, ReplayError
-from flor_plugins.records import Pass, Position, Stretch, Task
+from flor_plugins.records import Position, ReplayPass, Task, TrainingRange
 from flor_plugins.replayer.execution.ray import cluster
 from flor_plugins.replayer.execution.remaining_work import rest_of, together
 from flor_plugins.replayer.execution.remote_sync import upload
@@ -245,18 +245,18 @@ def test_a_client_address_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PLACES = [Position(epoch, 10 * epoch) for epoch in range(5)]
-STATE = Pass("state", ("acc",), "", positions=tuple(PLACES[1:]))
-TRAIN = Pass(
+STATE = ReplayPass("state", ("acc",), "", positions=tuple(PLACES[1:]))
+TRAIN = ReplayPass(
     "train",
     ("norm",),
     "",
-    stretches=tuple(Stretch(PLACES[e], PLACES[e + 1], (e + 1,)) for e in range(3)),
+    stretches=tuple(TrainingRange(PLACES[e], PLACES[e + 1], (e + 1,)) for e in range(3)),
 )
 BOTH = Task("r", "toy", "a" * 40, (STATE, TRAIN))
 
 
 def events_of(
-    task: Task, positions: set[Position], stretches: set[Stretch], ended: set[str]
+    task: Task, positions: set[Position], stretches: set[TrainingRange], ended: set[str]
 ) -> list[dict[str, Any]]:
     """What a worker tells of those parts of a task."""
     told: list[dict[str, Any]] = []
@@ -282,7 +282,7 @@ parts = given(
 
 @parts
 def test_what_was_told_as_done_is_not_done_again_and_all_else_is(
-    positions: set[Position], stretches: set[Stretch], ended: set[str]
+    positions: set[Position], stretches: set[TrainingRange], ended: set[str]
 ) -> None:
     rest = rest_of(BOTH, events_of(BOTH, positions, stretches, ended))
     left = {one.way: one for one in rest.passes}
@@ -299,7 +299,7 @@ def test_what_was_told_as_done_is_not_done_again_and_all_else_is(
 
 @parts
 def test_all_workers_together_show_every_epoch_once_with_the_worst_grade(
-    positions: set[Position], stretches: set[Stretch], ended: set[str]
+    positions: set[Position], stretches: set[TrainingRange], ended: set[str]
 ) -> None:
     before = events_of(BOTH, positions, stretches, ended)
     rest = rest_of(BOTH, before)

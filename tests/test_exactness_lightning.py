@@ -17,9 +17,9 @@ import torch
 
 import flor_plugins as flor
 from flor_plugins.lightning import FlorCallback, fast_forward, replay_driver
-from flor_plugins.records import Pass, Position, Row, Run, Stretch
-from flor_plugins.replayer.planning.training_ranges import Places, places_of
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.records import Position, ReplayPass, Row, Run, TrainingRange
+from flor_plugins.replayer.planning.training_ranges import RunIndex, places_of
+from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.store.checkpoints import load_checkpoint
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.journal import read_run
@@ -72,7 +72,7 @@ def replay(
     return events, losses
 
 
-def inside(places: Places, epoch: int) -> list[Position]:
+def inside(places: RunIndex, epoch: int) -> list[Position]:
     """Checkpoints inside the epoch that follows `epoch` completed ones."""
     return [one for one in places.starts if one.epoch == epoch and one.step != places.ends[epoch]]
 
@@ -172,7 +172,7 @@ def test_fit_that_begins_at_a_state_ends_in_the_weights_of_the_uninterrupted_one
         def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
             state = load_checkpoint(run.path, start)
             fast_forward.resume_at(
-                trainer, state, Wrapped(), lambda: restored.append(trainer.global_step)
+                trainer, state, MethodWrapper(), lambda: restored.append(trainer.global_step)
             )
 
     resumed, trainer, fit = cells_lightning.train(name, tmp_path, Resuming(), seed=77)
@@ -222,11 +222,11 @@ def test_epochs_can_be_run_again_in_any_order(
     places = places_of(run)
     wanted = [max(places.ends), 1, max(places.ends), 2]
     stretches = tuple(
-        Stretch(places.end_of(epoch - 1), places.end_of(epoch), (epoch,)) for epoch in wanted
+        TrainingRange(places.end_of(epoch - 1), places.end_of(epoch), (epoch,)) for epoch in wanted
     )
     session, events = variants.session_of(run, {})
     session.task = replace(
-        session.task, passes=(Pass("train", ("nothing",), "", stretches=stretches),)
+        session.task, passes=(ReplayPass("train", ("nothing",), "", stretches=stretches),)
     )
     module, trainer, fit = cells_lightning.train(name, tmp_path / "saved", FlorCallback(), seed=77)
     losses = watched(module)
@@ -304,7 +304,9 @@ def test_validation_inside_an_epoch_is_repeated_from_its_step(
     validated = tuple(sorted(one for one in places_of(run).validated if one.epoch == 2))
     assert validated == (Position(2, 36), Position(2, 42))
     session, events = variants.session_of(run, {"validate": ()})
-    session.task = replace(session.task, passes=(Pass("validate", ("nothing",), "", validated),))
+    session.task = replace(
+        session.task, passes=(ReplayPass("validate", ("nothing",), "", validated),)
+    )
     _, trainer, fit = cells_lightning.train("validated_at_0.4", tmp_path, FlorCallback(), seed=77)
     replay_driver.drive(trainer, fit, session)
     assert graded(events, "validate") == ("exact", "")
@@ -324,7 +326,7 @@ def test_weights_are_all_that_a_hook_on_the_state_needs(
     for position in wanted:
         (run.path / "checkpoints" / str(position) / "optimizer.safetensors").unlink()
     session, events = variants.session_of(run, {})
-    session.task = replace(session.task, passes=(Pass("state", ("size",), "", wanted),))
+    session.task = replace(session.task, passes=(ReplayPass("state", ("size",), "", wanted),))
     session.hooks_of = lambda one: (size,)  # type: ignore[method-assign]
     rows: list[Row] = []
     session.timeline.emit = rows.append

@@ -73,7 +73,7 @@ def replay(
     session, events = session_of(run, ways, inside)
     flor = Flor(flor_plugins)
 
-    found: list[replay_driver.Driver] = []
+    found: list[replay_driver.LoopReplayDriver] = []
 
     def begin(on: Any, main: Any) -> Any:
         for seed in (torch.manual_seed, np.random.seed, random.seed):

@@ -8,7 +8,7 @@ import pandas
 import pytest
 
 from flor_plugins.errors import StoreError, UnknownRun, WhereError
-from flor_plugins.records import Code, Launch, Position, Process, Row, Run
+from flor_plugins.records import Code, Launch, Position, RecordingProcess, Row, Run
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.query.dataframe import dataframe, positions
@@ -35,7 +35,7 @@ def make(store: Store, run_id: str, **changes: Any) -> Run:
         "started_at": "2026-11-23T20:05:01Z",
         "launch": Launch("script", "train.py"),
         "code": Code("a" * 40, "/r/.git", "/r"),
-        "process": Process("elsewhere", 1, "2"),
+        "process": RecordingProcess("elsewhere", 1, "2"),
         "path": store.run(run_id),
     }
     run = Run(**{**fields, **changes})

@@ -22,7 +22,7 @@ from flor_plugins.errors import FlorError
 from flor_plugins.records import Launch, Obstacle, Timing
 from flor_plugins.store.checkpoints import folder_of
 from flor_plugins.store.files import PARTIAL
-from flor_plugins.store.gc import Collection, collect, pin, plan_collection, unpin
+from flor_plugins.store.gc import GcPlan, collect, pin, plan_collection, unpin
 from flor_plugins.store.gc.leftovers import leftovers, size_of
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import save_run, this_process
@@ -43,7 +43,7 @@ def flor(store: Store, monkeypatch: pytest.MonkeyPatch) -> Flor:
     return lambda *words: CliRunner().invoke(app, list(words))
 
 
-def shares(plan: Collection) -> dict[str, Any]:
+def shares(plan: GcPlan) -> dict[str, Any]:
     return {share.run_id: share for share in plan.shares}
 
 

@@ -13,8 +13,8 @@ import torch
 from posting import SIZE, job
 
 from flor_plugins.recorder.checkpointing import writer_lock
-from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
-from flor_plugins.recorder.checkpointing.writer_process import Scribe
+from flor_plugins.recorder.checkpointing.shared_buffers import SharedBuffer
+from flor_plugins.recorder.checkpointing.writer_process import CheckpointWriter
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import compression, folder_of, list_checkpoints, load_checkpoint
 from flor_plugins.store.checkpoints.tombstones import hollow
@@ -93,7 +93,7 @@ def test_a_state_that_refers_to_what_was_given_up_is_not_read_and_the_next_one_i
     tmp_path: Path, what: str
 ) -> None:
     """A collection that looked before the run went on, and acted after."""
-    buffer, scribe = Buffer(8 * SIZE), Scribe(tmp_path)
+    buffer, scribe = SharedBuffer(8 * SIZE), CheckpointWriter(tmp_path)
     buffer.array[4 * SIZE : 8 * SIZE] = 1
 
     def write(step: int) -> dict[str, Any]:

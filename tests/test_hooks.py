@@ -15,7 +15,7 @@ from torch import nn
 import flor_plugins as flor
 from flor_plugins.errors import FlorError, HookError
 from flor_plugins.hooks import log
-from flor_plugins.hooks.dispatch import Hooks
+from flor_plugins.hooks.dispatch import HookDispatcher
 from flor_plugins.hooks.hook_files import check_callback, load, scan
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.hooks.side_effects import undisturbed
@@ -101,11 +101,14 @@ def test_seed_of_a_hook_does_not_take_the_place_of_the_one_that_torch_keeps_for_
 
 def test_a_changed_weight_is_told_with_the_place_of_the_hook() -> None:
     model = net()
-    with pytest.raises(
-        HookError,
-        match=r"test_hooks\.py:\d+: metric 'plain' changed "
-        r"weights",
-    ), undisturbed(model, plain, HERE):
+    with (
+        pytest.raises(
+            HookError,
+            match=r"test_hooks\.py:\d+: metric 'plain' changed "
+            r"weights",
+        ),
+        undisturbed(model, plain, HERE),
+    ):
         model[0].weight.mul_(2)
 
 
@@ -140,7 +143,7 @@ def test_what_a_hook_returns_stays_as_it_was_when_the_training_goes_on() -> None
         return {"mean": norm.running_mean, "rows": [norm.weight[:2]]}
 
     model = net()
-    found = Hooks([mean_and_rows]).epoch(context(model=model))["mean_and_rows"]
+    found = HookDispatcher([mean_and_rows]).epoch(context(model=model))["mean_and_rows"]
     with torch.no_grad():
         model[1].running_mean.add_(1)
         model[1].weight.add_(1)
@@ -153,7 +156,7 @@ def test_a_hook_that_raises_does_not_stop_the_others() -> None:
         return 1 / 0
 
     told: list[HookError] = []
-    hooks = Hooks((broken, plain), lambda metric, position, error: told.append(error))
+    hooks = HookDispatcher((broken, plain), lambda metric, position, error: told.append(error))
     assert hooks.epoch(context()) == {"plain": 1}
     [error] = told
     assert "test_hooks.py:" in str(
@@ -168,7 +171,7 @@ def test_a_step_hook_sees_both_sides_of_an_update() -> None:
         yield
         return float((ctx.model[0].weight - before).sum())
 
-    hooks, ctx = Hooks((change,)), context()
+    hooks, ctx = HookDispatcher((change,)), context()
     hooks.before_update(ctx)
     with torch.no_grad():
         ctx.model[0].weight.add_(1)
@@ -182,7 +185,10 @@ def test_two_yields_are_told() -> None:
         yield
 
     told: list[HookError] = []
-    hooks, ctx = Hooks((twice,), lambda metric, position, error: told.append(error)), context()
+    hooks, ctx = (
+        HookDispatcher((twice,), lambda metric, position, error: told.append(error)),
+        context(),
+    )
     hooks.before_update(ctx)
     assert hooks.after_update(ctx) == {}
     assert "yields twice" in str(told[0])
@@ -190,7 +196,7 @@ def test_two_yields_are_told() -> None:
 
 @pytest.mark.parametrize(("how", "expected"), [("mean", 2.0), ("sum", 6), (max, 3)])
 def test_validation_values_are_reduced_over_batches(how: object, expected: float) -> None:
-    hooks = Hooks((Metric(lambda ctx: ctx.batch, "validation", how),))  # type: ignore[arg-type]
+    hooks = HookDispatcher((Metric(lambda ctx: ctx.batch, "validation", how),))  # type: ignore[arg-type]
     for batch in (1, 2, 3):
         hooks.validation_batch(context(batch=batch))
     [value] = hooks.validation_end(HERE).values()

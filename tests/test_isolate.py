@@ -57,7 +57,7 @@ def run(top: Path, way: str, script: str, **env: str) -> subprocess.CompletedPro
         pytest.skip("this kernel offers no Landlock")
     kind = "overlay" if way == "user" else way
     if kind == "overlay" and (
-        reason := overlay.why_not(overlay.Wanted((top,), as_user=way == "user"))
+        reason := overlay.why_not(overlay.OverlayFolders((top,), as_user=way == "user"))
     ):
         pytest.skip(reason)
     path = os.pathsep.join(path for path in sys.path if path)

@@ -15,11 +15,11 @@ from tests.replaying import HOOKS, METRICS, Project, rows_of
 
 # The same training: every checkpoint full; and, of those inside, the one of epoch 3 alone.
 TRAININGS = """
-from flor_plugins.recorder.checkpointing.policy import Policy
+from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
 
 train(FlorCallback("full"), epochs=5)
-takes = Policy.takes_optimizer
-Policy.takes_optimizer = lambda self, position: takes(self, position) and position.epoch in (0, 3, 5)
+takes = CheckpointPolicy.takes_optimizer
+CheckpointPolicy.takes_optimizer = lambda self, position: takes(self, position) and position.epoch in (0, 3, 5)
 train(FlorCallback("light"), epochs=5)
 """
 

@@ -18,7 +18,7 @@ import torch
 from git import Repo
 
 from flor_plugins.errors import DamagedCheckpoint, MissingDependency, SnapshotError, StoreError
-from flor_plugins.records import Code, Pass, Position, Row, Run, Stretch, Task
+from flor_plugins.records import Code, Position, ReplayPass, Row, Run, Task, TrainingRange
 from flor_plugins.replayer.execution.remote_sync import files_read
 from flor_plugins.replayer.sandbox.worktree import sandbox
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
@@ -64,7 +64,9 @@ def tensors(store: Store) -> set[str]:
 
 
 def task(run: Run, **fields: Any) -> Task:
-    return Task(run.run_id, run.name, "a" * 40, (Pass(metrics=("acc",), reason="", **fields),))
+    return Task(
+        run.run_id, run.name, "a" * 40, (ReplayPass(metrics=("acc",), reason="", **fields),)
+    )
 
 
 def objects(mirror: Mirror) -> dict[str, bytes]:
@@ -93,7 +95,7 @@ def test_only_the_weights_are_fetched_for_a_hook_that_needs_no_more(node: Mirror
 
 def test_all_of_a_state_is_fetched_for_training(node: Mirror) -> None:
     (run,) = list_runs(node.store)
-    stretch = Stretch(at(2), at(3), (3,))
+    stretch = TrainingRange(at(2), at(3), (3,))
     node.pull_files(
         files_read(
             node.store, run, task(run, way="train", positions=(at(3),), stretches=(stretch,))

@@ -8,13 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flor_plugins.replayer.searching.bisection import Truth, at_most, first_true, next_places
+from flor_plugins.replayer.searching.bisection import (
+    PredicateValue,
+    at_most,
+    first_true,
+    next_places,
+)
 
 EPOCHS = 256
 
 
 def sought(
-    truth: Sequence[bool], known: Sequence[Truth], *, is_monotone: bool
+    truth: Sequence[bool], known: Sequence[PredicateValue], *, is_monotone: bool
 ) -> tuple[int | None, list[int]]:
     """The answer, and every place that was looked at, in this order."""
     seen, looked, count = list(known), [], 2
@@ -73,7 +78,7 @@ def test_a_scan_is_exact_and_looks_at_most_four_times_where_it_must(
 def test_a_scan_sees_both_ends_first_and_then_what_lies_evenly_between(count: int) -> None:
     first = next_places([None] * count, is_monotone=False, count=2)
     assert set(first) == {0, count - 1}
-    seen: list[Truth] = [None] * count
+    seen: list[PredicateValue] = [None] * count
     seen[0] = seen[-1] = False
     if count > 5:
         assert (count - 1) // 2 in next_places(seen, is_monotone=False, count=4)

@@ -16,8 +16,8 @@ from torch.utils.data import TensorDataset
 
 from flor_plugins.loops import loaders, state
 from flor_plugins.loops.object_graph import inside, is_environment
-from flor_plugins.loops.registry import Registered
-from flor_plugins.loops.rng_history import Trail
+from flor_plugins.loops.registry import ObjectRegistry
+from flor_plugins.loops.rng_history import RngHistory
 from flor_plugins.store import codec
 
 
@@ -79,10 +79,10 @@ def test_environments_are_told_by_the_class_from_which_they_are_derived() -> Non
 def test_what_is_inside_is_put_back_and_a_state_of_before_is_read_without_it(
     as_recorded_before: bool,
 ) -> None:
-    registered = Registered()
+    registered = ObjectRegistry()
     registered.add((), {"owner": Owner()})
     owner = registered.objects["owner"]
-    sections = state.capture(registered, {}, Trail(), {}, {})
+    sections = state.capture(registered, {}, RngHistory(), {}, {})
     sections["rng"] = loaders.capture({})
     assert not codec.encode({"loop": sections["loop"]}).lost
     if as_recorded_before:

@@ -24,7 +24,7 @@ import flor_plugins as flor
 from flor_plugins.cli import main
 from flor_plugins.hf import obstacles as hf
 from flor_plugins.lightning import obstacles as lit
-from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.replayability import obstacles
 from flor_plugins.recorder.start_run import begin
 from flor_plugins.records import Launch, Obstacle
@@ -50,7 +50,7 @@ def test_a_run_from_a_prompt_cant_be_replayed_and_says_so_from_its_first_moment(
     tmp_path: Path,
 ) -> None:
     launch = Launch(kind="interactive", target="", cwd=str(tmp_path))
-    recorder = begin("hf", Options(store=tmp_path / "store"), dict, launch)
+    recorder = begin("hf", RecordOptions(store=tmp_path / "store"), dict, launch)
     assert recorder is not None
     run = load_run(recorder.run.path)
     recorder.finish("finished")
@@ -61,7 +61,7 @@ def test_a_run_from_a_prompt_cant_be_replayed_and_says_so_from_its_first_moment(
 def test_a_run_without_a_snapshot_cant_be_replayed_and_says_why(tmp_path: Path) -> None:
     (tmp_path / ".git").write_text("nonsense")
     launch = Launch(kind="script", target=str(tmp_path / "train.py"), cwd=str(tmp_path))
-    recorder = begin("hf", Options(store=tmp_path / "store"), dict, launch)
+    recorder = begin("hf", RecordOptions(store=tmp_path / "store"), dict, launch)
     assert recorder is not None
     recorder.finish("finished")
     assert (
@@ -220,7 +220,7 @@ def noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run whose recorder was told of two obstacles, one of them twice."""
     monkeypatch.setenv("FLOR_DIR", str(tmp_path / "store"))
     launch = Launch(kind="script", target=str(tmp_path / "train.py"), cwd=str(tmp_path))
-    recorder = begin("hf", Options(name="noted"), dict, launch)
+    recorder = begin("hf", RecordOptions(name="noted"), dict, launch)
     assert recorder is not None
     recorder.note_obstacles([ROUNDING, CLOCK, ROUNDING])
     recorder.note_obstacles([CLOCK])
@@ -265,7 +265,7 @@ def test_runs_and_show_tell_the_grade_the_reasons_and_the_remedies(
 
 def test_a_run_without_obstacles_is_exact(tmp_path: Path) -> None:
     launch = Launch(kind="script", target=str(tmp_path / "train.py"), cwd=str(tmp_path))
-    recorder = begin("hf", Options(store=tmp_path / "store"), dict, launch)
+    recorder = begin("hf", RecordOptions(store=tmp_path / "store"), dict, launch)
     assert recorder is not None
     recorder.finish("finished")
     assert load_run(Store(tmp_path / "store").run(recorder.run.run_id)).replay_grade == "exact"

@@ -14,8 +14,8 @@ import pytest
 from flor_plugins.cli.replay import _patch
 from flor_plugins.errors import CannotCarry, FlorError, HookError, ReplayError
 from flor_plugins.recipe import check_recipe, load_recipe
-from flor_plugins.records import Launch, Method
-from flor_plugins.replayer.backport.syntax import Version
+from flor_plugins.records import Launch, MethodPatch
+from flor_plugins.replayer.backport.syntax import CodeVersion
 from flor_plugins.replayer.method_patching.patches import (
     digest_of,
     may_log,
@@ -67,7 +67,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def method(file: Path, target: str, function: str) -> Method:
+def method(file: Path, target: str, function: str) -> MethodPatch:
     (found,) = read({target: f"{file}:{function}"})
     return found
 
@@ -92,7 +92,7 @@ def test_a_patch_that_is_not_there_is_told_with_its_file(file: Path):
 
 
 def test_a_version_without_the_method_can_not_take_it(file: Path):
-    version = Version(
+    version = CodeVersion(
         {"train.py": "", "lib/net.py": NET, "lib/__init__.py": "from lib.net import Net\n"}
     )
     for target in (
@@ -111,7 +111,7 @@ def test_a_version_without_the_method_can_not_take_it(file: Path):
 
 
 def test_other_parameters_are_refused_with_both_places(file: Path):
-    version = Version({"train.py": NET})
+    version = CodeVersion({"train.py": NET})
     for module in ("train", "__main__"):
         with pytest.raises(HookError) as error:
             check(method(file, f"{module}:Net.loss", "other"), version, "train.py")

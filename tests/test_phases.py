@@ -104,15 +104,15 @@ def test_trainer_that_is_built_otherwise_is_trained_unrecorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flor_plugins.hf import FlorCallback
-    from flor_plugins.hf.collector import Harvest
+    from flor_plugins.hf.collector import MetricCollector
     from flor_plugins.recorder.recorder import FlorWarning
     from tests.cells_hf import train
 
-    def attach(self: Harvest) -> None:
+    def attach(self: MetricCollector) -> None:
         raise AttributeError("'Trainer' object has no attribute '_get_grad_norm'")
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(Harvest, "attach", attach)
+    monkeypatch.setattr(MetricCollector, "attach", attach)
     trainer, go = train("max_steps_long", tmp_path / "out", FlorCallback(store=tmp_path / "s"))
     with pytest.warns(FlorWarning, match="_get_grad_norm"):
         go()

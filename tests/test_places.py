@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import NoCheckpoint, UnknownRun
-from flor_plugins.records import Checkpoint, Launch, Position, Process, Run
-from flor_plugins.replayer.planning.training_ranges import Places
-from flor_plugins.store.query.references import Reference, checkpoint_at, parse_reference
+from flor_plugins.records import Checkpoint, Launch, Position, RecordingProcess, Run
+from flor_plugins.replayer.planning.training_ranges import RunIndex
+from flor_plugins.store.query.references import RunReference, checkpoint_at, parse_reference
 
 RUN = Run("20261123-200501-123-9f3a2c", "bert", "p", "hf", "finished", "", Launch("script", "t"), None,
-          Process("h", 1, "2"), Path("/nowhere"))  # fmt: skip
+          RecordingProcess("h", 1, "2"), Path("/nowhere"))  # fmt: skip
 
 
 def checkpoint(position: Position) -> Checkpoint:
@@ -23,7 +23,7 @@ def checkpoint(position: Position) -> Checkpoint:
 
 
 @st.composite
-def places(draw: st.DrawFn) -> Places:
+def places(draw: st.DrawFn) -> RunIndex:
     """A run of some epochs with checkpoints at its beginning and anywhere else."""
     lengths = draw(st.lists(st.integers(1, 7), min_size=1, max_size=5))
     ends, every = {0: 0}, [Position(0, 0)]
@@ -33,14 +33,14 @@ def places(draw: st.DrawFn) -> Places:
         ends[epoch] = begin + length
         every.append(Position(epoch, begin + length))
     saved = sorted({Position(0, 0), *draw(st.lists(st.sampled_from(every)))})
-    return Places(
+    return RunIndex(
         RUN, ends, {one: checkpoint(one) for one in saved}, frozenset(), every[-1], tuple(saved)
     )
 
 
 @given(places(), st.data())
 def test_stretches_lead_through_every_wanted_position_once_and_from_the_nearest_checkpoint(
-    found: Places, data: st.DataObject
+    found: RunIndex, data: st.DataObject
 ) -> None:
     steps = data.draw(st.sets(st.integers(1, found.last.step)))
     wanted = [found.at_step(step) for step in steps]
@@ -55,7 +55,7 @@ def test_stretches_lead_through_every_wanted_position_once_and_from_the_nearest_
 
 
 @given(places())
-def test_intervals_cover_the_whole_run_without_a_gap(found: Places) -> None:
+def test_intervals_cover_the_whole_run_without_a_gap(found: RunIndex) -> None:
     intervals = found.intervals()
     assert intervals[0].start == Position(0, 0)
     assert intervals[-1].end == found.last
@@ -67,7 +67,7 @@ def test_intervals_cover_the_whole_run_without_a_gap(found: Places) -> None:
 
 
 @given(places())
-def test_a_step_has_one_position_and_belongs_to_the_epoch_that_makes_it(found: Places) -> None:
+def test_a_step_has_one_position_and_belongs_to_the_epoch_that_makes_it(found: RunIndex) -> None:
     for step in range(1, found.last.step + 1):
         position = found.at_step(step)
         epoch = found.epoch_of(position)
@@ -76,14 +76,14 @@ def test_a_step_has_one_position_and_belongs_to_the_epoch_that_makes_it(found: P
 
 
 @given(places())
-def test_whole_epochs_begin_at_an_epochs_end(found: Places) -> None:
+def test_whole_epochs_begin_at_an_epochs_end(found: RunIndex) -> None:
     wanted = [found.end_of(epoch) for epoch in found.ends if epoch]
     for one in found.stretches(wanted, whole=True):
         assert found.ends[one.start.epoch] == one.start.step
 
 
 def test_what_was_never_reached_is_told_with_what_was() -> None:
-    found = Places(RUN, {0: 0, 1: 4}, {}, frozenset(), Position(1, 4))
+    found = RunIndex(RUN, {0: 0, 1: 4}, {}, frozenset(), Position(1, 4))
     with pytest.raises(NoCheckpoint, match="asked for epoch 3; it completed 0, 1"):
         found.end_of(3)
     with pytest.raises(NoCheckpoint, match="asked for step 9; it made 4"):
@@ -93,19 +93,19 @@ def test_what_was_never_reached_is_told_with_what_was() -> None:
 
 
 def test_a_name_may_hold_an_at() -> None:
-    assert parse_reference("me@home") == Reference("me@home")
-    assert parse_reference("me@home@step=3") == Reference("me@home", step=3)
+    assert parse_reference("me@home") == RunReference("me@home")
+    assert parse_reference("me@home@step=3") == RunReference("me@home", step=3)
 
 
 @given(
     st.builds(
-        Reference,
+        RunReference,
         st.from_regex(r"[\w./@-]*\w", fullmatch=True),
         epoch=st.none(),
         step=st.integers(0),
     )
 )
-def test_a_reference_survives_being_written_and_read(reference: Reference) -> None:
+def test_a_reference_survives_being_written_and_read(reference: RunReference) -> None:
     assert parse_reference(str(reference)) == reference
 
 
@@ -121,8 +121,8 @@ def test_a_checkpoint_is_found_by_its_epoch_or_its_step() -> None:
     known = [
         checkpoint(one) for one in (Position(0, 0), Position(0, 3), Position(1, 6), Position(1, 9))
     ]
-    assert checkpoint_at(RUN, known, Reference("bert")).position == Position(1, 9)
-    assert checkpoint_at(RUN, known, Reference("bert", step=3)).position == Position(0, 3)
-    assert checkpoint_at(RUN, known, Reference("bert", epoch=1)).position == Position(1, 6)
+    assert checkpoint_at(RUN, known, RunReference("bert")).position == Position(1, 9)
+    assert checkpoint_at(RUN, known, RunReference("bert", step=3)).position == Position(0, 3)
+    assert checkpoint_at(RUN, known, RunReference("bert", epoch=1)).position == Position(1, 6)
     with pytest.raises(NoCheckpoint, match="at step=4; it has epoch=0,step=0; epoch=0,step=3"):
-        checkpoint_at(RUN, known, Reference("bert", step=4))
+        checkpoint_at(RUN, known, RunReference("bert", step=4))

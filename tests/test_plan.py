@@ -15,10 +15,20 @@ import torch
 from flor_plugins.cli.show_plan import COLUMNS, rows_of
 from flor_plugins.errors import FlorError, HookError, ReplayError, WhereError
 from flor_plugins.hooks.hook_files import scan
-from flor_plugins.records import Code, Launch, Plan, Position, Process, Row, Run, Stretch, Timing
+from flor_plugins.records import (
+    Code,
+    Launch,
+    Plan,
+    Position,
+    RecordingProcess,
+    Row,
+    Run,
+    Timing,
+    TrainingRange,
+)
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.replayer.planning import planner
-from flor_plugins.replayer.requests import Answer, hooks_for
+from flor_plugins.replayer.requests import ReplayResult, hooks_for
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.files import write_json
@@ -69,7 +79,7 @@ def record(
     fields: dict[str, Any] = {
         "run_id": run_id, "name": f"run{number}", "project": "p", "framework": "hf", "status": "finished",
         "started_at": "2026-11-23T20:05:01Z", "launch": Launch("script", "/r/train.py"),
-        "code": Code("a" * 40, "/r/.git", "/r"), "process": Process("elsewhere", 1, "2"),
+        "code": Code("a" * 40, "/r/.git", "/r"), "process": RecordingProcess("elsewhere", 1, "2"),
         "path": store.run(run_id), "timing": Timing(1.0, 10.0, 2.0), "params": {"lr": 0.1 * number},
     }  # fmt: skip
     run = Run(**{**fields, **changes})
@@ -100,7 +110,7 @@ def hooks(tmp_path: Path) -> Path:
 def ask(
     runs: list[Run], hooks: Path, *metrics: str, where: str | None = None, epochs: Any = "all"
 ) -> Plan:
-    return planner.make(runs, planner.Request(metrics, where, epochs, (hooks,)))
+    return planner.make(runs, planner.ReplayRequest(metrics, where, epochs, (hooks,)))
 
 
 def ways(made: Plan) -> dict[str, tuple[int, ...]]:
@@ -168,7 +178,7 @@ def test_after_a_replay_the_estimate_stands_beside_what_it_took(store: Store, ho
         }
         for one in task.passes
     ]
-    rows = Answer(made, (Outcome(task, passed=told),)).rows
+    rows = ReplayResult(made, (Outcome(task, passed=told),)).rows
     assert [(row["estimated"], row["seconds"]) for row in rows] == [
         (one.seconds, 0.13) for one in task.passes
     ]
@@ -300,7 +310,7 @@ def test_an_unknown_metric_is_told_with_the_hooks_and_their_file(store: Store, h
     with pytest.raises(HookError, match=r"'acuracy'.*accuracy, wrong, norm.*hooks\.py"):
         ask([record(store)], hooks, "acuracy")
     with pytest.raises(HookError, match="which metrics"):
-        planner.make([], planner.Request((), None, "all", ()))
+        planner.make([], planner.ReplayRequest((), None, "all", ()))
 
 
 def test_a_run_that_cannot_be_replayed_is_skipped_with_its_reason(
@@ -322,7 +332,7 @@ def test_epochs_without_a_checkpoint_before_them_are_run_up_to(store: Store, hoo
     run = record(store, saved=(0, 2, 3))
     made = ask([run], hooks, "accuracy")
     assert ways(made) == {"state": (2, 3), "train": (1,)}
-    assert made.tasks[0].passes[1].stretches == (Stretch(boundary(0), boundary(1), (1,)),)
+    assert made.tasks[0].passes[1].stretches == (TrainingRange(boundary(0), boundary(1), (1,)),)
     assert made.tasks[0].passes[1].positions == (boundary(1),)
     made = ask([run], hooks, "norm", epochs=[2])
     assert ways(made) == {"train": (1, 2)}

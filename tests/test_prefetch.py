@@ -18,9 +18,9 @@ from codec_cases import same
 from torch import nn
 
 from flor_plugins.errors import DamagedCheckpoint, FlorError, NoCheckpoint
-from flor_plugins.records import Pass, Position, Run, Stretch, Task
+from flor_plugins.records import Position, ReplayPass, Run, Task, TrainingRange
 from flor_plugins.replayer.worker_session import host_memory, prefetch
-from flor_plugins.replayer.worker_session.prefetch import Prefetch, Wanted, order_of
+from flor_plugins.replayer.worker_session.prefetch import StatePrefetcher, StateRequest, order_of
 from flor_plugins.store import ranks
 from flor_plugins.store.checkpoints import (
     folder_of,
@@ -31,7 +31,7 @@ from flor_plugins.store.checkpoints import (
 from flor_plugins.store.codec import encode
 
 FIRST, SECOND, THIRD = Position(0, 0), Position(1, 10), Position(2, 20)
-ORDER = [Wanted(FIRST), Wanted(SECOND), Wanted(THIRD)]
+ORDER = [StateRequest(FIRST), StateRequest(SECOND), StateRequest(THIRD)]
 
 
 def sections(scale: float) -> dict[str, Any]:
@@ -63,16 +63,18 @@ def run(tmp_path: Path) -> Run:
     return cast(Run, SimpleNamespace(path=path, processes=1))
 
 
-def ahead(run: Run, order: list[Wanted] = ORDER, rank: int = 0) -> tuple[Prefetch, list[str]]:
+def ahead(
+    run: Run, order: list[StateRequest] = ORDER, rank: int = 0
+) -> tuple[StatePrefetcher, list[str]]:
     said: list[str] = []
-    return Prefetch(run, rank, order, said.append), said
+    return StatePrefetcher(run, rank, order, said.append), said
 
 
 def remove(run: Run, position: Position) -> None:
     shutil.rmtree(folder_of(run.path, position))
 
 
-def settle(states: Prefetch) -> None:
+def settle(states: StatePrefetcher) -> None:
     """Begin to read ahead, and wait until it is done."""
     states.begin()
     states._wait()
@@ -82,7 +84,7 @@ def settle(states: Prefetch) -> None:
 def test_states_are_those_of_the_disk_and_no_random_number_is_drawn(
     run: Run, only: tuple[str, ...] | None
 ) -> None:
-    order = [Wanted(one.position, only) for one in ORDER]
+    order = [StateRequest(one.position, only) for one in ORDER]
     states, _ = ahead(run, order)
     before = torch.get_rng_state()
     for one in order:
@@ -94,7 +96,7 @@ def test_states_are_those_of_the_disk_and_no_random_number_is_drawn(
 def test_a_state_dict_of_plain_weights_is_that_of_the_disk(tmp_path: Path) -> None:
     weights = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)).state_dict()
     run = cast(Run, SimpleNamespace(path=tmp_path, processes=1))
-    order = [Wanted(FIRST, ("model",)), Wanted(SECOND, ("model",))]
+    order = [StateRequest(FIRST, ("model",)), StateRequest(SECOND, ("model",))]
     for one in order:
         save_checkpoint(tmp_path, one.position, encode({"model": weights, "rng": 5}))
     states, _ = ahead(run, order)
@@ -207,9 +209,9 @@ def test_states_may_be_asked_for_in_another_order(run: Run) -> None:
     states, _ = ahead(run)
     asked = [THIRD, FIRST, FIRST, SECOND, FIRST, THIRD, SECOND]
     for position in asked:
-        assert same(states.load(Wanted(position)), load_checkpoint(run.path, position))
+        assert same(states.load(StateRequest(position)), load_checkpoint(run.path, position))
         settle(states)
-    weights = Wanted(SECOND, ("model",))  # stands nowhere in the order
+    weights = StateRequest(SECOND, ("model",))  # stands nowhere in the order
     assert list(states.load(weights)) == ["model"]
 
 
@@ -282,14 +284,19 @@ def test_closing_ends_the_thread_and_nothing_is_read_ahead_after(
 
 
 def test_order_is_that_of_the_ways_of_a_task() -> None:
-    stretches = (Stretch(SECOND, THIRD, (2,)), Stretch(THIRD, Position(3, 30), (3,)))
+    stretches = (TrainingRange(SECOND, THIRD, (2,)), TrainingRange(THIRD, Position(3, 30), (3,)))
     task = Task("", "", "", (
-        Pass("train", (), "", positions=(THIRD,), stretches=stretches),
-        Pass("validate", (), "", positions=(FIRST,)),
-        Pass("state", (), "", positions=(SECOND, THIRD)),
+        ReplayPass("train", (), "", positions=(THIRD,), stretches=stretches),
+        ReplayPass("validate", (), "", positions=(FIRST,)),
+        ReplayPass("state", (), "", positions=(SECOND, THIRD)),
     ))  # fmt: skip
-    weights = [Wanted(SECOND, ("model",)), Wanted(THIRD, ("model",))]
-    assert order_of(task) == [*weights, Wanted(FIRST), Wanted(SECOND), Wanted(THIRD)]
+    weights = [StateRequest(SECOND, ("model",)), StateRequest(THIRD, ("model",))]
+    assert order_of(task) == [
+        *weights,
+        StateRequest(FIRST),
+        StateRequest(SECOND),
+        StateRequest(THIRD),
+    ]
 
 
 def test_available_memory_is_that_of_the_narrowest_group(

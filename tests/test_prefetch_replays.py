@@ -14,7 +14,7 @@ from codec_cases import same
 from torch import nn
 
 from flor_plugins.records import Position, Run
-from flor_plugins.replayer.worker_session.session import Session
+from flor_plugins.replayer.worker_session.session import WorkerSession
 from flor_plugins.store import ranks
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -104,7 +104,7 @@ def test_a_pass_that_raises_leaves_no_thread(
         assert readers()
         raise ZeroDivisionError
 
-    monkeypatch.setattr(Session, "compare_weights", failing)
+    monkeypatch.setattr(WorkerSession, "compare_weights", failing)
     with pytest.raises(ZeroDivisionError):
         driven(framework, run, {"state": (1, 2, 3)}, tmp_path)
     assert not readers() and len(done) == 1

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replayer.backport.backport import Carried, carry
+from flor_plugins.replayer.backport.backport import Backport, carry
 from flor_plugins.replayer.backport.insert_proof import extras
 from flor_plugins.replayer.backport.names import renamed
 from tests.editing import LOGGED, NET, changed, edit_of, logging
@@ -28,7 +28,7 @@ HOOK = '''    def on_before_optimizer_step(self, optimizer):
 '''
 
 
-def added(carried: Carried) -> list[str]:
+def added(carried: Backport) -> list[str]:
     """The lines that the patch puts in; it takes none away."""
     lines = [line for line in carried.patch.splitlines() if not line.startswith(("+++", "---"))]
     assert not [line for line in lines if line.startswith("-")]
@@ -45,7 +45,7 @@ def refused(text: str, *lines: str) -> str:
     return str(error.value)
 
 
-def hooked(text: str) -> Carried:
+def hooked(text: str) -> Backport:
     edit = edit_of(
         {"net.py": NET}, {"net.py": changed(NET, ("    def configure", HOOK + "    def configure"))}
     )

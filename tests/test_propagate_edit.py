@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flor_plugins.errors import EditRefused
 from flor_plugins.recorder.code_snapshot.snapshot import take
-from flor_plugins.records import Launch, Process, Run
+from flor_plugins.records import Launch, RecordingProcess, Run
 from flor_plugins.replayer.backport.edit import edit_of
 from flor_plugins.replayer.backport.snapshots import (
     base_of,
@@ -217,7 +217,7 @@ def recorded(project: Project, name: str) -> Run:
     code = take(project.store, name, project.root)
     return Run(
         name, name, "p", "lightning", "finished", "2026-01-01T00:00:00.000Z", Launch("script", "train.py"), code,
-        Process("h", 1, ""), project.store.run(name),
+        RecordingProcess("h", 1, ""), project.store.run(name),
     )  # fmt: skip
 
 

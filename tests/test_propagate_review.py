@@ -9,7 +9,7 @@ import pytest
 from flor_plugins.errors import EditRefused
 from flor_plugins.replayer.backport.edit import Edit, edit_of
 from flor_plugins.replayer.backport.review import moment
-from flor_plugins.replayer.backport.syntax import Version
+from flor_plugins.replayer.backport.syntax import CodeVersion
 
 NET = """import lightning.pytorch as pl
 import numpy as np
@@ -226,7 +226,7 @@ def test_what_may_change_the_training_is_refused_with_its_line(
 def test_the_moment_is_that_of_the_function(name: str, text: str, expected: str):
     edited = put(text, name)
     (one,) = edit(edited).insertions
-    assert moment(one, Version({"net.py": edited})) == expected
+    assert moment(one, CodeVersion({"net.py": edited})) == expected
 
 
 @pytest.mark.parametrize(("places", "expected"), [
@@ -238,7 +238,7 @@ def test_a_helper_is_followed_to_its_callers(places: list[str], expected: str):
         base = put("tell(1)", place, base)
     edited = base.replace("    print(v)\n", "    print(v)\n    flor.log('told', v)\n")
     (one,) = edit(edited, base).insertions
-    assert moment(one, Version({"net.py": edited})) == expected
+    assert moment(one, CodeVersion({"net.py": edited})) == expected
 
 
 def test_every_case_is_python():

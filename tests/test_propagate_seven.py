@@ -14,7 +14,7 @@ import pytest
 import flor_plugins as flor
 from flor_plugins.records import Plan
 from flor_plugins.replayer import requests
-from flor_plugins.replayer.backport.backport import Carried, carry
+from flor_plugins.replayer.backport.backport import Backport, carry
 from flor_plugins.replayer.planning import planner as planning
 from flor_plugins.store.remote.commits import find_commit
 from flor_plugins.store.runs import list_runs
@@ -41,7 +41,7 @@ class Trained:
     """A version that trained with the edit in it. values: of the metric, by (epoch, step)."""
 
     name: str
-    carried: Carried
+    carried: Backport
     store: Path
     values: Values
 
@@ -84,7 +84,7 @@ def recorded_files(project: Project, name: str) -> Files:
 
 
 def truth(
-    root: Path, files: Mapping[str, str], carried: Carried, name: str, started: Trainings
+    root: Path, files: Mapping[str, str], carried: Backport, name: str, started: Trainings
 ) -> Values:
     """What a version logs that really trains with the edit in it: {(epoch, step): value}."""
     project = Project(root)

@@ -20,7 +20,7 @@ from flor_plugins.hf import intercept as hf_intercept
 from flor_plugins.lightning import intercept as lit_intercept
 from flor_plugins.lightning import obstacles as lit
 from flor_plugins.recorder import resume
-from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.start_run import begin
 from flor_plugins.records import Launch, Position, Run
 from flor_plugins.replayer.planning.planner import verification
@@ -36,7 +36,7 @@ HERE, LATER = Position(0, 0), Position(0, 3)
 def run(tmp_path: Path) -> Run:
     """Of two processes; the second has its part of the first checkpoint only."""
     launch = Launch(kind="script", target=str(tmp_path / "train.py"), cwd=str(tmp_path))
-    recorder = begin("hf", Options(store=tmp_path / "store"), dict, launch)
+    recorder = begin("hf", RecordOptions(store=tmp_path / "store"), dict, launch)
     assert recorder is not None
     for position in (HERE, LATER):
         weights = {"w": torch.ones(2), "mean": torch.ones(1)}
@@ -98,7 +98,7 @@ def test_run_is_resumed_by_as_many_processes_as_trained_it(run: Run, tmp_path: P
     runs.save_run(replace(run, status="killed"))
     first = replace(run, run_id="new", processes=1)
     with pytest.raises(FlorError, match="2 processes together"):
-        resume.resumption(Store(tmp_path / "store"), Options(resume=run.run_id), first)
+        resume.resumption(Store(tmp_path / "store"), RecordOptions(resume=run.run_id), first)
 
 
 def test_replay_by_one_process_has_trainers_for_one(
@@ -121,7 +121,9 @@ def test_time_decides_nothing_where_processes_train_together(
 ) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
     launch = Launch(kind="script", target=str(tmp_path / "train.py"), cwd=str(tmp_path))
-    recorder = begin("hf", Options(store=tmp_path / "store", every_minutes=1e-9), dict, launch)
+    recorder = begin(
+        "hf", RecordOptions(store=tmp_path / "store", every_minutes=1e-9), dict, launch
+    )
     assert recorder is not None and not recorder.policy.wants_inside(Position(0, 1))
     recorder.finish("finished")
     assert recorder.run.processes == 2

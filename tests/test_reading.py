@@ -14,8 +14,17 @@ import pytest
 import torch
 
 from flor_plugins.cli import read, tables
-from flor_plugins.records import Checkpoint, Launch, Position, Process, Row, Run, Skipped, Timing
-from flor_plugins.replayer.planning.training_ranges import Places
+from flor_plugins.records import (
+    Checkpoint,
+    Launch,
+    Position,
+    RecordingProcess,
+    Row,
+    Run,
+    SkippedCheckpoint,
+    Timing,
+)
+from flor_plugins.replayer.planning.training_ranges import RunIndex
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.layout import Store
@@ -35,8 +44,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     run_id = "20261123-200501-123-9f3a2c"
     run = Run(
         run_id, "bert", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "t.py"), None,
-        Process("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1.0, 10.0, None, 0.123),
-        skipped=(Skipped(Position(3, 30), DEAR, 31.0), Skipped(Position(3, 35), "the writer was busy")),
+        RecordingProcess("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1.0, 10.0, None, 0.123),
+        skipped=(SkippedCheckpoint(Position(3, 30), DEAR, 31.0), SkippedCheckpoint(Position(3, 35), "the writer was busy")),
         skipped_count=2,
     )  # fmt: skip
     save_run(run)
@@ -103,17 +112,17 @@ def test_show_says_what_was_skipped_and_what_recording_cost(
 
 def places(
     saved: dict[Position, tuple[str, ...]], epochs: int = 20, epoch_s: float | None = 10.0
-) -> Places:
+) -> RunIndex:
     """Epochs of ten steps; saved: the sections of each checkpoint."""
     path = Path("/nowhere")
-    run = Run("r", "n", "p", "hf", "finished", "", Launch("script", "t"), None, Process("h", 1, "2"), path,
+    run = Run("r", "n", "p", "hf", "finished", "", Launch("script", "t"), None, RecordingProcess("h", 1, "2"), path,
               timing=Timing(None, epoch_s))  # fmt: skip
     made = {
         at: Checkpoint("r", at, path, len(parts) > 1, 1, (), parts) for at, parts in saved.items()
     }
     starts = tuple(at for at, one in made.items() if one.can_train)
     ends = {epoch: 10 * epoch for epoch in range(epochs + 1)}
-    return Places(run, ends, made, frozenset(), Position(epochs, 10 * epochs), starts)
+    return RunIndex(run, ends, made, frozenset(), Position(epochs, 10 * epochs), starts)
 
 
 FULL, WEIGHTS = ("model", "optimizer"), ("model",)
@@ -152,7 +161,7 @@ EVERY = {Position(epoch, 10 * epoch): FULL for epoch in range(21)}
         (places({}, epochs=0), "0 of 0 epochs have a checkpoint."),
     ],
 )
-def test_how_the_epochs_without_a_checkpoint_are_reached(found: Places, said: str) -> None:
+def test_how_the_epochs_without_a_checkpoint_are_reached(found: RunIndex, said: str) -> None:
     assert read.reach(found) == said
 
 

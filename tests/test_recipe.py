@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import MissingDependency, RecipeError
-from flor_plugins.recipe import About, build_trainer, check_recipe, load_recipe
+from flor_plugins.recipe import RecipeSummary, build_trainer, check_recipe, load_recipe
 
 SHIPPED = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -106,7 +106,7 @@ def test_recipe_says_what_it_is_about(folder: Path) -> None:
     assert (found.model, found.data) == ("BERT", "real: texts")
     assert found.objective is not None
     assert (found.objective.text, found.objective.metric) == ("filling in", "eval_loss")
-    assert load_recipe(write(folder, GOOD)).about == About()
+    assert load_recipe(write(folder, GOOD)).about == RecipeSummary()
 
 
 def test_params_of_is_a_copy(folder: Path) -> None:

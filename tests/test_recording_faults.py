@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import flor_plugins as flor
-from flor_plugins.recorder.background_writer import Writer
+from flor_plugins.recorder.background_writer import BackgroundWriter
 from flor_plugins.recorder.recorder import MOST_GAPS, FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.state import rng
@@ -312,7 +312,7 @@ def test_a_writer_goes_on_when_its_warnings_are_errors() -> None:
         raise OSError("disk full")
 
     done: list[int] = []
-    writer = Writer(failed)
+    writer = BackgroundWriter(failed)
     for number in range(3):
         writer.put(fail)
         writer.put(lambda number=number: done.append(number))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flor_plugins.records import Position, Process
+from flor_plugins.records import Position, RecordingProcess
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs, save_run
@@ -205,7 +205,7 @@ def test_another_environment_than_before_the_interruption_is_an_obstacle(
     )
 
 
-ELSEWHERE = Process("another-host", 1, "")
+ELSEWHERE = RecordingProcess("another-host", 1, "")
 
 
 def test_a_requeued_job_goes_on_with_its_run_on_another_host(

@@ -24,11 +24,16 @@ from flor_plugins.store.checkpoints import (
 )
 from flor_plugins.store.codec import encode
 from flor_plugins.store.gc import pin, thin
-from flor_plugins.store.gc.checkpoint_sizes import Content, Shelf
+from flor_plugins.store.gc.checkpoint_sizes import CheckpointContent, CheckpointSizes
 from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up, read_shelf
-from flor_plugins.store.gc.eviction import Standing, Step, choose, limits_of
+from flor_plugins.store.gc.eviction import EvictionCandidate, EvictionStep, choose, limits_of
 from flor_plugins.store.gc.leftovers import size_of
-from flor_plugins.store.gc.replay_cost import Course, Form, Questions, estimated_course
+from flor_plugins.store.gc.replay_cost import (
+    CheckpointForm,
+    QuestionCosts,
+    RunCourse,
+    estimated_course,
+)
 from flor_plugins.store.layout import Store
 from tests.retaining import (
     STEPS,
@@ -43,7 +48,7 @@ from tests.retaining import (
     train,
 )
 
-FORMS: tuple[Form, ...] = ("full", "weights", "gone")
+FORMS: tuple[CheckpointForm, ...] = ("full", "weights", "gone")
 
 
 @pytest.fixture
@@ -51,23 +56,24 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / ".flor").make()
 
 
-def course(epochs: int, epoch_s: float = 1.0) -> Course:
-    return Course({epoch: epoch * STEPS for epoch in range(epochs + 1)}, at(epochs), epoch_s)
+def course(epochs: int, epoch_s: float = 1.0) -> RunCourse:
+    return RunCourse({epoch: epoch * STEPS for epoch in range(epochs + 1)}, at(epochs), epoch_s)
 
 
 def mean_of(epochs: int, kept: Iterable[int]) -> float:
     """The expected cost if only these epochs have a checkpoint."""
-    there: dict[Position, Form] = {at(epoch): "full" for epoch in kept}
-    return Questions.of(course(epochs), there).mean
+    there: dict[Position, CheckpointForm] = {at(epoch): "full" for epoch in kept}
+    return QuestionCosts.of(course(epochs), there).mean
 
 
-def equal(epochs: int, weights: int = 1, optimizer: int = 2) -> Standing:
+def equal(epochs: int, weights: int = 1, optimizer: int = 2) -> EvictionCandidate:
     """A run with a full checkpoint of the same size at each epoch."""
     positions = [at(epoch) for epoch in range(epochs + 1)]
-    shelf = Shelf(
-        {one: Content(weights, optimizer) for one in positions}, dict.fromkeys(positions, "full")
+    shelf = CheckpointSizes(
+        {one: CheckpointContent(weights, optimizer) for one in positions},
+        dict.fromkeys(positions, "full"),
     )
-    return Standing("run", course(epochs), [shelf], {positions[0], positions[-1]})
+    return EvictionCandidate("run", course(epochs), [shelf], {positions[0], positions[-1]})
 
 
 def log_spaced(epochs: int, count: int) -> list[set[int]]:
@@ -94,8 +100,8 @@ def test_a_run_with_a_checkpoint_at_each_epoch_answers_everything_at_once() -> N
 
 
 def test_costs_are_seconds_of_training_from_the_nearest_earlier_full_checkpoint() -> None:
-    there: dict[Position, Form] = {at(0): "full", at(2): "weights", at(4): "full"}
-    found = Questions.of(course(4, epoch_s=10.0), there).answers()
+    there: dict[Position, CheckpointForm] = {at(0): "full", at(2): "weights", at(4): "full"}
+    found = QuestionCosts.of(course(4, epoch_s=10.0), there).answers()
     # weights after 1 and 3: 10 s and 30 s; training from the beginning of 2, 3 and 4: 10 s, 20
     # s and 30 s
     assert found.at_once == (0, 2, 4)
@@ -105,10 +111,10 @@ def test_costs_are_seconds_of_training_from_the_nearest_earlier_full_checkpoint(
 
 def test_checkpoints_inside_an_epoch_are_worth_something_before_its_end() -> None:
     inside = [Position(0, step) for step in range(0, 100, 10)]
-    half = Course({0: 0}, inside[-1])
-    kept: dict[Position, Form] = dict.fromkeys(inside, "full")
-    less: dict[Position, Form] = {**kept, inside[5]: "gone"}
-    assert Questions.of(half, kept).mean < Questions.of(half, less).mean
+    half = RunCourse({0: 0}, inside[-1])
+    kept: dict[Position, CheckpointForm] = dict.fromkeys(inside, "full")
+    less: dict[Position, CheckpointForm] = {**kept, inside[5]: "gone"}
+    assert QuestionCosts.of(half, kept).mean < QuestionCosts.of(half, less).mean
 
 
 def test_the_course_of_a_run_is_estimated_from_its_checkpoints() -> None:
@@ -123,24 +129,26 @@ def test_the_course_of_a_run_is_estimated_from_its_checkpoints() -> None:
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> tuple[Course, dict[Position, Form]]:
+def runs(draw: st.DrawFn) -> tuple[RunCourse, dict[Position, CheckpointForm]]:
     epochs = draw(st.integers(0, 12))
     steps = st.integers(0, (epochs + 1) * STEPS - 1)
     chosen = draw(st.lists(st.tuples(steps, st.sampled_from(FORMS)), max_size=12))
-    there: dict[Position, Form] = {Position(step // STEPS, step): form for step, form in chosen}
+    there: dict[Position, CheckpointForm] = {
+        Position(step // STEPS, step): form for step, form in chosen
+    }
     return course(epochs, draw(st.sampled_from([1.0, 7.5]))), there
 
 
 @given(runs(), st.data())
 def test_the_increase_of_a_step_is_the_difference_of_the_costs(
-    run: tuple[Course, dict[Position, Form]], data: st.DataObject
+    run: tuple[RunCourse, dict[Position, CheckpointForm]], data: st.DataObject
 ) -> None:
     its_course, there = run
     there = {**there, Position(0, 0): "full"}
     weights = data.draw(
         st.none() | st.dictionaries(st.integers(1, 12), st.floats(0.1, 9.0), min_size=12)
     )
-    questions = Questions.of(its_course, there, weights)
+    questions = QuestionCosts.of(its_course, there, weights)
     present = [one for one, form in there.items() if form != "gone" and one.step]
     if not present:
         return
@@ -177,8 +185,10 @@ def test_thinning_again_and_again_beside_a_training_beats_the_newest_and_log_spa
     for epoch in range(1, 101):
         kept.append(epoch)
         positions = [at(one) for one in kept]
-        shelf = Shelf({one: Content(1) for one in positions}, dict.fromkeys(positions, "full"))
-        run = Standing(
+        shelf = CheckpointSizes(
+            {one: CheckpointContent(1) for one in positions}, dict.fromkeys(positions, "full")
+        )
+        run = EvictionCandidate(
             "run", estimated_course(positions, None), [shelf], {positions[0], positions[-1]}
         )
         choose([run], run.nbytes - room)
@@ -189,17 +199,17 @@ def test_thinning_again_and_again_beside_a_training_beats_the_newest_and_log_spa
 
 
 @st.composite
-def shelves(draw: st.DrawFn) -> list[Standing]:
+def shelves(draw: st.DrawFn) -> list[EvictionCandidate]:
     """Runs of checkpoints of all sizes that refer to earlier ones."""
     found = []
     for number in range(draw(st.integers(1, 3))):
         epochs = draw(st.integers(1, 7))
-        contents: dict[Position, Content] = {}
+        contents: dict[Position, CheckpointContent] = {}
         for epoch in range(epochs + 1):
             owners = [at(one) for one in range(epoch)]
             uses = draw(st.sets(st.sampled_from(owners), max_size=2)) if owners else set()
             weights = draw(st.integers(0, 50))
-            contents[at(epoch)] = Content(
+            contents[at(epoch)] = CheckpointContent(
                 rest=weights + 5,
                 optimizer=draw(st.integers(0, 100)),
                 tensors={"model/a": weights, "optimizer/b": 3},
@@ -210,15 +220,17 @@ def shelves(draw: st.DrawFn) -> list[Standing]:
                     (one, "optimizer/b") for one in uses if draw(st.booleans())
                 ),
             )
-        shelf = Shelf(contents, {one: draw(st.sampled_from(FORMS)) for one in contents})
+        shelf = CheckpointSizes(contents, {one: draw(st.sampled_from(FORMS)) for one in contents})
         fixed = {at(0), at(epochs)}
-        found.append(Standing(f"run{number}", course(epochs), [shelf], fixed, draw(st.booleans())))
+        found.append(
+            EvictionCandidate(f"run{number}", course(epochs), [shelf], fixed, draw(st.booleans()))
+        )
     return found
 
 
 @given(shelves(), st.integers(0, 800))
 def test_the_budget_is_met_or_nothing_more_can_be_given_up(
-    runs: list[Standing], budget: int
+    runs: list[EvictionCandidate], budget: int
 ) -> None:
     before = {run.run_id: dict(run.forms) for run in runs}
     total = sum(run.nbytes for run in runs)
@@ -241,7 +253,7 @@ def test_the_budget_is_met_or_nothing_more_can_be_given_up(
 
 @given(shelves(), st.integers(0, 800), st.integers(0, 800))
 def test_nothing_is_chosen_beyond_what_was_agreed_to(
-    runs: list[Standing], budget: int, later: int
+    runs: list[EvictionCandidate], budget: int, later: int
 ) -> None:
     forms_before = [dict(run.forms) for run in runs]
     total = sum(run.nbytes for run in runs)
@@ -258,11 +270,12 @@ def test_nothing_is_chosen_beyond_what_was_agreed_to(
 
 def test_a_step_that_turned_out_not_to_be_needed_is_taken_back() -> None:
     sizes = {0: 1, 1: 10, 2: 1, 3: 500, 4: 1}
-    shelf = Shelf(
-        {at(one): Content(size) for one, size in sizes.items()}, {at(one): "full" for one in sizes}
+    shelf = CheckpointSizes(
+        {at(one): CheckpointContent(size) for one, size in sizes.items()},
+        {at(one): "full" for one in sizes},
     )
-    run = Standing("run", course(4), [shelf], {at(0), at(4)})
-    assert choose([run], 400) == [Step("run", at(3), "full", "gone")]
+    run = EvictionCandidate("run", course(4), [shelf], {at(0), at(4)})
+    assert choose([run], 400) == [EvictionStep("run", at(3), "full", "gone")]
 
 
 # ---- on disk

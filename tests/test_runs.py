@@ -14,7 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flor_plugins.errors import StoreError, UnknownRun
-from flor_plugins.records import Code, Launch, Position, Process, Run, Skipped, Timing
+from flor_plugins.records import (
+    Code,
+    Launch,
+    Position,
+    RecordingProcess,
+    Run,
+    SkippedCheckpoint,
+    Timing,
+)
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import find_run, is_gone, list_runs, load_run, save_run, this_process
 
@@ -35,7 +43,7 @@ def make(store: Store, run_id: str, **changes: Any) -> Run:
         "started_at": "2026-11-23T20:05:01Z",
         "launch": Launch("script", "train.py", ("--lr", "1"), env={"A": "b"}),
         "code": Code("a" * 40, "/r/.git", "/r", ("big.bin (11 MB)",)),
-        "process": Process("elsewhere", 1, "2"),
+        "process": RecordingProcess("elsewhere", 1, "2"),
         "path": store.run(run_id),
     }
     run = Run(**{**fields, **changes})
@@ -61,8 +69,8 @@ def test_a_run_comes_back_as_it_was_saved(store: Store) -> None:
         timing=Timing(1.0, None, 0.5, 0.25),
         gaps=("disk was full",),
         skipped=(
-            Skipped(Position(2, 80), "the writer was busy", 1.5),
-            Skipped(Position(3, 120), "too dear"),
+            SkippedCheckpoint(Position(2, 80), "the writer was busy", 1.5),
+            SkippedCheckpoint(Position(3, 120), "too dear"),
         ),
         skipped_count=7,
     )
@@ -211,7 +219,9 @@ def test_a_pid_that_was_given_again_is_another_process(store: Store) -> None:
 
 
 def test_a_run_of_another_host_is_believed(store: Store) -> None:
-    run = make(store, FIRST, status="running", process=Process("elsewhere", 999_999_999, "1"))
+    run = make(
+        store, FIRST, status="running", process=RecordingProcess("elsewhere", 999_999_999, "1")
+    )
     assert load_run(run.path).status == "running"
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from saving_cases import OPTIMIZERS, SHAPES, Told, Training, equal, training
 
 from flor_plugins.recorder.checkpointing import staging_copy
-from flor_plugins.recorder.checkpointing.staging import Saver
+from flor_plugins.recorder.checkpointing.staging import CheckpointStaging
 from flor_plugins.records import Position
 from flor_plugins.store import files
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
@@ -223,7 +223,7 @@ def test_what_is_copied_beside_the_training_is_told_in_seconds_and_what_it_copie
     is_beside: bool, tmp_path: Path
 ) -> None:
     told: list[float] = []
-    saver = Saver(tmp_path, Told(), put=lambda job: job(), sync=lambda: None)
+    saver = CheckpointStaging(tmp_path, Told(), put=lambda job: job(), sync=lambda: None)
     saver._told.copied = told.append  # type: ignore[method-assign]
     tensor = torch.ones(16 << 20)
     for step in range(2):  # when it was seen to stay it is copied later
@@ -243,7 +243,9 @@ def test_what_is_copied_beside_the_training_is_told_in_seconds_and_what_it_copie
 
 def test_the_tensors_of_a_state_are_let_go_when_its_window_closes(tmp_path: Path) -> None:
     jobs: list[Callable[[], Any]] = []
-    saver = Saver(tmp_path, Told(), put=jobs.append, sync=lambda: None, in_process=False)
+    saver = CheckpointStaging(
+        tmp_path, Told(), put=jobs.append, sync=lambda: None, in_process=False
+    )
     tensor = torch.ones(1000)
     gone = weakref.ref(tensor.untyped_storage())
     saver.save(Position(0, 0), {"model": {"w": tensor}}, {tensor.data_ptr()})
@@ -259,7 +261,7 @@ def test_the_tensors_of_a_state_are_let_go_when_its_window_closes(tmp_path: Path
 def test_without_room_a_state_is_not_taken_and_nothing_waits(tmp_path: Path) -> None:
     jobs: list[Callable[[], Any]] = []
     told = Told()
-    saver = Saver(tmp_path, told, put=jobs.append, sync=lambda: None, in_process=False)
+    saver = CheckpointStaging(tmp_path, told, put=jobs.append, sync=lambda: None, in_process=False)
     large = torch.zeros(140 << 20, dtype=torch.uint8)
     for step in range(2):
         assert saver.has_room()

@@ -15,13 +15,18 @@ from hypothesis import strategies as st
 from posting import open_files
 
 from flor_plugins.errors import StoreError
-from flor_plugins.recorder.checkpointing.shared_buffers import ROUND, SMALL, Buffer, Pool
+from flor_plugins.recorder.checkpointing.shared_buffers import (
+    ROUND,
+    SMALL,
+    BufferPool,
+    SharedBuffer,
+)
 from flor_plugins.recorder.checkpointing.staging_copy import (
     ALIGNMENT,
-    Copier,
-    Copies,
-    Item,
-    Place,
+    BufferSlot,
+    CopyThread,
+    PendingCopies,
+    StagedTensor,
     copy,
 )
 from flor_plugins.store.checkpoints.hashes import hash_of
@@ -76,15 +81,15 @@ def row_major(tensor: torch.Tensor) -> bytes:
 
 
 @contextmanager
-def placed(tensors: list[torch.Tensor]) -> Iterator[tuple[Buffer, list[Item]]]:
+def placed(tensors: list[torch.Tensor]) -> Iterator[tuple[SharedBuffer, list[StagedTensor]]]:
     """A buffer full of other bytes, and an item with a place in it for each tensor."""
     items, end = [], 0
     for number, tensor in enumerate(tensors):
-        item = Item.of(f"model/{number}", tensor)
-        item.place = Place(end, item.nbytes)
+        item = StagedTensor.of(f"model/{number}", tensor)
+        item.place = BufferSlot(end, item.nbytes)
         end += -(-item.nbytes // ALIGNMENT) * ALIGNMENT
         items.append(item)
-    buffer = Buffer(end)
+    buffer = SharedBuffer(end)
     buffer.array[:] = 0xAA
     try:
         yield buffer, items
@@ -92,12 +97,12 @@ def placed(tensors: list[torch.Tensor]) -> Iterator[tuple[Buffer, list[Item]]]:
         buffer.close()
 
 
-def bytes_at(buffer: Buffer, item: Item) -> bytes:
+def bytes_at(buffer: SharedBuffer, item: StagedTensor) -> bytes:
     assert item.place is not None
     return buffer.array[item.place.offset : item.place.offset + item.place.nbytes].tobytes()
 
 
-def closed(copies: Copies) -> None:
+def closed(copies: PendingCopies) -> None:
     copies.work()
     copies.close()
 
@@ -125,7 +130,7 @@ def test_two_threads_copy_every_byte_as_it_was_when_the_state_was_taken(
     tensors = [tensor_of(*one) for one in made]
     expected = [row_major(one) for one in tensors]
     with placed(tensors) as (buffer, items):
-        copies, copier = Copies(buffer, items, []), Copier()
+        copies, copier = PendingCopies(buffer, items, []), CopyThread()
         copier.start(copies.work)
         if not is_early:
             copier.close()  # all is copied in the background
@@ -152,7 +157,7 @@ def test_a_write_that_no_version_counts_is_found_though_it_leaves_half_of_the_el
             for one in tensors
         ]
     with placed(tensors) as (buffer, items):
-        copies = Copies(buffer, items, [])
+        copies = PendingCopies(buffer, items, [])
         for one in tensors:
             one.data.add_(1)
             one.data.sub_(1)  # rounding has changed the lowest bits of some
@@ -160,7 +165,7 @@ def test_a_write_that_no_version_counts_is_found_though_it_leaves_half_of_the_el
         assert len(copies.torn) == len(tensors)
 
 
-class Slow(Item):
+class Slow(StagedTensor):
     """A tensor whose copy begins and waits."""
 
     __slots__ = ()
@@ -170,7 +175,7 @@ class Slow(Item):
         if threading.current_thread().name == "flor-copier":
             self.begun.set()
             assert self.goes_on.wait(60)
-        return Item.live(self)
+        return StagedTensor.live(self)
 
 
 def test_closing_in_the_middle_copies_the_rest_and_waits_for_the_one_that_is_being_copied() -> None:
@@ -178,7 +183,7 @@ def test_closing_in_the_middle_copies_the_rest_and_waits_for_the_one_that_is_bei
     with placed(tensors) as (buffer, items):
         slow = Slow.of(items[0].key, tensors[0])
         slow.place = items[0].place
-        copies, copier = Copies(buffer, [slow, *items[1:]], []), Copier()
+        copies, copier = PendingCopies(buffer, [slow, *items[1:]], []), CopyThread()
         copier.start(copies.work)
         assert Slow.begun.wait(60)
         closing = threading.Thread(target=copies.close)
@@ -196,8 +201,8 @@ def test_closing_in_the_middle_copies_the_rest_and_waits_for_the_one_that_is_bei
 
 def test_what_goes_wrong_in_the_background_is_raised_when_the_window_closes() -> None:
     with placed([torch.ones(3)]) as (buffer, items):
-        items[0].place = Place(0, 7)  # no room for 12 bytes
-        copies = Copies(buffer, items, [])
+        items[0].place = BufferSlot(0, 7)  # no room for 12 bytes
+        copies = PendingCopies(buffer, items, [])
         copies.work()
         with pytest.raises(ValueError):
             copies.close()
@@ -211,8 +216,8 @@ def test_what_goes_wrong_in_front_waits_for_the_thread_behind_before_the_buffer_
     tensors = [torch.ones(3), torch.ones(3)]
     with placed(tensors) as (buffer, items):
         slow = Slow.of(items[0].key, tensors[0])
-        slow.place, items[1].place = items[0].place, Place(64, 7)  # no room for 12 bytes
-        copies, copier, raised = Copies(buffer, [slow, items[1]], []), Copier(), []
+        slow.place, items[1].place = items[0].place, BufferSlot(64, 7)  # no room for 12 bytes
+        copies, copier, raised = PendingCopies(buffer, [slow, items[1]], []), CopyThread(), []
 
         def close() -> None:
             with pytest.raises(ValueError):
@@ -234,7 +239,7 @@ def test_what_goes_wrong_in_front_waits_for_the_thread_behind_before_the_buffer_
 def test_a_tensor_that_was_written_to_before_the_window_closed_is_torn() -> None:
     tensors = [torch.ones(3), torch.ones(3), torch.ones(3)]
     with placed(tensors) as (buffer, items):
-        copies = Copies(buffer, items, [])
+        copies = PendingCopies(buffer, items, [])
         tensors[1].add_(1)
         closed(copies)
         assert copies.torn == ["model/1"]
@@ -247,7 +252,7 @@ def test_a_tensor_that_was_written_to_through_data_before_it_was_copied_is_torn(
 ) -> None:
     tensor = torch.ones(2, size, dtype=dtype).T
     with placed([tensor]) as (buffer, items):
-        copies = Copies(buffer, items, [])
+        copies = PendingCopies(buffer, items, [])
         tensor.data.mul_(2)
         closed(copies)
         assert copies.torn == ["model/0"]
@@ -257,7 +262,7 @@ def test_a_tensor_that_was_written_to_through_data_after_it_was_copied_is_not_to
     tensor = torch.ones(1000)
     expected = row_major(tensor)
     with placed([tensor]) as (buffer, items):
-        copies = Copies(buffer, items, [])
+        copies = PendingCopies(buffer, items, [])
         copies.work()
         tensor.data.mul_(2)
         copies.close()
@@ -270,7 +275,7 @@ def test_a_tensor_that_is_only_compared_is_torn_if_its_hash_is_another_one() -> 
         for item, tensor in zip(items, tensors, strict=True):
             item.place, item.hash = None, hash_of(row_major(tensor))
         tensors[1].data.add_(1)
-        copies = Copies(buffer, items, [])
+        copies = PendingCopies(buffer, items, [])
         closed(copies)
         assert copies.torn == ["model/1"]
 
@@ -282,7 +287,7 @@ def test_a_watched_tensor_is_still_if_neither_its_version_nor_its_bytes_moved() 
             copy(item, buffer)
         tensors[1].data.add_(1)
         tensors[2].add_(1).sub_(1)  # as it was, and written to all the same
-        copies = Copies(buffer, [], items)
+        copies = PendingCopies(buffer, [], items)
         closed(copies)
         assert copies.still == {
             "model/0": True,
@@ -297,7 +302,7 @@ def test_a_watched_tensor_is_still_if_neither_its_version_nor_its_bytes_moved() 
 
 
 def test_a_buffer_is_used_again_for_a_state_of_the_same_size_or_a_little_more() -> None:
-    pool = Pool()
+    pool = BufferPool()
     first = pool.take(5 * ROUND)
     assert first is not None and first.nbytes == 5 * ROUND
     handle = first.handle
@@ -309,7 +314,7 @@ def test_a_buffer_is_used_again_for_a_state_of_the_same_size_or_a_little_more() 
 
 
 def test_a_third_large_state_is_refused_until_one_is_written() -> None:
-    pool = Pool()
+    pool = BufferPool()
     size = SMALL // 2 + 1
     taken = [pool.take(size), pool.take(size)]
     assert None not in taken and pool.is_full()
@@ -321,7 +326,7 @@ def test_a_third_large_state_is_refused_until_one_is_written() -> None:
 
 
 def test_small_states_may_wait_side_by_side_up_to_a_limit() -> None:
-    pool = Pool()
+    pool = BufferPool()
     each = SMALL // 8
     taken = [pool.take(each) for _ in range(8)]
     assert None not in taken and len({id(one) for one in taken}) == 8
@@ -330,7 +335,7 @@ def test_small_states_may_wait_side_by_side_up_to_a_limit() -> None:
 
 
 def test_who_waits_for_room_gets_it_when_a_state_is_written() -> None:
-    pool = Pool()
+    pool = BufferPool()
     size, found = SMALL // 2 + 1, []
     held = [pool.take(size), pool.take(size)]
     waiting = threading.Thread(target=lambda: found.append(pool.take(size, wait=True)))
@@ -344,7 +349,7 @@ def test_who_waits_for_room_gets_it_when_a_state_is_written() -> None:
 
 def test_memory_that_fits_nobody_is_given_back_and_said_so_before() -> None:
     dropped: list[tuple[int, bool]] = []
-    pool = Pool(
+    pool = BufferPool(
         lambda one: dropped.append((one.nbytes, os.fstat(one.handle).st_size == one.nbytes))
     )
     small = pool.take(1)
@@ -369,5 +374,5 @@ def test_a_system_without_memory_is_an_error_that_says_what_was_needed(
     monkeypatch.setattr(os, "ftruncate", full)
     handles = open_files()
     with pytest.raises(StoreError, match=f"needs {ROUND} bytes of shared memory.*File too large"):
-        Buffer(5)
+        SharedBuffer(5)
     assert open_files() <= handles

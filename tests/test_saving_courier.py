@@ -22,9 +22,9 @@ import torch
 from posting import SIZE, Post, job, kill_writer, open_files, wait_until, writer_of
 
 from flor_plugins.recorder.checkpointing import writer_lock
-from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
-from flor_plugins.recorder.checkpointing.writer_client import RESTARTS, Letter
-from flor_plugins.recorder.checkpointing.writer_process import Message, Scribe
+from flor_plugins.recorder.checkpointing.shared_buffers import SharedBuffer
+from flor_plugins.recorder.checkpointing.writer_client import RESTARTS, WriteOrder
+from flor_plugins.recorder.checkpointing.writer_process import CheckpointWriter, WriterMessage
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
@@ -156,7 +156,7 @@ def test_a_state_that_makes_no_sense_costs_only_itself(make: Callable[..., Post]
     buffer = post.buffers[0]
     poison = job(1, buffer.handle)
     poison["pieces"][0][1] = "float7"
-    post.courier.send(Letter(poison, buffer, post.answers.append))
+    post.courier.send(WriteOrder(poison, buffer, post.answers.append))
     pid = writer_of(post.folder)
     post.send(2)
     post.courier.flush()
@@ -169,7 +169,7 @@ def test_a_state_that_is_no_json_is_refused_before_it_is_sent(make: Callable[...
     post.send(0)
     bad = job(1, post.buffers[0].handle) | {"tree": {"model": float("nan")}}
     with pytest.raises(ValueError, match="JSON"):
-        post.courier.send(Letter(bad, post.buffers[0], post.answers.append))
+        post.courier.send(WriteOrder(bad, post.buffers[0], post.answers.append))
     post.close()
     assert post.arrived() == [0] and len(post.answers) == 1
 
@@ -182,12 +182,12 @@ def test_who_stumbles_over_an_answer_does_not_keep_the_others_from_theirs(
     post, said = make(in_process=in_process), []
     monkeypatch.setattr(threading, "excepthook", lambda args: said.append(args.exc_type))
 
-    def stumble(answer: Message) -> None:
+    def stumble(answer: WriterMessage) -> None:
         raise ValueError("a mistake")
 
-    buffer = Buffer(4 * SIZE)
+    buffer = SharedBuffer(4 * SIZE)
     post.buffers.append(buffer)
-    post.courier.send(Letter(job(0, buffer.handle), buffer, stumble))
+    post.courier.send(WriteOrder(job(0, buffer.handle), buffer, stumble))
     post.send(1)
     post.close()
     assert said == [ValueError] and [one["position"] for one in post.answers] == ["epoch=0,step=1"]
@@ -207,8 +207,8 @@ def test_what_a_killed_writer_left_half_is_no_checkpoint_and_is_not_in_the_way(
     torn = tmp_path / "checkpoints" / f"{PARTIAL}1"
     torn.mkdir(parents=True)
     (torn / "model.safetensors").write_bytes(b"half")
-    buffer = Buffer(4 * SIZE)
-    answer = Scribe(tmp_path).write(job(0, 0) | {"number": 7}, buffer.array.data)
+    buffer = SharedBuffer(4 * SIZE)
+    answer = CheckpointWriter(tmp_path).write(job(0, 0) | {"number": 7}, buffer.array.data)
     assert answer["number"] == 7 and "failed" not in answer
     buffer.close()
 
@@ -217,10 +217,10 @@ def test_what_a_killed_writer_left_half_is_no_checkpoint_and_is_not_in_the_way(
 def test_a_damaged_checkpoint_keeps_no_writer_from_starting(tmp_path: Path, warned: Any) -> None:
     one = save_checkpoint(tmp_path, Position(0, 1), encode({"model": {"w": torch.zeros(SIZE)}}))
     (one.path / "state.json").write_text("{")
-    buffer = Buffer(4 * SIZE)
+    buffer = SharedBuffer(4 * SIZE)
     with warnings.catch_warnings():
         warnings.simplefilter(warned)
-        scribe = Scribe(tmp_path)
+        scribe = CheckpointWriter(tmp_path)
     assert "failed" in scribe.write(
         job(1, 0) | {"number": 0}, buffer.array.data
     )  # there is one of that name

@@ -17,7 +17,7 @@ from posting import Post, wait_until, writer_of
 
 from flor_plugins.errors import StoreError
 from flor_plugins.recorder.checkpointing import writer_lock
-from flor_plugins.records import Process
+from flor_plugins.records import RecordingProcess
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.files import PARTIAL, read_json, write_json
 
@@ -208,7 +208,7 @@ def test_a_writer_that_takes_too_long_is_named(tmp_path: Path) -> None:
 
 def test_a_process_id_that_was_given_again_is_not_taken_for_the_writer(tmp_path: Path) -> None:
     writer_lock.announce(tmp_path, os.getpid())
-    was = Process(**read_json(tmp_path / writer_lock.FILE))
+    was = RecordingProcess(**read_json(tmp_path / writer_lock.FILE))
     write_json(
         tmp_path / writer_lock.FILE,
         {"host": was.host, "pid": was.pid, "started": was.started + "0"},

@@ -10,8 +10,8 @@ import pytest
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
-from flor_plugins.recorder.checkpointing.mutation_tracker import Habits
-from flor_plugins.recorder.checkpointing.update_window import Window
+from flor_plugins.recorder.checkpointing.mutation_tracker import MutationTracker
+from flor_plugins.recorder.checkpointing.update_window import UpdateWindow
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda of: torch.optim.SGD(of, 0.1, momentum=0.9, foreach=False),
@@ -28,7 +28,7 @@ class Seen:
     def __init__(self) -> None:
         self.weight = torch.nn.Parameter(torch.ones(3))
         self.closed: list[tuple[torch.Tensor, bool]] = []
-        self.window = Window(
+        self.window = UpdateWindow(
             lambda: self.closed.append((self.weight.detach().clone(), self.weight.grad is not None))
         )
 
@@ -144,7 +144,7 @@ def test_constants_are_trained_parameters_and_optimizer_states_and_no_frozen_one
         torch.nn.Parameter(torch.ones(3), requires_grad=one) for one in (True, False)
     )
     optimizer = torch.optim.AdamW([trained, frozen], 0.1)
-    window = Window(lambda: None)
+    window = UpdateWindow(lambda: None)
     window.attach([optimizer])
     trained.sum().backward()
     optimizer.step()
@@ -159,7 +159,9 @@ def test_constants_are_trained_parameters_and_optimizer_states_and_no_frozen_one
 KEY = "model/w"
 
 
-def save(habits: Habits, tensor: torch.Tensor, hash: str, constants: set[int] | None = None) -> str:
+def save(
+    habits: MutationTracker, tensor: torch.Tensor, hash: str, constants: set[int] | None = None
+) -> str:
     """One checkpoint, taken and written; returns how the tensor was treated."""
     how = habits.treatment(KEY, tensor, constants or set())
     taken = habits.taken(KEY, tensor, constants or set())
@@ -169,7 +171,7 @@ def save(habits: Habits, tensor: torch.Tensor, hash: str, constants: set[int] | 
 
 
 def test_a_trained_tensor_is_copied_later_only_after_a_window_in_which_nobody_wrote_to_it() -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     constants = {tensor.data_ptr()}
     assert habits.treatment(KEY, tensor, constants) == "watch"
     assert habits.treatment(KEY, tensor, constants) == "watch"  # what was seen is not known yet
@@ -178,7 +180,7 @@ def test_a_trained_tensor_is_copied_later_only_after_a_window_in_which_nobody_wr
 
 
 def test_a_tensor_that_was_written_to_between_updates_is_copied_at_once_ever_after() -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     habits.watched(KEY, is_still=False)
     assert habits.treatment(KEY, tensor, {tensor.data_ptr()}) == "now"
     habits.watched(KEY, is_still=True)
@@ -186,7 +188,7 @@ def test_a_tensor_that_was_written_to_between_updates_is_copied_at_once_ever_aft
 
 
 def test_a_frozen_tensor_is_believed_once_its_hash_was_the_same_twice() -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     assert [save(habits, tensor, "a") for _ in range(4)] == ["now", "now", "same", "same"]
     assert habits.known_hash(KEY) == "a"
 
@@ -195,7 +197,7 @@ def test_a_frozen_tensor_is_believed_once_its_hash_was_the_same_twice() -> None:
 def test_a_write_that_is_counted_makes_a_tensor_unknown_again(
     change: Callable[[torch.Tensor], Any],
 ) -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     for _ in range(3):
         save(habits, tensor, "a")
     change(tensor)
@@ -204,12 +206,12 @@ def test_a_write_that_is_counted_makes_a_tensor_unknown_again(
 
 
 def test_a_tensor_that_changed_without_a_trace_is_never_believed_again() -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     assert [save(habits, tensor, one) for one in "abbbbbb"] == ["now"] * 7
 
 
 def test_a_tensor_that_was_not_what_it_was_believed_to_be_is_never_believed_again() -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     for _ in range(2):
         save(habits, tensor, "a")
     assert habits.treatment(KEY, tensor, set()) == "same"
@@ -219,7 +221,7 @@ def test_a_tensor_that_was_not_what_it_was_believed_to_be_is_never_believed_agai
 
 
 def test_what_is_written_of_an_older_checkpoint_says_nothing_of_a_newer_version() -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     older = [habits.taken(KEY, tensor, set()) for _ in range(3)]
     tensor.add_(1)
     newer = habits.taken(KEY, tensor, set())
@@ -235,7 +237,7 @@ def test_what_is_written_of_an_older_checkpoint_says_nothing_of_a_newer_version(
 
 
 def test_what_was_known_of_a_frozen_tensor_is_forgotten_while_it_is_trained() -> None:
-    tensor, habits = torch.ones(3), Habits()
+    tensor, habits = torch.ones(3), MutationTracker()
     for _ in range(3):
         save(habits, tensor, "a")
     assert save(habits, tensor, "b", {tensor.data_ptr()}) == "watch"
@@ -257,7 +259,7 @@ def test_a_fused_optimizer_leaves_the_versions_of_what_it_changes() -> None:
 
 
 def test_memory_that_was_freed_and_given_to_another_tensor_is_not_taken_for_the_first_one() -> None:
-    habits = Habits()
+    habits = MutationTracker()
     memory = np.zeros(8)
     for _ in range(
         4
@@ -269,7 +271,7 @@ def test_memory_that_was_freed_and_given_to_another_tensor_is_not_taken_for_the_
 
 
 def test_inference_tensors_and_empty_ones_are_copied_at_once() -> None:
-    habits = Habits()
+    habits = MutationTracker()
     with torch.inference_mode():
         tensor = torch.ones(3)
     empty = torch.empty(0)

@@ -242,7 +242,9 @@ def test_what_it_may_take_is_known_before(store: Store, hook: Path, workers: Wor
     record(store, 1, 16, lr=0.1)
     for is_monotone, most in ((True, 5), (False, 16)):
         begun = search.begin(
-            store, flor.runs(store=store.root), search.Query("acc > 1", is_monotone, "all", (hook,))
+            store,
+            flor.runs(store=store.root),
+            search.SearchQuery("acc > 1", is_monotone, "all", (hook,)),
         )
         count, seconds = begun.estimate()
         assert count == most and seconds == pytest.approx(most / 16 * (1 + 16 * 0.1 * 10), rel=0.5)

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Code, Launch, Position, Process, Row, Run
+from flor_plugins.records import Code, Launch, Position, RecordingProcess, Row, Run
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.query.sql import TABLES, sql
@@ -29,7 +29,7 @@ def store(tmp_path: Path) -> Store:
         started_at="2026-11-23T20:05:01Z",
         launch=Launch("script", "train.py"),
         code=Code("a" * 40, "/r/.git", "/r"),
-        process=Process("elsewhere", 1, "2"),
+        process=RecordingProcess("elsewhere", 1, "2"),
         path=store.run(RUN),
         position=Position(2, 4),
         params={"lr": 0.5, "model.name": "x", "inf": math.inf},

@@ -13,10 +13,10 @@ from transformers import TrainerCallback
 
 import flor_plugins as flor
 from flor_plugins.hf import FlorCallback, fast_forward, loaders
-from flor_plugins.records import Pass, Position, Run
+from flor_plugins.records import Position, ReplayPass, Run
 from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.state import batch_fingerprint as fingerprints
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -164,7 +164,10 @@ def test_state_and_validation_are_computed_at_a_step_inside_an_epoch(
     run, _ = record("evaluated_in_the_epoch", tmp_path, every_n_steps=4)
     session, events = session_of(run, {})
     place = Position(2, 24)
-    passes = (Pass("state", ("norm",), "", (place,)), Pass("validate", ("nothing",), "", (place,)))
+    passes = (
+        ReplayPass("state", ("norm",), "", (place,)),
+        ReplayPass("validate", ("nothing",), "", (place,)),
+    )
     session.task = replace(session.task, passes=passes)
     monkeypatch.setattr(session, "hooks_of", lambda one: (norm,) if one.way == "state" else ())
     rows: list[Any] = []
@@ -192,7 +195,9 @@ class GoOn(TrainerCallback):
         self.ended = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        fast_forward.resume_at(self.trainer, self.sections, Wrapped(), restored=self.sections.clear)  # type: ignore[arg-type]
+        fast_forward.resume_at(
+            self.trainer, self.sections, MethodWrapper(), restored=self.sections.clear
+        )  # type: ignore[arg-type]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.ended += 1

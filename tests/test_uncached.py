@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flor_plugins.store.checkpoints import direct_io
-from flor_plugins.store.checkpoints.direct_io import BLOCK, UncachedFile
+from flor_plugins.store.checkpoints.direct_io import BLOCK, DirectFile
 
 SIZES = st.sampled_from([0, 1, 7, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK]) | st.integers(
     0, 5 * BLOCK
@@ -26,7 +26,7 @@ def test_what_is_written_in_parts_is_read_as_a_whole(
     path = tmp_path / "file"
     path.unlink(missing_ok=True)
     parts = [os.urandom(size) for size in sizes]
-    with UncachedFile(path, direct_io.WORTH if is_large else 0) as file:
+    with DirectFile(path, direct_io.WORTH if is_large else 0) as file:
         for part in parts:
             file.write(memoryview(part))
     assert path.read_bytes() == b"".join(parts)
@@ -36,7 +36,7 @@ def test_a_file_that_is_there_is_not_written_over(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for nbytes in (0, direct_io.WORTH):
         with pytest.raises(FileExistsError):
-            UncachedFile(tmp_path / "file", nbytes)
+            DirectFile(tmp_path / "file", nbytes)
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -51,7 +51,7 @@ def test_a_file_system_without_direct_writes_gets_ordinary_ones(
         return real(path, flags, mode)
 
     monkeypatch.setattr(os, "open", refuse)
-    with UncachedFile(tmp_path / "file", direct_io.WORTH) as file:
+    with DirectFile(tmp_path / "file", direct_io.WORTH) as file:
         file.write(memoryview(b"all the same"))
     assert (tmp_path / "file").read_bytes() == b"all the same"
 
@@ -68,6 +68,6 @@ def test_a_file_system_that_refuses_direct_writes_one_by_one_gets_ordinary_ones(
         return real(handle, memory)
 
     monkeypatch.setattr(os, "write", refuse)
-    with UncachedFile(tmp_path / "file", direct_io.WORTH) as file:
+    with DirectFile(tmp_path / "file", direct_io.WORTH) as file:
         file.write(memoryview(b"all the same"))
     assert (tmp_path / "file").read_bytes() == b"all the same"

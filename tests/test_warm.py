@@ -18,7 +18,7 @@ import pytest
 
 import flor_plugins as flor
 from flor_plugins.replayer.execution import fork_client
-from flor_plugins.replayer.execution.fork_client import Servers, servers
+from flor_plugins.replayer.execution.fork_client import ForkServers, servers
 from flor_plugins.replayer.execution.worker_group import environment
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import list_runs
@@ -124,13 +124,13 @@ def test_a_forked_worker_computes_what_a_fresh_process_does(
     project: Project, metric: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forked: list[Any] = []
-    fork = Servers.fork
+    fork = ForkServers.fork
 
-    def noting(self: Servers, *args: Any) -> Any:
+    def noting(self: ForkServers, *args: Any) -> Any:
         forked.append(fork(self, *args))
         return forked[-1]
 
-    monkeypatch.setattr(Servers, "fork", noting)
+    monkeypatch.setattr(ForkServers, "fork", noting)
     ask(project, metric)
     by_fork = values(project, metric)
     assert [one.returncode for one in forked] == [0]
@@ -224,7 +224,7 @@ weakref.finalize(own, print, "own")
 
 
 def test_a_server_that_can_not_import_is_left_for_fresh_processes(tmp_path: Path) -> None:
-    known = Servers()
+    known = ForkServers()
     env = {**os.environ, "PYTHONPATH": str(Path(flor.__file__).parents[1])}
     assert known.fork("no_framework", env, tmp_path / "task.json", 1, 2) is None
     first = known.begin("no_framework", env)
@@ -234,7 +234,7 @@ def test_a_server_that_can_not_import_is_left_for_fresh_processes(tmp_path: Path
 
 
 def test_servers_beyond_the_most_that_are_kept_are_ended() -> None:
-    known = Servers()
+    known = ForkServers()
     env = {**os.environ, "PYTHONPATH": str(Path(flor.__file__).parents[1])}
     made = [
         known.begin("no_framework", {**env, "NUMBER": str(number)})

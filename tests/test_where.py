@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.errors import WhereError
-from flor_plugins.store.query.where import Where
+from flor_plugins.store.query.where import WhereExpression
 
 N = float("nan")
 FRAME = pandas.DataFrame(
@@ -35,7 +35,7 @@ FRAME = pandas.DataFrame(
 
 
 def rows(text: str) -> list[int]:
-    mask = Where.parse(text).mask(FRAME)
+    mask = WhereExpression.parse(text).mask(FRAME)
     assert mask.dtype == bool and list(mask.index) == [10, 11, 12, 13]
     return [place for place, found in enumerate(mask) if found]
 
@@ -101,11 +101,11 @@ def test_an_expression_holds_where_pandas_says_so(text: str, expected: list[int]
 
 
 def test_names_are_the_columns_that_are_read() -> None:
-    where = Where.parse(
+    where = WhereExpression.parse(
         "lr < 1 and `cohen's kappa`.isna() or model.lr in [1] and lr > model.str.startswith('x')"
     )
     assert where.names == ("lr", "cohen's kappa", "model.lr", "model")
-    assert Where.parse("1 < 2").names == ()
+    assert WhereExpression.parse("1 < 2").names == ()
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_names_are_the_columns_that_are_read() -> None:
 )
 def test_everything_else_is_refused_with_its_place(text: str, place: int, why: str) -> None:
     with pytest.raises(WhereError, match=why) as caught:
-        Where.parse(text)
+        WhereExpression.parse(text)
     lines = str(caught.value).splitlines()
     assert lines[2].index("^") - 4 == place
     assert len(lines) == 4
@@ -166,7 +166,7 @@ def test_everything_else_is_refused_with_its_place(text: str, place: int, why: s
 )
 def test_deep_nesting_is_refused(text: str) -> None:
     with pytest.raises(WhereError):
-        Where.parse(text).mask(FRAME)
+        WhereExpression.parse(text).mask(FRAME)
 
 
 @pytest.mark.parametrize(
@@ -190,15 +190,15 @@ def test_deep_nesting_is_refused(text: str) -> None:
 )
 def test_types_that_do_not_fit_are_refused_with_their_place(text: str, place: int) -> None:
     with pytest.raises(WhereError, match="can't be computed") as caught:
-        Where.parse(text).mask(FRAME)
+        WhereExpression.parse(text).mask(FRAME)
     assert str(caught.value).splitlines()[2].index("^") - 4 == place
 
 
 def test_a_column_that_is_missing_is_named_with_close_matches() -> None:
     with pytest.raises(WhereError, match=r"no column 'nmae'(.|\n)*Did you mean name"):
-        Where.parse("lr < 1 and nmae == 'x'").mask(FRAME)
+        WhereExpression.parse("lr < 1 and nmae == 'x'").mask(FRAME)
     with pytest.raises(WhereError, match=r"Did you mean `train/acc`\?"):
-        Where.parse("acc < 1").mask(FRAME)
+        WhereExpression.parse("acc < 1").mask(FRAME)
 
 
 def test_an_empty_frame_gives_an_empty_mask() -> None:
@@ -211,24 +211,24 @@ def test_an_empty_frame_gives_an_empty_mask() -> None:
         "name.str.contains('x')",
         "True",
     ):
-        mask = Where.parse(text).mask(FRAME.iloc[:0])
+        mask = WhereExpression.parse(text).mask(FRAME.iloc[:0])
         assert mask.dtype == bool and len(mask) == 0
 
 
 def test_datetimes_compare_with_text() -> None:
     frame = pandas.DataFrame({"at": [datetime.datetime(2026, 1, 1), datetime.datetime(2026, 6, 1)]})
-    assert list(Where.parse("at > '2026-03-01'").mask(frame)) == [False, True]
+    assert list(WhereExpression.parse("at > '2026-03-01'").mask(frame)) == [False, True]
 
 
 def test_a_null_byte_is_refused() -> None:
     with pytest.raises(WhereError):
-        Where.parse("a\x00b")
+        WhereExpression.parse("a\x00b")
 
 
 @given(st.text("lr`'\"()<>=&|~ .1+*,[]:isnaotd#\\\n") | st.text())
 def test_any_text_is_parsed_or_refused_but_nothing_else_happens(text: str) -> None:
     try:
-        where = Where.parse(text)
+        where = WhereExpression.parse(text)
     except WhereError as error:
         assert "^" in str(error)
         return

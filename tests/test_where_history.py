@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from flor_plugins.hooks.hook_files import scan
-from flor_plugins.records import Code, Launch, Position, Process, Row, Run, Timing
+from flor_plugins.records import Code, Launch, Position, RecordingProcess, Row, Run, Timing
 from flor_plugins.replayer.planning import planner
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
@@ -85,7 +85,7 @@ def record(store: Store, number: int, hooks: Path) -> Run:
     run_id = f"20261123-2005{number:02}-123-9f3a2c"
     run = Run(
         run_id, f"run{number:02}", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "/r/train.py"),
-        Code("a" * 40, "/r/.git", "/r"), Process("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1, 10, 2),
+        Code("a" * 40, "/r/.git", "/r"), RecordingProcess("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1, 10, 2),
         params=params_of(number),
     )  # fmt: skip
     run.path.mkdir(parents=True)
@@ -210,7 +210,7 @@ def test_a_predicate_chooses_what_pandas_chooses(
     rows = table(history, metric, hooks)
     expected = rows[mask(rows) & rows[metric].isna()]
     assert 0 < len(expected) < len(rows)
-    made = planner.make(history, planner.Request((metric,), where, "all", (hooks,)))
+    made = planner.make(history, planner.ReplayRequest((metric,), where, "all", (hooks,)))
     counts.append((where, metric, len(rows), len(chosen(made)), len(expected)))
     assert chosen(made) == set(zip(expected["run"], expected["step"], strict=True))
 
@@ -218,7 +218,7 @@ def test_a_predicate_chooses_what_pandas_chooses(
 def test_without_a_predicate_all_that_is_missing_is_chosen(history: list[Run], hooks: Path) -> None:
     rows = table(history, "accuracy", hooks)
     missing = rows[rows["accuracy"].isna()]
-    made = planner.make(history, planner.Request(("accuracy",), None, "all", (hooks,)))
+    made = planner.make(history, planner.ReplayRequest(("accuracy",), None, "all", (hooks,)))
     assert chosen(made) == set(zip(missing["run"], missing["step"], strict=True))
 
 
@@ -233,6 +233,7 @@ def test_each_journal_is_read_once_for_a_plan(
             module, "read_run", lambda path, names=None: read.append(path) or original(path, names)
         )
     planner.make(
-        history, planner.Request(("accuracy", "norm"), "lr < 1 or accuracy.isna()", "all", (hooks,))
+        history,
+        planner.ReplayRequest(("accuracy", "norm"), "lr < 1 or accuracy.isna()", "all", (hooks,)),
     )
     assert sorted(read) == [run.path for run in history]

@@ -26,11 +26,11 @@ def endless_pause(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def made() -> background_writer.Writer:
+def made() -> background_writer.BackgroundWriter:
     def failed(error: Exception) -> None:
         raise AssertionError("no job fails here") from error
 
-    return background_writer.Writer(failed)
+    return background_writer.BackgroundWriter(failed)
 
 
 def test_what_is_wanted_soon_and_all_before_it_is_done_without_a_pause(endless_pause: None) -> None:

@@ -16,9 +16,9 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
-from flor_plugins.records import Pass, Position, Run, Stretch, Task
+from flor_plugins.records import Position, ReplayPass, Run, Task, TrainingRange
 from flor_plugins.replayer.planning.training_ranges import places_of
-from flor_plugins.replayer.worker_session.session import Session
+from flor_plugins.replayer.worker_session.session import WorkerSession
 
 SETTINGS: dict[str, Any] = {
     "accelerator": "cpu",
@@ -176,7 +176,7 @@ def adamw(module: nn.Module) -> Any:
 
 def session_of(
     run: Run, ways: dict[str, tuple[int, ...]], inside: Sequence[tuple[Position, Position]] = ()
-) -> tuple[Session, list[dict[str, Any]]]:
+) -> tuple[WorkerSession, list[dict[str, Any]]]:
     """A session without a worker, and the list that its events go to.
 
     ways: for each way the epochs, by completed count. inside: (start, end) of further stretches.
@@ -188,12 +188,14 @@ def session_of(
         if way == "train":
             stretches = [
                 *places.stretches(positions),
-                *(Stretch(*ends, (ends[0].epoch + 1,)) for ends in inside),
+                *(TrainingRange(*ends, (ends[0].epoch + 1,)) for ends in inside),
             ]
             ordered = tuple(sorted(stretches, key=lambda one: one.start))
-            passes.append(Pass("train", ("nothing",), "", stretches=ordered))
+            passes.append(ReplayPass("train", ("nothing",), "", stretches=ordered))
         else:
-            passes.append(Pass(way, ("nothing",), "", positions))  # type: ignore[arg-type]
+            passes.append(ReplayPass(way, ("nothing",), "", positions))  # type: ignore[arg-type]
     events: list[dict[str, Any]] = []
     task = Task(run.run_id, run.name, "", tuple(passes))
-    return Session(replace(run), task, "20261123-000000-000-000000", [], events.append), events
+    return WorkerSession(
+        replace(run), task, "20261123-000000-000-000000", [], events.append
+    ), events

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from xml.etree import ElementTree
 
-from flor_plugins.bench.results import Bench, Result
+from flor_plugins.bench.results import Bench, RecipeResult
 from flor_plugins.bench.table import percent, times
 
 WIDTH, LEFT, RIGHT = 960.0, 250.0, 740.0  # of the picture; of where values are drawn
@@ -108,7 +108,7 @@ def svg(bench: Bench) -> str:
     return picture.svg()
 
 
-def _questions(picture: Picture, results: Sequence[Result]) -> None:
+def _questions(picture: Picture, results: Sequence[RecipeResult]) -> None:
     longest = [one.again_s or 0.0 for one in results]
     longest += [question.process_s for one in results for question in one.questions]
     shown = axis(longest)
@@ -143,7 +143,7 @@ def _bar(picture: Picture, shown: Axis, name: str, value: float, colour: str, sa
     picture.y += LINE
 
 
-def _overheads(picture: Picture, results: Sequence[Result]) -> None:
+def _overheads(picture: Picture, results: Sequence[RecipeResult]) -> None:
     shown = axis([100 * value for one in results for value in _shares(one)])
     picture.title(
         "What recording costs",
@@ -174,7 +174,7 @@ def _overheads(picture: Picture, results: Sequence[Result]) -> None:
     picture.ruled(shown, begin, " %")
 
 
-def _shares(one: Result) -> Iterator[float]:
+def _shares(one: RecipeResult) -> Iterator[float]:
     if one.overhead is not None:
         yield from (one.overhead.low, one.overhead.high)
     if one.counted_overhead is not None:

@@ -22,7 +22,7 @@ _GRACE_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
-class Children:
+class BenchProcesses:
     """Where they record, and the file that gets what they print."""
 
     store: Path

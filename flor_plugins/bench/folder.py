@@ -19,7 +19,7 @@ DATA, TABLE, CHART, LOG, STORE = "bench.json", "bench.md", "bench.svg", "bench.l
 
 
 @dataclass(frozen=True, slots=True)
-class Folder:
+class BenchFolder:
     """A folder that a bench has made. Nothing else in it is touched."""
 
     root: Path
@@ -43,14 +43,14 @@ class Folder:
                 scratch.write_text(text if text.endswith("\n") else f"{text}\n", encoding="utf-8")
 
 
-def open_folder(root: Path) -> tuple[Folder, Bench | None]:
+def open_folder(root: Path) -> tuple[BenchFolder, Bench | None]:
     """A new folder, or one that a bench has made, with what that one had found.
 
     Raises FlorError for any other.
     """
     root = root.expanduser().absolute()
     if root.is_dir() and any(root.iterdir()):
-        return Folder(root), read(root)
+        return BenchFolder(root), read(root)
     if root.exists() and not root.is_dir():
         raise FlorError(
             f"the bench was to write into {root}, which is a file. Name another folder: --out "
@@ -59,7 +59,7 @@ def open_folder(root: Path) -> tuple[Folder, Bench | None]:
     Store(
         root
     ).make()  # with a .gitignore: a recording takes what it finds in the work tree for code
-    return Folder(root), None
+    return BenchFolder(root), None
 
 
 def read(root: Path) -> Bench:

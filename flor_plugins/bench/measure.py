@@ -9,10 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.bench.children import Children
+from flor_plugins.bench.children import BenchProcesses
 from flor_plugins.bench.own_store import forget
 from flor_plugins.bench.ratios import orders
-from flor_plugins.bench.results import Kept, Question, Result, Training, worst
+from flor_plugins.bench.results import (
+    BenchQuestion,
+    BenchTraining,
+    RecipeResult,
+    StoredSizes,
+    worst,
+)
 from flor_plugins.bench.values import by_epoch, values_of
 from flor_plugins.errors import FlorError, RecipeError
 from flor_plugins.recipe import Recipe, check_recipe, load_recipe
@@ -23,7 +29,7 @@ WAYS = ("without", "with")
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class BenchSettings:
     """How to measure.
 
     pairs: of each version. store: the bench's own. tell: hears what is done next.
@@ -35,11 +41,11 @@ class Setting:
     tell: Callable[[str], Any]
 
     @property
-    def children(self) -> Children:
-        return Children(self.store.root, self.log)
+    def children(self) -> BenchProcesses:
+        return BenchProcesses(self.store.root, self.log)
 
 
-def measured(path: Path, setting: Setting) -> Iterator[Result]:
+def measured(path: Path, setting: BenchSettings) -> Iterator[RecipeResult]:
     """What is known so far, after each step. Raises FlorError where it can't go on."""
     mistakes = check_recipe(path)
     if mistakes:
@@ -66,9 +72,9 @@ def measured(path: Path, setting: Setting) -> Iterator[Result]:
         yield result
 
 
-def _described(recipe: Recipe) -> Result:
+def _described(recipe: Recipe) -> RecipeResult:
     about = recipe.about
-    return Result(
+    return RecipeResult(
         recipe=recipe.name,
         path=str(recipe.path),
         versions=tuple(one.name for one in recipe.versions),
@@ -79,7 +85,7 @@ def _described(recipe: Recipe) -> Result:
     )
 
 
-def _trainings(recipe: Recipe, setting: Setting) -> Iterator[Training]:
+def _trainings(recipe: Recipe, setting: BenchSettings) -> Iterator[BenchTraining]:
     """Every pair is one with the callback and one without; who comes first changes from pair
     to pair.
     """
@@ -95,18 +101,20 @@ def _trainings(recipe: Recipe, setting: Setting) -> Iterator[Training]:
             yield training
 
 
-def _train(recipe: Recipe, version: str, pair: int, how: str, setting: Setting) -> Training:
+def _train(
+    recipe: Recipe, version: str, pair: int, how: str, setting: BenchSettings
+) -> BenchTraining:
     what = f"{recipe.name}: {version} {how} the callback"
     setting.tell(f"{what} ({pair} of {setting.pairs})")
     found, seconds = setting.children.run(
         "train", lambda result: [str(recipe.path), version, how, result], what
     )
-    return Training(
+    return BenchTraining(
         version=version, pair=pair, is_recorded=how == "with", process_s=seconds, **found
     )
 
 
-def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Kept]:
+def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[StoredSizes]:
     from flor_plugins.store.checkpoints import list_checkpoints
 
     runs = [find_run(store, run_id) for run_id in run_ids]
@@ -124,7 +132,7 @@ def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Kep
                 f"by run {run.name}"
             )
         sizes = [one.nbytes for one in list_checkpoints(run.path)]
-        yield Kept(
+        yield StoredSizes(
             version=run_ids[run.run_id],
             run_id=run.run_id,
             checkpoints=len(sizes),
@@ -135,7 +143,9 @@ def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Kep
         )
 
 
-def _ask(recipe: Recipe, metric: str, run_ids: dict[str, str], setting: Setting) -> Question:
+def _ask(
+    recipe: Recipe, metric: str, run_ids: dict[str, str], setting: BenchSettings
+) -> BenchQuestion:
     """A question that fails is told; the others are asked."""
     try:
         found, seconds = setting.children.run(
@@ -144,9 +154,9 @@ def _ask(recipe: Recipe, metric: str, run_ids: dict[str, str], setting: Setting)
             f"{recipe.name}: {metric}",
         )
     except FlorError as error:
-        return Question(metric=metric, error=str(error))
+        return BenchQuestion(metric=metric, error=str(error))
     values = {run_ids[run_id]: rows for run_id, rows in found.pop("values").items()}
-    return Question(
+    return BenchQuestion(
         metric=metric,
         process_s=seconds,
         verdict=worst(found.pop("verdicts")),

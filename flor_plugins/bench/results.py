@@ -18,13 +18,13 @@ _GRADES = ("exact", "close", "unverified", "diverged")
 Series = tuple[tuple[int, Any], ...]  # (epoch, value)
 
 
-class _Record(BaseModel):
+class ResultRecord(BaseModel):
     """Frozen; what is computed of it is written to the file and not read back."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class Training(_Record):
+class BenchTraining(ResultRecord):
     """One process that has trained one version.
 
     train_s, cpu_s: of the training alone, by the clock and of the processor (all threads);
@@ -43,7 +43,7 @@ class Training(_Record):
     run_ids: tuple[str, ...] = ()
 
 
-class Kept(_Record):
+class StoredSizes(ResultRecord):
     """What one run left in the store. checkpoint_bytes: of the largest one; all_bytes: of all
     together.
 
@@ -59,7 +59,7 @@ class Kept(_Record):
     objective: Series = ()
 
 
-class Question(_Record):
+class BenchQuestion(ResultRecord):
     """One metric, asked alone of all versions.
 
     process_s: of the process that answered; asked_s: in it, from the request to the dataframe.
@@ -75,7 +75,7 @@ class Question(_Record):
     error: str | None = None
 
 
-class Result(_Record):
+class RecipeResult(ResultRecord):
     """One recipe. measured_at: UTC, when it began. error: why it is not whole."""
 
     recipe: str
@@ -86,9 +86,9 @@ class Result(_Record):
     data: str | None = None
     objective: str | None = None
     objective_metric: str | None = None
-    trainings: tuple[Training, ...] = ()
-    kept: tuple[Kept, ...] = ()
-    questions: tuple[Question, ...] = ()
+    trainings: tuple[BenchTraining, ...] = ()
+    kept: tuple[StoredSizes, ...] = ()
+    questions: tuple[BenchQuestion, ...] = ()
     error: str | None = None
 
     @computed_field
@@ -177,22 +177,22 @@ class Result(_Record):
         ]
         return median(found) if found else None
 
-    def speedup(self, question: Question) -> float | None:
+    def speedup(self, question: BenchQuestion) -> float | None:
         """Training all versions again over answering the question."""
         if self.again_s is None or question.error or not question.process_s:
             return None
         return self.again_s / question.process_s
 
-    def pairs(self, version: str | None = None) -> Iterator[tuple[Training, Training]]:
+    def pairs(self, version: str | None = None) -> Iterator[tuple[BenchTraining, BenchTraining]]:
         """(with, without) of each pair that is whole, in the order measured."""
-        held: dict[tuple[str, int], Training] = {}
+        held: dict[tuple[str, int], BenchTraining] = {}
         for one in self.trainings:
             key = (one.version, one.pair)
             other = held.setdefault(key, one)
             if other is not one and version in (None, one.version):
                 yield (one, other) if one.is_recorded else (other, one)
 
-    def _share(self, of: Callable[[Training], float]) -> Interval | None:
+    def _share(self, of: Callable[[BenchTraining], float]) -> Interval | None:
         pairs = [pair for pair in self.pairs() if of(pair[1]) > 0]
         if not pairs:
             return None
@@ -205,7 +205,7 @@ def worst(verdicts: Iterable[str]) -> str | None:
     return max(verdicts, key=_GRADES.index, default=None)
 
 
-class Bench(_Record):
+class Bench(ResultRecord):
     """All that one bench.json holds.
 
     started_at, finished_at: UTC; finished_at is missing until it is whole.
@@ -216,9 +216,9 @@ class Bench(_Record):
     started_at: str
     finished_at: str | None = None
     machine: Mapping[str, Any] = {}
-    results: tuple[Result, ...] = ()
+    results: tuple[RecipeResult, ...] = ()
 
-    def with_result(self, result: Result) -> Bench:
+    def with_result(self, result: RecipeResult) -> Bench:
         """The one of the same recipe is replaced; a new one comes last."""
         names = [one.recipe for one in self.results]
         if result.recipe not in names:

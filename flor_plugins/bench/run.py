@@ -10,10 +10,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.bench.folder import Folder, open_folder
-from flor_plugins.bench.measure import Setting, measured
+from flor_plugins.bench.folder import BenchFolder, open_folder
+from flor_plugins.bench.measure import BenchSettings, measured
 from flor_plugins.bench.own_store import clear
-from flor_plugins.bench.results import Bench, Result
+from flor_plugins.bench.results import Bench, RecipeResult
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import load_recipe
 from flor_plugins.store.layout import store_in
@@ -23,7 +23,7 @@ _PACKAGES = ("torch", "transformers", "lightning", "flor-plugins")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BenchRequest:
     """pairs: trainings with and without the callback, of each version. store: None for one in
     `out`.
 
@@ -37,7 +37,9 @@ class Asked:
     is_added: bool = False
 
 
-def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[Result, ...]]:
+def run(
+    asked: BenchRequest, tell: Callable[[str], Any]
+) -> tuple[BenchFolder, Bench, tuple[RecipeResult, ...]]:
     """Measure. Returns the folder, all that its files hold, and what was measured now.
 
     A recipe that fails is told in its row. Raises FlorError before anything is measured: for
@@ -55,10 +57,10 @@ def run(asked: Asked, tell: Callable[[str], Any]) -> tuple[Folder, Bench, tuple[
     if asked.store is None:
         clear(folder.store, {_name(path) for path in paths} if asked.is_added else None)
     store = folder.store if asked.store is None else store_in(asked.store)
-    setting = Setting(asked.pairs, store.make(), folder.log, tell)
-    found: list[Result] = []
+    setting = BenchSettings(asked.pairs, store.make(), folder.log, tell)
+    found: list[RecipeResult] = []
     for path in paths:
-        result = Result(recipe=_name(path), path=str(path), measured_at=_now())
+        result = RecipeResult(recipe=_name(path), path=str(path), measured_at=_now())
         try:
             for step in measured(path, setting):
                 result = step.model_copy(update={"measured_at": result.measured_at})

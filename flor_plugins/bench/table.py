@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from flor_plugins.bench.ratios import LEAST_PAIRS
-from flor_plugins.bench.results import Bench, Question, Result, Series
+from flor_plugins.bench.results import Bench, BenchQuestion, RecipeResult, Series
 from flor_plugins.store.sizes import format_size
 
 HEAD = (
@@ -58,7 +58,7 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(_cell(one) for one in line)} |" for line in lines)
 
 
-def overhead(one: Result) -> str:
+def overhead(one: RecipeResult) -> str:
     """+1.2 %, +0.26 s (-0.4 to +2.9 %, 3 pairs: inconclusive)"""
     found, seconds = one.overhead, one.overhead_s
     if found is None or seconds is None:
@@ -131,7 +131,7 @@ def _machine(bench: Bench) -> str:
     )
 
 
-def _row(one: Result) -> list[str]:
+def _row(one: RecipeResult) -> list[str]:
     kept = one.kept[0] if one.kept else None
     metric = (
         f"{one.objective_metric} {series(kept.objective)}" if kept and one.objective_metric else ""
@@ -151,7 +151,7 @@ def _row(one: Result) -> list[str]:
     ]
 
 
-def _seconds_a_version(one: Result) -> str:
+def _seconds_a_version(one: RecipeResult) -> str:
     found = [
         s for s in (one.seconds(name, is_recorded=True) for name in one.versions) if s is not None
     ]
@@ -160,7 +160,7 @@ def _seconds_a_version(one: Result) -> str:
     return f"{min(found):.1f}" if len(found) == 1 else f"{min(found):.1f} to {max(found):.1f}"
 
 
-def _overhead(one: Result) -> str:
+def _overhead(one: RecipeResult) -> str:
     processor, counted = one.processor_overhead, one.counted_overhead
     said = [overhead(one)] if one.overhead else []
     said += [f"processor {percent(processor.middle)}"] if processor else []
@@ -169,13 +169,13 @@ def _overhead(one: Result) -> str:
     )
 
 
-def _answered(one: Result, question: Question) -> str:
+def _answered(one: RecipeResult, question: BenchQuestion) -> str:
     if question.error:
         return f"{question.metric}: failed"
     return f"{question.metric} {question.process_s:.1f} s ({times(one.speedup(question))})"
 
 
-def _told(one: Result) -> str:
+def _told(one: RecipeResult) -> str:
     wrong = [f"failed: {one.error}"] if one.error else []
     wrong += [
         f"{question.metric}: {question.error}" for question in one.questions if question.error
@@ -183,7 +183,7 @@ def _told(one: Result) -> str:
     return "<br>".join([*([one.verdict] if one.verdict else []), *wrong])
 
 
-def _details(one: Result) -> list[str]:
+def _details(one: RecipeResult) -> list[str]:
     found = []
     if one.trainings:
         head = (
@@ -213,7 +213,7 @@ def _details(one: Result) -> list[str]:
     return [*found, *([f"Failed: {one.error}"] if one.error else [])]
 
 
-def _version(one: Result, name: str, width: int) -> list[str]:
+def _version(one: RecipeResult, name: str, width: int) -> list[str]:
     ours = [training for training in one.trainings if training.version == name]
     pairs = list(one.pairs(name))
     kept = next((each for each in one.kept if each.version == name), None)
@@ -231,7 +231,7 @@ def _version(one: Result, name: str, width: int) -> list[str]:
     return cells[:width]
 
 
-def _question(one: Result, question: Question) -> list[str]:
+def _question(one: RecipeResult, question: BenchQuestion) -> list[str]:
     seen = [series(question.values.get(name, ())) for name in one.versions]
     if question.error and not question.count:
         return [question.metric, "", "", "", "", question.error, *seen]

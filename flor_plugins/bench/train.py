@@ -17,13 +17,13 @@ import torch
 
 from flor_plugins.errors import FlorError, RecipeError
 from flor_plugins.loops.intercept import listen
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.recorder.launching import run_script
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store, find_store
 
 
-class Clock:
+class TrainingClock:
     """Runs from the first `begin`. trained: what was given to it."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def measure(path: Path, version: str, *, is_recorded: bool) -> dict[str, Any]:
 
     Raises RecipeError where what was asked for is not what happened.
     """
-    clock, store = Clock(), find_store()
+    clock, store = TrainingClock(), find_store()
     before = run_ids(store)
     listen(clock.begin, is_recorded=is_recorded)
     run_script.recipe(path, version, is_recorded=is_recorded, begins=clock.begin)
@@ -83,7 +83,7 @@ def count_parameters(trained: Any) -> int:
     """Of what a recipe's function has built, or what `flor.checkpoints` was given; shared
     ones count once.
     """
-    if isinstance(trained, Registered):
+    if isinstance(trained, ObjectRegistry):
         modules = list(trained.modules().values())
     else:
         modules = [trained[1] if isinstance(trained, tuple) else trained.model]

@@ -10,10 +10,10 @@ from flor_plugins.bench.results import Series
 from flor_plugins.records import Run
 from flor_plugins.store.layout import Store
 
-Rows = dict[str, list[tuple[int, int, Any]]]  # run_id: (epoch, step, value)
+MetricRows = dict[str, list[tuple[int, int, Any]]]  # run_id: (epoch, step, value)
 
 
-def values_of(store: Store, runs: Sequence[Run], metric: str) -> Rows:
+def values_of(store: Store, runs: Sequence[Run], metric: str) -> MetricRows:
     """The values that are there, by run, in the order of the run.
 
     Of several phases validation is meant.
@@ -24,7 +24,7 @@ def values_of(store: Store, runs: Sequence[Run], metric: str) -> Rows:
     column = next(
         (label for label in data.columns if label == f"validation/{metric}"), data.columns[-1]
     )
-    found: Rows = {run.run_id: [] for run in runs}
+    found: MetricRows = {run.run_id: [] for run in runs}
     for run_id, epoch, step, value in zip(
         data["run"], data["epoch"], data["step"], data[column], strict=True
     ):

@@ -77,7 +77,7 @@ def replay(
     """Compute metrics for past runs, and print the schedule, the verdicts and the dataframe."""
     from flor_plugins.cli import replay
 
-    asked = replay.Asked(
+    asked = replay.ReplayOptions(
         recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()), workers, engine, tuple(patch or ()),
         show_patches,
     )  # fmt: skip
@@ -136,7 +136,7 @@ def first(
     """
     from flor_plugins.cli import first
 
-    asked = first.Asked(
+    asked = first.FirstOptions(
         when, monotone, epochs, tuple(hook or ()), tuple(run or ()), workers, engine
     )
     raise typer.Exit(first.first(asked, yes, as_json, as_csv))

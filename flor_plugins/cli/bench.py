@@ -10,8 +10,8 @@ from typing import Any
 
 from flor_plugins.bench import table
 from flor_plugins.bench.folder import CHART, DATA, TABLE
-from flor_plugins.bench.results import Result
-from flor_plugins.bench.run import Asked, run
+from flor_plugins.bench.results import RecipeResult
+from flor_plugins.bench.run import BenchRequest, run
 from flor_plugins.cli import tables
 
 COLUMNS = [
@@ -30,7 +30,7 @@ def bench(
     targets: list[Path], pairs: int, out: Path, store: Path | None, is_added: bool, as_json: bool
 ) -> int:
     """Exit status 0, or 1 when a recipe failed or a verdict is not exact."""
-    asked = Asked(tuple(targets), pairs, out, store, is_added)
+    asked = BenchRequest(tuple(targets), pairs, out, store, is_added)
     folder, bench, found = run(asked, lambda what: print(what, file=sys.stderr, flush=True))
     if as_json:
         print(bench.model_dump_json(indent=1))
@@ -48,7 +48,7 @@ def bench(
     return 0 if all(one.is_good for one in found) else 1
 
 
-def _rows(one: Result) -> list[dict[str, Any]]:
+def _rows(one: RecipeResult) -> list[dict[str, Any]]:
     """One row per question, the first of them with what is of the recipe."""
     first = {
         "recipe": one.recipe,

@@ -40,11 +40,11 @@ def recipe_check(file: Path) -> int:
 
 def _where_mistakes(file: Path) -> list[str]:
     from flor_plugins.errors import WhereError
-    from flor_plugins.store.query.where import Where
+    from flor_plugins.store.query.where import WhereExpression
 
     text = load_recipe(file).replay.where
     try:
-        Where.parse(text) if text else None
+        WhereExpression.parse(text) if text else None
     except WhereError as error:
         lines = file.read_text(encoding="utf-8").splitlines()
         number = next((i for i, line in enumerate(lines, 1) if "where:" in line), 1)

@@ -21,7 +21,7 @@ _ASK_ABOVE_S = 60.0
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class FirstOptions:
     """The words of the command line."""
 
     when: str
@@ -33,7 +33,7 @@ class Asked:
     engine: str = "local"
 
 
-def first(asked: Asked, yes: bool, as_json: bool, as_csv: bool) -> int:
+def first(asked: FirstOptions, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed or a person said no, 3 when a replay
     diverged.
     """
@@ -46,7 +46,7 @@ def first(asked: Asked, yes: bool, as_json: bool, as_csv: bool) -> int:
         raise FlorError(
             f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer."
         )
-    query = search.Query(
+    query = search.SearchQuery(
         asked.when, asked.is_monotone, asked.epochs, requests.hooks_for(found, asked.hooks)
     )
     begun = search.begin(store, found, query)

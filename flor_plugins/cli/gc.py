@@ -12,7 +12,7 @@ import typer
 from flor_plugins.cli import tables
 from flor_plugins.errors import FlorError
 from flor_plugins.store import gc as collection
-from flor_plugins.store.gc import Collection, Share, Summary
+from flor_plugins.store.gc import CheckpointTotals, GcPlan, RunShare
 from flor_plugins.store.layout import find_store
 from flor_plugins.store.runs import find_run
 from flor_plugins.store.sizes import format_size, parse_size
@@ -54,7 +54,7 @@ def _nbytes(budget: str | None) -> int | None:
         raise typer.BadParameter(f"--budget: {error}") from error
 
 
-def _agreed(plan: Collection) -> bool:
+def _agreed(plan: GcPlan) -> bool:
     """What is given up is gone: without a person to ask it must have been said beforehand."""
     if not sys.stdin.isatty():
         raise FlorError(
@@ -70,13 +70,13 @@ def _tell(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def _end(plan: Collection) -> int:
+def _end(plan: GcPlan) -> int:
     if plan.problem:
         print(f"flor: {plan.problem}", file=sys.stderr)
     return 1 if plan.problem else 0
 
 
-def _show(plan: Collection, as_json: bool) -> None:
+def _show(plan: GcPlan, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_plain(plan), indent=1))
         return
@@ -95,7 +95,7 @@ def _show(plan: Collection, as_json: bool) -> None:
     )
 
 
-def _row(share: Share) -> dict[str, Any]:
+def _row(share: RunShare) -> dict[str, Any]:
     answers = share.after.answers
     return {
         "run": share.run_id,
@@ -114,7 +114,7 @@ def _seconds(cost: float | None) -> str:
     return "never" if cost is None else f"{cost:.1f}"
 
 
-def _counted(one: Summary) -> str:
+def _counted(one: CheckpointTotals) -> str:
     return f"{one.full} full" + (f" + {one.weights} weights" if one.weights else "")
 
 
@@ -129,7 +129,7 @@ def spans(epochs: Sequence[int]) -> str:
     return ",".join(str(one[0]) if len(one) == 1 else f"{one[0]}:{one[-1]}" for one in found)
 
 
-def _plain(plan: Collection) -> dict[str, Any]:
+def _plain(plan: GcPlan) -> dict[str, Any]:
     return {
         "store": str(plan.store.root),
         "budget": plan.budget,
@@ -141,7 +141,7 @@ def _plain(plan: Collection) -> dict[str, Any]:
     }
 
 
-def _plain_runs(shares: Iterable[Share]) -> Iterable[dict[str, Any]]:
+def _plain_runs(shares: Iterable[RunShare]) -> Iterable[dict[str, Any]]:
     for share in shares:
         steps = [
             {
@@ -162,7 +162,7 @@ def _plain_runs(shares: Iterable[Share]) -> Iterable[dict[str, Any]]:
         }
 
 
-def _plain_summary(one: Summary) -> dict[str, Any]:
+def _plain_summary(one: CheckpointTotals) -> dict[str, Any]:
     return {
         "bytes": one.nbytes,
         "full": one.full,

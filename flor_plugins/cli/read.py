@@ -17,7 +17,7 @@ from flor_plugins.store.runs import find_run, list_runs
 from flor_plugins.store.sizes import format_size
 
 if TYPE_CHECKING:
-    from flor_plugins.replayer.planning.training_ranges import Places
+    from flor_plugins.replayer.planning.training_ranges import RunIndex
 
 _FEW = 5
 
@@ -93,7 +93,7 @@ def checkpoints(name: str, as_json: bool, as_csv: bool) -> None:
     print(reach(places))
 
 
-def reach(places: Places) -> str:
+def reach(places: RunIndex) -> str:
     """How many epochs have a checkpoint, and how the others are reached; for people."""
     ends = [Position(epoch, step) for epoch, step in sorted(places.ends.items()) if epoch]
     held = [places.saved[end] for end in ends if end in places.saved]

@@ -26,7 +26,7 @@ SCHEDULE = ["run", "name", "vid", "epochs", "way", "seconds", "estimated", "verd
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ReplayOptions:
     """The words of the command line."""
 
     recipe: Path | None
@@ -41,7 +41,7 @@ class Asked:
     show_patches: bool = False
 
 
-def replay(asked: Asked, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
+def replay(asked: ReplayOptions, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed, 3 when a replay diverged."""
     from flor_plugins.replayer import requests
     from flor_plugins.replayer.planning import planner
@@ -90,7 +90,7 @@ def _record_missing(store: Store, recipe: Recipe) -> None:
         raise FlorError(f"{recipe.path}: recording failed, so there is nothing to replay")
 
 
-def _runs(store: Store, asked: Asked, recipe: Recipe | None) -> list[Run]:
+def _runs(store: Store, asked: ReplayOptions, recipe: Recipe | None) -> list[Run]:
     if asked.runs:
         return [find_run(store, parse_reference(name).run) for name in asked.runs]
     found = list_runs(store)
@@ -105,7 +105,11 @@ def _runs(store: Store, asked: Asked, recipe: Recipe | None) -> list[Run]:
 
 
 def _request(
-    store: Store, found: list[Run], asked: Asked, recipe: Recipe | None, hooks: tuple[Path, ...]
+    store: Store,
+    found: list[Run],
+    asked: ReplayOptions,
+    recipe: Recipe | None,
+    hooks: tuple[Path, ...],
 ) -> Any:
     from flor_plugins.replayer import requests
 

@@ -11,17 +11,17 @@ from transformers import Trainer, TrainerCallback
 
 from flor_plugins.errors import FlorError
 from flor_plugins.hf import fast_forward, loaders, state
-from flor_plugins.hf.collector import Harvest
+from flor_plugins.hf.collector import MetricCollector
 from flor_plugins.hf.obstacles import obstacles_of
 from flor_plugins.hf.params import params_of
-from flor_plugins.hf.rng_history import Trail
+from flor_plugins.hf.rng_history import RngHistory
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.recorder import recorder as recording
 from flor_plugins.recorder.distributed import begin_together
 from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import processes
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.state.module import parameter_names
 
 
@@ -70,9 +70,9 @@ class FlorCallback(TrainerCallback):
         )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
-        self._harvest: Harvest | None = None
-        self._wrapped = Wrapped()
-        self._trail = Trail()
+        self._harvest: MetricCollector | None = None
+        self._wrapped = MethodWrapper()
+        self._trail = RngHistory()
         self._step = 0  # at the last boundary
         self._has_trained = False
         self._is_evaluating = False
@@ -88,7 +88,7 @@ class FlorCallback(TrainerCallback):
         model: Any = trainer.model
         self._harvest, self._trail, self._step = (
             None,
-            Trail(),
+            RngHistory(),
             0,
         )  # not those of an earlier training
         self._has_trained = False
@@ -110,7 +110,7 @@ class FlorCallback(TrainerCallback):
             self._harvest = self._recorder = None
 
     def _attach(self, trainer: Trainer, recorder: recording.Recorder) -> None:
-        self._harvest = Harvest(
+        self._harvest = MetricCollector(
             trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours
         )
         self._harvest.attach()
@@ -139,7 +139,7 @@ class FlorCallback(TrainerCallback):
         """
         assert recorder.resumption is not None
         self._trail, self._step = (
-            Trail.of(recorder.resumption.sections),
+            RngHistory.of(recorder.resumption.sections),
             recorder.resumption.position.step,
         )
         recorder.go_on()
@@ -300,7 +300,7 @@ class FlorCallback(TrainerCallback):
     def _is_recording(self) -> bool:
         return self._recorder is not None and self._recorder.run.status == "running"
 
-    def _afterwards(self, act: Callable[[Harvest], Any]) -> None:
+    def _afterwards(self, act: Callable[[MetricCollector], Any]) -> None:
         """evaluate and predict may come after the training: same run, at its last position."""
         if self._is_recording() or self._recorder is None:
             self._feed(act)
@@ -310,7 +310,7 @@ class FlorCallback(TrainerCallback):
         self._feed(act)
         self._ours(recorder.close_again)
 
-    def _feed(self, act: Callable[[Harvest], Any]) -> None:
+    def _feed(self, act: Callable[[MetricCollector], Any]) -> None:
         if self._harvest is not None:
             harvest = self._harvest
             self._ours(lambda: act(harvest))

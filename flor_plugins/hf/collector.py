@@ -17,27 +17,32 @@ from transformers import Trainer
 
 from flor_plugins.hf import loaders
 from flor_plugins.hooks import log
-from flor_plugins.hooks.dispatch import Hooks
+from flor_plugins.hooks.dispatch import HookDispatcher
 from flor_plugins.hooks.metric import Context
 from flor_plugins.records import Phase
 from flor_plugins.state import batch_fingerprint as fingerprints
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.state.still import still
 from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH
 from flor_plugins.store.metrics.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
-Guarded = Callable[[Callable[[], Any]], Any]
+GuardedCall = Callable[[Callable[[], Any]], Any]
 
 # HF logs the mean loss since the last log as "loss"; here "loss" is each update's own.
 _RENAMED = {"loss": "loss_logged"}
 
 
-class Harvest:
+class MetricCollector:
     """Feeds a Timeline from a trainer, and calls step and validation hooks at their moments."""
 
     def __init__(
-        self, trainer: Trainer, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded
+        self,
+        trainer: Trainer,
+        timeline: Timeline,
+        hooks: HookDispatcher,
+        run: str,
+        guarded: GuardedCall,
     ) -> None:
         self.trainer, self.timeline, self.hooks, self.run, self.guarded = (
             trainer,
@@ -46,7 +51,7 @@ class Harvest:
             run,
             guarded,
         )
-        self._wrapped = Wrapped()
+        self._wrapped = MethodWrapper()
         self._losses: list[torch.Tensor] = []
         self._batch: Any = None
         self._val_loader: Any = None
@@ -231,7 +236,7 @@ class Harvest:
         later one doesn't. Where several processes train it has all of the data, not this one's
         share: as in a replay by one process."""
         if self._val_loader is None and self.trainer.eval_dataset is not None:
-            kept, wrapped = getattr(self.trainer, "_eval_dataloaders", {}), Wrapped()
+            kept, wrapped = getattr(self.trainer, "_eval_dataloaders", {}), MethodWrapper()
             self.trainer._eval_dataloaders = {}
             if self.trainer.args.world_size > 1:
                 wrapped.around(self.trainer.accelerator, "prepare", self._prepare_whole)

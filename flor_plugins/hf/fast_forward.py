@@ -17,7 +17,7 @@ from transformers import Trainer
 
 from flor_plugins.hf import loaders, state
 from flor_plugins.state import loader_iteration
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 
 _MODULE: Any = transformers.trainer  # `_run_epoch` looks `skip_first_batches` up in it
 RESTORED = (
@@ -77,7 +77,7 @@ def completed_steps(sections: Mapping[str, Any]) -> int:
 def resume_at(
     trainer: Trainer,
     sections: Mapping[str, Any],
-    wrapped: Wrapped,
+    wrapped: MethodWrapper,
     entering: Callable[[], Any] = lambda: None,
     restored: Callable[[], Any] = lambda: None,
 ) -> None:
@@ -123,7 +123,7 @@ def resume_at(
     wrapped.before(trainer, "_finalize_training", _finalize_training)
 
 
-class _Skipper:
+class _SkippingLoader:
     """Stands in for the training loader: its iterator stands behind the batches that are done."""
 
     def __init__(
@@ -163,12 +163,12 @@ def _skipping(
     trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], Any]
 ) -> Iterator[None]:
     """Within the block the trainer's own skipping is replaced, and put back after its first use."""
-    wrapped, arguments = Wrapped(), trainer.args
+    wrapped, arguments = MethodWrapper(), trainer.args
     skip, ignored = _MODULE.skip_first_batches, arguments.ignore_data_skip
 
     def first_batches(loader: Any, num_batches: int = 0) -> Any:
         _MODULE.skip_first_batches = skip
-        return _Skipper(loader, trainer, sections, restored)
+        return _SkippingLoader(loader, trainer, sections, restored)
 
     wrapped.around(trainer, "_load_rng_state", lambda original, *args, **kwargs: None)
     arguments.ignore_data_skip = False

@@ -13,10 +13,10 @@ from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from flor_plugins.hf.callback import FlorCallback
 
-Go = Callable[[], Any]
+Proceed = Callable[[], Any]
 
 
-def intercept(arrived: Callable[[Trainer, Go], Any], *, inject: bool) -> None:
+def intercept(arrived: Callable[[Trainer, Proceed], Any], *, inject: bool) -> None:
     """From now on every recorded `Trainer.train` of this process goes to `arrived(trainer, go)`.
 
     inject: also trainers without a FlorCallback. Called once, in a worker process.

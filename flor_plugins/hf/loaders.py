@@ -25,7 +25,7 @@ def sources(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     yield "model", trainer.model
 
 
-def generators(trainer: Trainer) -> dict[str, rng.Generator]:
+def generators(trainer: Trainer) -> dict[str, rng.RandomGenerator]:
     """Every generator of the training but the global ones, by a stable name."""
     return rng.loader_generators(
         (name, owner) for name, owner in sources(trainer) if owner is not None

@@ -14,24 +14,24 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from flor_plugins.hf import fast_forward, loaders, state
-from flor_plugins.hf.collector import Harvest
-from flor_plugins.hf.intercept import Go, silence
+from flor_plugins.hf.collector import MetricCollector
+from flor_plugins.hf.intercept import Proceed, silence
 from flor_plugins.hooks.hook_files import check_callback
-from flor_plugins.records import Pass, Position, Stretch
-from flor_plugins.replayer.worker_session.session import Session, guarded
+from flor_plugins.records import Position, ReplayPass, TrainingRange
+from flor_plugins.replayer.worker_session.session import WorkerSession, guarded
 from flor_plugins.state import rng
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 
 
-class _Done(BaseException):
+class _TrainingLeft(BaseException):
     """Leaves `train`; a BaseException, so that no `except Exception` of a script keeps it."""
 
 
-class _Reached(BaseException):
+class _RangeEnded(BaseException):
     """Leaves an epoch where a stretch ends inside it: nothing of the epoch's end is run."""
 
 
-def drive(trainer: Trainer, go: Go, session: Session) -> None:
+def drive(trainer: Trainer, go: Proceed, session: WorkerSession) -> None:
     """Do all passes of the session's task. The trainer's savers and reporters are off."""
     classes = [made for loaded in session.loaded for made in loaded.callbacks]
     for made in classes:
@@ -40,44 +40,48 @@ def drive(trainer: Trainer, go: Go, session: Session) -> None:
     for loaded in session.loaded:
         if loaded.compute_metrics is not None:
             trainer.compute_metrics = loaded.compute_metrics
-    driver = _Driver(trainer, session)
+    driver = _ReplayDriver(trainer, session)
     trainer.add_callback(driver)
     for made in classes:
         trainer.add_callback(made)
     try:
         go()
-    except _Done:
+    except _TrainingLeft:
         pass
     finally:
         driver.detach()
 
 
-def pass_over(trainer: Trainer, go: Go, sections: Mapping[str, Any], end: Position) -> TrainOutput:
+def pass_over(
+    trainer: Trainer, go: Proceed, sections: Mapping[str, Any], end: Position
+) -> TrainOutput:
     """Leave a training as if it had been done: its last State is restored, no step is made."""
     silence(trainer)
-    wrapped = Wrapped()
+    wrapped = MethodWrapper()
 
     def stop(original: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         state.restore(trainer, sections)
-        raise _Done
+        raise _TrainingLeft
 
     wrapped.around(trainer, "_run_epoch", stop)
     try:
         go()
-    except _Done:
+    except _TrainingLeft:
         trainer.is_in_train = False
     finally:
         wrapped.undo()
     return TrainOutput(end.step, 0.0, {})
 
 
-class _Driver(TrainerCallback):
+class _ReplayDriver(TrainerCallback):
     """Drives the passes of a session from inside `train`, at its first `_run_epoch`."""
 
-    def __init__(self, trainer: Trainer, session: Session) -> None:
+    def __init__(self, trainer: Trainer, session: WorkerSession) -> None:
         self.trainer, self.session = trainer, session
-        self.harvest = Harvest(trainer, session.timeline, session.hooks, session.run.name, guarded)
-        self._wrapped = Wrapped()
+        self.harvest = MetricCollector(
+            trainer, session.timeline, session.hooks, session.run.name, guarded
+        )
+        self._wrapped = MethodWrapper()
         self._epoch = 0  # completed ones
         self._step = 0  # at the last boundary
         self._batch = 0  # batches of the epoch that are drawn
@@ -104,12 +108,12 @@ class _Driver(TrainerCallback):
             with self.session.passing(one):
                 for stretch in self.session.stretches(one):
                     self._run_again(stretch, original, kwargs)
-        raise _Done
+        raise _TrainingLeft
 
     # ---- training
 
     def _run_again(
-        self, stretch: Stretch, original: Callable[..., Any], kwargs: Mapping[str, Any]
+        self, stretch: TrainingRange, original: Callable[..., Any], kwargs: Mapping[str, Any]
     ) -> None:
         """From the State at the stretch's start to its end, through as many epochs as lie
         between.
@@ -126,7 +130,7 @@ class _Driver(TrainerCallback):
             )
             try:
                 self._run_epoch(original, kwargs, sections)
-            except _Reached:
+            except _RangeEnded:
                 return
             self._epoch, sections = self._epoch + 1, None
             if self._is_reached(epoch_ended=True) or trainer.control.should_training_stop:
@@ -161,7 +165,7 @@ class _Driver(TrainerCallback):
             and not is_end
             and self._is_reached(epoch_ended=False)
         ):
-            raise _Reached
+            raise _RangeEnded
         drawn = original(*args, **kwargs)
         self._batch += len(drawn[0])
         return drawn
@@ -182,7 +186,7 @@ class _Driver(TrainerCallback):
 
     # ---- without training
 
-    def _state_pass(self, one: Pass) -> None:
+    def _state_pass(self, one: ReplayPass) -> None:
         with self.session.passing(one):
             for position in one.positions:
                 sections = self.session.state(position, only=(state.MODEL,))
@@ -195,7 +199,7 @@ class _Driver(TrainerCallback):
                 self.session.compare_weights(position, self._weights())
                 self.session.position_done(position)
 
-    def _validate_pass(self, one: Pass) -> None:
+    def _validate_pass(self, one: ReplayPass) -> None:
         with self.session.passing(one):
             for position in one.positions:
                 sections = self.session.state(position)

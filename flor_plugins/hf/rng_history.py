@@ -13,7 +13,7 @@ from flor_plugins.state import rng
 
 
 @dataclass(slots=True)
-class Trail:
+class RngHistory:
     """epoch: completed ones. batch: micro-batches of the present epoch that are drawn.
 
     beginning: `loading.capture` of this epoch's start. earlier: those of all epochs before,
@@ -30,7 +30,7 @@ class Trail:
     validation_generators: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, sections: Mapping[str, Any]) -> Trail:
+    def of(cls, sections: Mapping[str, Any]) -> RngHistory:
         """The trail that led to a State; a restored training goes on with it."""
         held = sections["rng"]
         return cls(

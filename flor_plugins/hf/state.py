@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.hf import loaders
-from flor_plugins.hf.rng_history import Trail
+from flor_plugins.hf.rng_history import RngHistory
 from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
@@ -41,7 +41,7 @@ _SUMS = (
 )
 
 
-def capture(trainer: Trainer, trail: Trail) -> dict[str, Any]:
+def capture(trainer: Trainer, trail: RngHistory) -> dict[str, Any]:
     """The sections of a State, at the moment that `trail` has come to."""
     # Declared optional, because they are None before `train`; here they are built.
     model: Any = trainer.model

@@ -25,7 +25,7 @@ _MISSING: Any = object()
 
 
 @dataclass(slots=True)
-class _Arguments:
+class _ScriptArguments:
     """recorded: the values of the run that is replayed. read: those that the script has
     asked for.
     """
@@ -34,7 +34,7 @@ class _Arguments:
     read: dict[str, Any] = field(default_factory=dict)
 
 
-_arguments: ContextVar[_Arguments | None] = ContextVar("flor_arguments", default=None)
+_arguments: ContextVar[_ScriptArguments | None] = ContextVar("flor_arguments", default=None)
 
 
 def arg(name: str, default: Any = _MISSING) -> Any:
@@ -67,13 +67,13 @@ def read() -> dict[str, Any]:
 
 def recorded(values: Mapping[str, Any]) -> None:
     """From now on `arg` gives these values: the script is replayed."""
-    _arguments.set(_Arguments(dict(values)))
+    _arguments.set(_ScriptArguments(dict(values)))
 
 
-def _known() -> _Arguments:
+def _known() -> _ScriptArguments:
     known = _arguments.get()
     if known is None:
-        known = _Arguments(json.loads(os.environ.get(VARIABLE, "{}")))
+        known = _ScriptArguments(json.loads(os.environ.get(VARIABLE, "{}")))
         _arguments.set(known)
     return known
 

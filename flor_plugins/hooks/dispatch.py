@@ -15,14 +15,14 @@ from flor_plugins.errors import HookError
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.hooks.side_effects import undisturbed
 from flor_plugins.records import Position
-from flor_plugins.state.rng import Generator
+from flor_plugins.state.rng import RandomGenerator
 from flor_plugins.state.still import still
 
-Started = abc.Generator[Any, Any, Any]
+RunningHook = abc.Generator[Any, Any, Any]
 
 
 @dataclass(slots=True)
-class Hooks:
+class HookDispatcher:
     """The metrics of a run or a replay. `failed` hears of each hook that raised; the others go on.
 
     generators: those that the trainer's loaders own at present, to be put back after a hook.
@@ -30,8 +30,8 @@ class Hooks:
 
     metrics: Sequence[Metric] = ()
     failed: Callable[[Metric, Position, HookError], None] | None = None
-    generators: Callable[[], dict[str, Generator]] | None = None
-    _started: dict[str, Started] = field(default_factory=dict)
+    generators: Callable[[], dict[str, RandomGenerator]] | None = None
+    _started: dict[str, RunningHook] = field(default_factory=dict)
     _batches: dict[str, list[Any]] = field(default_factory=dict)
 
     def at(self, moment: str) -> list[Metric]:
@@ -121,12 +121,12 @@ class Hooks:
         self.failed(metric, position, error)
 
 
-def _first_yield(generator: Started) -> bool:
+def _first_yield(generator: RunningHook) -> bool:
     next(generator)
     return True
 
 
-def _last_value(generator: Started, metric: Metric) -> Any:
+def _last_value(generator: RunningHook, metric: Metric) -> Any:
     try:
         next(generator)
     except StopIteration as stop:

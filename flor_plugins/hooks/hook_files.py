@@ -16,14 +16,14 @@ from typing import Any
 from flor_plugins.errors import HookError
 from flor_plugins.hooks.metric import MOMENTS, Metric
 from flor_plugins.hooks.source_digest import digest_of, digests
-from flor_plugins.records import Way
+from flor_plugins.records import Strategy
 
 # Methods of the frameworks' callbacks that a validation pass alone calls.
 _VALIDATION_ONLY = ("on_validation", "on_evaluate", "on_prediction_step")
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class DeclaredHook:
     """A hook as the source shows it. way: the cheapest way that calls it.
 
     digest: sha256 of its source and what it uses (`digests`); of a callback and compute_metrics
@@ -33,14 +33,14 @@ class Found:
 
     name: str
     kind: str
-    way: Way
+    way: Strategy
     line: int
     digest: str = ""
     file_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class HookFile:
     """A hook file, imported. digest: sha256 of the file. digests: of each of its functions."""
 
     path: Path
@@ -51,11 +51,11 @@ class Loaded:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def digest_of(self, metric: str) -> str:
-        """What the values of a metric of this file are known by: the same as `Found.digest`."""
+        """What the values of a metric of this file are known by: the same as `DeclaredHook.digest`."""
         return self.digests.get(metric, self.digest)
 
 
-def scan(path: Path) -> list[Found]:
+def scan(path: Path) -> list[DeclaredHook]:
     """The hooks of a file, in order, without importing it: @metric functions, callbacks,
     compute_metrics.
 
@@ -70,7 +70,7 @@ def scan(path: Path) -> list[Found]:
     except (SyntaxError, UnicodeDecodeError) as error:
         line = getattr(error, "lineno", 1)
         raise HookError(f"{path}:{line}: the hook file is not Python: {error}") from error
-    found: list[Found] = []
+    found: list[DeclaredHook] = []
     for node in tree.body:
         if isinstance(node, ast.FunctionDef):
             found += _found_function(node, path)
@@ -83,14 +83,16 @@ def scan(path: Path) -> list[Found]:
                 if isinstance(n, ast.FunctionDef) and n.name.startswith("on_")
             ]
             only = bool(methods) and all(m.startswith(_VALIDATION_ONLY) for m in methods)
-            found.append(Found(node.name, "callback", "validate" if only else "train", node.lineno))
+            found.append(
+                DeclaredHook(node.name, "callback", "validate" if only else "train", node.lineno)
+            )
     return [
         replace(one, digest=each[one.name] if one.kind == "metric" else whole, file_digest=whole)
         for one in found
     ]
 
 
-def load(path: Path) -> Loaded:
+def load(path: Path) -> HookFile:
     """Import a hook file under a name of its own. Raises HookError with file and line."""
     source = path.read_bytes()
     digest = digest_of(source)
@@ -109,7 +111,7 @@ def load(path: Path) -> Loaded:
             f"{path}:{line}: the hook file can't be loaded: {type(error).__name__}: {error}"
         ) from error
     compute_metrics = getattr(module, "compute_metrics", None)
-    return Loaded(
+    return HookFile(
         path, digest, _metrics(module), _callbacks(module), compute_metrics, digests(source)
     )
 
@@ -146,9 +148,9 @@ def _check_signature(made: type, name: str, method: Any, expected: Any, place: s
         ) from error
 
 
-def _found_function(node: ast.FunctionDef, path: Path) -> list[Found]:
+def _found_function(node: ast.FunctionDef, path: Path) -> list[DeclaredHook]:
     if node.name == "compute_metrics" and not node.decorator_list:
-        return [Found(node.name, "compute_metrics", "validate", node.lineno)]
+        return [DeclaredHook(node.name, "compute_metrics", "validate", node.lineno)]
     for decorator in node.decorator_list:
         call = decorator.func if isinstance(decorator, ast.Call) else decorator
         if _last_name(call) != "metric":
@@ -157,13 +159,13 @@ def _found_function(node: ast.FunctionDef, path: Path) -> list[Found]:
         for keyword in decorator.keywords if isinstance(decorator, ast.Call) else []:
             if keyword.arg == "at" and isinstance(keyword.value, ast.Constant):
                 at = keyword.value.value
-        ways: dict[str, Way] = {"epoch": "state", "validation": "validate", "step": "train"}
+        ways: dict[str, Strategy] = {"epoch": "state", "validation": "validate", "step": "train"}
         if at not in ways:
             raise HookError(
                 f"{path}:{node.lineno}: metric {node.name!r} asks for at={at!r}; "
                 f"there are {', '.join(map(repr, MOMENTS))}"
             )
-        return [Found(node.name, "metric", ways[at], node.lineno)]
+        return [DeclaredHook(node.name, "metric", ways[at], node.lineno)]
     return []
 
 

@@ -9,8 +9,8 @@ from typing import Any, Literal, overload
 
 from flor_plugins.errors import HookError
 
-At = Literal["epoch", "validation", "step"]
-MOMENTS: tuple[At, ...] = ("epoch", "validation", "step")
+HookMoment = Literal["epoch", "validation", "step"]
+MOMENTS: tuple[HookMoment, ...] = ("epoch", "validation", "step")
 
 
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class Metric:
     """A decorated hook. Calling it calls the function."""
 
     function: Callable[[Any], Any]
-    at: At
+    at: HookMoment
     reduce: str | Callable[[Sequence[Any]], Any] = "mean"
     grad: bool = False
 
@@ -72,7 +72,10 @@ class Metric:
 def metric(function: Callable[[Any], Any], /) -> Metric: ...
 @overload
 def metric(
-    *, at: At = "epoch", reduce: str | Callable[[Sequence[Any]], Any] = "mean", grad: bool = False
+    *,
+    at: HookMoment = "epoch",
+    reduce: str | Callable[[Sequence[Any]], Any] = "mean",
+    grad: bool = False,
 ) -> Callable[[Callable[[Any], Any]], Metric]: ...
 
 
@@ -80,7 +83,7 @@ def metric(
     function: Callable[[Any], Any] | None = None,
     /,
     *,
-    at: At = "epoch",
+    at: HookMoment = "epoch",
     reduce: str | Callable[[Sequence[Any]], Any] = "mean",
     grad: bool = False,
 ) -> Metric | Callable[[Callable[[Any], Any]], Metric]:

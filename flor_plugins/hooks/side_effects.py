@@ -20,7 +20,7 @@ def undisturbed(
     model: nn.Module,
     hook: Metric,
     position: Position,
-    generators: Mapping[str, rng.Generator] | None = None,
+    generators: Mapping[str, rng.RandomGenerator] | None = None,
 ) -> Iterator[None]:
     """Undo what the block does to RNG, modes, buffers, requires_grad and gradients.
 

@@ -12,17 +12,17 @@ from lightning.pytorch.callbacks import Callback
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.lightning import state
 from flor_plugins.lightning.checkpoint_files import keep_files
-from flor_plugins.lightning.collector import Harvest
+from flor_plugins.lightning.collector import MetricCollector
 from flor_plugins.lightning.fast_forward import is_boundary, resume_at
 from flor_plugins.lightning.obstacles import obstacles_of
 from flor_plugins.lightning.params import params_of
-from flor_plugins.lightning.rng_history import Trail
+from flor_plugins.lightning.rng_history import RngHistory
 from flor_plugins.recorder import recorder as recording
 from flor_plugins.recorder.distributed import begin_together
 from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import processes
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.state.module import parameter_names
 
 
@@ -73,9 +73,9 @@ class FlorCallback(Callback):
         )
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
-        self._harvest: Harvest | None = None
-        self._wrapped = Wrapped()
-        self._trail = Trail()
+        self._harvest: MetricCollector | None = None
+        self._wrapped = MethodWrapper()
+        self._trail = RngHistory()
         self._stepped = 0
         self._is_entering = False  # a resumed fit has not come to its State, or has just come to it
         self._handles: list[Any] = []
@@ -87,7 +87,10 @@ class FlorCallback(Callback):
         # Of processes that torch doesn't know of (XLA) the first one records.
         if stage != "fit" or not (processes.is_one_of_several() or trainer.is_global_zero):
             return
-        self._harvest, self._trail = None, Trail()  # those of an earlier fit with this callback
+        self._harvest, self._trail = (
+            None,
+            RngHistory(),
+        )  # those of an earlier fit with this callback
         self._recorder = begin_together(
             "lightning",
             self.options,
@@ -106,7 +109,7 @@ class FlorCallback(Callback):
             self._harvest = self._recorder = None
 
     def _attach(self, trainer: pl.Trainer, recorder: recording.Recorder) -> None:
-        self._harvest = Harvest(
+        self._harvest = MetricCollector(
             trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours
         )
         self._harvest.attach()
@@ -138,7 +141,7 @@ class FlorCallback(Callback):
         """
         assert recorder.resumption is not None
         self._trail, self._stepped = (
-            Trail.of(recorder.resumption.sections),
+            RngHistory.of(recorder.resumption.sections),
             recorder.resumption.position.step,
         )
         recorder.go_on()
@@ -296,7 +299,7 @@ class FlorCallback(Callback):
             self._harvest.attach()
             self._recorder.timeline.phase = "test" if trainer.testing else "validation"
 
-    def _feed(self, act: Callable[[Harvest], Any]) -> None:
+    def _feed(self, act: Callable[[MetricCollector], Any]) -> None:
         if self._harvest is not None:
             harvest = self._harvest
             self._ours(lambda: act(harvest))

@@ -11,12 +11,12 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from flor_plugins.lightning import state
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 
 CLOCK_S = 0.01  # the times of files are as coarse as the kernel's clock
 
 
-def keep_files(trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: Wrapped) -> None:
+def keep_files(trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: MethodWrapper) -> None:
     """In `setup` of a fit, before that of ModelCheckpoint: its files go where they went, under
     the same names.
 

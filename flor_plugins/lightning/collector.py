@@ -16,25 +16,30 @@ import torch
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 
 from flor_plugins.hooks import log
-from flor_plugins.hooks.dispatch import Hooks
+from flor_plugins.hooks.dispatch import HookDispatcher
 from flor_plugins.hooks.metric import Context
 from flor_plugins.lightning import state
 from flor_plugins.records import Phase
 from flor_plugins.state import batch_fingerprint as fingerprints
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.state.still import still
 from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH
 from flor_plugins.store.metrics.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
-Guarded = Callable[[Callable[[], Any]], Any]
+GuardedCall = Callable[[Callable[[], Any]], Any]
 
 
-class Harvest:
+class MetricCollector:
     """Feeds a Timeline from a trainer, and calls step and validation hooks at their moments."""
 
     def __init__(
-        self, trainer: pl.Trainer, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded
+        self,
+        trainer: pl.Trainer,
+        timeline: Timeline,
+        hooks: HookDispatcher,
+        run: str,
+        guarded: GuardedCall,
     ) -> None:
         self.trainer, self.timeline, self.hooks, self.run, self.guarded = (
             trainer,
@@ -43,10 +48,10 @@ class Harvest:
             run,
             guarded,
         )
-        self._wrapped = Wrapped()
+        self._wrapped = MethodWrapper()
         self._losses: list[torch.Tensor] = []
         self._batch: Any = None
-        self._data = _Data()
+        self._data = _UpdateFingerprints()
         self._in_connector = False
         hooks.generators = lambda: state.generators(trainer)
 
@@ -239,7 +244,7 @@ class Harvest:
         return original(metrics, *args, **kwargs)
 
 
-class _Data:
+class _UpdateFingerprints:
     """Fingerprints of the batches that an update is made from."""
 
     def __init__(self) -> None:

@@ -18,10 +18,10 @@ from flor_plugins.lightning import state
 from flor_plugins.lightning.rng_history import fetches_ahead
 from flor_plugins.state import rng
 from flor_plugins.state.loader_iteration import end_workers, once, skip
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 
 
-class Entry:
+class FastForward:
     """Takes a trainer to a State.
 
     Of the three moments the first may be left out where the trainer stands after it.
@@ -122,7 +122,9 @@ class Entry:
             skip(fetcher, 1, ahead if number == batches - 1 else 0, previous)
 
 
-def prepare(trainer: pl.Trainer, sections: Mapping[str, Any] | None, wrapped: Wrapped) -> None:
+def prepare(
+    trainer: pl.Trainer, sections: Mapping[str, Any] | None, wrapped: MethodWrapper
+) -> None:
     """In `setup` of a fit: Lightning's own restore functions see a State before callbacks'
     on_fit_start.
 
@@ -146,7 +148,7 @@ def prepare(trainer: pl.Trainer, sections: Mapping[str, Any] | None, wrapped: Wr
 def resume_at(
     trainer: pl.Trainer,
     sections: Mapping[str, Any],
-    wrapped: Wrapped,
+    wrapped: MethodWrapper,
     restored: Callable[[], Any] = lambda: None,
 ) -> None:
     """In `setup` of a fit: it begins at a State and goes on by itself to its natural end,
@@ -158,7 +160,7 @@ def resume_at(
     complete of `on_advance_start`; only from then on is `Trail.of(sections)` what a recording
     goes on with, because making the first loaders begins a new one. `wrapped.undo()` takes it
     off."""
-    entry, loop = Entry(trainer, sections), trainer.fit_loop
+    entry, loop = FastForward(trainer, sections), trainer.fit_loop
 
     def before_epoch() -> None:
         entry.before_epoch()

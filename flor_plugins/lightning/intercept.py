@@ -13,12 +13,12 @@ from lightning.pytorch.loggers.logger import DummyLogger
 
 from flor_plugins.lightning.callback import FlorCallback
 
-Go = Callable[[], Any]
+Proceed = Callable[[], Any]
 # Where a trainer is Any: its `callbacks` are set from outside, not declared
 # (callback_connector.py).
 
 
-def intercept(arrived: Callable[[pl.Trainer, Go], Any], *, inject: bool) -> None:
+def intercept(arrived: Callable[[pl.Trainer, Proceed], Any], *, inject: bool) -> None:
     """From now on every recorded `Trainer.fit` of this process goes to `arrived(trainer, go)`.
 
     inject: also trainers without a FlorCallback. Called once, in a worker process.

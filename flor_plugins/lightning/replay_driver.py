@@ -16,16 +16,16 @@ from flor_plugins.errors import HookError
 from flor_plugins.hooks.hook_files import check_callback
 from flor_plugins.lightning import state
 from flor_plugins.lightning.callback import FlorCallback
-from flor_plugins.lightning.collector import Harvest
-from flor_plugins.lightning.fast_forward import Entry, is_boundary, prepare
-from flor_plugins.lightning.intercept import Go, silence
-from flor_plugins.records import Pass, Position, Stretch
-from flor_plugins.replayer.worker_session.session import Session, guarded
+from flor_plugins.lightning.collector import MetricCollector
+from flor_plugins.lightning.fast_forward import FastForward, is_boundary, prepare
+from flor_plugins.lightning.intercept import Proceed, silence
+from flor_plugins.records import Position, ReplayPass, TrainingRange
+from flor_plugins.replayer.worker_session.session import WorkerSession, guarded
 from flor_plugins.state import rng
-from flor_plugins.state.method_wrapper import Wrapped
+from flor_plugins.state.method_wrapper import MethodWrapper
 
 
-def drive(trainer: Any, go: Go, session: Session) -> None:
+def drive(trainer: Any, go: Proceed, session: WorkerSession) -> None:
     """Do all passes of the session's task. The trainer's savers and loggers are off."""
     classes = [made for loaded in session.loaded for made in loaded.callbacks]
     for made in classes:
@@ -35,17 +35,17 @@ def drive(trainer: Any, go: Go, session: Session) -> None:
             "compute_metrics is a hook of the HF Trainer; for Lightning write a Callback"
         )
     silence(trainer)
-    driver = _Driver(session)
+    driver = _ReplayDriver(session)
     trainer.callbacks = [driver, *_without_flor(trainer), *(made() for made in classes)]
     go()
     if driver.error is not None:
         raise driver.error
 
 
-def pass_over(trainer: Any, go: Go, sections: Mapping[str, Any], end: Position) -> None:
+def pass_over(trainer: Any, go: Proceed, sections: Mapping[str, Any], end: Position) -> None:
     """Leave a fit as if it had trained: its last State is restored, no step is made."""
     silence(trainer)
-    trainer.callbacks = [_PassOver(sections, end), *_without_flor(trainer)]
+    trainer.callbacks = [_SkipTraining(sections, end), *_without_flor(trainer)]
     go()
 
 
@@ -53,10 +53,10 @@ def _without_flor(trainer: Any) -> list[Callback]:
     return [c for c in trainer.callbacks if not isinstance(c, FlorCallback)]
 
 
-class _PassOver(Callback):
+class _SkipTraining(Callback):
     def __init__(self, sections: Mapping[str, Any], end: Position) -> None:
         self.sections, self.end = sections, end
-        self.wrapped = Wrapped()
+        self.wrapped = MethodWrapper()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -74,19 +74,19 @@ class _PassOver(Callback):
         self.wrapped.undo()
 
 
-class _Cut(Exception):
+class _RangeEnded(Exception):
     """A stretch ends inside an epoch: the loops are left as they stand, without the epoch's end."""
 
 
-class _Driver(Callback):
+class _ReplayDriver(Callback):
     """Drives the passes of a session from inside `fit`."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: WorkerSession) -> None:
         self.session = session
-        self.wrapped = Wrapped()
+        self.wrapped = MethodWrapper()
         self.error: BaseException | None = None
         # Of the stretch that is being run, as long as its State is not all in place.
-        self._entry: Entry | None = None
+        self._entry: FastForward | None = None
         self._is_training = False
         # The epoch whose start hooks have run, where nothing else of it has.
         self._begun: int | None = None
@@ -102,7 +102,9 @@ class _Driver(Callback):
         self.wrapped.around(
             loop, "on_advance_start", lambda original: self._drive(trainer, original)
         )
-        self.harvest = Harvest(trainer, session.timeline, session.hooks, session.run.name, guarded)
+        self.harvest = MetricCollector(
+            trainer, session.timeline, session.hooks, session.run.name, guarded
+        )
         self.harvest.attach()
         self.wrapped.before(loop.epoch_loop, "advance", lambda: self._step_boundary(trainer))
 
@@ -121,7 +123,7 @@ class _Driver(Callback):
         self.harvest.detach()
         self.wrapped.undo()
 
-    def _drive(self, trainer: pl.Trainer, advance_start: Go) -> None:
+    def _drive(self, trainer: pl.Trainer, advance_start: Proceed) -> None:
         """Entry of the first `FitLoop.on_advance_start`: from here on epochs are run as
         `FitLoop.run` would.
         """
@@ -137,7 +139,9 @@ class _Driver(Callback):
 
     # ---- training
 
-    def _run_stretch(self, trainer: pl.Trainer, advance_start: Go, stretch: Stretch) -> None:
+    def _run_stretch(
+        self, trainer: pl.Trainer, advance_start: Proceed, stretch: TrainingRange
+    ) -> None:
         loop = trainer.fit_loop
         self._enter(trainer, advance_start, stretch.start)
         self._is_training = True
@@ -148,17 +152,17 @@ class _Driver(Callback):
                 loop.on_advance_end()
                 loop.on_iteration_done()
                 is_over = self._epoch_boundary(trainer, advance_start)
-        except _Cut:
+        except _RangeEnded:
             pass
         finally:
             self._is_training, self._entry = False, None
 
-    def _enter(self, trainer: pl.Trainer, advance_start: Go, start: Position) -> None:
+    def _enter(self, trainer: pl.Trainer, advance_start: Proceed, start: Position) -> None:
         """Up to the entry of `FitLoop.advance`.
 
         Of a State inside an epoch the rest is done at its first batch.
         """
-        entry = Entry(trainer, self.session.state(start))
+        entry = FastForward(trainer, self.session.state(start))
         self._stepped = start.step
         if self._begun != entry.epoch or cast(Any, trainer).reload_dataloaders_every_n_epochs:
             self.harvest.begin()
@@ -170,7 +174,7 @@ class _Driver(Callback):
         if self._entry is None:
             self.session.restored()
 
-    def _epoch_boundary(self, trainer: pl.Trainer, advance_start: Go) -> bool:
+    def _epoch_boundary(self, trainer: pl.Trainer, advance_start: Proceed) -> bool:
         """An epoch is over, its hooks and loggers included. The recording stood at the same moment:
 
         the next epoch's start hooks had run, unless the run had ended.
@@ -196,7 +200,7 @@ class _Driver(Callback):
             position = Position(trainer.current_epoch, trainer.global_step)
             self._stepped = position.step
             if self._is_end(trainer, position, epoch_ended=False):
-                raise _Cut
+                raise _RangeEnded
 
     def _is_end(self, trainer: pl.Trainer, position: Position, *, epoch_ended: bool) -> bool:
         return self.session.boundary(
@@ -208,7 +212,7 @@ class _Driver(Callback):
 
     # ---- without training
 
-    def _state_pass(self, trainer: pl.Trainer, one: Pass) -> None:
+    def _state_pass(self, trainer: pl.Trainer, one: ReplayPass) -> None:
         with self.session.passing(one):
             for position in one.positions:
                 sections = self.session.state(position, only=(state.MODEL,))
@@ -221,12 +225,12 @@ class _Driver(Callback):
                 self.session.compare_weights(position, trainer.lightning_module.state_dict())
                 self.session.position_done(position)
 
-    def _validate_pass(self, trainer: pl.Trainer, one: Pass) -> None:
+    def _validate_pass(self, trainer: pl.Trainer, one: ReplayPass) -> None:
         loop = trainer.fit_loop
         with self.session.passing(one):
             for position in one.positions:
                 sections = self.session.state(position)
-                entry = Entry(trainer, sections)
+                entry = FastForward(trainer, sections)
                 # At an epoch's end its validation came before the counters went on.
                 epoch = position.epoch if entry.batch else position.epoch - 1
                 state.restore_progress(trainer, sections, epoch, has_begun=True)

@@ -14,11 +14,11 @@ from flor_plugins.lightning import state
 from flor_plugins.state import rng
 from flor_plugins.state.loader_iteration import has_persistent_workers
 
-Moment = Mapping[str, Any]
+RngState = Mapping[str, Any]
 
 
 @dataclass(slots=True)
-class Trail:
+class RngHistory:
     """setup: the RNG before the loaders were made. iterator: the moment before their first
     iterator, which an epoch after the first has only if its loaders are new. beginning: of the
     present epoch. earlier: the beginnings of all epochs before, where workers persist. turns:
@@ -26,16 +26,16 @@ class Trail:
     again. previous: the RNG one batch ago; known only where a checkpoint is near. validation:
     the moment before the last validation."""
 
-    setup: Moment | None = None
-    iterator: Moment | None = None
-    beginning: Moment | None = None
-    earlier: list[Moment] = field(default_factory=list)
+    setup: RngState | None = None
+    iterator: RngState | None = None
+    beginning: RngState | None = None
+    earlier: list[RngState] = field(default_factory=list)
     turns: dict[int, Any] = field(default_factory=dict)
-    previous: Moment | None = None
-    validation: Moment | None = None
+    previous: RngState | None = None
+    validation: RngState | None = None
 
     @classmethod
-    def of(cls, sections: Mapping[str, Any]) -> Trail:
+    def of(cls, sections: Mapping[str, Any]) -> RngHistory:
         """The trail that led to a State; a restored training goes on with it."""
         held, beginning = sections["rng"], state.beginning_of(sections)
         inside = "epoch" in held  # where this epoch is begun already

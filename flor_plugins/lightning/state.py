@@ -245,7 +245,7 @@ def validation_loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
     return ((name, loader) for name, loader in loaders(trainer) if name.startswith("validation."))
 
 
-def generators(trainer: pl.Trainer) -> dict[str, rng.Generator]:
+def generators(trainer: pl.Trainer) -> dict[str, rng.RandomGenerator]:
     """Generators that belong to the loaders of a fit, to the module or to the data module."""
     owners = [
         *loaders(trainer),

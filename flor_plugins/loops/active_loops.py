@@ -16,7 +16,7 @@ from types import CodeType, FrameType
 from typing import Any, Protocol
 
 from flor_plugins.loops import frame_variables
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.records import Phase
 
 # What a frame does last when it leaves a loop without an exception.
@@ -24,7 +24,7 @@ _AT_WILL = ("POP_TOP", "POP_ITER", "END_FOR", "SWAP", "RETURN", "STORE", "DELETE
 
 
 @dataclass(slots=True, eq=False)
-class Level:
+class ActiveLoop:
     """One loop that runs. count: items it has given. source: its iterator, once it is needed.
 
     code: of the function whose `for` it is. is_direct: that `for` has the iterator itself.
@@ -44,22 +44,22 @@ class Level:
     shown: int = 0
 
 
-class Follower(Protocol):
+class LoopObserver(Protocol):
     """Who follows the loops of one run."""
 
-    def next_epoch(self, main: Level) -> Any:
+    def next_epoch(self, main: ActiveLoop) -> Any:
         """The main loop's next item; StopIteration when there is none."""
 
-    def begins(self, inner: Level) -> None:
+    def begins(self, inner: ActiveLoop) -> None:
         """A loop inside the main one is about to give its first item."""
 
-    def next_item(self, inner: Level) -> Any:
+    def next_item(self, inner: ActiveLoop) -> Any:
         """An inner loop's next item; StopIteration when there is none."""
 
-    def over(self, inner: Level) -> None:
+    def over(self, inner: ActiveLoop) -> None:
         """An inner loop has ended, however."""
 
-    def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
+    def left(self, main: ActiveLoop, by_error: bool | None, frame: FrameType) -> None:
         """The main loop was left before its end, at `frame`; by_error: None where nobody knows."""
 
     def block_over(self, error: BaseException | None) -> None:
@@ -67,7 +67,7 @@ class Follower(Protocol):
 
 
 @dataclass(slots=True)
-class Stage:
+class LoopStack:
     """begin: asked at each main loop who follows it; None for nobody. calls: main loops so far.
 
     options: as `options_of` takes them. early: what was logged between `flor.checkpoints` and
@@ -75,17 +75,17 @@ class Stage:
     recent: the recording of the last main loop. alone: the last main loop that nobody followed.
     """
 
-    begin: Callable[[Stage, Level], Follower | None]
-    registered: Registered = field(default_factory=Registered)
+    begin: Callable[[LoopStack, ActiveLoop], LoopObserver | None]
+    registered: ObjectRegistry = field(default_factory=ObjectRegistry)
     options: dict[str, Any] = field(default_factory=dict)
-    follower: Follower | None = None
-    levels: list[Level] = field(default_factory=list)
+    follower: LoopObserver | None = None
+    levels: list[ActiveLoop] = field(default_factory=list)
     early: dict[str, Any] = field(default_factory=dict)
     calls: int = 0
     recent: Any = None
-    alone: Level | None = None
+    alone: ActiveLoop | None = None
 
-    def enter(self, level: Level) -> bool:
+    def enter(self, level: ActiveLoop) -> bool:
         """A loop takes its first item. False: nobody follows it."""
         same = next(
             (index for index, one in enumerate(self.levels) if one.name == level.name), None
@@ -108,7 +108,7 @@ class Stage:
             self.follower.begins(level)
         return True
 
-    def advance(self, level: Level) -> Any:
+    def advance(self, level: ActiveLoop) -> Any:
         """The next item of a loop; those inside it are over."""
         if level not in self.levels or self.follower is None:  # its run has ended
             return next(source_of(level))
@@ -121,7 +121,7 @@ class Stage:
             self.ended(level)
             raise
 
-    def ended(self, level: Level) -> None:
+    def ended(self, level: ActiveLoop) -> None:
         """It has no more items, or its run is over."""
         if level in self.levels:
             self._drop(self.levels.index(level) + 1)
@@ -129,7 +129,7 @@ class Stage:
             if not level.is_main and self.follower is not None:
                 self.follower.over(level)
 
-    def left(self, level: Level, frame: FrameType) -> None:
+    def left(self, level: ActiveLoop, frame: FrameType) -> None:
         """Its iterator was let go of."""
         if level not in self.levels or self.follower is None:
             return
@@ -143,7 +143,7 @@ class Stage:
         else:
             self.ended(level)
 
-    def _is_inside_alone(self, level: Level) -> bool:
+    def _is_inside_alone(self, level: ActiveLoop) -> bool:
         """Is it part of a main loop that nobody follows? It is none of its own then."""
         return self.alone is not None and not self.alone.is_over and self.alone.name != level.name
 
@@ -154,21 +154,21 @@ class Stage:
                 self.follower.over(level)
 
 
-_stage: ContextVar[Stage | None] = ContextVar("flor_stage", default=None)
+_stage: ContextVar[LoopStack | None] = ContextVar("flor_stage", default=None)
 
 
-def stage() -> Stage:
+def stage() -> LoopStack:
     """That of this thread."""
     found = _stage.get()
     if found is None:
         from flor_plugins.loops.callback import begin
 
-        found = Stage(begin)
+        found = LoopStack(begin)
         _stage.set(found)
     return found
 
 
-def source_of(level: Level) -> Iterator[Any]:
+def source_of(level: ActiveLoop) -> Iterator[Any]:
     """Its iterator, made when it is first needed."""
     if level.source is None:
         level.source = iter(level.iterable)
@@ -182,7 +182,7 @@ def phase_of(name: str) -> Phase:
     return "validation" if name.lower().startswith(("val", "eval")) else "train"
 
 
-def _by_error(level: Level, frame: FrameType) -> bool | None:
+def _by_error(level: ActiveLoop, frame: FrameType) -> bool | None:
     """Was it left by an exception? Read off the instruction at which its frame stands."""
     if frame.f_code is not level.code or frame.f_lasti < 0:
         return None

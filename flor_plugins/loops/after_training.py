@@ -16,7 +16,7 @@ from flor_plugins.state.still import still
 from flor_plugins.store import runs
 
 
-class Afterwards:
+class AfterTraining:
     """ends: called with an error, or with None as the process ends: the run is over, whatever
     its loop does.
 

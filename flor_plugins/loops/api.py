@@ -9,9 +9,16 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from flor_plugins.hooks import log
-from flor_plugins.loops.active_loops import Level, Stage, phase_of, source_of, stage, users_code
+from flor_plugins.loops.active_loops import (
+    ActiveLoop,
+    LoopStack,
+    phase_of,
+    source_of,
+    stage,
+    users_code,
+)
 from flor_plugins.loops.enumerate_counter import is_direct
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.recorder.options import options_of
 
 T = TypeVar("T")
@@ -35,23 +42,23 @@ class loop(Generic[T]):  # a verb of the public face; `for` makes an object of i
 
     def __iter__(self) -> Iterator[T]:
         frame = sys._getframe(1)
-        level = Level(
+        level = ActiveLoop(
             self.name,
             self.iterable,
             phase_of(self.name),
             users_code(frame),
             is_direct=is_direct(frame),
         )
-        return Iteration(stage(), level)
+        return LoopIterator(stage(), level)
 
     def __len__(self) -> int:
         return len(self.iterable)  # type: ignore[arg-type]
 
 
-class Iteration(Iterator[T]):
+class LoopIterator(Iterator[T]):
     """One pass over a loop. That it is let go of says that the loop was left."""
 
-    def __init__(self, on: Stage, level: Level) -> None:
+    def __init__(self, on: LoopStack, level: ActiveLoop) -> None:
         self._stage, self._level = on, level
         level.iteration = weakref.ref(self)
         self._is_followed: bool | None = None
@@ -99,7 +106,7 @@ class checkpoints:  # see `loop`
         if (
             on.follower is None and on.calls
         ):  # a training was followed before: these are the next one's
-            on.registered, on.options, on.calls = Registered(), {}, 0
+            on.registered, on.options, on.calls = ObjectRegistry(), {}, 0
         given = {name: named.pop(name) for name in OPTIONS if name in named}
         settings = {
             "tags": (),
@@ -124,7 +131,7 @@ class checkpoints:  # see `loop`
         following = on.follower or on.recent
         if following is not None:
             following.block_over(error)
-        on.registered, on.options = Registered(), {}
+        on.registered, on.options = ObjectRegistry(), {}
 
 
 checkpointing = checkpoints  # FlorDB's name for it

@@ -8,19 +8,19 @@ from typing import Any
 
 from flor_plugins.hooks import log
 from flor_plugins.loops import loaders, state
-from flor_plugins.loops.active_loops import Level, Stage, source_of
-from flor_plugins.loops.after_training import Afterwards
-from flor_plugins.loops.collector import Harvest
+from flor_plugins.loops.active_loops import ActiveLoop, LoopStack, source_of
+from flor_plugins.loops.after_training import AfterTraining
+from flor_plugins.loops.collector import MetricCollector
 from flor_plugins.loops.enumerate_counter import can_go_on_inside
-from flor_plugins.loops.fast_forward import Entry
-from flor_plugins.loops.frame_variables import Variables, frames_to
+from flor_plugins.loops.fast_forward import FastForward
+from flor_plugins.loops.frame_variables import FrameVariables, frames_to
 from flor_plugins.loops.obstacles import obstacles_of, of_nothing, of_outgrown
-from flor_plugins.loops.rng_history import Trail
+from flor_plugins.loops.rng_history import RngHistory
 from flor_plugins.recorder import recorder as recording
 from flor_plugins.recorder.distributed import begin_together
 from flor_plugins.recorder.launch_environment import flatten
 from flor_plugins.recorder.launching.launch_context import expected
-from flor_plugins.recorder.options import Options, options_of
+from flor_plugins.recorder.options import RecordOptions, options_of
 from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.state.module import parameter_names
@@ -28,7 +28,7 @@ from flor_plugins.state.module import parameter_names
 BEGINS_ANEW = (range, list, tuple)  # nothing is drawn to go over these
 
 
-def begin(on: Stage, main: Level) -> Recording | None:
+def begin(on: LoopStack, main: ActiveLoop) -> LoopRecorder | None:
     """At the first item of a main loop: a run begins. None where nothing can be recorded."""
     said = expected()
     options = _options(on.options, said.name if said else None, said.project if said else None)
@@ -46,12 +46,12 @@ def begin(on: Stage, main: Level) -> Recording | None:
         return None
     if said is not None:
         said.begun.append(recorder.run.run_id)
-    found = Recording(on, main, recorder)
+    found = LoopRecorder(on, main, recorder)
     on.recent = found
     return found
 
 
-def _options(given: Mapping[str, Any], name: str | None, project: str | None) -> Options:
+def _options(given: Mapping[str, Any], name: str | None, project: str | None) -> RecordOptions:
     settings = {
         "tags": (),
         "metrics": (),
@@ -64,28 +64,28 @@ def _options(given: Mapping[str, Any], name: str | None, project: str | None) ->
     )
 
 
-class Recording:
+class LoopRecorder:
     """Follows the loops of one run (see `stage.Follower`)."""
 
-    def __init__(self, on: Stage, main: Level, recorder: recording.Recorder) -> None:
+    def __init__(self, on: LoopStack, main: ActiveLoop, recorder: recording.Recorder) -> None:
         self.recorder, self.registered = recorder, on.registered
         self._stage, self._main = on, main
-        self._harvest = Harvest(
+        self._harvest = MetricCollector(
             on.registered, recorder.timeline, recorder.hooks, recorder.run.name, self._ours
         )
-        self._trail = Trail()
-        self._entry: Entry | None = None
-        self._variables: Variables | None = None  # as the main loop began
-        self._inner: Level | None = None  # the training loop right inside the main one
-        self._inner_variables: Variables | None = None
+        self._trail = RngHistory()
+        self._entry: FastForward | None = None
+        self._variables: FrameVariables | None = None  # as the main loop began
+        self._inner: ActiveLoop | None = None  # the training loop right inside the main one
+        self._inner_variables: FrameVariables | None = None
         self._has_inner = self._is_attached = False
         self._is_entered = False  # the next item of the inner loop is the first after a State
         self._step = 0  # at the last boundary
-        self._afterwards = Afterwards(recorder, lambda error: self._end("failed", error))
+        self._afterwards = AfterTraining(recorder, lambda error: self._end("failed", error))
 
     # ---- the main loop
 
-    def next_epoch(self, main: Level) -> Any:
+    def next_epoch(self, main: ActiveLoop) -> Any:
         """Entry: the body is done with the item before, and nothing of the next one is drawn."""
         if not self._is_attached:
             self._attach()
@@ -106,7 +106,7 @@ class Recording:
         self.recorder.start("epoch")
         return item
 
-    def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
+    def left(self, main: ActiveLoop, by_error: bool | None, frame: FrameType) -> None:
         """An iteration that was left at will is done; one that an error cut short is not."""
         self._afterwards.was_left = by_error
         self.recorder.stop("epoch")
@@ -135,7 +135,7 @@ class Recording:
         recorder, self._is_attached = self.recorder, True
         self._afterwards.watch()
         try:
-            self._variables = Variables(
+            self._variables = FrameVariables(
                 frames_to(self._main.code), state.known_parts(self.registered)
             )
             self._harvest.attach()
@@ -161,9 +161,9 @@ class Recording:
         """The main loop will stand where the interrupted run stood."""
         resumption = self.recorder.resumption
         assert resumption is not None and self._variables is not None
-        self._trail, self._step = Trail.of(resumption.sections), resumption.position.step
+        self._trail, self._step = RngHistory.of(resumption.sections), resumption.position.step
         self._trail.inner = self._trail.batch = 0
-        self._entry = Entry(self.registered, self._variables, resumption.sections)
+        self._entry = FastForward(self.registered, self._variables, resumption.sections)
         self._harvest.begin_epoch(self._entry.at_main(self._main))
         if self._entry.is_inside:
             self._harvest.muted = True
@@ -219,7 +219,7 @@ class Recording:
 
     # ---- loops inside it
 
-    def begins(self, inner: Level) -> None:
+    def begins(self, inner: ActiveLoop) -> None:
         """It is about to give its first item."""
         self._harvest.begins(inner)
         if inner.phase != "train":
@@ -231,20 +231,20 @@ class Recording:
             self._inner, self._has_inner = inner, True
             options = self.recorder.options
             if options.every_n_steps or options.every_minutes or self._entry is not None:
-                self._inner_variables = Variables(
+                self._inner_variables = FrameVariables(
                     frames_to(self._main.code), state.known_parts(self.registered)
                 )
         if self._entry is not None and self._entry.is_at(self._trail.inner):
             self._enter(inner, self._entry)
 
-    def _enter(self, inner: Level, entry: Entry) -> None:
+    def _enter(self, inner: ActiveLoop, entry: FastForward) -> None:
         assert self._inner_variables is not None
         entry.at_inner(self._main, inner, self._inner_variables)
         self._harvest.go_on(inner, self._step, entry.values())
         self._trail.batch, self._is_entered = inner.count, True
         self._go_on()
 
-    def next_item(self, inner: Level) -> Any:
+    def next_item(self, inner: ActiveLoop) -> Any:
         """Entry: the body is done with the item before, and the next one is not drawn."""
         if inner.count and not self._is_entered:
             self._harvest.iteration_over(inner)
@@ -259,7 +259,7 @@ class Recording:
         self._harvest.drawn(inner, item)
         return item
 
-    def over(self, inner: Level) -> None:
+    def over(self, inner: ActiveLoop) -> None:
         """It has ended, however."""
         self._harvest.over(inner)
         if inner.phase != "train":
@@ -267,7 +267,7 @@ class Recording:
         if inner is self._inner:
             self._inner, self._trail.batch = None, 0
 
-    def _at_step(self, inner: Level) -> None:
+    def _at_step(self, inner: ActiveLoop) -> None:
         trail, recorder = self._trail, self.recorder
         if self._harvest.muted or not self.registered.objects or _is_exhausted(inner):
             return  # the last of these moments is the epoch's end
@@ -322,7 +322,7 @@ class Recording:
         return recording.harmless(self.recorder, act)
 
 
-def _is_exhausted(inner: Level) -> bool:
+def _is_exhausted(inner: ActiveLoop) -> bool:
     """Is it known that it has given all its items?"""
     try:
         return inner.count > 0 and inner.count >= len(inner.iterable)

@@ -13,11 +13,11 @@ from typing import Any, cast
 import torch
 
 from flor_plugins.hooks import log
-from flor_plugins.hooks.dispatch import Hooks
+from flor_plugins.hooks.dispatch import HookDispatcher
 from flor_plugins.hooks.metric import Context
 from flor_plugins.loops import loaders
-from flor_plugins.loops.active_loops import Level
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.active_loops import ActiveLoop
+from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.records import Phase
 from flor_plugins.state import batch_fingerprint as fingerprints
 from flor_plugins.state.still import still
@@ -25,10 +25,10 @@ from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH
 from flor_plugins.store.metrics.timeline import Timeline
 
 # Where a value of ours fails to be read, the training goes on: `guarded` runs our part.
-Guarded = Callable[[Callable[[], Any]], Any]
+GuardedCall = Callable[[Callable[[], Any]], Any]
 
 
-class Harvest:
+class MetricCollector:
     """Feeds a Timeline from the loops of a run, and calls step and validation hooks at their
     moments.
 
@@ -36,14 +36,19 @@ class Harvest:
     """
 
     def __init__(
-        self, registered: Registered, timeline: Timeline, hooks: Hooks, run: str, guarded: Guarded
+        self,
+        registered: ObjectRegistry,
+        timeline: Timeline,
+        hooks: HookDispatcher,
+        run: str,
+        guarded: GuardedCall,
     ) -> None:
         self.registered, self.timeline, self.hooks, self.run = registered, timeline, hooks, run
         self.guarded, self.muted, self.step = guarded, False, 0
         self._optimizers = list(registered.optimizers().items())
         self._handles: list[Any] = []
-        self._levels: list[Level] = []  # inner loops
-        self._parents: set[Level] = (
+        self._levels: list[ActiveLoop] = []  # inner loops
+        self._parents: set[ActiveLoop] = (
             set()
         )  # inner loops in whose present iteration another training loop has begun
         self._is_updated = False  # has this iteration made an update?
@@ -82,14 +87,14 @@ class Harvest:
         )
         self._levels, self._of_epoch, self._checksums, self._batch = [], {}, [], None
 
-    def begins(self, inner: Level) -> None:
+    def begins(self, inner: ActiveLoop) -> None:
         """A loop inside the main one begins."""
         if inner.phase == "train":
             self._parents.update(self._levels)
         self._levels.append(inner)
         self.timeline.phase = self._phase()
 
-    def drawn(self, inner: Level, item: Any) -> None:
+    def drawn(self, inner: ActiveLoop, item: Any) -> None:
         """It gives an item."""
         self._batch = item
         self._parents.discard(inner)
@@ -98,7 +103,7 @@ class Harvest:
         self._is_updated = False
         self.guarded(lambda: self._fingerprint(item))
 
-    def iteration_over(self, inner: Level) -> None:
+    def iteration_over(self, inner: ActiveLoop) -> None:
         """Its body is done with an item."""
         if self.muted:
             return
@@ -108,7 +113,7 @@ class Harvest:
         elif not self._optimizers and inner not in self._parents:
             self._stepped({})
 
-    def over(self, inner: Level) -> None:
+    def over(self, inner: ActiveLoop) -> None:
         """It has ended, however."""
         if inner not in self._levels:
             return
@@ -143,7 +148,7 @@ class Harvest:
         """What of the epoch is not in a row yet, for a State."""
         return {phase: dict(named) for phase, named in self._of_epoch.items()}
 
-    def go_on(self, inner: Level, step: int, values: Mapping[str, Any]) -> None:
+    def go_on(self, inner: ActiveLoop, step: int, values: Mapping[str, Any]) -> None:
         """A State inside an epoch is restored: `inner` is the loop in which it was taken."""
         self.muted, self.step, self._first, self._is_updated = False, step, False, True
         self._levels, self._checksums = [inner], []

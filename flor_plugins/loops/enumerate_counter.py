@@ -10,7 +10,7 @@ import gc
 from types import FrameType
 from typing import Any
 
-from flor_plugins.loops.active_loops import Level
+from flor_plugins.loops.active_loops import ActiveLoop
 
 
 def is_direct(frame: FrameType) -> bool:
@@ -20,14 +20,14 @@ def is_direct(frame: FrameType) -> bool:
     return dis.opname[frame.f_code.co_code[frame.f_lasti]] == "GET_ITER"
 
 
-def can_go_on_inside(level: Level) -> bool:
+def can_go_on_inside(level: ActiveLoop) -> bool:
     """Is nothing around the loop that would begin anew, where one goes on in its middle?
     Only `enumerate` is known.
     """
     return level.is_direct or _counter(level) is not None
 
 
-def go_on(level: Level, count: int) -> None:
+def go_on(level: ActiveLoop, count: int) -> None:
     """The next item is number `count`, from 0, for an `enumerate` around the loop, too."""
     counter = None if level.is_direct or count == level.shown else _counter(level)
     if counter is not None:
@@ -38,7 +38,7 @@ def go_on(level: Level, count: int) -> None:
     level.shown = count
 
 
-def _counter(level: Level) -> Any:
+def _counter(level: ActiveLoop) -> Any:
     iteration = level.iteration()
     return next((one for one in gc.get_referrers(iteration) if _counts(one, iteration)), None)
 

@@ -13,20 +13,20 @@ from typing import Any
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.loops import enumerate_counter, loaders, state
-from flor_plugins.loops.active_loops import Level, source_of
-from flor_plugins.loops.frame_variables import Variables, frames_to
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.active_loops import ActiveLoop, source_of
+from flor_plugins.loops.frame_variables import FrameVariables, frames_to
+from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.state import loader_iteration, rng
 
 
-class Entry:
+class FastForward:
     """A State that the loops of a run are to go on from.
 
     variables: as they were when the main loop began.
     """
 
     def __init__(
-        self, registered: Registered, variables: Variables, sections: dict[str, Any]
+        self, registered: ObjectRegistry, variables: FrameVariables, sections: dict[str, Any]
     ) -> None:
         self._registered, self._variables, self._sections = registered, variables, sections
         self._held: Mapping[str, Any] = sections[state.LOOP]
@@ -36,7 +36,7 @@ class Entry:
         """Is it in the middle of an epoch? Then `at_inner` completes it."""
         return bool(self._held["batch"])
 
-    def at_main(self, main: Level) -> loaders.Sources:
+    def at_main(self, main: ActiveLoop) -> loaders.Sources:
         """Stand before the main loop's next item. Returns what there is to draw from."""
         frames = frames_to(main.code)
         found = loaders.sources(self._registered, frames)
@@ -58,7 +58,9 @@ class Entry:
         """
         return self.is_inside and number == self._held["inner"]
 
-    def at_inner(self, main: Level, inner: Level, variables: Variables) -> loaders.Sources:
+    def at_inner(
+        self, main: ActiveLoop, inner: ActiveLoop, variables: FrameVariables
+    ) -> loaders.Sources:
         """Stand before the inner loop's next item. variables: as they are at its beginning."""
         moments, batches = self._sections[state.RNG], self._held["batch"]
         # A loader that fetches ahead has drawn the last of these batches under the RNG of the
@@ -81,7 +83,7 @@ class Entry:
         self._sections.clear()
 
 
-class Rewinding(Iterator[Any]):
+class RewindableIterator(Iterator[Any]):
     """An iterator that can't be begun again. Goes back no further than to where it was last
     told to stand.
 
@@ -120,13 +122,13 @@ class Rewinding(Iterator[Any]):
 
 
 def rewindable(iterable: Any) -> Any:
-    """The iterable itself where it can be begun again and again, else a `Rewinding`."""
+    """The iterable itself where it can be begun again and again, else a `RewindableIterator`."""
     made = iter(iterable)
-    return Rewinding(made) if made is iterable else iterable
+    return RewindableIterator(made) if made is iterable else iterable
 
 
-def _stand(main: Level, count: int) -> None:
-    if isinstance(main.iterable, Rewinding):
+def _stand(main: ActiveLoop, count: int) -> None:
+    if isinstance(main.iterable, RewindableIterator):
         main.iterable.stand(count)
         main.source = main.iterable
     else:

@@ -33,7 +33,7 @@ _FILLED = (list, dict, set, deque, torch.Tensor, np.ndarray)
 GLOBALS = "<globals>"
 
 Frames = dict[str, FrameType]
-Values = dict[str, dict[str, Any]]  # frame to name to value
+VariableValues = dict[str, dict[str, Any]]  # frame to name to value
 
 _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in _PATHS)
@@ -68,7 +68,7 @@ def frames_to(code: CodeType) -> Frames:
     return named
 
 
-class Variables:
+class FrameVariables:
     """What the variables of some frames were when a loop began. Holds copies, never the frames."""
 
     def __init__(self, frames: Frames, known: Collection[int] = ()) -> None:
@@ -76,9 +76,9 @@ class Variables:
         self._before = {name: copy.deepcopy(_plain(held, known)) for name, held in scopes(frames)}
         self._lengths = {name: _lengths(held) for name, held in scopes(frames)}
 
-    def changed(self, frames: Frames) -> Values:
+    def changed(self, frames: Frames) -> VariableValues:
         """Those of the same names whose values are others now."""
-        found: Values = {}
+        found: VariableValues = {}
         for name, held in scopes(frames):
             before = self._before.get(name, {})
             now = _plain({one: held[one] for one in before if one in held}, self._known)

@@ -9,25 +9,25 @@ from collections.abc import Callable
 from typing import Any
 
 from flor_plugins.hooks import log
-from flor_plugins.loops.active_loops import Follower, Level, Stage, stage
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.active_loops import ActiveLoop, LoopObserver, LoopStack, stage
+from flor_plugins.loops.registry import ObjectRegistry
 
-Begun = tuple[Stage, Level]
+StartedLoop = tuple[LoopStack, ActiveLoop]
 
 
-def intercept(arrived: Callable[[Begun, Callable[[], Any]], Any], *, inject: bool) -> None:
+def intercept(arrived: Callable[[StartedLoop, Callable[[], Any]], Any], *, inject: bool) -> None:
     """From now on every recorded main loop of this process goes to `arrived((stage, loop), go)`.
 
     It returns who follows the loop, or None. inject: of no meaning here: a script names its
     loops itself. Called once."""
 
-    def begin(on: Stage, main: Level) -> Follower | None:
+    def begin(on: LoopStack, main: ActiveLoop) -> LoopObserver | None:
         return arrived((on, main), lambda: None)
 
     stage().begin = begin
 
 
-def listen(begins: Callable[[Registered], Any], *, is_recorded: bool) -> None:
+def listen(begins: Callable[[ObjectRegistry], Any], *, is_recorded: bool) -> None:
     """From now on `begins(what was registered)` is called when a main loop of this thread takes
     its first item.
 
@@ -36,7 +36,7 @@ def listen(begins: Callable[[Registered], Any], *, is_recorded: bool) -> None:
     on = stage()
     original = on.begin
 
-    def begin(on: Stage, main: Level) -> Follower | None:
+    def begin(on: LoopStack, main: ActiveLoop) -> LoopObserver | None:
         begins(on.registered)
         if is_recorded:
             return original(on, main)

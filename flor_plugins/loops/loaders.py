@@ -14,15 +14,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from flor_plugins.loops.frame_variables import Frames, is_of_users, scopes
-from flor_plugins.loops.registry import Registered
+from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.state import loader_iteration, rng
 
-_DRAWING = (DataLoader, Sampler, rng.Generator)
+_DRAWING = (DataLoader, Sampler, rng.RandomGenerator)
 
 Sources = dict[str, Any]
 
 
-def sources(registered: Registered, frames: Frames) -> Sources:
+def sources(registered: ObjectRegistry, frames: Frames) -> Sources:
     """Whatever may own generators, by a stable name; each object once."""
     found: Sources = {}
     for name, one in registered.objects.items():
@@ -39,9 +39,9 @@ def sources(registered: Registered, frames: Frames) -> Sources:
     return {name: one for name, one in found.items() if not (id(one) in seen or seen.add(id(one)))}
 
 
-def generators(found: Sources) -> dict[str, rng.Generator]:
+def generators(found: Sources) -> dict[str, rng.RandomGenerator]:
     """Every generator but the global ones."""
-    alone = {name: one for name, one in found.items() if isinstance(one, rng.Generator)}
+    alone = {name: one for name, one in found.items() if isinstance(one, rng.RandomGenerator)}
     known = {id(one) for one in alone.values()}
     owned = rng.loader_generators((name, one) for name, one in found.items() if name not in alone)
     return {**alone, **{name: one for name, one in owned.items() if id(one) not in known}}

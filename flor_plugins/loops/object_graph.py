@@ -25,7 +25,16 @@ _ENVIRONMENTS = ("Env", "VectorEnv", "AECEnv", "ParallelEnv")
 
 # Saved in their own way, or, as data sets and the members of an Enum are, built by the script
 # again.
-_ELSEWHERE = (type, enum.Enum, nn.Module, Optimizer, DataLoader, Dataset, Sampler, rng.Generator)
+_ELSEWHERE = (
+    type,
+    enum.Enum,
+    nn.Module,
+    Optimizer,
+    DataLoader,
+    Dataset,
+    Sampler,
+    rng.RandomGenerator,
+)
 _OF_NO_ENVIRONMENT = frozenset(("numpy", "torch", "pygame", *sys.stdlib_module_names))
 _CONTAINERS = (list, tuple, dict, deque)
 _MOST_PARTS, _DEPTH = 10_000, 4  # of a container

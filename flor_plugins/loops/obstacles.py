@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
-from flor_plugins.loops.frame_variables import Frames, Variables, is_of_users, scopes
+from flor_plugins.loops.frame_variables import Frames, FrameVariables, is_of_users, scopes
 from flor_plugins.loops.object_graph import foreign_state, is_environment
-from flor_plugins.loops.registry import Registered, unwrapped
+from flor_plugins.loops.registry import ObjectRegistry, unwrapped
 from flor_plugins.loops.state import known_ids, owners_of
 from flor_plugins.recorder.replayability import hidden_state, obstacles
 from flor_plugins.records import Obstacle
@@ -38,7 +38,9 @@ def of_nothing() -> Obstacle:
     )
 
 
-def of_outgrown(registered: Registered, variables: Variables, frames: Frames) -> Iterator[Obstacle]:
+def of_outgrown(
+    registered: ObjectRegistry, variables: FrameVariables, frames: Frames
+) -> Iterator[Obstacle]:
     """Variables that have grown since the loop began, and of which no State keeps what is in
     them.
     """
@@ -53,7 +55,7 @@ def of_outgrown(registered: Registered, variables: Variables, frames: Frames) ->
             )
 
 
-def obstacles_of(registered: Registered, frames: Frames) -> list[Obstacle]:
+def obstacles_of(registered: ObjectRegistry, frames: Frames) -> list[Obstacle]:
     """What is known to break exactness of this training. It draws, copies and changes nothing."""
     parameter = next(registered.model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
@@ -71,7 +73,7 @@ def obstacles_of(registered: Registered, frames: Frames) -> list[Obstacle]:
     ]
 
 
-def _of_strategy(registered: Registered) -> Iterator[Obstacle]:
+def _of_strategy(registered: ObjectRegistry) -> Iterator[Obstacle]:
     for name, one in registered.objects.items():
         kind = next(
             (kind.__name__ for kind in type(one).__mro__ if kind.__name__ in _SHARDED), None
@@ -80,7 +82,7 @@ def _of_strategy(registered: Registered) -> Iterator[Obstacle]:
             yield obstacles.of_sharding(f"{kind} ({name})")
 
 
-def _loaders(registered: Registered, frames: Frames) -> dict[str, Any]:
+def _loaders(registered: ObjectRegistry, frames: Frames) -> dict[str, Any]:
     found = dict(registered.loaders())
     if registered.val_dataloader is not None:
         found["val_dataloader"] = registered.val_dataloader
@@ -104,13 +106,13 @@ def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
         )
 
 
-def _of_modules(registered: Registered) -> Iterator[Obstacle]:
+def _of_modules(registered: ObjectRegistry) -> Iterator[Obstacle]:
     known = known_ids(registered)
     for one in registered.modules().values():
         yield from hidden_state.of_modules(one, known, OF_MODULE)
 
 
-def _of_owners(registered: Registered) -> Iterator[Obstacle]:
+def _of_owners(registered: ObjectRegistry) -> Iterator[Obstacle]:
     """State inside registered objects that a State does not hold."""
     owners = owners_of(registered)
     known = known_ids(registered) | {id(one) for one in owners.values()}
@@ -122,7 +124,7 @@ def _of_owners(registered: Registered) -> Iterator[Obstacle]:
             )
 
 
-def _of_variables(registered: Registered, frames: Frames) -> Iterator[Obstacle]:
+def _of_variables(registered: ObjectRegistry, frames: Frames) -> Iterator[Obstacle]:
     """Variables of the loop's functions that hold state which nobody registered."""
     known = known_ids(registered) | {id(one) for one in owners_of(registered).values()}
     for scope, held in scopes(frames):

@@ -22,7 +22,7 @@ _CONTENTS = (list, dict, set, deque, bytearray, np.ndarray, torch.Tensor)
 
 
 @dataclass(slots=True)
-class Registered:
+class ObjectRegistry:
     """objects: by name. val_dataloader: what hooks get as `ctx.val_dataloader`."""
 
     objects: dict[str, Any] = field(default_factory=dict)
@@ -77,8 +77,10 @@ class Registered:
             (name, one) for name, one in self.objects.items() if isinstance(one, DataLoader)
         )
 
-    def generators(self) -> dict[str, rng.Generator]:
-        return {name: one for name, one in self.objects.items() if isinstance(one, rng.Generator)}
+    def generators(self) -> dict[str, rng.RandomGenerator]:
+        return {
+            name: one for name, one in self.objects.items() if isinstance(one, rng.RandomGenerator)
+        }
 
     def stateful(self) -> dict[str, Any]:
         """Schedulers, scalers, averages, samplers: what says itself what it saves."""
@@ -95,7 +97,7 @@ class Registered:
         }
 
     def _others(self) -> Iterator[tuple[str, Any]]:
-        kinds = (nn.Module, Optimizer, DataLoader, rng.Generator)
+        kinds = (nn.Module, Optimizer, DataLoader, rng.RandomGenerator)
         yield from ((name, one) for name, one in self.objects.items() if not isinstance(one, kinds))
 
 
@@ -136,7 +138,7 @@ def _is_stateful(one: Any) -> bool:
 
 
 def _is_kept(one: Any) -> bool:
-    kinds = (nn.Module, Optimizer, DataLoader, rng.Generator, *_CONTENTS)
+    kinds = (nn.Module, Optimizer, DataLoader, rng.RandomGenerator, *_CONTENTS)
     return not isinstance(one, type) and (
         isinstance(one, kinds) or _is_stateful(one) or hasattr(one, "__dict__")
     )

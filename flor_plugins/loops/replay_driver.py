@@ -15,46 +15,51 @@ from typing import Any
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.loops import loaders, state
-from flor_plugins.loops.active_loops import Level, Stage, source_of
-from flor_plugins.loops.collector import Harvest
-from flor_plugins.loops.fast_forward import Entry, rewindable
-from flor_plugins.loops.frame_variables import Variables, frames_to
-from flor_plugins.records import Pass, Position, Stretch
-from flor_plugins.replayer.worker_session.session import Session, guarded
+from flor_plugins.loops.active_loops import ActiveLoop, LoopStack, source_of
+from flor_plugins.loops.collector import MetricCollector
+from flor_plugins.loops.fast_forward import FastForward, rewindable
+from flor_plugins.loops.frame_variables import FrameVariables, frames_to
+from flor_plugins.records import Position, ReplayPass, TrainingRange
+from flor_plugins.replayer.worker_session.session import WorkerSession, guarded
 
 _AT_MAIN: Any = object()  # the passes can go on when the main loop asks for its next item
 
 
-def drive(begun: tuple[Stage, Level], go: Callable[[], Any], session: Session) -> Driver:
+def drive(
+    begun: tuple[LoopStack, ActiveLoop], go: Callable[[], Any], session: WorkerSession
+) -> LoopReplayDriver:
     """Whoever follows the loops from here on; it does all passes of the session's task."""
-    return Driver(*begun, session)
+    return LoopReplayDriver(*begun, session)
 
 
 def pass_over(
-    begun: tuple[Stage, Level], go: Callable[[], Any], sections: Mapping[str, Any], end: Position
-) -> _Passed:
+    begun: tuple[LoopStack, ActiveLoop],
+    go: Callable[[], Any],
+    sections: Mapping[str, Any],
+    end: Position,
+) -> _SkippedLoop:
     """Leave a training as if it had been done: its last State is restored, no iteration is made."""
-    return _Passed(*begun, dict(sections))
+    return _SkippedLoop(*begun, dict(sections))
 
 
-class Driver:
+class LoopReplayDriver:
     """Follows the loops of the run that is replayed (see `stage.Follower`)."""
 
-    def __init__(self, on: Stage, main: Level, session: Session) -> None:
+    def __init__(self, on: LoopStack, main: ActiveLoop, session: WorkerSession) -> None:
         self._session = session
         self._bind(on, main)
         self._passes = self._all_passes()
         self._done = self._again = StopIteration
         self.is_done = self.wants_again = False
 
-    def _bind(self, on: Stage, main: Level) -> None:
+    def _bind(self, on: LoopStack, main: ActiveLoop) -> None:
         session, self._stage, self._main = self._session, on, main
         self._registered = on.registered
-        self._harvest = Harvest(
+        self._harvest = MetricCollector(
             on.registered, session.timeline, session.hooks, session.run.name, guarded
         )
-        self._variables = Variables(frames_to(main.code), state.known_parts(on.registered))
-        self._entry: Entry | None = None
+        self._variables = FrameVariables(frames_to(main.code), state.known_parts(on.registered))
+        self._entry: FastForward | None = None
         self._number = 0  # of inner loops that have begun in this epoch
         self._step = 0  # at the last boundary
         self._is_at_main, self._is_gone = True, False
@@ -69,7 +74,7 @@ class Driver:
         """
         self._done, self._again = done, again
 
-    def begin_again(self, on: Stage, main: Level) -> None:
+    def begin_again(self, on: LoopStack, main: ActiveLoop) -> None:
         """The script was started once more, and has come to the same loop."""
         self._harvest.detach()
         self._bind(on, main)
@@ -77,7 +82,7 @@ class Driver:
 
     # ---- as the loops ask
 
-    def next_epoch(self, main: Level) -> Any:
+    def next_epoch(self, main: ActiveLoop) -> Any:
         """Entry: the body is done with the item before."""
         self._is_at_main, self._is_leaving = True, False
         item = self._go_on()
@@ -85,7 +90,7 @@ class Driver:
             item = self._go_on()
         return item
 
-    def begins(self, inner: Level) -> None:
+    def begins(self, inner: ActiveLoop) -> None:
         """It is about to give its first item."""
         self._harvest.begins(inner)
         if len(self._stage.levels) != 2:
@@ -93,14 +98,16 @@ class Driver:
         self._number += 1
         if self._entry is not None and self._entry.is_at(self._number):
             entry, self._entry = self._entry, None
-            variables = Variables(frames_to(self._main.code), state.known_parts(self._registered))
+            variables = FrameVariables(
+                frames_to(self._main.code), state.known_parts(self._registered)
+            )
             self._harvest.sources = entry.at_inner(self._main, inner, variables)
             self._harvest.go_on(inner, self._step, entry.values())
             self._is_entered = True
             entry.let_go()
             self._session.restored()
 
-    def next_item(self, inner: Level) -> Any:
+    def next_item(self, inner: ActiveLoop) -> Any:
         """Entry: the body is done with the item before, and the next one is not drawn."""
         if self._is_leaving:
             raise StopIteration
@@ -117,11 +124,11 @@ class Driver:
         self._harvest.drawn(inner, item)
         return item
 
-    def over(self, inner: Level) -> None:
+    def over(self, inner: ActiveLoop) -> None:
         """It has ended, however."""
         self._harvest.over(inner)
 
-    def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
+    def left(self, main: ActiveLoop, by_error: bool | None, frame: FrameType) -> None:
         """The script has left the main loop by itself: as it did when it was recorded, or
         because it diverged.
         """
@@ -173,7 +180,7 @@ class Driver:
         self._harvest.detach()
         loaders.end_workers(self._harvest.sources)
 
-    def _run_again(self, stretch: Stretch) -> Iterator[Any]:
+    def _run_again(self, stretch: TrainingRange) -> Iterator[Any]:
         """From the State at the stretch's start to its end, through as many epochs as lie
         between.
         """
@@ -204,7 +211,7 @@ class Driver:
 
     def _enter(self, start: Position) -> None:
         sections = self._session.state(start)
-        entry = Entry(self._registered, self._variables, sections)
+        entry = FastForward(self._registered, self._variables, sections)
         found = entry.at_main(self._main)
         self._harvest.step = self._step = start.step
         self._begin_epoch(found)
@@ -235,7 +242,7 @@ class Driver:
 
     # ---- without training
 
-    def _state_pass(self, one: Pass) -> None:
+    def _state_pass(self, one: ReplayPass) -> None:
         session = self._session
         with session.passing(one):
             for position in one.positions:
@@ -254,34 +261,34 @@ class Driver:
             self._session.timeline.complete_epoch(position.epoch)
 
 
-class _Passed:
+class _SkippedLoop:
     """Follows a loop that is not run."""
 
-    def __init__(self, on: Stage, main: Level, sections: dict[str, Any]) -> None:
+    def __init__(self, on: LoopStack, main: ActiveLoop, sections: dict[str, Any]) -> None:
         self._stage, self._main = on, main
         self._sections = sections
-        self._variables = Variables(frames_to(main.code), state.known_parts(on.registered))
+        self._variables = FrameVariables(frames_to(main.code), state.known_parts(on.registered))
 
     def ends_with(self, done: type[BaseException], again: type[BaseException]) -> None:
         """It does not end the script."""
 
-    def next_epoch(self, main: Level) -> Any:
+    def next_epoch(self, main: ActiveLoop) -> Any:
         """There is none."""
-        Entry(self._stage.registered, self._variables, self._sections).at_main(main)
+        FastForward(self._stage.registered, self._variables, self._sections).at_main(main)
         self._stage.follower = None
         raise StopIteration
 
-    def begins(self, inner: Level) -> None:
+    def begins(self, inner: ActiveLoop) -> None:
         """No body is run."""
 
-    def next_item(self, inner: Level) -> Any:
+    def next_item(self, inner: ActiveLoop) -> Any:
         """No body is run."""
         raise StopIteration
 
-    def over(self, inner: Level) -> None:
+    def over(self, inner: ActiveLoop) -> None:
         """No body is run."""
 
-    def left(self, main: Level, by_error: bool | None, frame: FrameType) -> None:
+    def left(self, main: ActiveLoop, by_error: bool | None, frame: FrameType) -> None:
         """No body is run."""
 
     def block_over(self, error: BaseException | None) -> None:

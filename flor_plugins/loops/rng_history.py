@@ -8,7 +8,7 @@ from typing import Any
 
 
 @dataclass(slots=True)
-class Trail:
+class RngHistory:
     """epoch: iterations of the main loop that are done. inner: how many loops have begun in the
     present one.
 
@@ -26,7 +26,7 @@ class Trail:
     previous: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, sections: Mapping[str, Any]) -> Trail:
+    def of(cls, sections: Mapping[str, Any]) -> RngHistory:
         """The trail that led to a State; a restored training goes on with it."""
         held, moments = sections["loop"], sections["rng"]
         return cls(

@@ -14,8 +14,8 @@ from torch import nn
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.loops import loaders, object_graph
-from flor_plugins.loops.registry import Registered, set_content
-from flor_plugins.loops.rng_history import Trail
+from flor_plugins.loops.registry import ObjectRegistry, set_content
+from flor_plugins.loops.rng_history import RngHistory
 from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
@@ -24,9 +24,9 @@ MODEL, OPTIMIZER, LOOP, MODULE, RNG = "model", "optimizer", "loop", "module", "r
 
 
 def capture(
-    registered: Registered,
+    registered: ObjectRegistry,
     found: loaders.Sources,
-    trail: Trail,
+    trail: RngHistory,
     variables: Mapping[str, Any],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -60,7 +60,9 @@ def capture(
     }
 
 
-def restore(registered: Registered, found: loaders.Sources, sections: Mapping[str, Any]) -> None:
+def restore(
+    registered: ObjectRegistry, found: loaders.Sources, sections: Mapping[str, Any]
+) -> None:
     """Put a State into the objects, which stand at the same moment.
 
     RNG comes last: the rest may draw.
@@ -98,7 +100,7 @@ _GIVEN_AWAY = (
 )  # a State may be restored twice, and these are handed over as they are
 
 
-def restore_weights(registered: Registered, sections: Mapping[str, Any]) -> None:
+def restore_weights(registered: ObjectRegistry, sections: Mapping[str, Any]) -> None:
     """Only the main module's weights and buffers, in place.
 
     Raises ReplayError where they do not fit.
@@ -106,17 +108,17 @@ def restore_weights(registered: Registered, sections: Mapping[str, Any]) -> None
     _load(registered.model, sections[MODEL])
 
 
-def known_parts(registered: Registered) -> set[int]:
+def known_parts(registered: ObjectRegistry) -> set[int]:
     """What tells that something belongs to a registered module."""
     return {part for one in registered.modules().values() for part in user_objects.parts(one)}
 
 
-def owners_of(registered: Registered) -> object_graph.Owners:
+def owners_of(registered: ObjectRegistry) -> object_graph.Owners:
     """Registered objects of the user's own, and the environments and objects inside them."""
     return object_graph.inside(registered.owners(), known_ids(registered))
 
 
-def known_ids(registered: Registered) -> frozenset[int]:
+def known_ids(registered: ObjectRegistry) -> frozenset[int]:
     """The ids of all that is saved by itself: registered objects, and the modules and
     optimizers below them.
     """

@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from flor_plugins.recipe.check import check_recipe
-from flor_plugins.recipe.schema import About, Recipe, Replay, Version, load_recipe
+from flor_plugins.recipe.schema import (
+    Recipe,
+    RecipeSummary,
+    RecipeVersion,
+    ReplaySection,
+    load_recipe,
+)
 from flor_plugins.recipe.trainer import build_trainer
 
-__all__ = ["About", "Recipe", "Replay", "Version", "build_trainer", "check_recipe", "load_recipe"]
+__all__ = [
+    "Recipe",
+    "RecipeSummary",
+    "RecipeVersion",
+    "ReplaySection",
+    "build_trainer",
+    "check_recipe",
+    "load_recipe",
+]

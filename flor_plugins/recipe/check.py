@@ -6,11 +6,11 @@ import ast
 from pathlib import Path
 
 from flor_plugins.errors import RecipeError
-from flor_plugins.recipe.document import Loc, nearest, read_document
+from flor_plugins.recipe.document import KeyPath, nearest, read_document
 from flor_plugins.recipe.schema import Recipe, validate
 from flor_plugins.recipe.trainer import find_module, no_module
 
-Mistake = tuple[Loc, str]
+RecipeMistake = tuple[KeyPath, str]
 
 
 def check_recipe(path: Path) -> list[str]:
@@ -27,13 +27,13 @@ def check_recipe(path: Path) -> list[str]:
     return [document.at(loc, text) for loc, text in _mistakes(recipe)]
 
 
-def _mistakes(recipe: Recipe) -> list[Mistake]:
+def _mistakes(recipe: Recipe) -> list[RecipeMistake]:
     return [*_check_trainer(recipe), *_check_hooks(recipe), *_check_patch(recipe)]
 
 
-def _check_trainer(recipe: Recipe) -> list[Mistake]:
+def _check_trainer(recipe: Recipe) -> list[RecipeMistake]:
     module, _, name = recipe.trainer.partition(":")
-    place: Loc = ("trainer",)
+    place: KeyPath = ("trainer",)
     file = find_module(recipe.folder, module)
     if file is None:
         return [(place, no_module(recipe.folder, module))]
@@ -48,7 +48,7 @@ def _check_trainer(recipe: Recipe) -> list[Mistake]:
     return _check_params(recipe, functions[name].args)
 
 
-def _check_params(recipe: Recipe, takes: ast.arguments) -> list[Mistake]:
+def _check_params(recipe: Recipe, takes: ast.arguments) -> list[RecipeMistake]:
     positional = [one.arg for one in takes.args]
     known = [*positional, *(one.arg for one in takes.kwonlyargs)]
     needed = positional[: max(0, len(positional) - len(takes.defaults))]
@@ -66,10 +66,10 @@ def _check_params(recipe: Recipe, takes: ast.arguments) -> list[Mistake]:
     ]
 
 
-def _check_hooks(recipe: Recipe) -> list[Mistake]:
-    found: list[Mistake] = []
+def _check_hooks(recipe: Recipe) -> list[RecipeMistake]:
+    found: list[RecipeMistake] = []
     for index, (hook, path) in enumerate(zip(recipe.replay.hooks, recipe.hook_paths, strict=True)):
-        place: Loc = ("replay", "hooks", index)
+        place: KeyPath = ("replay", "hooks", index)
         if not path.is_file():
             known = sorted(
                 str(one.relative_to(recipe.folder)) for one in recipe.folder.glob("*/*.py")
@@ -82,8 +82,8 @@ def _check_hooks(recipe: Recipe) -> list[Mistake]:
     return found
 
 
-def _check_patch(recipe: Recipe) -> list[Mistake]:
-    found: list[Mistake] = []
+def _check_patch(recipe: Recipe) -> list[RecipeMistake]:
+    found: list[RecipeMistake] = []
     for target, source in recipe.replay.patch.items():
         name, _, function = source.rpartition(":")
         path, place = recipe.folder / name, ("replay", "patch", target)

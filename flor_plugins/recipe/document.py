@@ -13,7 +13,7 @@ import yaml
 
 from flor_plugins.errors import RecipeError
 
-Loc = tuple[int | str, ...]
+KeyPath = tuple[int | str, ...]
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,7 +46,7 @@ class Document:
     content: dict[str, Any]
     root: yaml.Node
 
-    def at(self, loc: Loc, text: str) -> str:
+    def at(self, loc: KeyPath, text: str) -> str:
         """`file:line: text` for the place that the keys and indexes of `loc` lead to, as far
         as they do.
         """
@@ -125,7 +125,7 @@ def _duplicates(node: yaml.Node, seen: set[int]) -> Iterator[tuple[int, str]]:
             yield from _duplicates(one, seen)
 
 
-def _line(node: yaml.Node, loc: Loc) -> int:
+def _line(node: yaml.Node, loc: KeyPath) -> int:
     line = node.start_mark.line + 1
     for part in loc:
         if isinstance(node, yaml.MappingNode):

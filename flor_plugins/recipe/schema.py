@@ -20,7 +20,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from flor_plugins.errors import RecipeError
-from flor_plugins.recipe.document import Document, Loc, nearest, read_document
+from flor_plugins.recipe.document import Document, KeyPath, nearest, read_document
 
 
 def _check_format(value: Any) -> int:
@@ -55,15 +55,15 @@ def _check_list(value: Any) -> Any:
 
 Name = Annotated[str, StringConstraints(pattern=r"^\w[\w.\-]*$")]
 Target = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")]
-Method = Annotated[
+MethodTarget = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$")
 ]
-Function = Annotated[str, StringConstraints(pattern=r"^.+:[A-Za-z_]\w*$")]
-Text = Annotated[str, StringConstraints(min_length=1)]
-Texts = Annotated[tuple[Text, ...], BeforeValidator(_check_list)]
+FunctionTarget = Annotated[str, StringConstraints(pattern=r"^.+:[A-Za-z_]\w*$")]
+NonEmptyText = Annotated[str, StringConstraints(min_length=1)]
+NonEmptyTexts = Annotated[tuple[NonEmptyText, ...], BeforeValidator(_check_list)]
 
 
-class Replay(BaseModel):
+class ReplaySection(BaseModel):
     """What to ask in hindsight. hooks: paths relative to the recipe's folder.
 
     patch: methods of the runs' own code to be replaced, `module:Class.method` to
@@ -71,9 +71,9 @@ class Replay(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    metrics: Texts = ()
-    hooks: Texts = ()
-    patch: dict[Method, Function] = {}
+    metrics: NonEmptyTexts = ()
+    hooks: NonEmptyTexts = ()
+    patch: dict[MethodTarget, FunctionTarget] = {}
     where: str | None = None
     epochs: Annotated[str | tuple[int, ...], BeforeValidator(_check_epochs)] = "all"
     verify: Literal["exact", "close", "off"] = "exact"
@@ -87,11 +87,11 @@ class Objective(BaseModel):
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
-    text: Text
-    metric: Text
+    text: NonEmptyText
+    metric: NonEmptyText
 
 
-class _Entry(BaseModel):
+class _VersionEntry(BaseModel):
     """An entry of `versions`: a name, and the params that it overrides beside it."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="allow")
@@ -100,7 +100,7 @@ class _Entry(BaseModel):
     name: Name
 
 
-class _File(BaseModel):
+class _RecipeFile(BaseModel):
     """The top level of the file."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
@@ -108,16 +108,16 @@ class _File(BaseModel):
     version: Annotated[int, BeforeValidator(_check_format)]
     name: Name
     trainer: Target
-    model: Text | None = None
-    data: Text | None = None
+    model: NonEmptyText | None = None
+    data: NonEmptyText | None = None
     objective: Objective | None = None
     params: dict[str, JsonValue] = {}
-    versions: Annotated[tuple[_Entry, ...], BeforeValidator(_check_list)] = ()
-    replay: Replay = Replay()
+    versions: Annotated[tuple[_VersionEntry, ...], BeforeValidator(_check_list)] = ()
+    replay: ReplaySection = ReplaySection()
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class RecipeVersion:
     """One run that `record` makes: its name and what it overrides of the recipe's params."""
 
     name: str
@@ -125,7 +125,7 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class RecipeSummary:
     """What a recipe says of itself, for tables.
 
     data: where it is from, and which parts are made up.
@@ -144,10 +144,10 @@ class Recipe:
     name: str
     trainer: str
     params: Mapping[str, Any]
-    versions: tuple[Version, ...]
-    replay: Replay
+    versions: tuple[RecipeVersion, ...]
+    replay: ReplaySection
     path: Path
-    about: About = About()
+    about: RecipeSummary = RecipeSummary()
 
     @property
     def folder(self) -> Path:
@@ -158,7 +158,7 @@ class Recipe:
         """The hook files, absolute."""
         return tuple(self.folder / hook for hook in self.replay.hooks)
 
-    def params_of(self, version: Version | str) -> dict[str, Any]:
+    def params_of(self, version: RecipeVersion | str) -> dict[str, Any]:
         """The trainer's arguments for one version, as a copy.
 
         Raises RecipeError for an unknown one.
@@ -182,7 +182,7 @@ def load_recipe(path: Path) -> Recipe:
 def validate(document: Document) -> Recipe:
     """The recipe that a document holds. Raises RecipeError as `load_recipe` does."""
     try:
-        file = _File.model_validate(document.content)
+        file = _RecipeFile.model_validate(document.content)
     except ValidationError as error:
         raise _refusal(
             document, [_explain(one) for one in error.errors(include_url=False)]
@@ -190,28 +190,28 @@ def validate(document: Document) -> Recipe:
     mistakes = _check_versions(file)
     if mistakes:
         raise _refusal(document, mistakes)
-    versions = tuple(Version(one.name, one.model_extra or {}) for one in file.versions)
+    versions = tuple(RecipeVersion(one.name, one.model_extra or {}) for one in file.versions)
     return Recipe(
         version=file.version,
         name=file.name,
         trainer=file.trainer,
         params=file.params,
-        versions=versions or (Version(file.name, {}),),
+        versions=versions or (RecipeVersion(file.name, {}),),
         replay=file.replay,
         path=document.path.resolve(),
-        about=About(file.model, file.data, file.objective),
+        about=RecipeSummary(file.model, file.data, file.objective),
     )
 
 
-def _refusal(document: Document, mistakes: list[tuple[Loc, str]]) -> RecipeError:
+def _refusal(document: Document, mistakes: list[tuple[KeyPath, str]]) -> RecipeError:
     return RecipeError("\n".join(document.at(loc, text) for loc, text in mistakes))
 
 
-def _check_versions(file: _File) -> list[tuple[Loc, str]]:
-    found: list[tuple[Loc, str]] = []
+def _check_versions(file: _RecipeFile) -> list[tuple[KeyPath, str]]:
+    found: list[tuple[KeyPath, str]] = []
     names = [one.name for one in file.versions]
     for index, entry in enumerate(file.versions):
-        place: Loc = ("versions", index)
+        place: KeyPath = ("versions", index)
         if entry.name in names[:index]:
             text = f"version {entry.name!r} stands there twice; give each its own name"
             found.append(((*place, "name"), text))
@@ -222,15 +222,15 @@ def _check_versions(file: _File) -> list[tuple[Loc, str]]:
     return found
 
 
-def _explain(error: ErrorDetails) -> tuple[Loc, str]:
+def _explain(error: ErrorDetails) -> tuple[KeyPath, str]:
     """Place and text of what pydantic found."""
-    loc: Loc = error["loc"]
+    loc: KeyPath = error["loc"]
     key, last = ".".join(str(part) for part in loc), str(loc[-1])
     if error["type"] == "extra_forbidden":
         level = (
-            {"replay": Replay, "objective": Objective}.get(str(loc[0]), _File)
+            {"replay": ReplaySection, "objective": Objective}.get(str(loc[0]), _RecipeFile)
             if len(loc) > 1
-            else _File
+            else _RecipeFile
         )
         return loc, f"unknown key {last!r}{nearest(last, level.model_fields)}"
     if error["type"] == "missing":

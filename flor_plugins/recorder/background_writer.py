@@ -13,17 +13,17 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-Job = Callable[[], Any]
+BackgroundJob = Callable[[], Any]
 PAUSE = (
     0.05  # seconds between two wakings; as much of the last rows is lost when the process is killed
 )
 
 
-class Writer:
+class BackgroundWriter:
     """Runs jobs in the background. A job that raises is reported, never re-raised."""
 
     def __init__(self, failed: Callable[[Exception], None]) -> None:
-        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._jobs: queue.SimpleQueue[BackgroundJob | None] = queue.SimpleQueue()
         self._failed = failed
         self._hurry = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flor-writer", daemon=True)
@@ -31,7 +31,7 @@ class Writer:
         # A daemon thread dies with the interpreter: what is queued must be written before.
         atexit.register(self.close)
 
-    def put(self, job: Job, *, soon: bool = False) -> None:
+    def put(self, job: BackgroundJob, *, soon: bool = False) -> None:
         """Queue a job. soon: it and all before it are done without a pause."""
         self._jobs.put(job)
         if soon:
@@ -61,7 +61,7 @@ class Writer:
                 with suppress(Warning):
                     self._failed(error)
 
-    def _next(self) -> Job | None:
+    def _next(self) -> BackgroundJob | None:
         with suppress(queue.Empty):
             return self._jobs.get_nowait()
         job = self._jobs.get()

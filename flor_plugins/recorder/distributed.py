@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.hooks import log
-from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.recorder import Recorder
 from flor_plugins.recorder.resume import Resumption
 from flor_plugins.recorder.start_run import begin, warn
@@ -35,7 +35,7 @@ class RankRecorder(Recorder):
     def __init__(
         self,
         run: Run,
-        options: Options,
+        options: RecordOptions,
         parameters: Callable[[], Collection[str]],
         resumption: Resumption | None,
     ) -> None:
@@ -59,7 +59,7 @@ class RankRecorder(Recorder):
 
 def begin_together(
     framework: Framework,
-    options: Options,
+    options: RecordOptions,
     params: Callable[[], Mapping[str, Any]],
     launch: Launch | None,
     parameters: Callable[[], Collection[str]],
@@ -108,7 +108,7 @@ def _told(recorder: Recorder | None) -> dict[str, Any] | None:
 
 
 def _join(
-    told: Mapping[str, Any], options: Options, parameters: Callable[[], Collection[str]]
+    told: Mapping[str, Any], options: RecordOptions, parameters: Callable[[], Collection[str]]
 ) -> Recorder:
     rank, path = processes.rank(), Path(told["path"])
     whole = runs.load_run(path)

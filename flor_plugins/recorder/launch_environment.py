@@ -19,7 +19,7 @@ from flor_plugins.records import Launch
 from flor_plugins.state.environment import environment as environment
 from flor_plugins.state.environment import variables
 
-Plain = bool | int | float | str | list | None
+PlainValue = bool | int | float | str | list | None
 
 MAX_REPR = 200
 MAX_ITEMS = 1_000
@@ -72,19 +72,19 @@ def seconds_since_start() -> float | None:
         return None
 
 
-def flatten(prefix: str, mapping: Any) -> dict[str, Plain]:
+def flatten(prefix: str, mapping: Any) -> dict[str, PlainValue]:
     """Parameters under dotted names, as values that JSON knows.
 
     mapping: a mapping, a dataclass, a Namespace or None. Sets become sorted lists; NaN and
     infinities become "nan", "inf", "-inf"; what is not plain becomes its repr of at most
     200 characters, without memory addresses.
     """
-    flat: dict[str, Plain] = {}
+    flat: dict[str, PlainValue] = {}
     _flatten(prefix, mapping, flat, depth=0)
     return flat
 
 
-def _flatten(name: str, value: Any, flat: dict[str, Plain], depth: int) -> None:
+def _flatten(name: str, value: Any, flat: dict[str, PlainValue], depth: int) -> None:
     items = _items(value)
     if items is None or depth > MAX_DEPTH or (not items and depth):
         flat[name] = _plain(value)
@@ -109,7 +109,7 @@ def _key(key: Any) -> str:
     return key if isinstance(key, str) else str(_plain(key))
 
 
-def _plain(value: Any, depth: int = 0) -> Plain:
+def _plain(value: Any, depth: int = 0) -> PlainValue:
     if isinstance(value, enum.Enum):
         return (
             _plain(value.value) if isinstance(value.value, bool | int | float | str) else value.name
@@ -132,7 +132,7 @@ def _plain(value: Any, depth: int = 0) -> Plain:
     return _short(value)
 
 
-def _short(value: Any) -> Plain:
+def _short(value: Any) -> PlainValue:
     """A number out of a numpy scalar, the kind of an array, else the short repr."""
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         numpy = sys.modules.get("numpy")

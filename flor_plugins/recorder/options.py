@@ -12,7 +12,7 @@ from flor_plugins.store.sizes import parse_size
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class RecordOptions:
     """What a FlorCallback was asked for.
 
     name: of the run; default: the script's or the recipe version's name.
@@ -52,7 +52,7 @@ def options_of(
     *,
     overhead: float | None = 0.02,
     disk: str | int | None = None,
-) -> Options:
+) -> RecordOptions:
     """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not
     later.
 
@@ -82,7 +82,7 @@ def options_of(
             f"up to 1 "
             f"(0.02 is 2 %), or None for no limit"
         )
-    return Options(
+    return RecordOptions(
         name,
         project,
         tuple(tags),

@@ -23,12 +23,12 @@ import torch
 
 from flor_plugins.errors import EncodingError, FlorError, HookError
 from flor_plugins.hooks import log
-from flor_plugins.hooks.dispatch import Hooks
+from flor_plugins.hooks.dispatch import HookDispatcher
 from flor_plugins.hooks.metric import Metric
-from flor_plugins.recorder.background_writer import Writer
-from flor_plugins.recorder.checkpointing.checkpointer import Keeper
-from flor_plugins.recorder.checkpointing.policy import Policy
-from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.background_writer import BackgroundWriter
+from flor_plugins.recorder.checkpointing.checkpointer import Checkpointer
+from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
+from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.replayability import obstacles
 from flor_plugins.recorder.resume import TIMELINE, Resumption
 from flor_plugins.records import Obstacle, Position, Row, Run, RunStatus, Timing
@@ -54,13 +54,15 @@ class Recorder:
     `policy` says when a checkpoint is due: the adapters ask it.
     """
 
-    def __init__(self, run: Run, options: Options, resumption: Resumption | None = None) -> None:
+    def __init__(
+        self, run: Run, options: RecordOptions, resumption: Resumption | None = None
+    ) -> None:
         self.run = run
         self.options = options
         self.resumption = resumption
         self.timeline = Timeline(self._emit)
-        self.hooks = Hooks(options.metrics, self._hook_failed)
-        self._writer = Writer(self._failed)
+        self.hooks = HookDispatcher(options.metrics, self._hook_failed)
+        self._writer = BackgroundWriter(self._failed)
         self._gaps: list[str] = list(run.gaps)
         self._refused: set[str] = set()
         self._warned = False
@@ -76,7 +78,7 @@ class Recorder:
             resumption.take_out(self._journal, self._media)
         # A State that waits for the rows' pause is lost with a process that is killed meanwhile.
         put = partial(self._writer.put, soon=True)
-        self._keeper = Keeper(
+        self._keeper = Checkpointer(
             run, options, put=put, sync=lambda: self._journal.sync(), failed=self._failed
         )
         # Registered after the writer's own: so it comes before, and what it hands over is still
@@ -184,7 +186,7 @@ class Recorder:
         their own.
         """
         self._segment += 1
-        self._writer = Writer(self._failed)
+        self._writer = BackgroundWriter(self._failed)
         self._journal = self._open_journal()
         log.connect(self.log)
 
@@ -218,7 +220,7 @@ class Recorder:
     # ---- inside
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> CheckpointPolicy:
         """When a checkpoint is due."""
         return self._keeper.policy
 

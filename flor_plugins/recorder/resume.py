@@ -13,8 +13,17 @@ from typing import Any
 from flor_plugins.errors import DamagedCheckpoint, FlorError, NoCheckpoint
 from flor_plugins.recorder.checkpointing.writer_lock import wait_for_writer
 from flor_plugins.recorder.code_snapshot import snapshot
-from flor_plugins.recorder.options import Options
-from flor_plugins.records import Launch, Level, Obstacle, Phase, Position, Process, Row, Run
+from flor_plugins.recorder.options import RecordOptions
+from flor_plugins.records import (
+    Launch,
+    Level,
+    Obstacle,
+    Phase,
+    Position,
+    RecordingProcess,
+    Row,
+    Run,
+)
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.files import PARTIAL
 from flor_plugins.store.layout import Store
@@ -90,7 +99,7 @@ class Resumption:
             later.unlink()
 
 
-def resumption(store: Store, options: Options, first: Run) -> Resumption | None:
+def resumption(store: Store, options: RecordOptions, first: Run) -> Resumption | None:
     """What a training goes on with: the run that FLOR_RESUME or `options.resume` names; None
     for a new run.
 
@@ -302,7 +311,7 @@ def _check_code(run: Run, first: Run) -> None:
         )
 
 
-def reopened(found: Resumption, process: Process, at: str) -> Run:
+def reopened(found: Resumption, process: RecordingProcess, at: str) -> Run:
     """The run.json of a run that goes on in `process`."""
     resumed = (*found.run.resumed, f"{at} at {found.position}")
     return replace(

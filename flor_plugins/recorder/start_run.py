@@ -15,7 +15,7 @@ from flor_plugins.errors import FlorError
 from flor_plugins.hooks import arg, log
 from flor_plugins.recorder import launch_environment, resume
 from flor_plugins.recorder.code_snapshot import snapshot
-from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.recorder import FlorWarning, Recorder, now
 from flor_plugins.recorder.replayability import obstacles
 from flor_plugins.records import Code, Framework, Launch, Run, Timing
@@ -27,7 +27,7 @@ from flor_plugins.store.layout import Store, find_store, new_id, store_in
 
 def begin(
     framework: Framework,
-    options: Options,
+    options: RecordOptions,
     params: Callable[[], Mapping[str, Any]],
     launch: Launch | None = None,
 ) -> Recorder | None:
@@ -65,7 +65,7 @@ def warn(what: str) -> None:
 def _recorder(
     store: Store,
     framework: Framework,
-    options: Options,
+    options: RecordOptions,
     params: Callable[[], Mapping[str, Any]],
     launched: Launch,
     start: Path,
@@ -92,7 +92,7 @@ def _recorder(
 def _first_run(
     store: Store,
     framework: Framework,
-    options: Options,
+    options: RecordOptions,
     params: Mapping[str, Any],
     launched: Launch,
     start: Path,

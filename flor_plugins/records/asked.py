@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flor_plugins.records.recorded import Grade, Position, Way
+from flor_plugins.records.recorded import Grade, Position, Strategy
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class TrainingRange:
     """Training that is run again: from the checkpoint at `start` up to `end`, inside an epoch
     or at its end.
 
@@ -22,7 +22,7 @@ class Stretch:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class ReplayPass:
     """One way through some positions of one run.
 
     positions: where values are wanted; the ways "state" and "validate" restore the checkpoint
@@ -32,11 +32,11 @@ class Pass:
     seconds, nbytes: estimates of what it takes and of what it reads; None where nothing is known.
     """
 
-    way: Way
+    way: Strategy
     metrics: tuple[str, ...]
     reason: str
     positions: tuple[Position, ...] = ()
-    stretches: tuple[Stretch, ...] = ()
+    stretches: tuple[TrainingRange, ...] = ()
     seconds: float | None = None
     steps: tuple[int, ...] | None = None
     nbytes: int | None = None
@@ -57,7 +57,7 @@ class Pass:
 
 
 @dataclass(frozen=True, slots=True)
-class Edited:
+class BackportedEdit:
     """An edit of the working tree in the code of one run.
 
     base: what the edit was compared with. sources: the files of that version that are others in
@@ -71,7 +71,7 @@ class Edited:
 
 
 @dataclass(frozen=True, slots=True)
-class Method:
+class MethodPatch:
     """A function that takes the place of a method of the run's own code.
 
     target: `module:Class.method`, as that version calls it. function: its name in `path`; text:
@@ -94,10 +94,10 @@ class Task:
     run_id: str
     name: str
     vid: str
-    passes: tuple[Pass, ...]
+    passes: tuple[ReplayPass, ...]
     digests: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
-    edit: Edited | None = None
-    methods: tuple[Method, ...] = ()
+    edit: BackportedEdit | None = None
+    methods: tuple[MethodPatch, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

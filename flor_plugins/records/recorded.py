@@ -11,7 +11,7 @@ from typing import Any, Literal
 Phase = Literal["train", "validation", "test"]
 Level = Literal["epoch", "step"]
 Framework = Literal["lightning", "hf", "loop", "flordb"]
-Way = Literal["state", "validate", "train"]
+Strategy = Literal["state", "validate", "train"]
 Grade = Literal["exact", "close", "diverged", "unverified"]
 RunStatus = Literal["running", "finished", "failed", "killed"]
 # How well a run can be replayed, best first: bit for bit; up to rounding; not all of its state is
@@ -100,7 +100,7 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
-class Process:
+class RecordingProcess:
     """The process that records a run. started: its start as the system counts it."""
 
     host: str
@@ -124,7 +124,7 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Skipped:
+class SkippedCheckpoint:
     """A checkpoint that was due and not taken.
 
     cost_s: seconds of training that lead there from a full one before.
@@ -166,7 +166,7 @@ class Run:
     started_at: str
     launch: Launch
     code: Code | None
-    process: Process
+    process: RecordingProcess
     path: Path
     tags: tuple[str, ...] = ()
     finished_at: str | None = None
@@ -179,7 +179,7 @@ class Run:
     obstacles: tuple[Obstacle, ...] = ()
     resumed: tuple[str, ...] = ()
     processes: int = 1
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedCheckpoint, ...] = ()
     skipped_count: int = 0
 
     @property

@@ -15,7 +15,7 @@ from flor_plugins.hooks.metric import Metric
 from flor_plugins.recipe import load_recipe
 from flor_plugins.records import Plan, Position, Run, Task
 from flor_plugins.replayer.backport import request as backport_request
-from flor_plugins.replayer.backport.snapshots import Recorded
+from flor_plugins.replayer.backport.snapshots import SnapshotSources
 from flor_plugins.replayer.execution.executors import check, run_all
 from flor_plugins.replayer.execution.remote_sync import put_back
 from flor_plugins.replayer.execution.task_runner import Outcome
@@ -24,14 +24,14 @@ from flor_plugins.replayer.planning import planner as planning
 from flor_plugins.replayer.planning.metric_sources import without_hook
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store
-from flor_plugins.store.query.references import Reference, parse_reference
+from flor_plugins.store.query.references import RunReference, parse_reference
 from flor_plugins.store.runs import find_run, plain, this_process
 
 Progress = Callable[[Task, dict[str, Any]], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ReplayResult:
     """What a replay did.
 
     rows: one per pass, as the schedule shows them. failures: one line each.
@@ -126,10 +126,10 @@ def request(
     epochs: str | Sequence[int],
     *,
     hooks: Sequence[Path] = (),
-    at: Mapping[str, Reference] | None = None,
+    at: Mapping[str, RunReference] | None = None,
     patch: Mapping[str, str | Path] | None = None,
     folder: Path | None = None,
-) -> planning.Request:
+) -> planning.ReplayRequest:
     """A request as it is planned: what no hook and no replaced method gives is looked for in
     the working tree's edit.
 
@@ -140,13 +140,15 @@ def request(
     found = [one for path in hooks for one in scan(path)]
     rest = [name for name in without_hook(metrics, found) if not patches.may_log(methods, name)]
     edit = backport_request.find(store, runs, rest) if rest else None
-    patched = patches.Patching(methods, Recorded(store, Path.cwd())) if methods else None
-    return planning.Request(
+    patched = (
+        patches.MethodPatches(methods, SnapshotSources(store, Path.cwd())) if methods else None
+    )
+    return planning.ReplayRequest(
         tuple(metrics), where, epochs, tuple(hooks), at or {}, edit=edit, patch=patched
     )
 
 
-def places_asked(store: Store, runs: Sequence[str]) -> dict[str, Reference]:
+def places_asked(store: Store, runs: Sequence[str]) -> dict[str, RunReference]:
     """The places of `RUN@epoch=3` and `RUN@step=1200`, by run_id. Raises UnknownRun."""
     references = [parse_reference(text) for text in runs]
     return {find_run(store, one.run).run_id: one for one in references}
@@ -160,7 +162,7 @@ def execute(
     workers: int = 1,
     engine: str = "local",
     progress: Progress | None = None,
-) -> Answer:
+) -> ReplayResult:
     """Do a plan. Rows land as they are computed; request, plan and verdicts stay under
     replays/<id>/.
 
@@ -168,7 +170,7 @@ def execute(
     """
     check(engine)
     if not plan.tasks:
-        return Answer(plan)
+        return ReplayResult(plan)
     plan = _with_kept_hooks(store, plan)
     folder = store.replay(plan.replay_id)
     write_json(
@@ -179,7 +181,7 @@ def execute(
     outcomes = run_all(
         store, by_id, plan, progress or (lambda task, event: None), workers=workers, engine=engine
     )
-    answer = Answer(plan, tuple(outcomes))
+    answer = ReplayResult(plan, tuple(outcomes))
     verdicts = {
         "passes": answer.rows,
         "stretches": plain(answer.stretches),

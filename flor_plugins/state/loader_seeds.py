@@ -16,12 +16,12 @@ def draw_seed(loader: Any) -> None:
     torch.empty((), dtype=torch.int64, device="cpu").random_(generator=loader.generator)
 
 
-def random_state(own: dict[str, rng.Generator]) -> dict[str, Any]:
+def random_state(own: dict[str, rng.RandomGenerator]) -> dict[str, Any]:
     """Of all global generators and the named ones."""
     return {**rng.capture(), "own": rng.capture_generators(own)}
 
 
-def is_one_seed(loader: Any, own: dict[str, rng.Generator], before: Any, after: Any) -> bool:
+def is_one_seed(loader: Any, own: dict[str, rng.RandomGenerator], before: Any, after: Any) -> bool:
     """Is what was drawn in between the one seed of a pass? Leaves the generators as they are
     after it.
     """

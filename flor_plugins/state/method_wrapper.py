@@ -1,6 +1,6 @@
 """The exact boundaries of a fit are entries of trainer methods, not public hooks.
 
-`Wrapped` puts functions around methods of single objects (the classes are untouched)
+`MethodWrapper` puts functions around methods of single objects (the classes are untouched)
 and takes them off again.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Wrapped:
+class MethodWrapper:
     """Methods of objects, wrapped until `undo`."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-Generator = torch.Generator | np.random.Generator | random.Random
+RandomGenerator = torch.Generator | np.random.Generator | random.Random
 _KINDS = (
     torch.Generator,
     np.random.Generator,
@@ -73,18 +73,18 @@ _PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "base_dataloader", 
 _PART_NAMES = frozenset((*_PARTS, *(f"_{part}" for part in _PARTS)))
 
 
-def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, Generator]:
+def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, RandomGenerator]:
     """Every generator object found on loaders, on what they are made of, and on modules, by
     a stable name.
     """
-    found: dict[str, Generator] = {}
+    found: dict[str, RandomGenerator] = {}
     seen: set[int] = set()
     for name, loader in loaders:
         _find(name, loader, found, seen)
     return found
 
 
-def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) -> None:
+def _find(name: str, owner: Any, found: dict[str, RandomGenerator], seen: set[int]) -> None:
     if owner is None or id(owner) in seen:
         return
     seen.add(id(owner))
@@ -112,12 +112,12 @@ def _find(name: str, owner: Any, found: dict[str, Generator], seen: set[int]) ->
             _find(f"{name}.{key}", inner, found, seen)
 
 
-def capture_generators(generators: dict[str, Generator]) -> dict[str, Any]:
+def capture_generators(generators: dict[str, RandomGenerator]) -> dict[str, Any]:
     """The state of each named generator."""
     return {name: _get(generator) for name, generator in generators.items()}
 
 
-def restore_generators(generators: dict[str, Generator], states: dict[str, Any]) -> None:
+def restore_generators(generators: dict[str, RandomGenerator], states: dict[str, Any]) -> None:
     """Put `capture_generators`' result back into generators of the same names."""
     for name, generator in generators.items():
         if name not in states:
@@ -130,7 +130,7 @@ def restore_generators(generators: dict[str, Generator], states: dict[str, Any])
             generator.setstate(states[name])
 
 
-def _get(generator: Generator) -> Any:
+def _get(generator: RandomGenerator) -> Any:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, np.random.Generator):

@@ -14,7 +14,7 @@ import torch
 _SAME = (str, bytes, int, float, complex, bool, type(None))  # nobody can change one
 
 
-class Uncopied(Exception):
+class UncopyableBatch(Exception):
     """A batch holds what can't be copied with certainty; says what."""
 
 
@@ -67,7 +67,7 @@ def _copy(one: Any, seen: dict[int, Any], memory: set[int]) -> Any:
         return _tensor(one, memory)
     if kind is np.ndarray:
         if one.dtype.hasobject or (one.base is not None and not isinstance(one.base, bytes)):
-            raise Uncopied("a batch holds an array of objects or a view of another array")
+            raise UncopyableBatch("a batch holds an array of objects or a view of another array")
         return one.copy(order="K")
     if kind in (dict, OrderedDict):
         return kind((key, _copied(value, seen, memory)) for key, value in one.items())
@@ -80,7 +80,7 @@ def _copy(one: Any, seen: dict[int, Any], memory: set[int]) -> Any:
         made = copy.copy(one)
         made.data = _copied(dict(one.data), seen, memory)
         return made
-    raise Uncopied(f"a batch holds a {kind.__module__}.{kind.__qualname__}")
+    raise UncopyableBatch(f"a batch holds a {kind.__module__}.{kind.__qualname__}")
 
 
 def _tensor(one: torch.Tensor, memory: set[int]) -> torch.Tensor:
@@ -91,11 +91,13 @@ def _tensor(one: torch.Tensor, memory: set[int]) -> torch.Tensor:
         or one.is_conj()
         or one.is_neg()
     ):
-        raise Uncopied("a batch holds a tensor that is sparse, quantized or of an autograd graph")
+        raise UncopyableBatch(
+            "a batch holds a tensor that is sparse, quantized or of an autograd graph"
+        )
     place = one.untyped_storage().data_ptr()
     made = one.clone()
     if made.stride() != one.stride() or (place in memory and one.numel()):
-        raise Uncopied("a batch holds tensors that share memory")
+        raise UncopyableBatch("a batch holds tensors that share memory")
     memory.add(place)
     return made
 

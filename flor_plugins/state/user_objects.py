@@ -117,8 +117,10 @@ def _tensors(value: Any) -> Iterator[torch.Tensor | np.ndarray]:
         yield from (one for inner in value for one in _tensors(inner))
 
 
-def _generators(owner: Any) -> dict[str, rng.Generator]:
-    return {name: value for name, value in vars(owner).items() if isinstance(value, rng.Generator)}
+def _generators(owner: Any) -> dict[str, rng.RandomGenerator]:
+    return {
+        name: value for name, value in vars(owner).items() if isinstance(value, rng.RandomGenerator)
+    }
 
 
 def _modules(owner: Any) -> Iterator[tuple[str, nn.Module]]:

@@ -14,7 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError, UnknownRun
-from flor_plugins.records import Code, Launch, Obstacle, Position, Process, Run, Skipped, Timing
+from flor_plugins.records import (
+    Code,
+    Launch,
+    Obstacle,
+    Position,
+    RecordingProcess,
+    Run,
+    SkippedCheckpoint,
+    Timing,
+)
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store
 
@@ -89,18 +98,18 @@ def find_run(store: Store, text: str) -> Run:
     raise UnknownRun(_unknown(store, text, begun or runs, is_ambiguous=bool(begun)))
 
 
-def this_process() -> Process:
+def this_process() -> RecordingProcess:
     """The process that calls."""
     return process_of(os.getpid())
 
 
-def process_of(pid: int) -> Process:
+def process_of(pid: int) -> RecordingProcess:
     """A process of this host; `started` is empty where the system has no /proc."""
     state = _proc_stat(pid)
-    return Process(socket.gethostname(), pid, state[1] if state else "")
+    return RecordingProcess(socket.gethostname(), pid, state[1] if state else "")
 
 
-def is_gone(process: Process) -> bool:
+def is_gone(process: RecordingProcess) -> bool:
     """Whether a process of this host has ended; False for one of another host, which can't
     be asked.
     """
@@ -167,7 +176,7 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
     fields = {name: _unplain(content[name]) for name in FIELDS if name in content}
     launch = fields["launch"]
     fields["launch"] = Launch(**{**launch, "argv": tuple(launch["argv"])})
-    fields["process"] = Process(**fields["process"])
+    fields["process"] = RecordingProcess(**fields["process"])
     if fields.get("code") is not None:
         fields["code"] = Code(**{**fields["code"], "left_out": tuple(fields["code"]["left_out"])})
     if fields.get("position") is not None:
@@ -175,7 +184,7 @@ def _build(content: Mapping[str, Any], path: Path) -> Run:
     fields["timing"] = Timing(**fields.get("timing", {}))
     fields["obstacles"] = tuple(Obstacle(**one) for one in fields.get("obstacles", ()))
     fields["skipped"] = tuple(
-        Skipped(**{**one, "position": Position(**one["position"])})
+        SkippedCheckpoint(**{**one, "position": Position(**one["position"])})
         for one in fields.get("skipped", ())
     )
     for name in ("tags", "gaps", "resumed"):

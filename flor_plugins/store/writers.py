@@ -9,17 +9,17 @@ from contextlib import suppress
 from pathlib import Path
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Process
+from flor_plugins.records import RecordingProcess
 from flor_plugins.store.files import read_json
 from flor_plugins.store.runs import is_gone
 
 FILE = "writer.json"
 
 
-def living_writer(run_path: Path) -> Process | None:
+def living_writer(run_path: Path) -> RecordingProcess | None:
     """The one of this host that is at work, be its training killed; None without one."""
     with suppress(StoreError, TypeError):  # it may go away at any moment
-        writer = Process(**read_json(run_path / FILE))
+        writer = RecordingProcess(**read_json(run_path / FILE))
         if writer.host == socket.gethostname() and not is_gone(writer):
             return writer
     return None

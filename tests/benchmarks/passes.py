@@ -25,10 +25,10 @@ import lightning.pytorch as pl
 import torch
 from torch.utils.data import DataLoader
 
-from flor_plugins.hooks.hook_files import Loaded, load
+from flor_plugins.hooks.hook_files import HookFile, load
 from flor_plugins.lightning.replay_driver import drive
-from flor_plugins.records import Pass, Position, Run, Task
-from flor_plugins.replayer.worker_session.session import Session
+from flor_plugins.records import Position, ReplayPass, Run, Task
+from flor_plugins.replayer.worker_session.session import WorkerSession
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.runs import load_run
@@ -109,7 +109,7 @@ class Asked:
     run: Run
     data: DataLoader
     shape: Shape
-    hook: Loaded
+    hook: HookFile
     numbers: Iterator[int]
 
     def once(self, together: int) -> Took:
@@ -118,9 +118,11 @@ class Asked:
         positions = tuple(
             one.position for one in list_checkpoints(self.run.path) if one.position.epoch
         )
-        task = Task(self.run.run_id, self.run.name, "", (Pass("state", (METRIC,), "", positions),))
+        task = Task(
+            self.run.run_id, self.run.name, "", (ReplayPass("state", (METRIC,), "", positions),)
+        )
         number = f"20270101-000000-000-{next(self.numbers):06x}"
-        session = Session(self.run, task, number, [self.hook], told.append, per_pass=together)
+        session = WorkerSession(self.run, task, number, [self.hook], told.append, per_pass=together)
         trainer = pl.Trainer(
             accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False, max_epochs=1,

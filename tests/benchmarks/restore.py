@@ -28,7 +28,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flor_plugins.records import Position
-from flor_plugins.replayer.worker_session.prefetch import Prefetch, Wanted
+from flor_plugins.replayer.worker_session.prefetch import StatePrefetcher, StateRequest
 from flor_plugins.state.fast_load import copy_into
 from flor_plugins.store import codec
 from flor_plugins.store.checkpoints import load_checkpoint, save_checkpoint
@@ -156,11 +156,11 @@ class ReadAhead:
         self._model, self._order = model, []
         # All that it asks of a run is where it lies and how many processes trained it.
         place: Any = SimpleNamespace(path=run, processes=1)
-        self._prefetch = Prefetch(place, 0, self._order, tell)
+        self._prefetch = StatePrefetcher(place, 0, self._order, tell)
 
     def prepare(self, epoch: int) -> None:
         """Returns when the epoch is read: an evaluation takes longer than that."""
-        self._order.append(Wanted(_position(epoch), (SECTION,)))
+        self._order.append(StateRequest(_position(epoch), (SECTION,)))
         self._prefetch.begin()
         for one in threading.enumerate():
             if one.name.startswith("flor reads"):

@@ -23,7 +23,7 @@ from pathlib import Path
 import resume_cell
 import xxhash
 
-from flor_plugins.recorder.checkpointing.writer_client import Courier
+from flor_plugins.recorder.checkpointing.writer_client import WriterClient
 
 NEW_MOUNTS, NEW_USER = 0x20000, 0x10000000  # linux/sched.h
 READ_ONLY, REMOUNT, BIND, REC, PRIVATE = 1, 32, 4096, 16384, 1 << 18  # linux/mount.h
@@ -100,13 +100,13 @@ def happen(nth):
 
 
 def in_states():
-    send, numbers = Courier.send, count(1)
+    send, numbers = WriterClient.send, count(1)
 
     def counted(self, letter):
         happen(next(numbers))
         send(self, letter)
 
-    Courier.send = counted
+    WriterClient.send = counted
 
 
 def said(of):

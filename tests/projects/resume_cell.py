@@ -20,7 +20,7 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from flor_plugins.recorder.checkpointing.writer_client import Courier
+from flor_plugins.recorder.checkpointing.writer_client import WriterClient
 
 moment, name, number, seconds = (os.environ.pop("STOP", "::0") + ":0").split(":")[:4]
 
@@ -41,13 +41,13 @@ def stop(here, step):
 
 
 def in_checkpoints():
-    send, count = Courier.send, iter(range(1, 100_000))
+    send, count = WriterClient.send, iter(range(1, 100_000))
 
     def counted(self, letter):
         stop("checkpoint", next(count))
         send(self, letter)
 
-    Courier.send = counted
+    WriterClient.send = counted
 
 
 class LightningStop(pl.Callback):

@@ -81,7 +81,7 @@ class TimeBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class Spacing:
+class CheckpointSpacing:
     """Of the wishes every `taken`-th becomes a checkpoint (None: none does), of those every
     `full`-th is full.
     """
@@ -94,9 +94,9 @@ class Spacing:
 # still full, so that no place is ever further than that from one that training goes on from;
 # and at last full ones are thinned.
 SPACINGS = (
-    *(Spacing(1, k) for k in SERIES),
-    *(Spacing(m, SERIES[-1] // m) for m in SERIES[1:]),
-    *(Spacing(m * SERIES[-1], 1) for m in SERIES[1:]),
+    *(CheckpointSpacing(1, k) for k in SERIES),
+    *(CheckpointSpacing(m, SERIES[-1] // m) for m in SERIES[1:]),
+    *(CheckpointSpacing(m * SERIES[-1], 1) for m in SERIES[1:]),
 )
 
 
@@ -153,7 +153,7 @@ class DiskBudget:
         with self._lock:
             self._used = max(self._used - nbytes, 0)
 
-    def spacing(self, wishes: int, since_taken: int = 0, since_full: int = 0) -> Spacing:
+    def spacing(self, wishes: int, since_taken: int = 0, since_full: int = 0) -> CheckpointSpacing:
         """The densest with which so many more checkpoints fit, and the last one after them, whole.
 
         since_taken: wishes that were not met since the last one; since_full: checkpoints since
@@ -161,14 +161,14 @@ class DiskBudget:
         """
         with self._lock:
             if self._nbytes is None or not self._weights:
-                return Spacing(1, 1)
+                return CheckpointSpacing(1, 1)
             weights, optimizer = _mean(self._weights), _mean(self._optimizer)
             left = self._nbytes - self._reserved()
             for one in SPACINGS:
                 taken = _every(one.taken or 1, wishes, since_taken)
                 if taken * weights + _every(one.full, taken, since_full) * optimizer <= left:
                     return one
-            return Spacing(None, 1)
+            return CheckpointSpacing(None, 1)
 
     def fits(self, *, is_full: bool) -> bool:
         """Is there room for one more, and for the last one after it?"""

@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from flor_plugins.recorder.checkpointing.policy import Policy
-from flor_plugins.recorder.checkpointing.staging import Saver
-from flor_plugins.recorder.checkpointing.update_window import Window
-from flor_plugins.recorder.options import Options
+from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
+from flor_plugins.recorder.checkpointing.staging import CheckpointStaging
+from flor_plugins.recorder.checkpointing.update_window import UpdateWindow
+from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.records import Position, Run
 from flor_plugins.store import checkpoints
 
@@ -23,16 +23,16 @@ MOST_SKIPPED = 200
 BUSY = "the ones before it were still being written"
 
 
-class Keeper:
+class Checkpointer:
     """Of one run.
 
-    put: see `Saver`. failed: told of what could not be kept; called on any thread.
+    put: see `CheckpointStaging`. failed: told of what could not be kept; called on any thread.
     """
 
     def __init__(
         self,
         run: Run,
-        options: Options,
+        options: RecordOptions,
         *,
         put: Callable[[Callable[[], Any]], None],
         sync: Callable[[], Any],
@@ -40,8 +40,10 @@ class Keeper:
     ) -> None:
         self._run, self._failed = run, failed  # the run as it was when this process began
         self.policy = _policy(run, options)
-        self._saver = Saver(run.path, self, put=put, sync=sync, budget=self.policy.disk_bytes)
-        self._window = Window(self._update)
+        self._saver = CheckpointStaging(
+            run.path, self, put=put, sync=sync, budget=self.policy.disk_bytes
+        )
+        self._window = UpdateWindow(self._update)
         self._updates = 0
 
     def watch(self, optimizers: Iterable[Any]) -> None:
@@ -159,7 +161,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _policy(run: Run, options: Options) -> Policy:
+def _policy(run: Run, options: RecordOptions) -> CheckpointPolicy:
     """Of a run that goes on, what it has counts."""
     saved = checkpoints.list_checkpoints(run.path)
     used, disk = sum(one.nbytes for one in saved), None
@@ -169,4 +171,6 @@ def _policy(run: Run, options: Options) -> Policy:
         disk = (
             used + shutil.disk_usage(run.path).free // 2 if options.disk is None else options.disk
         )
-    return Policy(options, (one.position for one in saved), disk_bytes=disk, used_bytes=used)
+    return CheckpointPolicy(
+        options, (one.position for one in saved), disk_bytes=disk, used_bytes=used
+    )

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
-from flor_plugins.recorder.checkpointing.staging_copy import Item
+from flor_plugins.recorder.checkpointing.shared_buffers import SharedBuffer
+from flor_plugins.recorder.checkpointing.staging_copy import StagedTensor
 
 MOST_OF_FREE = 0.5  # share of a device's free memory that copies may take
 
 
-class DeviceCopies:
+class GpuStaging:
     """What one device holds of a state. The memory for copies is kept and used again.
 
     api: what torch offers for that kind of device: `torch.cuda` or its like.
@@ -30,11 +30,11 @@ class DeviceCopies:
         self._api = torch.get_device_module(device) if api is None else api
         self._stream = self._api.Stream(device=device)
         self._staged: dict[str, torch.Tensor] = {}
-        self._sources: list[tuple[Item, torch.Tensor]] = []
+        self._sources: list[tuple[StagedTensor, torch.Tensor]] = []
         self._done: Any = None
         self._is_direct = False
 
-    def begin(self, items: Iterable[Item], constants: set[int]) -> None:
+    def begin(self, items: Iterable[StagedTensor], constants: set[int]) -> None:
         """On the training's thread: queue the copies on the device. Does not wait for them."""
         items = list(items)
         current = self._api.current_stream(self._device)
@@ -50,7 +50,7 @@ class DeviceCopies:
                 self._sources.append((item, source))
         self._stream.wait_stream(current)
 
-    def copy_to_host(self, buffer: Buffer) -> None:
+    def copy_to_host(self, buffer: SharedBuffer) -> None:
         """On the thread that copies: queue the copies to the host, on a stream of their own."""
         with self._api.stream(self._stream), torch.no_grad():
             for item, source in self._sources:
@@ -74,7 +74,7 @@ class DeviceCopies:
         """On any other thread: return when all is on the host."""
         self._done.synchronize()
 
-    def _has_memory(self, items: list[Item]) -> bool:
+    def _has_memory(self, items: list[StagedTensor]) -> bool:
         missing = sum(item.nbytes for item in items if not self._fits(item))
         if missing == 0:
             return True
@@ -83,20 +83,20 @@ class DeviceCopies:
         free += self._api.memory_reserved(self._device) - self._api.memory_allocated(self._device)
         return missing <= MOST_OF_FREE * free
 
-    def _fits(self, item: Item) -> bool:
+    def _fits(self, item: StagedTensor) -> bool:
         held = self._staged.get(item.key)
         return (
             held is not None and held.shape == item.live().shape and held.dtype == item.live().dtype
         )
 
-    def _memory(self, item: Item) -> torch.Tensor:
+    def _memory(self, item: StagedTensor) -> torch.Tensor:
         if not self._fits(item):
             live = item.live()
             self._staged[item.key] = torch.empty(live.shape, dtype=live.dtype, device=self._device)
         return self._staged[item.key]
 
 
-def pin(buffer: Buffer) -> None:
+def pin(buffer: SharedBuffer) -> None:
     """Lock a buffer in memory, so that a GPU copies to it without the processor; done once.
 
     Where that is refused (`ulimit -l`) copies are only slower.
@@ -107,7 +107,7 @@ def pin(buffer: Buffer) -> None:
         buffer.is_pinned = answer == runtime.cudaError.success
 
 
-def unpin(buffer: Buffer) -> None:
+def unpin(buffer: SharedBuffer) -> None:
     """Before its memory is given back."""
     if buffer.is_pinned:
         runtime: Any = torch.cuda.cudart()

@@ -12,7 +12,7 @@ from pathlib import Path
 from flor_plugins.errors import StoreError
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.checkpoints.manifest import STATE
-from flor_plugins.store.checkpoints.writer import Known
+from flor_plugins.store.checkpoints.writer import KnownTensors
 
 QUIET_S = 30.0  # without a state to write, before anything is compressed
 IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and the machine is idle
@@ -21,17 +21,17 @@ IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and 
 ROOM = 0.9
 
 
-class Needed(Exception):
+class MaintenanceInterrupted(Exception):
     """There is something more important to do."""
 
 
-class Upkeep:
+class Maintenance:
     """Of one run.
 
     known: what the writer takes to be on the disk. is_needed: is a state waiting to be written?
     """
 
-    def __init__(self, run_path: Path, known: Known, is_needed: Callable[[], bool]) -> None:
+    def __init__(self, run_path: Path, known: KnownTensors, is_needed: Callable[[], bool]) -> None:
         self._run_path, self._known, self._is_needed = run_path, known, is_needed
         self._used = self._on_disk()
         self._freed = 0
@@ -63,7 +63,7 @@ class Upkeep:
         )
 
         with suppress(
-            Needed, StoreError, OSError
+            MaintenanceInterrupted, StoreError, OSError
         ):  # what is done is done; gc does the rest one day
             cool_run(self._run_path, pace=self._pace)
         self._count()
@@ -74,7 +74,7 @@ class Upkeep:
 
     def _pace(self) -> None:
         if self._is_needed():
-            raise Needed
+            raise MaintenanceInterrupted
 
     def _on_disk(self) -> int:
         with suppress(

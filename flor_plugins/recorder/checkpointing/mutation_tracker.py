@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 # now: copied at once. later: until the next update. watch: copied at once, and compared at the
 # end of the window. same: not copied; until the next update its hash is taken, and has to be
 # the known one.
-Treatment = Literal["now", "later", "watch", "same"]
+CopyMode = Literal["now", "later", "watch", "same"]
 
 
 # every so many checkpoints, a tensor on a device that seems unchanged is copied all the same
@@ -27,7 +27,7 @@ RECHECK = 10
 
 
 @dataclass(slots=True)
-class Written:
+class WrittenTensor:
     """A tensor as it was written last. times: how often its hash was the same as the one before.
 
     storage: held weakly, so that no other one can take its place: fresh tensors, as states of
@@ -44,16 +44,16 @@ class Written:
         return self.storage, self.address, self.version
 
 
-class Habits:
+class MutationTracker:
     """Of the tensors of one training, by key."""
 
     def __init__(self) -> None:
         self._still: set[str] = set()  # was watched: changes in updates only
         self._restless: set[str] = set()  # changes between updates
         self._fickle: set[str] = set()  # changes without a trace
-        self._written: dict[str, Written] = {}
+        self._written: dict[str, WrittenTensor] = {}
 
-    def treatment(self, key: str, tensor: torch.Tensor, constants: set[int]) -> Treatment:
+    def treatment(self, key: str, tensor: torch.Tensor, constants: set[int]) -> CopyMode:
         """How a tensor is to be saved.
 
         constants: the addresses of those that only an update changes.
@@ -87,17 +87,17 @@ class Habits:
         self._fickle.add(key)
         self._written.pop(key, None)
 
-    def taken(self, key: str, tensor: torch.Tensor, constants: set[int]) -> Written | None:
+    def taken(self, key: str, tensor: torch.Tensor, constants: set[int]) -> WrittenTensor | None:
         """A checkpoint is being written that holds it as it is now; the result is for `written`."""
         if tensor.is_inference() or key in self._fickle or tensor.data_ptr() in constants:
             self._written.pop(key, None)
             return None
         was, now = self._written.get(key), _identity(tensor)
         if was is None or was.identity != now:
-            was = self._written[key] = Written(*now)
+            was = self._written[key] = WrittenTensor(*now)
         return was
 
-    def not_written(self, taken: Mapping[str, Written]) -> None:
+    def not_written(self, taken: Mapping[str, WrittenTensor]) -> None:
         """That checkpoint is not on the disk: what it took for known may be gone, and is
         copied the next time.
         """
@@ -105,7 +105,7 @@ class Habits:
             if self._written.get(key) is was:
                 del self._written[key]
 
-    def written(self, taken: Mapping[str, Written], hashes: Mapping[str, str]) -> None:
+    def written(self, taken: Mapping[str, WrittenTensor], hashes: Mapping[str, str]) -> None:
         """That checkpoint is on the disk; the hashes of its tensors by key."""
         for key, was in taken.items():
             one = hashes.get(key)

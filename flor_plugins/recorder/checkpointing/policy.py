@@ -8,9 +8,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from threading import Lock
 
-from flor_plugins.recorder.checkpointing.budgets import SERIES, DiskBudget, Spacing, TimeBudget
-from flor_plugins.recorder.options import Options
-from flor_plugins.records import Position, Skipped
+from flor_plugins.recorder.checkpointing.budgets import (
+    SERIES,
+    CheckpointSpacing,
+    DiskBudget,
+    TimeBudget,
+)
+from flor_plugins.recorder.options import RecordOptions
+from flor_plugins.records import Position, SkippedCheckpoint
 from flor_plugins.store.sizes import format_size
 
 # A run of unknown length is expected to go on for twice as long as it did so far, and for so
@@ -22,7 +27,7 @@ NOBODY_KNOWS = 10**6
 MOST_SKIPS = 100  # so many of the first, and so many of the last
 
 
-class Policy:
+class CheckpointPolicy:
     """At epoch boundaries, at every n-th update, and inside long epochs by the clock; no
     position twice.
 
@@ -37,7 +42,7 @@ class Policy:
 
     def __init__(
         self,
-        options: Options,
+        options: RecordOptions,
         saved: Iterable[Position] = (),
         *,
         disk_bytes: int | None = None,
@@ -48,7 +53,7 @@ class Policy:
         self._clock = clock
         self._time = TimeBudget(options.overhead, clock)
         self._disk = DiskBudget(disk_bytes, used_bytes)
-        self._skips = Skips()
+        self._skips = SkipLog()
         self._saved = set(saved)
         self._last_step = max((one.step for one in self._saved), default=0)
         self._timed_at = self._full_at = self._full_before = clock()
@@ -178,7 +183,7 @@ class Policy:
     # ---- what came of it
 
     @property
-    def skips(self) -> tuple[Skipped, ...]:
+    def skips(self) -> tuple[SkippedCheckpoint, ...]:
         """What was due and not taken, in order: the first and the last ones if there are
         very many.
         """
@@ -247,14 +252,14 @@ class Policy:
     def _skip(self, position: Position, why: str) -> None:
         cost = self._costs.pop(position, None)
         cost = self._clock() - self._full_at if cost is None else cost
-        self._skips.add(Skipped(position, why, round(cost, 3)))
+        self._skips.add(SkippedCheckpoint(position, why, round(cost, 3)))
 
     def _handled(self, position: Position) -> None:
         """The wish that fell due here is answered: the next one counts from here."""
         self._last_step = max(self._last_step, position.step)
         self._is_late = False
 
-    def _spacing(self) -> Spacing:
+    def _spacing(self) -> CheckpointSpacing:
         return self._disk.spacing(self._expected(), self._since_taken, self._since_full)
 
     def _expected(self) -> int:
@@ -285,16 +290,16 @@ class Policy:
         return self._time.allows(is_full=self._since_full + 1 >= SERIES[-1])
 
 
-class Skips:
+class SkipLog:
     """Checkpoints that were due and not taken; of very many the first and the last."""
 
     def __init__(self) -> None:
         self.count = 0
         self._lock = Lock()
-        self._first: list[Skipped] = []
-        self._last: deque[Skipped] = deque(maxlen=MOST_SKIPS)
+        self._first: list[SkippedCheckpoint] = []
+        self._last: deque[SkippedCheckpoint] = deque(maxlen=MOST_SKIPS)
 
-    def add(self, one: Skipped) -> None:
+    def add(self, one: SkippedCheckpoint) -> None:
         """The later word on a position stands."""
         self.remove(one.position)
         with self._lock:
@@ -310,7 +315,7 @@ class Skips:
                     self.count -= 1
 
     @property
-    def listed(self) -> tuple[Skipped, ...]:
+    def listed(self) -> tuple[SkippedCheckpoint, ...]:
         with self._lock:
             # What was not written is told later.
             return tuple(sorted((*self._first, *self._last), key=lambda one: one.position))

@@ -19,7 +19,7 @@ ROUND = 1 << 20  # bytes; a state that grows a little fits the buffer it had
 SMALL = 256 << 20  # bytes of small states that may wait to be written
 
 
-class Buffer:
+class SharedBuffer:
     """Shared memory of at least `nbytes`, at `address`.
 
     handle: its file descriptor, for the other process.
@@ -54,20 +54,20 @@ class Buffer:
         os.close(self.handle)
 
 
-class Pool:
+class BufferPool:
     """Buffers for states on their way to the disk: at most two large ones, or SMALL bytes of
     small ones.
 
     dropped: called for each buffer before its memory is given back.
     """
 
-    def __init__(self, dropped: Callable[[Buffer], None] = lambda _: None) -> None:
+    def __init__(self, dropped: Callable[[SharedBuffer], None] = lambda _: None) -> None:
         self._dropped = dropped
-        self._free: list[Buffer] = []
-        self._used: dict[int, Buffer] = {}
+        self._free: list[SharedBuffer] = []
+        self._used: dict[int, SharedBuffer] = {}
         self._changed = threading.Condition()
 
-    def take(self, nbytes: int, *, wait: bool = False) -> Buffer | None:
+    def take(self, nbytes: int, *, wait: bool = False) -> SharedBuffer | None:
         """A buffer of at least that many bytes; None, or a wait, while those in use are too
         many.
         """
@@ -80,7 +80,7 @@ class Pool:
             buffer = min(fitting, key=lambda one: one.nbytes, default=None)
             if buffer is None:
                 self._drop_free()
-                buffer = Buffer(nbytes)
+                buffer = SharedBuffer(nbytes)
             else:
                 self._free.remove(buffer)
             self._used[id(buffer)] = buffer
@@ -91,12 +91,12 @@ class Pool:
         with self._changed:
             if any(one.nbytes >= nbytes for one in self._free):
                 return
-        buffer = Buffer(nbytes)
+        buffer = SharedBuffer(nbytes)
         buffer.array[:: mmap.PAGESIZE] = 0
         with self._changed:
             self._free.append(buffer)
 
-    def give(self, buffer: Buffer) -> None:
+    def give(self, buffer: SharedBuffer) -> None:
         """It was written, or is not needed."""
         with self._changed:
             if self._used.pop(id(buffer), None) is not None:

@@ -14,17 +14,22 @@ import torch
 
 from flor_plugins.errors import StoreError
 from flor_plugins.recorder.checkpointing import gpu_staging, staging_copy
-from flor_plugins.recorder.checkpointing.gpu_staging import DeviceCopies
-from flor_plugins.recorder.checkpointing.mutation_tracker import Habits, Written
-from flor_plugins.recorder.checkpointing.shared_buffers import Buffer, Pool
-from flor_plugins.recorder.checkpointing.staging_copy import Copier, Copies, Item, Place
-from flor_plugins.recorder.checkpointing.writer_client import Courier, Letter
-from flor_plugins.recorder.checkpointing.writer_process import Message
+from flor_plugins.recorder.checkpointing.gpu_staging import GpuStaging
+from flor_plugins.recorder.checkpointing.mutation_tracker import MutationTracker, WrittenTensor
+from flor_plugins.recorder.checkpointing.shared_buffers import BufferPool, SharedBuffer
+from flor_plugins.recorder.checkpointing.staging_copy import (
+    BufferSlot,
+    CopyThread,
+    PendingCopies,
+    StagedTensor,
+)
+from flor_plugins.recorder.checkpointing.writer_client import WriteOrder, WriterClient
+from flor_plugins.recorder.checkpointing.writer_process import WriterMessage
 from flor_plugins.records import Position
 from flor_plugins.store.codec import Encoded, survey
 
 
-class Told(Protocol):
+class SaveListener(Protocol):
     """Who wants to know what became of a state.
 
     The last two are called on other threads than the training's, too.
@@ -44,38 +49,38 @@ class Told(Protocol):
 
 
 @dataclass(slots=True)
-class _Layout:
+class _BufferLayout:
     """The tensors of a state, each with its place in a buffer of `nbytes`: copied at once, or
     later, or only read.
 
     Those at once may be watched besides. Those on a GPU are copied there first.
     """
 
-    items: list[Item] = field(default_factory=list)
-    at_once: list[Item] = field(default_factory=list)
-    later: list[Item] = field(default_factory=list)
-    watched: list[Item] = field(default_factory=list)
-    on_devices: dict[torch.device, list[Item]] = field(default_factory=dict)
+    items: list[StagedTensor] = field(default_factory=list)
+    at_once: list[StagedTensor] = field(default_factory=list)
+    later: list[StagedTensor] = field(default_factory=list)
+    watched: list[StagedTensor] = field(default_factory=list)
+    on_devices: dict[torch.device, list[StagedTensor]] = field(default_factory=dict)
     nbytes: int = 0
 
-    def place(self, item: Item) -> None:
-        item.place = Place(self.nbytes, item.nbytes)
+    def place(self, item: StagedTensor) -> None:
+        item.place = BufferSlot(self.nbytes, item.nbytes)
         self.nbytes += -(-item.nbytes // staging_copy.ALIGNMENT) * staging_copy.ALIGNMENT
 
 
 @dataclass(slots=True)
-class _State:
+class _StagedState:
     """A state that is being copied."""
 
     position: Position
     encoded: Encoded
     is_full: bool
-    buffer: Buffer
-    items: list[Item]
-    copies: Copies
-    taken: dict[str, Written]
+    buffer: SharedBuffer
+    items: list[StagedTensor]
+    copies: PendingCopies
+    taken: dict[str, WrittenTensor]
 
-    def job(self) -> Message:
+    def job(self) -> WriterMessage:
         pieces = [
             [
                 one.key,
@@ -96,7 +101,7 @@ class _State:
         }
 
 
-class Saver:
+class CheckpointStaging:
     """Saves the states of one run.
 
     put: runs a job on the thread that writes the run's rows, in order. sync: makes those rows
@@ -106,7 +111,7 @@ class Saver:
     def __init__(
         self,
         run_path: Path,
-        told: Told,
+        told: SaveListener,
         *,
         put: Callable[[Callable[[], Any]], None],
         sync: Callable[[], Any],
@@ -115,12 +120,12 @@ class Saver:
     ) -> None:
         self._told, self._budget = told, budget
         self._put, self._sync = put, sync
-        self._courier = Courier(run_path, in_process=in_process)
-        self._pool = Pool(self._dropped)
-        self._devices: dict[torch.device, DeviceCopies] = {}
-        self._copier: Copier | None = None
-        self._habits = Habits()
-        self._open: _State | None = None
+        self._courier = WriterClient(run_path, in_process=in_process)
+        self._pool = BufferPool(self._dropped)
+        self._devices: dict[torch.device, GpuStaging] = {}
+        self._copier: CopyThread | None = None
+        self._habits = MutationTracker()
+        self._open: _StagedState | None = None
 
     def has_room(self) -> bool:
         """Could another state be taken now, without waiting for one to be written?"""
@@ -156,7 +161,7 @@ class Saver:
         if buffer is None:
             return None
         try:
-            copies = Copies(
+            copies = PendingCopies(
                 buffer,
                 layout.later,
                 layout.watched,
@@ -171,7 +176,7 @@ class Saver:
             item.key: self._habits.taken(item.key, item.live(), constants) for item in layout.items
         }
         known = {key: entry for key, entry in taken.items() if entry is not None}
-        self._open = _State(position, encoded, is_full, buffer, layout.items, copies, known)
+        self._open = _StagedState(position, encoded, is_full, buffer, layout.items, copies, known)
         if layout.later or layout.on_devices:
             self._in_background(copies.work)
         else:
@@ -219,13 +224,13 @@ class Saver:
     # ---- inside
 
     def _in_background(self, job: Callable[[], None]) -> None:
-        self._copier = self._copier or Copier()
+        self._copier = self._copier or CopyThread()
         self._copier.start(job)
 
-    def _lay_out(self, tensors: Mapping[str, torch.Tensor], constants: set[int]) -> _Layout:
-        layout = _Layout()
+    def _lay_out(self, tensors: Mapping[str, torch.Tensor], constants: set[int]) -> _BufferLayout:
+        layout = _BufferLayout()
         for key, tensor in tensors.items():
-            how, item = self._habits.treatment(key, tensor, constants), Item.of(key, tensor)
+            how, item = self._habits.treatment(key, tensor, constants), StagedTensor.of(key, tensor)
             is_small = how == "later" and tensor.is_cpu and item.nbytes <= staging_copy.AT_ONCE
             if is_small or tensor.device.type not in ("cpu", "cuda"):
                 how = "now"
@@ -244,20 +249,23 @@ class Saver:
         return layout
 
     def _begin_on(
-        self, items: Mapping[torch.device, list[Item]], constants: set[int], buffer: Buffer
-    ) -> list[DeviceCopies]:
+        self,
+        items: Mapping[torch.device, list[StagedTensor]],
+        constants: set[int],
+        buffer: SharedBuffer,
+    ) -> list[GpuStaging]:
         for device, ones in items.items():
             gpu_staging.pin(buffer)
             if device not in self._devices:
-                self._devices[device] = DeviceCopies(device)
+                self._devices[device] = GpuStaging(device)
             self._devices[device].begin(ones, constants)
         return [self._devices[device] for device in items]
 
-    def _dropped(self, buffer: Buffer) -> None:
+    def _dropped(self, buffer: SharedBuffer) -> None:
         gpu_staging.unpin(buffer)
         self._courier.forget(buffer)
 
-    def _give_up(self, state: _State, torn: Collection[str]) -> None:
+    def _give_up(self, state: _StagedState, torn: Collection[str]) -> None:
         for key in torn:
             self._habits.surprised(key)
         self._pool.give(state.buffer)
@@ -271,10 +279,10 @@ class Saver:
             ),
         )
 
-    def _hand_over(self, state: _State) -> None:
+    def _hand_over(self, state: _StagedState) -> None:
         """On the thread that writes rows."""
 
-        def answered(answer: Message) -> None:
+        def answered(answer: WriterMessage) -> None:
             self._pool.give(state.buffer)
             if "failed" in answer:
                 self._habits.not_written(state.taken)
@@ -288,7 +296,7 @@ class Saver:
                 device.wait()
             self._sync()
             self._courier.send(
-                Letter({**state.job(), "budget": self._budget}, state.buffer, answered)
+                WriteOrder({**state.job(), "budget": self._budget}, state.buffer, answered)
             )
         except Exception as error:
             self._pool.give(state.buffer)

@@ -18,7 +18,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
+from flor_plugins.recorder.checkpointing.shared_buffers import SharedBuffer
 from flor_plugins.store.checkpoints.hashes import hash_of
 from flor_plugins.store.codec.tensors import DTYPE_NAMES
 
@@ -32,7 +32,7 @@ _INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class BufferSlot:
     """Where the copy of a tensor lies in a buffer, row-major."""
 
     offset: int
@@ -40,7 +40,7 @@ class Place:
 
 
 @dataclass(slots=True, eq=False)
-class Item:
+class StagedTensor:
     """One tensor of a state.
 
     place: where its copy goes, or has gone; None: it is not copied, and has to have the hash
@@ -54,11 +54,11 @@ class Item:
     shape: tuple[int, ...]
     nbytes: int
     version: int
-    place: Place | None = None
+    place: BufferSlot | None = None
     hash: str | None = None
 
     @classmethod
-    def of(cls, key: str, tensor: torch.Tensor) -> Item:
+    def of(cls, key: str, tensor: torch.Tensor) -> StagedTensor:
         dtype = DTYPE_NAMES[tensor.dtype]
         version = 0 if tensor.is_inference() else tensor._version
         return cls(
@@ -74,15 +74,15 @@ class Item:
         return self.live()._version != self.version
 
 
-class OnDevice(Protocol):
+class DeviceCopy(Protocol):
     """Copies that a device makes by itself; see devices.py."""
 
-    def copy_to_host(self, buffer: Buffer) -> None: ...
+    def copy_to_host(self, buffer: SharedBuffer) -> None: ...
     def before_update(self) -> None: ...
     def wait(self) -> None: ...
 
 
-class Copies:
+class PendingCopies:
     """The tensors of one state that are copied later, or compared: worked on by two threads,
     until none is left.
 
@@ -91,10 +91,10 @@ class Copies:
 
     def __init__(
         self,
-        buffer: Buffer,
-        later: list[Item],
-        watched: list[Item],
-        devices: Sequence[OnDevice] = (),
+        buffer: SharedBuffer,
+        later: list[StagedTensor],
+        watched: list[StagedTensor],
+        devices: Sequence[DeviceCopy] = (),
     ) -> None:
         self.buffer, self.devices = buffer, devices
         self.torn: list[str] = []  # keys of tensors that were written to before they were copied
@@ -162,13 +162,13 @@ class Copies:
             self.torn.append(item.key)
         return True
 
-    def _is_as_it_was(self, item: Item) -> bool:
+    def _is_as_it_was(self, item: StagedTensor) -> bool:
         assert item.place is not None
         copied = self.buffer.array[item.place.offset : item.place.offset + item.place.nbytes]
         return not item.is_touched() and hash_of(memory_of(item.live())) == hash_of(copied.data)
 
 
-class Copier:
+class CopyThread:
     """The thread that copies."""
 
     def __init__(self) -> None:
@@ -190,7 +190,7 @@ class Copier:
             job()
 
 
-def copy(item: Item, buffer: Buffer) -> None:
+def copy(item: StagedTensor, buffer: SharedBuffer) -> None:
     """Copy a tensor to its place, row-major, on the thread that calls and on no other.
 
     Not by torch: `Tensor.copy_` on a second thread would start a second team of threads beside
@@ -219,7 +219,7 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().view(_INTS[tensor.element_size()]).numpy()
 
 
-def _sample(item: Item, array: np.ndarray) -> bytes:
+def _sample(item: StagedTensor, array: np.ndarray) -> bytes:
     """Some elements of the tensor or of its copy, spread over all, by which a write that no
     version counts is found.
 
@@ -234,7 +234,7 @@ def _sample(item: Item, array: np.ndarray) -> bytes:
     return lines[:: len(lines) // LINES].tobytes()
 
 
-def _copied(item: Item, buffer: Buffer) -> np.ndarray:
+def _copied(item: StagedTensor, buffer: SharedBuffer) -> np.ndarray:
     """What `array_of` was copied, in one row."""
     assert item.place is not None
     source = array_of(item.live())

@@ -2,7 +2,7 @@
 to the next.
 
 A copy of parameters and optimizer states may be made at any moment of it, beside validation,
-forward and backward. `Window` knows those tensors, and calls when an update is about to end it.
+forward and backward. `UpdateWindow` knows those tensors, and calls when an update is about to end it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 
-class Window:
+class UpdateWindow:
     """The optimizers of a training.
 
     about_to_close: called before each update, in the training's own thread.

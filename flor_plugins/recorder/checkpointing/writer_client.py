@@ -19,9 +19,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flor_plugins.recorder.checkpointing.priority import USUAL, share
-from flor_plugins.recorder.checkpointing.shared_buffers import Buffer
+from flor_plugins.recorder.checkpointing.shared_buffers import SharedBuffer
 from flor_plugins.recorder.checkpointing.writer_lock import announce, leave
-from flor_plugins.recorder.checkpointing.writer_process import Message, Scribe, messages, packed
+from flor_plugins.recorder.checkpointing.writer_process import (
+    CheckpointWriter,
+    WriterMessage,
+    messages,
+    packed,
+)
 
 # how often a writer that is waited for is given its share of the processors: it may not be up
 # yet
@@ -35,18 +40,18 @@ _START = (
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class WriteOrder:
     """A state to be written.
 
     job: all but the buffer. answered: called once, on another thread; must not raise.
     """
 
-    job: Message
-    buffer: Buffer
-    answered: Callable[[Message], None]
+    job: WriterMessage
+    buffer: SharedBuffer
+    answered: Callable[[WriterMessage], None]
 
 
-class Courier:
+class WriterClient:
     """One writer for the run at `run_path`.
 
     in_process: False lets a thread write from the start.
@@ -57,14 +62,14 @@ class Courier:
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._numbers = itertools.count()
-        self._waiting: dict[int, Letter] = {}  # by number, in order; sent and not answered
+        self._waiting: dict[int, WriteOrder] = {}  # by number, in order; sent and not answered
         self._restarts = 0 if in_process else RESTARTS
-        self._writer: _Process | _Thread | None = None
+        self._writer: _WriterInProcess | _WriterInThread | None = None
         self._closed = False
         with self._lock:
             self._start()
 
-    def send(self, letter: Letter) -> None:
+    def send(self, letter: WriteOrder) -> None:
         """Have a state written. Raises ValueError if it holds what is no JSON."""
         number = next(self._numbers)
         letter = replace(letter, job={**letter.job, "number": number})
@@ -76,7 +81,7 @@ class Courier:
             assert self._writer is not None
             self._writer.send(letter, text)
 
-    def forget(self, buffer: Buffer) -> None:
+    def forget(self, buffer: SharedBuffer) -> None:
         """The writer need not keep this buffer any more."""
         with self._lock:
             if self._writer is not None:
@@ -103,12 +108,12 @@ class Courier:
         """A new writer, with all that is not answered."""
         if self._restarts < RESTARTS:
             try:
-                self._writer = _Process(self._run_path, self._answered, self._died)
+                self._writer = _WriterInProcess(self._run_path, self._answered, self._died)
             except OSError:  # no processes, no memory: a thread will do
                 self._restarts = RESTARTS
         if self._restarts >= RESTARTS:
             leave(self._run_path)  # it names a process that is no more
-            self._writer = _Thread(self._run_path, self._answered)
+            self._writer = _WriterInThread(self._run_path, self._answered)
         assert self._writer is not None
         for letter in list(self._waiting.values()):
             self._writer.send(letter, packed(letter.job))
@@ -122,7 +127,7 @@ class Courier:
             if self._waiting:
                 self._start()
 
-    def _answered(self, answer: Message) -> None:
+    def _answered(self, answer: WriterMessage) -> None:
         with self._idle:
             letter = self._waiting.get(answer["number"])
         if letter is None:
@@ -141,11 +146,11 @@ class Courier:
                 self._idle.notify_all()
 
 
-class _Process:
+class _WriterInProcess:
     """A writer in a process of its own. died: called when it is gone without having been closed."""
 
     def __init__(
-        self, run_path: Path, answered: Callable[[Message], None], died: Callable[[], None]
+        self, run_path: Path, answered: Callable[[WriterMessage], None], died: Callable[[], None]
     ) -> None:
         ours, theirs = socket.socketpair()
         # -I and -S: nothing of the user's environment runs there; what is imported is found as
@@ -191,14 +196,14 @@ class _Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def send(self, letter: Letter, text: bytes) -> None:
+    def send(self, letter: WriteOrder, text: bytes) -> None:
         number = letter.buffer.handle
         if number not in self._known:
             self._known.add(number)
             self._outbox.put((packed({"new_buffers": [[number, letter.buffer.nbytes]]}), [number]))
         self._outbox.put((text, []))
 
-    def forget(self, buffer: Buffer) -> None:
+    def forget(self, buffer: SharedBuffer) -> None:
         if buffer.handle in self._known:
             self._known.discard(buffer.handle)
             self._outbox.put((packed({"old_buffers": [buffer.handle]}), []))
@@ -231,19 +236,19 @@ class _Process:
         self._died()
 
 
-class _Thread:
+class _WriterInThread:
     """A writer in a thread, for where there can be no process."""
 
-    def __init__(self, run_path: Path, answered: Callable[[Message], None]) -> None:
-        self._scribe, self._answered = Scribe(run_path), answered
-        self._letters: queue.SimpleQueue[Letter | None] = queue.SimpleQueue()
+    def __init__(self, run_path: Path, answered: Callable[[WriterMessage], None]) -> None:
+        self._scribe, self._answered = CheckpointWriter(run_path), answered
+        self._letters: queue.SimpleQueue[WriteOrder | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, daemon=True, name="flor-scribe")
         self._thread.start()
 
-    def send(self, letter: Letter, text: bytes) -> None:
+    def send(self, letter: WriteOrder, text: bytes) -> None:
         self._letters.put(letter)
 
-    def forget(self, buffer: Buffer) -> None:
+    def forget(self, buffer: SharedBuffer) -> None:
         """Nothing is kept here."""
 
     def hurry(self) -> None:

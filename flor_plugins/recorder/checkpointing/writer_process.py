@@ -24,32 +24,37 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
-from flor_plugins.recorder.checkpointing.maintenance import QUIET_S, Upkeep
+from flor_plugins.recorder.checkpointing.maintenance import QUIET_S, Maintenance
 from flor_plugins.recorder.checkpointing.priority import USUAL, share, step_back
 from flor_plugins.recorder.checkpointing.writer_lock import leave
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import folder_of, known_tensors
 from flor_plugins.store.checkpoints.manifest import STATE, read_state, records
-from flor_plugins.store.checkpoints.tensor_references import Holders
-from flor_plugins.store.checkpoints.writer import Draft, Known, Piece, write_folder
+from flor_plugins.store.checkpoints.tensor_references import ManifestCache
+from flor_plugins.store.checkpoints.writer import (
+    CheckpointDraft,
+    KnownTensors,
+    StateTensor,
+    write_folder,
+)
 
-Message = dict[str, Any]
+WriterMessage = dict[str, Any]
 LOOK_MS = 500  # how often the writer looks whether the training is still there
 
 
-class Scribe:
+class CheckpointWriter:
     """Writes the checkpoints of one run."""
 
     def __init__(self, run_path: Path, is_needed: Callable[[], bool] = lambda: True) -> None:
         self._run_path = run_path
         self._known = _known(run_path)
-        self.upkeep = Upkeep(run_path, self._known, is_needed)
+        self.upkeep = Maintenance(run_path, self._known, is_needed)
 
-    def write(self, job: Message, memory: memoryview) -> Message:
+    def write(self, job: WriterMessage, memory: memoryview) -> WriterMessage:
         """Write one state; the answer says the hash of each tensor and the bytes of each
         file, or what went wrong.
         """
-        answer: Message = {"number": job["number"], "position": job["position"]}
+        answer: WriterMessage = {"number": job["number"], "position": job["position"]}
         try:
             state = self._written(job, memory)
         except (
@@ -66,7 +71,7 @@ class Scribe:
             "freed": self.upkeep.wrote(sum(written.values()), job.get("budget")),
         }
 
-    def _files(self, position: str, state: Message) -> dict[str, int]:
+    def _files(self, position: str, state: WriterMessage) -> dict[str, int]:
         """The files that were written for it, in bytes."""
         own = {name: size for name, size in state["files"].items() if "/" not in name}
         return {
@@ -74,14 +79,14 @@ class Scribe:
             STATE: (folder_of(self._run_path, Position.parse(position)) / STATE).stat().st_size,
         }
 
-    def _written(self, job: Message, memory: memoryview) -> Message:
+    def _written(self, job: WriterMessage, memory: memoryview) -> WriterMessage:
         """Its state.json."""
         position = Position.parse(job["position"])
         folder = folder_of(self._run_path, position)
         if folder.exists():  # whoever wrote it was killed before it could say so
             return read_state(folder, position)
         pieces = [_piece(one, memory) for one in job["pieces"]]
-        draft = Draft(job["tree"], pieces, tuple(job["lost"]), job["full"])
+        draft = CheckpointDraft(job["tree"], pieces, tuple(job["lost"]), job["full"])
         state = write_folder(folder, position, draft, self._known)
         try:
             _still_stands(folder, state)
@@ -105,7 +110,7 @@ def main(handle: int, run_path: str, training: int) -> None:
         signal.signal(one, signal.SIG_IGN)
     step_back()
     channel = socket.socket(fileno=handle)
-    inbox: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[WriterMessage | None] = queue.SimpleQueue()
     handles: list[int] = []
 
     def listen() -> None:
@@ -117,7 +122,7 @@ def main(handle: int, run_path: str, training: int) -> None:
         inbox.put(None)
 
     threading.Thread(target=listen, daemon=True).start()
-    scribe = Scribe(Path(run_path), lambda: not inbox.empty())
+    scribe = CheckpointWriter(Path(run_path), lambda: not inbox.empty())
     buffers: dict[int, mmap.mmap] = {}
     while (message := _next(inbox, scribe)) is not None:
         for number, nbytes in message.get("new_buffers", ()):
@@ -133,7 +138,9 @@ def main(handle: int, run_path: str, training: int) -> None:
     leave(Path(run_path))
 
 
-def _next(inbox: queue.SimpleQueue[Message | None], scribe: Scribe) -> Message | None:
+def _next(
+    inbox: queue.SimpleQueue[WriterMessage | None], scribe: CheckpointWriter
+) -> WriterMessage | None:
     """What is to be done next; as long as that is nothing, older checkpoints are seen to."""
     while True:
         try:
@@ -142,7 +149,7 @@ def _next(inbox: queue.SimpleQueue[Message | None], scribe: Scribe) -> Message |
             scribe.upkeep.compress()
 
 
-def packed(message: Message) -> bytes:
+def packed(message: WriterMessage) -> bytes:
     """A message as it goes over the socket. Raises ValueError for a NaN, which is no JSON."""
     text = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
     return len(text).to_bytes(8, "little") + text
@@ -150,7 +157,7 @@ def packed(message: Message) -> bytes:
 
 def messages(
     channel: socket.socket, handles: list[int], goes_on: Callable[[], bool] = lambda: True
-) -> Iterator[Message]:
+) -> Iterator[WriterMessage]:
     """What comes over a socket until the other end hangs up; descriptors that come with it go
     to `handles`.
 
@@ -187,7 +194,7 @@ def _hears(channel: socket.socket, training: int) -> bool:
     return True
 
 
-def _known(run_path: Path) -> Known:
+def _known(run_path: Path) -> KnownTensors:
     """What is on the disk: of a resumed run there is something, and of one whose writer was
     killed.
     """
@@ -199,14 +206,14 @@ def _known(run_path: Path) -> Known:
         return {}
 
 
-def _still_stands(folder: Path, state: Message) -> None:
+def _still_stands(folder: Path, state: WriterMessage) -> None:
     """See that what a new checkpoint refers to was not given up while it was written.
 
     Raises StoreError.
     """
     if not any("/" in file for file in state["files"]):
         return
-    holders = Holders(folder, state)
+    holders = ManifestCache(folder, state)
     try:
         for key in state["tensors"]:
             holders.chain(key)
@@ -217,9 +224,9 @@ def _still_stands(folder: Path, state: Message) -> None:
         ) from error
 
 
-def _piece(one: list[Any], memory: memoryview) -> Piece:
+def _piece(one: list[Any], memory: memoryview) -> StateTensor:
     key, dtype, shape, offset, hash = one
-    piece = Piece(key, dtype, tuple(shape), None, hash)
+    piece = StateTensor(key, dtype, tuple(shape), None, hash)
     if offset is None:
         return piece
-    return Piece(key, dtype, tuple(shape), memory[offset : offset + piece.nbytes], hash)
+    return StateTensor(key, dtype, tuple(shape), memory[offset : offset + piece.nbytes], hash)

@@ -27,7 +27,7 @@ SAFE = ("-c", "core.fsync=committed", "-c", "core.fsyncMethod=batch")
 
 
 @dataclass(frozen=True, slots=True)
-class _Git:
+class _GitIndex:
     """A repository, a work tree and an index, named explicitly for each command.
 
     Explicit, because a training that was started from a git hook inherits GIT_DIR
@@ -108,7 +108,7 @@ def changes(then: Code, now: Code) -> list[str]:
     with told(f"the code in {folder} was to be compared with {then.vid[:12]}"):
         repo = _repo_around(folder)
         where = now.git_dir if repo is None else os.path.abspath(repo.git_dir)
-        git = _Git(where, now.root, os.path.join(where, "index"))
+        git = _GitIndex(where, now.root, os.path.join(where, "index"))
         tracked = set() if repo is None else set(git.paths("ls-files", "--cached", "-z"))
         differ = git.paths(
             "diff-tree", "-r", "-z", "--no-renames", "--name-only", then.vid, now.vid
@@ -119,7 +119,7 @@ def changes(then: Code, now: Code) -> list[str]:
 def forget(code: Code, run_id: str) -> None:
     """Give up what keeps the code of a run alive: that run was never made."""
     with tempfile.TemporaryDirectory(prefix="flor-index-") as scratch:
-        git = _Git(code.git_dir, code.root, os.path.join(scratch, "index"))
+        git = _GitIndex(code.git_dir, code.root, os.path.join(scratch, "index"))
         with told(f"refs/flor/{run_id} was to be removed"):
             git.run("update-ref", "-d", f"refs/flor/{run_id}")
 
@@ -157,7 +157,7 @@ def _repo_around(folder: Path) -> Repo | None:
 def _take_git(repo: Repo, store: Store, run_id: str) -> Code:
     root = Path(str(repo.working_tree_dir)).resolve()
     with tempfile.TemporaryDirectory(prefix="flor-index-") as scratch:
-        git = _Git(os.path.abspath(repo.git_dir), str(root), os.path.join(scratch, "index"))
+        git = _GitIndex(os.path.abspath(repo.git_dir), str(root), os.path.join(scratch, "index"))
         real = Path(repo.git_dir, "index")
         if real.exists():
             # With its time: git compares it with the files' to see which may have changed since.
@@ -176,7 +176,7 @@ def _take_plain(store: Store, run_id: str, folder: Path) -> Code:
         _make_bare(git_dir)
     found = scan(folder, store.root.resolve(), left_out)
     with tempfile.TemporaryDirectory(prefix="flor-index-") as scratch:
-        git = _Git(str(git_dir), str(folder), os.path.join(scratch, "index"))
+        git = _GitIndex(str(git_dir), str(folder), os.path.join(scratch, "index"))
         _stage(git, within_limits(folder, found, left_out))
         vid = _commit(git, run_id)
     return Code(vid, str(git_dir), str(folder), tuple(left_out))
@@ -196,7 +196,7 @@ def _make_bare(git_dir: Path) -> None:
             raise
 
 
-def _commit(git: _Git, run_id: str) -> str:
+def _commit(git: _GitIndex, run_id: str) -> str:
     """Commit the index under refs/flor/<run_id>; HEAD's own commit if the tree is the same."""
     from git import GitCommandError
 
@@ -224,7 +224,7 @@ def _commit(git: _Git, run_id: str) -> str:
     return vid
 
 
-def _stage_changes(git: _Git, root: Path, store: str | None) -> list[str]:
+def _stage_changes(git: _GitIndex, root: Path, store: str | None) -> list[str]:
     """Bring the index up to the work tree; returns what was left out and why."""
     left_out: list[str] = []
     changed = []
@@ -245,7 +245,7 @@ def _stage_changes(git: _Git, root: Path, store: str | None) -> list[str]:
     return left_out
 
 
-def _stage(git: _Git, paths: Iterable[str]) -> None:
+def _stage(git: _GitIndex, paths: Iterable[str]) -> None:
     git.run(
         "update-index", "--add", "--remove", "--replace", "-z", "--stdin", stdin=_zero_ended(paths)
     )

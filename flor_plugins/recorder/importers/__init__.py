@@ -16,9 +16,9 @@ from typing import Any
 from flor_plugins.errors import FlorError, StoreError
 from flor_plugins.recorder.code_snapshot import snapshot
 from flor_plugins.recorder.importers import hf, lightning
-from flor_plugins.recorder.importers.found_checkpoints import Found
+from flor_plugins.recorder.importers.found_checkpoints import FoundTraining
 from flor_plugins.recorder.importers.launches import nothing
-from flor_plugins.records import Launch, Obstacle, Process, Run
+from flor_plugins.records import Launch, Obstacle, RecordingProcess, Run
 from flor_plugins.store import checkpoints, codec, runs
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store, find_store, new_id
@@ -31,7 +31,7 @@ LOST = "everything but the weights: imported from"
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedRun:
     """is_new: the run was made now; else it was there already, made of the same files."""
 
     run: Run
@@ -40,7 +40,7 @@ class Imported:
 
 def import_run(
     path: Path, *, name: str | None = None, launch: Launch | None = None, store: Store | None = None
-) -> Imported:
+) -> ImportedRun:
     """Make a run of the checkpoints at `path`, with their weights and what was logged beside them.
 
     path: a `.ckpt` file or a folder of some, a `checkpoint-*` folder or one that has several.
@@ -52,16 +52,16 @@ def import_run(
     sources = [_source(file) for file in found.files]
     earlier = _earlier(home, sources)
     if earlier is None:
-        return Imported(_make(home, found, sources, name, launch), is_new=True)
+        return ImportedRun(_make(home, found, sources, name, launch), is_new=True)
     known = replace(earlier, name=name or earlier.name)
     if launch is not None and (known.code is None or _asks(launch) != _asks(known.launch)):
         known = _with_launch(home, replace(known, gaps=found.notes), launch, found.path)
     if known != earlier:
         runs.save_run(known)
-    return Imported(known, is_new=False)
+    return ImportedRun(known, is_new=False)
 
 
-def _find(path: Path) -> Found:
+def _find(path: Path) -> FoundTraining:
     if not path.exists():
         raise StoreError(f"{path} was to be imported, and is not there")
     of_lightning, of_hf = lightning.files_in(path), hf.folders_in(path) if path.is_dir() else []
@@ -93,7 +93,7 @@ def _below(path: Path, pattern: str) -> list[Path]:
 
 def _make(
     home: Store,
-    found: Found,
+    found: FoundTraining,
     sources: list[dict[str, Any]],
     name: str | None,
     launch: Launch | None,
@@ -111,7 +111,7 @@ def _make(
         finished_at=_moment(max(moments)),
         launch=nothing(),
         code=None,
-        process=Process("", 0, ""),
+        process=RecordingProcess("", 0, ""),
         path=folder,
         position=found.checkpoints[-1].position,
         params=found.params,
@@ -128,8 +128,8 @@ def _make(
     return run
 
 
-def _write(run: Run, found: Found) -> None:
-    known: checkpoints.Known = {}
+def _write(run: Run, found: FoundTraining) -> None:
+    known: checkpoints.KnownTensors = {}
     for one in found.checkpoints:
         encoded = codec.encode({"model": one.weights()})
         lost = (*encoded.lost, f"{LOST} {one.path}")

@@ -13,7 +13,7 @@ from flor_plugins.records import Position, Row
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class FoundCheckpoint:
     """One checkpoint. weights: reads the model's state_dict, tensors on the CPU."""
 
     path: Path
@@ -23,7 +23,7 @@ class Stored:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundTraining:
     """One training. checkpoints: by position, at least one. files: all that was read, and will be.
 
     notes: what is missing or was guessed.
@@ -31,16 +31,16 @@ class Found:
 
     framework: Literal["lightning", "hf"]
     path: Path
-    checkpoints: tuple[Stored, ...]
+    checkpoints: tuple[FoundCheckpoint, ...]
     files: tuple[Path, ...]
     rows: tuple[Row, ...] = ()
     params: Mapping[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
-def one_each(stored: list[Stored]) -> tuple[tuple[Stored, ...], list[str]]:
+def one_each(stored: list[FoundCheckpoint]) -> tuple[tuple[FoundCheckpoint, ...], list[str]]:
     """One checkpoint for each position, ascending; and what is said of the others."""
-    kept: dict[Position, Stored] = {}
+    kept: dict[Position, FoundCheckpoint] = {}
     notes = []
     for one in stored:
         first = kept.setdefault(one.position, one)

@@ -13,7 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError
-from flor_plugins.recorder.importers.found_checkpoints import Found, Stored, one_each
+from flor_plugins.recorder.importers.found_checkpoints import (
+    FoundCheckpoint,
+    FoundTraining,
+    one_each,
+)
 from flor_plugins.recorder.launch_environment import flatten
 from flor_plugins.records import Level, Phase, Position, Row
 
@@ -35,14 +39,14 @@ _SETTINGS = (
 _RENAMED = {"loss": "loss_logged"}
 _ROUNDING = 1e-6  # the Trainer counts epochs in floats
 
-History = Sequence[Mapping[str, Any]]
+LogHistory = Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _CheckpointFolder:
     """A checkpoint folder: what trainer_state.json says, and the files that count."""
 
-    stored: Stored
+    stored: FoundCheckpoint
     state: Mapping[str, Any]
     files: tuple[Path, ...]
 
@@ -59,7 +63,7 @@ def folders_in(path: Path) -> list[Path]:
     return [path] if (path / STATE).is_file() or path.name.startswith("checkpoint-") else []
 
 
-def find(path: Path) -> Found:
+def find(path: Path) -> FoundTraining:
     """The training whose checkpoint folders are at `path`.
 
     Raises StoreError if none of them can be read; others that can't are named in the notes.
@@ -76,7 +80,7 @@ def find(path: Path) -> Found:
         )
         files.append(path / STATE)
     at = max(one.stat().st_mtime for one in files if one.name == STATE)
-    return Found(
+    return FoundTraining(
         framework="hf",
         path=path,
         checkpoints=kept,
@@ -87,9 +91,9 @@ def find(path: Path) -> Found:
     )
 
 
-def _readable(path: Path) -> tuple[list[_Held], list[str]]:
+def _readable(path: Path) -> tuple[list[_CheckpointFolder], list[str]]:
     """Every checkpoint folder that can be read, and what is said of the others."""
-    held: list[_Held] = []
+    held: list[_CheckpointFolder] = []
     notes: list[str] = []
     refused: list[StoreError] = []
     for folder in folders_in(path):
@@ -102,10 +106,10 @@ def _readable(path: Path) -> tuple[list[_Held], list[str]]:
             continue
         epochs = float(state.get("epoch") or 0.0)
         position = Position(_completed(epochs), int(state["global_step"]))
-        stored = Stored(
+        stored = FoundCheckpoint(
             folder, position, _is_whole(epochs), lambda files=weights: read_weights(files)
         )
-        held.append(_Held(stored, state, (folder / STATE, *weights)))
+        held.append(_CheckpointFolder(stored, state, (folder / STATE, *weights)))
     if not held:
         raise (
             refused[0]
@@ -205,7 +209,7 @@ def _completed(epochs: float) -> int:
     return round(epochs) if _is_whole(epochs) else math.floor(epochs)
 
 
-def _strays(held: Sequence[_Held], newest: Mapping[str, Any]) -> Iterator[str]:
+def _strays(held: Sequence[_CheckpointFolder], newest: Mapping[str, Any]) -> Iterator[str]:
     """Checkpoints of another training: what a training has logged is the beginning of what
     it logs later.
     """
@@ -226,7 +230,7 @@ def _params(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
     return params
 
 
-def _rows(history: History, stored: Sequence[Stored], at: float) -> Iterator[Row]:
+def _rows(history: LogHistory, stored: Sequence[FoundCheckpoint], at: float) -> Iterator[Row]:
     """What was logged, a row per position, phase and level. at: when, as far as is known."""
     known = {one.position.step: one.position for one in stored}
     table: dict[tuple[Position, Phase, Level], dict[str, Any]] = {}

@@ -10,7 +10,11 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import StoreError
-from flor_plugins.recorder.importers.found_checkpoints import Found, Stored, one_each
+from flor_plugins.recorder.importers.found_checkpoints import (
+    FoundCheckpoint,
+    FoundTraining,
+    one_each,
+)
 from flor_plugins.recorder.launch_environment import flatten
 from flor_plugins.records import Level, Phase, Position, Row
 from flor_plugins.store.checkpoints import load_folder
@@ -37,12 +41,12 @@ def files_in(path: Path) -> list[Path]:
     )
 
 
-def find(path: Path) -> Found:
+def find(path: Path) -> FoundTraining:
     """The training whose `.ckpt` files are at `path`.
 
     Raises StoreError if none of them can be read; others that can't are named in the notes.
     """
-    stored: list[Stored] = []
+    stored: list[FoundCheckpoint] = []
     notes: list[str] = []
     refused: list[StoreError] = []
     newest: dict[str, Any] = {_STEP: -1}
@@ -73,7 +77,7 @@ def find(path: Path) -> Found:
         )
     kept, doubles = one_each(stored)
     files, rows = tuple(one.path for one in stored), tuple(_rows(kept, scores))
-    return Found("lightning", path, kept, files, rows, _params(newest), (*notes, *doubles))
+    return FoundTraining("lightning", path, kept, files, rows, _params(newest), (*notes, *doubles))
 
 
 def read_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
@@ -131,7 +135,7 @@ def _ends_epoch(checkpoint: Mapping[str, Any]) -> bool:
     return bool(batches["is_last_batch"] or progress["started"] == progress["processed"])
 
 
-def _stored(path: Path, checkpoint: Mapping[str, Any]) -> Stored:
+def _stored(path: Path, checkpoint: Mapping[str, Any]) -> FoundCheckpoint:
     position = position_of(checkpoint)
     if position is None or "state_dict" not in checkpoint:
         keys = ", ".join(map(str, list(checkpoint)[:8]))
@@ -140,7 +144,9 @@ def _stored(path: Path, checkpoint: Mapping[str, Any]) -> Stored:
             f"state_dict; "
             f"this one has {keys}"
         )
-    return Stored(path, position, _ends_epoch(checkpoint), lambda: read_file(path)["state_dict"])
+    return FoundCheckpoint(
+        path, position, _ends_epoch(checkpoint), lambda: read_file(path)["state_dict"]
+    )
 
 
 def _refusal(path: Path, error: Exception) -> str:
@@ -179,7 +185,9 @@ def _scores(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float]]:
     return found
 
 
-def _rows(stored: Iterable[Stored], scores: Mapping[str, Mapping[str, float]]) -> Iterable[Row]:
+def _rows(
+    stored: Iterable[FoundCheckpoint], scores: Mapping[str, Mapping[str, float]]
+) -> Iterable[Row]:
     phases: tuple[Phase, ...] = ("train", "validation")
     for one in stored:
         values = scores.get(one.path.name, {})

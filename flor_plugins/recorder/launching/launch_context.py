@@ -11,7 +11,7 @@ from flor_plugins.records import Launch
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class LaunchContext:
     """launch: how the training was started. name, project: of its runs, where the script does
     not say.
 
@@ -24,15 +24,15 @@ class Expected:
     begun: list[str] = field(default_factory=list)
 
 
-_expected: ContextVar[Expected | None] = ContextVar("flor_expected", default=None)
+_expected: ContextVar[LaunchContext | None] = ContextVar("flor_expected", default=None)
 
 
 def expect(launch: Launch, name: str | None = None, project: str | None = None) -> None:
     """From now on, trainings of this process that record themselves were started so."""
-    _expected.set(Expected(launch, name, project))
+    _expected.set(LaunchContext(launch, name, project))
 
 
-def expected() -> Expected | None:
+def expected() -> LaunchContext | None:
     """What was said; None in a process that the user has started."""
     return _expected.get()
 

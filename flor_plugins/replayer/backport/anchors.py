@@ -8,13 +8,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replayer.backport.matching import Pair, Votes, align, flat, likeness, pairs, ratio
+from flor_plugins.replayer.backport.matching import (
+    RenameVotes,
+    StatementPair,
+    align,
+    flat,
+    likeness,
+    pairs,
+    ratio,
+)
 from flor_plugins.replayer.backport.names import binds, family, parameters, reads
 from flor_plugins.replayer.backport.syntax import (
     FUNCTIONS,
     Block,
+    CodeVersion,
     Scope,
-    Version,
     blocks,
     is_docstring,
 )
@@ -45,7 +53,7 @@ LOGS = ("log", "log_dict", "print", "info", "debug")
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class StatementGroup:
     """Statements of the edit that stand one after the other in one block."""
 
     insertions: tuple[Insertion, ...]
@@ -61,7 +69,7 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Anchor:
     """Before statement `index` of a block. source: the scope in the base that it was found for."""
 
     block: Block
@@ -75,23 +83,23 @@ class Place:
         return f"{scope.path}:{line} ({'.'.join(scope.names) or 'the module'})"
 
 
-class Finder:
+class AnchorFinder:
     """Finds places in one old version for statements of the base.
 
     exact: files that git merges without a conflict.
     """
 
-    def __init__(self, base: Version, old: Version, exact: Iterable[str] = ()) -> None:
+    def __init__(self, base: CodeVersion, old: CodeVersion, exact: Iterable[str] = ()) -> None:
         self.base = base
         self.old = old
         self.exact = frozenset(exact)
         self.votes = self._votes_of_namesakes()
 
-    def _votes_of_namesakes(self) -> Votes:
+    def _votes_of_namesakes(self) -> RenameVotes:
         """What functions that kept their names say about the names inside them: who is
         called, what self holds.
         """
-        votes = Votes()
+        votes = RenameVotes()
         by_name: dict[str, list[Scope]] = {}
         for one in self.old.scopes:
             if one.is_function:
@@ -104,7 +112,7 @@ class Finder:
                 vote(votes, scope, exact[0])
         return votes
 
-    def find(self, group: Group) -> Place:
+    def find(self, group: StatementGroup) -> Anchor:
         """The only place that fits; CannotCarry if there is none, or if two fit nearly as well."""
         source, index = self._spot(group)
         if source.scope.is_class:
@@ -124,7 +132,7 @@ class Finder:
             raise CannotCarry(_two_places(group, best, close[0]))
         return self._between(group, best, high)
 
-    def _spot(self, group: Group) -> tuple[Block, int]:
+    def _spot(self, group: StatementGroup) -> tuple[Block, int]:
         """Where the group would stand in the base."""
         scope = self.base.scope(group.first.path, group.first.scope)
         if scope is None:
@@ -145,7 +153,7 @@ class Finder:
         _, _, block, index = max(spots, key=lambda spot: spot[:2])
         return block, index
 
-    def _candidates(self, source: Block, index: int) -> list[tuple[Place, int]]:
+    def _candidates(self, source: Block, index: int) -> list[tuple[Anchor, int]]:
         """Places with the index up to which the statement could stand as well."""
         found = []
         for scope, like in self._scopes(source.scope):
@@ -159,7 +167,7 @@ class Finder:
                 )
                 found.append(
                     (
-                        Place(block, low, 0.45 * like + 0.4 * sides + 0.15 * around, source.scope),
+                        Anchor(block, low, 0.45 * like + 0.4 * sides + 0.15 * around, source.scope),
                         high,
                     )
                 )
@@ -218,7 +226,7 @@ class Finder:
             return 0.3
         return 0.9 if mine.name in {one.name for one in family(self.old, other)} else 0.3
 
-    def _in_class(self, group: Group, source: Block, index: int) -> Place:
+    def _in_class(self, group: StatementGroup, source: Block, index: int) -> Anchor:
         """In which class a method goes; its place among the others says nothing."""
         found = sorted(self._scopes(source.scope), key=lambda pair: pair[1], reverse=True)
         places = [self._among_methods(source, index, scope, like) for scope, like in found]
@@ -232,13 +240,13 @@ class Finder:
             raise CannotCarry(_two_places(group, places[0], places[1]))
         return places[0]
 
-    def _among_methods(self, source: Block, index: int, scope: Scope, like: float) -> Place:
+    def _among_methods(self, source: Block, index: int, scope: Scope, like: float) -> Anchor:
         block = Block(scope, (), scope.node.body)
         anchored = _anchors(source.body, index, block.body)
         low, _, _ = anchored or (len(block.body), 0, 0.0)
-        return Place(block, low, like, source.scope)
+        return Anchor(block, low, like, source.scope)
 
-    def _between(self, group: Group, place: Place, high: int) -> Place:
+    def _between(self, group: StatementGroup, place: Anchor, high: int) -> Anchor:
         """A place among statements that only this version has: where they do not matter to
         the group, or not at all.
         """
@@ -248,14 +256,14 @@ class Finder:
         ]
         if not touching:
             return place
-        last = Place(place.block, touching[-1] + 1, place.score, place.source)
+        last = Anchor(place.block, touching[-1] + 1, place.score, place.source)
         above = {name for one in place.block.body[: place.index] for name in binds(one)}
         below = {name for index in touching for name in binds(place.block.body[index])} - above
         if below & names and not _is_parameter(place.block.scope, below & names):
             return last
         raise CannotCarry(_two_places(group, place, last))
 
-    def local_names(self, place: Place, group: Group) -> set[str]:
+    def local_names(self, place: Anchor, group: StatementGroup) -> set[str]:
         """What the group reads of the function that it goes to, by the names there."""
         votes = self.votes_of(place)
         wanted = [name for node in group.nodes for name in reads(node)]
@@ -263,20 +271,20 @@ class Finder:
             wanted = [name for name in wanted if name != "self"]  # read for its log() only
         return {new for name in wanted for new in (votes.names(name) or [name])}
 
-    def votes_of(self, place: Place) -> Votes:
+    def votes_of(self, place: Anchor) -> RenameVotes:
         """What the function of a place says about the names of the one that it stands for."""
-        votes = Votes()
+        votes = RenameVotes()
         vote(votes, place.source, place.block.scope)
         return votes
 
 
-def vote(votes: Votes, base: Scope, old: Scope) -> None:
+def vote(votes: RenameVotes, base: Scope, old: Scope) -> None:
     """Count the names of two functions, or modules, that stand at the same place in both."""
     if flat(base.node) == flat(old.node):
-        votes.add(Pair(base.node, old.node, 1.0))
+        votes.add(StatementPair(base.node, old.node, 1.0))
         return
     if isinstance(base.node, FUNCTIONS) and isinstance(old.node, FUNCTIONS):
-        votes.add(Pair(base.node.args, old.node.args, 1.0))
+        votes.add(StatementPair(base.node.args, old.node.args, 1.0))
     for pair in pairs(list(base.node.body), list(old.node.body)):
         votes.add(pair)
 
@@ -347,7 +355,7 @@ def _line(block: Block, index: int) -> int:
     return block.body[index].lineno if index < len(block.body) else (block.body[-1].end_lineno or 0)
 
 
-def _two_places(group: Group, one: Place, other: Place) -> str:
+def _two_places(group: StatementGroup, one: Anchor, other: Anchor) -> str:
     return (
         f"{group} fits two places of this version equally well: {one} and {other}. "
         "Put it next to a statement that only one of them has, or leave this run out."

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replayer.backport.anchors import Finder, Group, Place
-from flor_plugins.replayer.backport.dependencies import Supply, rewritten
+from flor_plugins.replayer.backport.anchors import Anchor, AnchorFinder, StatementGroup
+from flor_plugins.replayer.backport.dependencies import Dependencies, rewritten
 from flor_plugins.replayer.backport.git_merge import merged
-from flor_plugins.replayer.backport.imports import Thing, module_path, thing
+from flor_plugins.replayer.backport.imports import NamedObject, module_path, thing
 from flor_plugins.replayer.backport.insert_proof import extras, shapes
 from flor_plugins.replayer.backport.names import (
     attributes,
@@ -23,17 +23,17 @@ from flor_plugins.replayer.backport.names import (
     is_bound_before,
     reads,
 )
-from flor_plugins.replayer.backport.splice import Put, patch, put_in, taken
-from flor_plugins.replayer.backport.syntax import Scope, Version, first_line, parsed, shape
+from flor_plugins.replayer.backport.splice import SplicedText, patch, put_in, taken
+from flor_plugins.replayer.backport.syntax import CodeVersion, Scope, first_line, parsed, shape
 
 if TYPE_CHECKING:
     from flor_plugins.replayer.backport.edit import Edit, Insertion
 
-Way = Literal["same", "merged", "aligned"]
+BackportMethod = Literal["same", "merged", "aligned"]
 
 
 @dataclass(frozen=True, slots=True)
-class Carried:
+class Backport:
     """An edit in one old version.
 
     sources: files of the old version that become other ones, by path. how: for each, whether it was
@@ -41,11 +41,11 @@ class Carried:
     diff` prints it."""
 
     sources: Mapping[str, str]
-    how: Mapping[str, Way]
+    how: Mapping[str, BackportMethod]
     patch: str
 
 
-def carry(edit: Edit, old: Mapping[str, str]) -> Carried:
+def carry(edit: Edit, old: Mapping[str, str]) -> Backport:
     """Put the edit's statements into an old version, with the imports and functions that they need.
 
     old: its python files by path. What comes out parses, and without the statements it is the old
@@ -53,15 +53,15 @@ def carry(edit: Edit, old: Mapping[str, str]) -> Carried:
     question, where a statement has no place or more than one, or reads what is not there.
     """
     sources = _new_files(edit, old)
-    how: dict[str, Way] = dict.fromkeys(sources, "same")
+    how: dict[str, BackportMethod] = dict.fromkeys(sources, "same")
     whole = _merges(edit, old)
-    for path, text in _Carrying(edit, Version(old), frozenset(whole)).texts().items():
+    for path, text in _BackportInProgress(edit, CodeVersion(old), frozenset(whole)).texts().items():
         git = whole.get(path)
         if git is not None and _is_as_good(old[path], text, git, {**old, **sources}, path):
             sources[path], how[path] = git, "same" if old[path] == edit.base.get(path) else "merged"
         else:
             sources[path], how[path] = text, "aligned"
-    return Carried(sources, how, patch(old, sources))
+    return Backport(sources, how, patch(old, sources))
 
 
 def _new_files(edit: Edit, old: Mapping[str, str]) -> dict[str, str]:
@@ -107,11 +107,11 @@ def _is_as_good(old: str, aligned: str, git: str, texts: Mapping[str, str], path
         one.node for one in came if any((one.scope, text) in surplus for text in shapes([one.node]))
     ]
     return not here - there and (
-        not idle or all(_is_idle(one, Version(texts), path) for one in idle)
+        not idle or all(_is_idle(one, CodeVersion(texts), path) for one in idle)
     )
 
 
-def _is_idle(node: ast.stmt, version: Version, path: str) -> bool:
+def _is_idle(node: ast.stmt, version: CodeVersion, path: str) -> bool:
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
         return not node.decorator_list
     if isinstance(node, ast.Assign):
@@ -123,16 +123,16 @@ def _is_idle(node: ast.stmt, version: Version, path: str) -> bool:
     )
 
 
-class _Carrying:
+class _BackportInProgress:
     """One edit on its way into one old version. exact: files that git merges without a conflict."""
 
-    def __init__(self, edit: Edit, old: Version, exact: frozenset[str]) -> None:
+    def __init__(self, edit: Edit, old: CodeVersion, exact: frozenset[str]) -> None:
         self.edit = edit
-        self.base = Version(edit.base)
-        self.edited = Version(edit.edited)
+        self.base = CodeVersion(edit.base)
+        self.edited = CodeVersion(edit.edited)
         self.old = old
-        self.finder = Finder(self.base, old, exact)
-        self.supply = Supply(self.edited, self.finder)
+        self.finder = AnchorFinder(self.base, old, exact)
+        self.supply = Dependencies(self.edited, self.finder)
 
     def texts(self) -> dict[str, str]:
         """The files that change, with the edit in them; each is proved to be the old one
@@ -146,11 +146,11 @@ class _Carrying:
             found[path] = _proved(self.old, path, put_in(self.old.texts[path], mine), mine)
         return found
 
-    def _groups(self) -> list[Group]:
+    def _groups(self) -> list[StatementGroup]:
         """The statements that have a place of their own; the others come along as they are
         needed.
         """
-        groups: list[Group] = []
+        groups: list[StatementGroup] = []
         kept = [
             one
             for one in self.edit.insertions
@@ -160,9 +160,9 @@ class _Carrying:
             node = self._node(one)
             last = groups[-1] if groups else None
             if last and _spot(last.insertions[-1]) == _spot(one):
-                groups[-1] = Group((*last.insertions, one), (*last.nodes, node))
+                groups[-1] = StatementGroup((*last.insertions, one), (*last.nodes, node))
             else:
-                groups.append(Group((one,), (node,)))
+                groups.append(StatementGroup((one,), (node,)))
         return groups
 
     def _comes_along(self, one: Insertion) -> bool:
@@ -188,19 +188,19 @@ class _Carrying:
             )
         return here[0]
 
-    def _placed(self, group: Group) -> list[Put]:
+    def _placed(self, group: StatementGroup) -> list[SplicedText]:
         place = self.finder.find(group)
         scope = place.block.scope
         puts = []
         for one, node in zip(group.insertions, group.nodes, strict=True):
-            asked = str(Group((one,), (node,)))
+            asked = str(StatementGroup((one,), (node,)))
             self._check_binds(node, place, asked)
             names = {name: self._name(name, group, place, asked) for name in reads(node)}
             text = rewritten(taken(self.edited.texts[one.path], node), names, asked)
-            puts.append(Put(scope.path, place.block.body, place.index, text))
+            puts.append(SplicedText(scope.path, place.block.body, place.index, text))
         return puts
 
-    def _check_binds(self, node: ast.stmt, place: Place, asked: str) -> None:
+    def _check_binds(self, node: ast.stmt, place: Anchor, asked: str) -> None:
         """What the statement defines must be new: else it would change the training."""
         scope, new = place.block.scope, binds(node)
         plain = {one for one in new if not one.startswith("self.")}
@@ -222,7 +222,7 @@ class _Carrying:
                 "the training. Give it another name in the working tree."
             )
 
-    def _name(self, name: str, group: Group, place: Place, asked: str) -> str:
+    def _name(self, name: str, group: StatementGroup, place: Anchor, asked: str) -> str:
         """What a name that the group reads is called where it goes."""
         if name.startswith("self."):
             return self._attribute(name, place, asked)
@@ -245,11 +245,11 @@ class _Carrying:
 
     def _is_script_variable(self, name: str, source: Scope) -> bool:
         """Is it a variable of code that stands outside of functions?"""
-        if source.names or thing(self.base, source.path, name) != Thing(source.path, name):
+        if source.names or thing(self.base, source.path, name) != NamedObject(source.path, name):
             return False
         return self.base.scope(source.path, (name,)) is None
 
-    def _variable(self, name: str, place: Place, asked: str) -> str:
+    def _variable(self, name: str, place: Anchor, asked: str) -> str:
         scope = place.block.scope
         choices = self.finder.votes_of(place).names(name) or [name]
         if len(choices) > 1:
@@ -267,7 +267,7 @@ class _Carrying:
             )
         return choices[0]
 
-    def _attribute(self, name: str, place: Place, asked: str) -> str:
+    def _attribute(self, name: str, place: Anchor, asked: str) -> str:
         mine, other = self.base.class_of(place.source), self.old.class_of(place.block.scope)
         attribute = name.removeprefix("self.")
         if mine is None or other is None or attribute not in attributes(self.base, mine):
@@ -286,7 +286,7 @@ def _spot(one: Insertion) -> tuple[object, ...]:
     return one.path, one.scope, one.block, one.before, one.after
 
 
-def _proved(old: Version, path: str, text: str, puts: list[Put]) -> str:
+def _proved(old: CodeVersion, path: str, text: str, puts: list[SplicedText]) -> str:
     """The text, if it is the old file with exactly these statements in it."""
     tree = parsed(path, text)
     found = extras(old.trees[path], tree) if tree is not None else None

@@ -9,9 +9,9 @@ import builtins
 from collections.abc import Mapping
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replayer.backport.anchors import Finder
+from flor_plugins.replayer.backport.anchors import AnchorFinder
 from flor_plugins.replayer.backport.imports import (
-    Thing,
+    NamedObject,
     has_star,
     import_text,
     imports,
@@ -20,10 +20,10 @@ from flor_plugins.replayer.backport.imports import (
     thing,
 )
 from flor_plugins.replayer.backport.names import binds, captured, reads, renamed
-from flor_plugins.replayer.backport.splice import Put, taken
+from flor_plugins.replayer.backport.splice import SplicedText, taken
 from flor_plugins.replayer.backport.syntax import (
     DEFINITIONS,
-    Version,
+    CodeVersion,
     first_line,
     is_docstring,
     shape,
@@ -34,16 +34,16 @@ from flor_plugins.replayer.backport.syntax import (
 MIN_SAME = 0.85
 
 
-class Supply:
+class Dependencies:
     """Imports and definitions that come along into files of one old version."""
 
-    def __init__(self, edited: Version, finder: Finder) -> None:
+    def __init__(self, edited: CodeVersion, finder: AnchorFinder) -> None:
         self.edited = edited
         self.base = finder.base
         self.old = finder.old
         self.finder = finder
         self.imports: dict[str, dict[str, str]] = {}  # file: name: statement
-        self.definitions: dict[tuple[str, str], list[Put]] = {}  # (file, name)
+        self.definitions: dict[tuple[str, str], list[SplicedText]] = {}  # (file, name)
 
     def bring(self, name: str, source: str, target: str, asked: str) -> str:
         """Make what `name` means in `source` (a file of the edit) known in `target` (a file of
@@ -69,14 +69,14 @@ class Supply:
             return self._bring_new(name, of, source, target, asked)
         return self._bring_known(name, of, target, asked)
 
-    def _is_new(self, of: Thing) -> bool:
+    def _is_new(self, of: NamedObject) -> bool:
         """Does the edit bring it?"""
         if of.path not in self.base.trees:
             return True
         return bool(of.name) and of.name not in module_names(self.base, of.path)
 
     def _import_from_outside(
-        self, name: str, source: str, target: str, of: Thing, asked: str
+        self, name: str, source: str, target: str, of: NamedObject, asked: str
     ) -> str:
         known = [
             one.name for one in imports(self.old, target) if thing(self.old, target, one.name) == of
@@ -97,7 +97,7 @@ class Supply:
         there[name] = text
         return name
 
-    def _bring_new(self, name: str, of: Thing, source: str, target: str, asked: str) -> str:
+    def _bring_new(self, name: str, of: NamedObject, source: str, target: str, asked: str) -> str:
         if of.path not in self.base.texts:  # a file that the edit adds whole
             return self._import_thing(target, of, name, asked)
         home = target if of.path == source or of.path not in self.old.trees else of.path
@@ -106,14 +106,14 @@ class Supply:
         return (
             of.name
             if home == target
-            else self._import_thing(target, Thing(home, of.name), name, asked)
+            else self._import_thing(target, NamedObject(home, of.name), name, asked)
         )
 
-    def _beside(self, of: Thing, home: str) -> str:
+    def _beside(self, of: NamedObject, home: str) -> str:
         """Where it has already been brought to: it is defined once, so that all share it."""
         return next((path for path, name in self.definitions if name == of.name), home)
 
-    def _bring_known(self, name: str, of: Thing, target: str, asked: str) -> str:
+    def _bring_known(self, name: str, of: NamedObject, target: str, asked: str) -> str:
         there = self._counterpart(of, asked)
         if there is None:
             self._define(of, target, asked)
@@ -124,7 +124,7 @@ class Supply:
             else self._import_thing(target, there, name, asked)
         )
 
-    def _import_thing(self, target: str, of: Thing, name: str, asked: str) -> str:
+    def _import_thing(self, target: str, of: NamedObject, name: str, asked: str) -> str:
         for one in reversed(imports(self.old, target)):
             if thing(self.old, target, one.name) == of:
                 return one.name
@@ -135,13 +135,13 @@ class Supply:
                 "they can't import each other. Use a hook, or leave this run out."
             )
         everything = (
-            Version({**self.edited.texts, **self.old.texts})
+            CodeVersion({**self.edited.texts, **self.old.texts})
             if of.path not in self.old.texts
             else self.old
         )
         return self._add_import(target, name, import_text(everything, target, of, name), asked)
 
-    def _counterpart(self, of: Thing, asked: str) -> Thing | None:
+    def _counterpart(self, of: NamedObject, asked: str) -> NamedObject | None:
         """The same thing in the old version, wherever it is and whatever its name; None if
         there is none.
         """
@@ -158,14 +158,14 @@ class Supply:
                 there if there is not None and there.path else of
             )  # of: that module takes it from outside
         known = {of.name, *self.finder.votes.names(of.name)}
-        found = [Thing(path, name) for name in known for path in self._defining(name)]
+        found = [NamedObject(path, name) for name in known for path in self._defining(name)]
         if not found and (scope := self.base.scope(of.path, (of.name,))) is not None:
             alike = [
                 (self.finder.scope_likeness(scope, one), one)
                 for one in self.old.scopes
                 if len(one.names) == 1
             ]
-            found = [Thing(one.path, one.name) for like, one in alike if like >= MIN_SAME]
+            found = [NamedObject(one.path, one.name) for like, one in alike if like >= MIN_SAME]
         if len(found) > 1:
             where = " and ".join(f"{one.path} ({one.name})" for one in found[:2])
             raise CannotCarry(
@@ -174,15 +174,19 @@ class Supply:
         return found[0] if found else None
 
     def _defining(self, name: str) -> list[str]:
-        return [path for path in self.old.trees if thing(self.old, path, name) == Thing(path, name)]
+        return [
+            path
+            for path in self.old.trees
+            if thing(self.old, path, name) == NamedObject(path, name)
+        ]
 
-    def _define(self, of: Thing, target: str, asked: str) -> None:
+    def _define(self, of: NamedObject, target: str, asked: str) -> None:
         """Copy a definition, and what it needs, into a file."""
         if (target, of.name) in self.definitions:
             return
         nodes = _defining_nodes(self.edited, of)
         if target in self.old.trees and of.name in module_names(self.old, target):
-            there = _defining_nodes(self.old, Thing(target, of.name))
+            there = _defining_nodes(self.old, NamedObject(target, of.name))
             if [shape(one) for one in there] == [shape(one) for one in nodes]:
                 return
             raise CannotCarry(
@@ -204,7 +208,7 @@ class Supply:
             text = rewritten(taken(self.edited.texts[of.path], node), wanted, asked)
             body = self.old.trees[target].body
             puts.append(
-                Put(
+                SplicedText(
                     target,
                     body,
                     definition_index(self.edited.trees[of.path].body, node, body),
@@ -212,14 +216,14 @@ class Supply:
                 )
             )
 
-    def puts(self) -> list[Put]:
+    def puts(self) -> list[SplicedText]:
         """All of it, in the order in which it must stand."""
         found = []
         order = {name: line for line, name in self._order()}
         for path, texts in self.imports.items():
             body = self.old.trees[path].body
             ranked = sorted(texts.items(), key=lambda item: order.get(item[0], 0))
-            found += [Put(path, body, import_index(body), text) for _, text in ranked]
+            found += [SplicedText(path, body, import_index(body), text) for _, text in ranked]
         defined = sorted(self.definitions.items(), key=lambda item: order.get(item[0][1], 0))
         return found + [put for _, puts in defined for put in puts]
 
@@ -249,7 +253,7 @@ def _module_reads(node: ast.stmt) -> list[str]:
     return [name for name in reads(node) if not name.startswith("self.")]
 
 
-def _defining_nodes(version: Version, of: Thing) -> list[ast.stmt]:
+def _defining_nodes(version: CodeVersion, of: NamedObject) -> list[ast.stmt]:
     return [one for one in version.trees[of.path].body if of.name in binds(one)]
 
 

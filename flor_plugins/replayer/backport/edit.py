@@ -16,14 +16,14 @@ from flor_plugins.replayer.backport.review import logged_by, review
 from flor_plugins.replayer.backport.splice import taken
 from flor_plugins.replayer.backport.syntax import (
     DEFINITIONS,
-    Version,
+    CodeVersion,
     first_line,
     is_docstring,
     one_by_one,
 )
-from flor_plugins.replayer.backport.tree_diff import Added, Changed, compare
+from flor_plugins.replayer.backport.tree_diff import AddedStatement, ForbiddenChange, compare
 
-Kind = Literal["log", "import", "assignment", "helper", "method", "class"]
+InsertionKind = Literal["log", "import", "assignment", "helper", "method", "class"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Insertion:
 
     path: str
     scope: tuple[str, ...]
-    kind: Kind
+    kind: InsertionKind
     text: str
     line: int
     before: tuple[str, ...]
@@ -78,9 +78,9 @@ def edit_of(base: Mapping[str, str], edited: Mapping[str, str], base_label: str)
     every change that would change the training with file, line, and both texts; also for a file
     of the working tree that is not Python."""
     _check_syntax(edited, base)
-    was, now = Version(base), Version(edited)
-    added: list[Added] = []
-    refused: list[Changed] = []
+    was, now = CodeVersion(base), CodeVersion(edited)
+    added: list[AddedStatement] = []
+    refused: list[ForbiddenChange] = []
     for path in sorted(was.trees):
         if path not in now.trees:
             refused.append(_gone(path, base, edited))
@@ -93,7 +93,7 @@ def edit_of(base: Mapping[str, str], edited: Mapping[str, str], base_label: str)
     files = _new_files_used(was, now, added)
     for path in files:
         body = [one for one in one_by_one(now.trees[path].body) if not is_docstring(one)]
-        added += [Added(path, (), (), one, (), ()) for one in body]
+        added += [AddedStatement(path, (), (), one, (), ()) for one in body]
     refused += review(was, now, added)
     if refused:
         raise EditRefused(_told(refused, base_label))
@@ -117,14 +117,16 @@ def _check_syntax(edited: Mapping[str, str], base: Mapping[str, str]) -> None:
             ) from error
 
 
-def _gone(path: str, base: Mapping[str, str], edited: Mapping[str, str]) -> Changed:
+def _gone(path: str, base: Mapping[str, str], edited: Mapping[str, str]) -> ForbiddenChange:
     """A moved file changes nothing in itself, but its new name is no logging edit either."""
     same = [other for other, text in edited.items() if other not in base and text == base[path]]
     what = f"the file was moved to {same[0]}" if same else "the file was removed"
-    return Changed(path, 1, what)
+    return ForbiddenChange(path, 1, what)
 
 
-def _new_files_used(was: Version, now: Version, added: Iterable[Added]) -> list[str]:
+def _new_files_used(
+    was: CodeVersion, now: CodeVersion, added: Iterable[AddedStatement]
+) -> list[str]:
     """New files that the edit imports, directly or through others; any other new file is not
     part of it.
     """
@@ -133,7 +135,7 @@ def _new_files_used(was: Version, now: Version, added: Iterable[Added]) -> list[
     return [path for path in new if any(leads_to(now, start, path) for start in touched)]
 
 
-def _told(refused: list[Changed], base_label: str) -> str:
+def _told(refused: list[ForbiddenChange], base_label: str) -> str:
     lines = [f"  {one}" for one in sorted(refused, key=lambda one: (one.path, one.line))]
     changes = f"{len(refused)} changes" if len(refused) > 1 else "one change"
     return (
@@ -146,7 +148,7 @@ def _told(refused: list[Changed], base_label: str) -> str:
     )
 
 
-def _insertion(one: Added, now: Version, *, is_new: bool) -> Insertion:
+def _insertion(one: AddedStatement, now: CodeVersion, *, is_new: bool) -> Insertion:
     return Insertion(
         path=one.path,
         scope=one.scope,
@@ -163,7 +165,7 @@ def _insertion(one: Added, now: Version, *, is_new: bool) -> Insertion:
     )
 
 
-def _kind(one: Added) -> Kind:
+def _kind(one: AddedStatement) -> InsertionKind:
     match one.node:
         case ast.Import() | ast.ImportFrom():
             return "import"
@@ -176,7 +178,7 @@ def _kind(one: Added) -> Kind:
     return "log"
 
 
-def _text(one: Added, source: str) -> str:
+def _text(one: AddedStatement, source: str) -> str:
     """As written; written anew where that is not a statement by itself (one name of an import)."""
     if isinstance(one.node, ast.Import | ast.ImportFrom):
         return ast.unparse(one.node)

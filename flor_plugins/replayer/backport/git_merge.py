@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replayer.backport.insert_proof import Extra, extras
+from flor_plugins.replayer.backport.insert_proof import ExtraStatement, extras
 from flor_plugins.replayer.backport.syntax import one_by_one, parsed, shape
 
 TIMEOUT_S = 60
@@ -38,7 +38,7 @@ def merged(path: str, *, base: str, edited: str, old: str) -> str | None:
     return text
 
 
-def _places(found: Sequence[Extra]) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
+def _places(found: Sequence[ExtraStatement]) -> list[tuple[tuple[str, ...], tuple[str, ...], str]]:
     return sorted(
         (one.scope, one.block, shape(node)) for one in found for node in one_by_one([one.node])
     )

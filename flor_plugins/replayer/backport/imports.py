@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from flor_plugins.replayer.backport.names import local_names
-from flor_plugins.replayer.backport.syntax import Version, statements
+from flor_plugins.replayer.backport.syntax import CodeVersion, statements
 
 MAX_HOPS = 8  # of names that are imported from where they were imported
 
 
 @dataclass(frozen=True, slots=True)
-class Thing:
+class NamedObject:
     """What a name stands for. path: the project's file that defines it; "" if it is not of the
     project.
 
@@ -27,65 +27,66 @@ class Thing:
 
 
 @dataclass(frozen=True, slots=True)
-class Binding:
+class ImportBinding:
     """An import of one name. node: with that name only."""
 
     name: str
     node: ast.Import | ast.ImportFrom
 
 
-def imports(version: Version, path: str) -> list[Binding]:
+def imports(version: CodeVersion, path: str) -> list[ImportBinding]:
     """All that a file imports at module level, name by name."""
     found = []
     for one in statements(version.trees[path].body):
         if isinstance(one, ast.Import):
             found += [
-                Binding(a.asname or a.name.partition(".")[0], ast.Import([a])) for a in one.names
+                ImportBinding(a.asname or a.name.partition(".")[0], ast.Import([a]))
+                for a in one.names
             ]
         elif isinstance(one, ast.ImportFrom):
             found += [
-                Binding(a.asname or a.name, ast.ImportFrom(one.module, [a], one.level))
+                ImportBinding(a.asname or a.name, ast.ImportFrom(one.module, [a], one.level))
                 for a in one.names
             ]
     return found
 
 
-def has_star(version: Version, path: str) -> bool:
+def has_star(version: CodeVersion, path: str) -> bool:
     return any(one.name == "*" for one in imports(version, path))
 
 
-def module_names(version: Version, path: str) -> set[str]:
+def module_names(version: CodeVersion, path: str) -> set[str]:
     """The names that a file defines or imports."""
     return local_names(list(version.trees[path].body))
 
 
-def thing(version: Version, path: str, name: str, hops: int = MAX_HOPS) -> Thing | None:
+def thing(version: CodeVersion, path: str, name: str, hops: int = MAX_HOPS) -> NamedObject | None:
     """What a module-level name of a file stands for; None if the file does not define it."""
     if path not in version.trees or name not in module_names(version, path):
         return None
     for one in reversed(imports(version, path)):
         if one.name == name:
             return _imported(version, path, one, hops)
-    return Thing(path, name)
+    return NamedObject(path, name)
 
 
-def _imported(version: Version, path: str, binding: Binding, hops: int) -> Thing:
+def _imported(version: CodeVersion, path: str, binding: ImportBinding, hops: int) -> NamedObject:
     node, alias = binding.node, binding.node.names[0]
     if isinstance(node, ast.Import):
         module = alias.name if alias.asname else alias.name.partition(".")[0]
         file = module_path(version, path, module, 0)
-        return Thing(file, "") if file else Thing("", module)
+        return NamedObject(file, "") if file else NamedObject("", module)
     inner = ".".join(filter(None, (node.module, alias.name)))
     if file := module_path(version, path, inner, node.level):
-        return Thing(file, "")
+        return NamedObject(file, "")
     file = module_path(version, path, node.module or "", node.level)
     if not file:
-        return Thing("", inner)
+        return NamedObject("", inner)
     further = thing(version, file, alias.name, hops - 1) if hops else None
-    return further or Thing(file, alias.name)
+    return further or NamedObject(file, alias.name)
 
 
-def module_path(version: Version, path: str, module: str, level: int) -> str:
+def module_path(version: CodeVersion, path: str, module: str, level: int) -> str:
     """The project's file that an import in `path` means; "" if it means a package from outside."""
     folder = posixpath.dirname(path)
     if level:
@@ -109,12 +110,12 @@ def _ancestors(folder: str) -> Iterator[str]:
     yield ""
 
 
-def _roots(version: Version) -> list[str]:
+def _roots(version: CodeVersion) -> list[str]:
     """The folders at the top: src/ is a usual one."""
     return sorted({path.partition("/")[0] for path in version.texts if "/" in path})
 
 
-def import_text(version: Version, path: str, of: Thing, name: str) -> str:
+def import_text(version: CodeVersion, path: str, of: NamedObject, name: str) -> str:
     """The statement by which a file gets a thing of the project, as the version's files do
     it: relative or not.
     """
@@ -143,7 +144,7 @@ def _relative(path: str, to: str) -> str:
     return dots + _dotted(posixpath.relpath(to, folder or "."))
 
 
-def _root(version: Version, path: str, to: str) -> str:
+def _root(version: CodeVersion, path: str, to: str) -> str:
     """The folder that absolute imports begin at: as the version's other imports show, else
     the importing file's own.
     """
@@ -164,7 +165,7 @@ def _root(version: Version, path: str, to: str) -> str:
     return next((root for root in choices if not root or to.startswith(root + "/")), "")
 
 
-def leads_to(version: Version, start: str, end: str) -> bool:
+def leads_to(version: CodeVersion, start: str, end: str) -> bool:
     """Does importing `start` import `end`?"""
     seen = [start]
     for file in seen:

@@ -13,7 +13,7 @@ _BODIES = frozenset(("body", "orelse", "finalbody", "handlers", "cases"))
 
 
 @dataclass(frozen=True, slots=True)
-class Extra:
+class ExtraStatement:
     """A statement that one tree has and the other has not.
 
     scope, block: where, as in an Insertion.
@@ -24,7 +24,7 @@ class Extra:
     node: ast.stmt
 
 
-def extras(old: ast.Module, new: ast.Module) -> list[Extra] | None:
+def extras(old: ast.Module, new: ast.Module) -> list[ExtraStatement] | None:
     """The statements of `new` that must be taken out to get `old`'s very tree; None if that
     does not give it.
     """
@@ -38,14 +38,14 @@ def shapes(statements: Iterable[ast.stmt]) -> Counter[str]:
 
 def _list(
     old: list[ast.stmt], new: list[ast.stmt], scope: tuple[str, ...], block: tuple[str, ...]
-) -> list[Extra] | None:
-    found: list[Extra] = []
+) -> list[ExtraStatement] | None:
+    found: list[ExtraStatement] = []
     old, new = one_by_one(old), one_by_one(new)
     at = 0
     for one in new:
         inner = _same(old[at], one, scope, block) if at < len(old) else None
         if inner is None:
-            found.append(Extra(scope, block, one))
+            found.append(ExtraStatement(scope, block, one))
         else:
             found += inner
             at += 1
@@ -54,11 +54,11 @@ def _list(
 
 def _same(
     old: ast.AST, new: ast.AST, scope: tuple[str, ...], block: tuple[str, ...]
-) -> list[Extra] | None:
+) -> list[ExtraStatement] | None:
     """What `new` holds more than `old`, or None if they differ in anything else."""
     if type(old) is not type(new) or _shell(old) != _shell(new):
         return None
-    found: list[Extra] = []
+    found: list[ExtraStatement] = []
     for field in new._fields:
         if field not in _BODIES or not isinstance(getattr(new, field), list):
             continue
@@ -78,8 +78,8 @@ def _same(
 
 def _each(
     old: list[ast.AST], new: list[ast.AST], scope: tuple[str, ...], block: tuple[str, ...]
-) -> list[Extra] | None:
-    found: list[Extra] = []
+) -> list[ExtraStatement] | None:
+    found: list[ExtraStatement] = []
     for before, after in zip(old, new, strict=False):
         inner = _same(before, after, scope, block)
         if inner is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import ast
 
 from flor_plugins.replayer.backport.edit import Edit, Insertion
-from flor_plugins.replayer.backport.syntax import Version
+from flor_plugins.replayer.backport.syntax import CodeVersion
 
 
 def keeps_state(edit: Edit) -> bool:
@@ -16,11 +16,11 @@ def keeps_state(edit: Edit) -> bool:
 
     No checkpoint of an old version holds them: its values are those of a training only from the
     beginning on."""
-    edited = Version(edit.edited)
+    edited = CodeVersion(edit.edited)
     return any(_keeps(one, edited) for one in edit.insertions)
 
 
-def _keeps(one: Insertion, edited: Version) -> bool:
+def _keeps(one: Insertion, edited: CodeVersion) -> bool:
     if any(name.startswith("self.") for name in one.binds):
         return True
     scope = edited.scope(one.path, one.scope)

@@ -22,7 +22,7 @@ CLEAR = 1.5
 
 
 @dataclass(frozen=True, slots=True)
-class Flat:
+class FlattenedTree:
     """A tree as a sequence.
 
     shapes: without the names that a version may change; names: those, "" elsewhere.
@@ -33,7 +33,7 @@ class Flat:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class StatementPair:
     """Two statements, of the base and of the old version, that are the same one.
 
     likeness: up to 1.
@@ -45,12 +45,12 @@ class Pair:
 
 
 @dataclass(frozen=True, slots=True)
-class Votes:
+class RenameVotes:
     """How often a name of the base stood where a name of the old version stands."""
 
     count: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
 
-    def add(self, pair: Pair) -> None:
+    def add(self, pair: StatementPair) -> None:
         base, old = flat(pair.base), flat(pair.old)
         for tag, i, i_end, j, j_end in SequenceMatcher(
             None, base.shapes, old.shapes, False
@@ -70,10 +70,10 @@ class Votes:
 
 
 @lru_cache(maxsize=20_000)
-def flat(node: ast.AST) -> Flat:
+def flat(node: ast.AST) -> FlattenedTree:
     """A tree as a sequence, docstrings left out."""
     pairs = list(_walk(node))
-    return Flat(tuple(shape for shape, _ in pairs), tuple(name for _, name in pairs))
+    return FlattenedTree(tuple(shape for shape, _ in pairs), tuple(name for _, name in pairs))
 
 
 def _walk(node: ast.AST) -> Iterator[tuple[str, str]]:
@@ -194,20 +194,20 @@ def _align(base: list[ast.stmt], old: list[ast.stmt]) -> dict[int, tuple[int, fl
     return found
 
 
-def pairs(base: list[ast.stmt], old: list[ast.stmt]) -> Iterator[Pair]:
+def pairs(base: list[ast.stmt], old: list[ast.stmt]) -> Iterator[StatementPair]:
     """The statements of two blocks that belong together, those of their inner blocks included."""
     for i, (j, like) in align(base, old).items():
         one, other = base[i], old[j]
         inner = list(zip(inner_blocks(one), inner_blocks(other), strict=False))
         if isinstance(one, DEFINITIONS) or not inner:
-            yield Pair(one, other, like)
+            yield StatementPair(one, other, like)
             continue
         for name in ("test", "target", "iter"):
             if hasattr(one, name) and hasattr(other, name):
-                yield Pair(getattr(one, name), getattr(other, name), like)
+                yield StatementPair(getattr(one, name), getattr(other, name), like)
         for base_item, old_item in zip(
             getattr(one, "items", ()), getattr(other, "items", ()), strict=False
         ):
-            yield Pair(base_item, old_item, like)
+            yield StatementPair(base_item, old_item, like)
         for (_, base_inner), (_, old_inner) in inner:
             yield from pairs(base_inner, old_inner)

@@ -11,8 +11,8 @@ from typing import TypeGuard
 from flor_plugins.replayer.backport.syntax import (
     DEFINITIONS,
     FUNCTIONS,
+    CodeVersion,
     Scope,
-    Version,
     shape,
     statements,
 )
@@ -20,7 +20,7 @@ from flor_plugins.replayer.backport.syntax import (
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-class _Free(ast.NodeVisitor):
+class _FreeNames(ast.NodeVisitor):
     """Collects the names of a tree that something around it defines, and attributes of self."""
 
     def __init__(self) -> None:
@@ -114,8 +114,8 @@ def parameters(args: ast.arguments) -> set[str]:
     return {one.arg for one in ast.walk(args) if isinstance(one, ast.arg)}
 
 
-def _free(node: ast.stmt) -> _Free:
-    visitor = _Free()
+def _free(node: ast.stmt) -> _FreeNames:
+    visitor = _FreeNames()
     visitor.visit(node)
     return visitor
 
@@ -205,7 +205,7 @@ def _set(node: ast.stmt, changes: list[tuple[ast.Name | ast.Attribute, str]]) ->
     return node
 
 
-def function_locals(version: Version, scope: Scope) -> set[str]:
+def function_locals(version: CodeVersion, scope: Scope) -> set[str]:
     """Parameters and variables of a function and of those around it; empty for a class or
     module.
     """
@@ -220,7 +220,7 @@ def function_locals(version: Version, scope: Scope) -> set[str]:
     return found
 
 
-def is_bound_before(version: Version, scope: Scope, name: str, line: int) -> bool:
+def is_bound_before(version: CodeVersion, scope: Scope, name: str, line: int) -> bool:
     """Does a function or module, or one around it, give the name a value above the line, or
     in a loop around it?
     """
@@ -243,7 +243,7 @@ def is_bound_before(version: Version, scope: Scope, name: str, line: int) -> boo
     return outer is not None and name in function_locals(version, outer)
 
 
-def family(version: Version, of: Scope) -> list[Scope]:
+def family(version: CodeVersion, of: Scope) -> list[Scope]:
     """A class with the classes of the project that it inherits from or that inherit from it,
     and theirs.
     """
@@ -263,7 +263,7 @@ def _base_names(scope: Scope) -> set[str]:
     return {ast.unparse(one).rpartition(".")[2] for one in scope.node.bases}
 
 
-def attributes(version: Version, of: Scope) -> set[str]:
+def attributes(version: CodeVersion, of: Scope) -> set[str]:
     """What the family of a class defines on self: assigned, methods, registered buffers and
     modules.
     """

@@ -10,37 +10,37 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.records import Edited, Run, Way
-from flor_plugins.replayer.backport.backport import Carried, carry
+from flor_plugins.records import BackportedEdit, Run, Strategy
+from flor_plugins.replayer.backport.backport import Backport, carry
 from flor_plugins.replayer.backport.edit import Edit
 from flor_plugins.replayer.backport.keeping import keeps_state
 from flor_plugins.replayer.backport.logged_names import names_in, patterns_of
 from flor_plugins.replayer.backport.review import moment
 from flor_plugins.replayer.backport.snapshots import (
-    Recorded,
+    SnapshotSources,
     base_of,
     edit_in,
     settings_changed,
     working_sources,
 )
-from flor_plugins.replayer.backport.syntax import Version, parsed
+from flor_plugins.replayer.backport.syntax import CodeVersion, parsed
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 
 
 @dataclass(frozen=True, slots=True)
-class Editing:
+class LoggingEdit:
     """An edit that logs what was asked for.
 
     ways: metric to how it is reached. logged: to the names under which the edit may log it.
     is_kept: what it logs depends on all steps before (`keeps_state`)."""
 
     edit: Edit
-    ways: Mapping[str, Way]
+    ways: Mapping[str, Strategy]
     logged: Mapping[str, frozenset[str]]
     is_kept: bool
-    _recorded: Recorded = field(repr=False, compare=False)
-    _carried: dict[str, Carried | str] = field(default_factory=dict, repr=False, compare=False)
+    _recorded: SnapshotSources = field(repr=False, compare=False)
+    _carried: dict[str, Backport | str] = field(default_factory=dict, repr=False, compare=False)
 
     def own(self, run: Run) -> list[str]:
         """Those of its metrics that the run's own version logs: what it recorded of them is
@@ -49,7 +49,7 @@ class Editing:
         names = _names_of(self._recorded, run)
         return [metric for metric, logged in self.logged.items() if logged <= names]
 
-    def carried_to(self, run: Run) -> Edited:
+    def carried_to(self, run: Run) -> BackportedEdit:
         """The edit in the run's own version.
 
         Raises CannotCarry, where it has no certain place there.
@@ -70,10 +70,10 @@ class Editing:
         found = self._carried[vid]
         if isinstance(found, str):
             raise CannotCarry(found)
-        return Edited(self.edit.label, found.sources, found.how, found.patch)
+        return BackportedEdit(self.edit.label, found.sources, found.how, found.patch)
 
 
-def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> Editing | None:
+def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> LoggingEdit | None:
     """The edit of the working tree that logs one of the metrics at least; None if there is none.
 
     runs: those that are asked. The edit is what was added since the newest version that it came
@@ -90,7 +90,7 @@ def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> Editing |
     logged = {metric: its for metric, its in logged.items() if its}
     if not logged:
         return None
-    recorded = Recorded(store, root)
+    recorded = SnapshotSources(store, root)
     bases = [run for run in list_runs(store) if _is_without(recorded, run, logged, root)]
     edit = edit_in(store, bases, root, recorded)
     if edit is None:
@@ -100,7 +100,7 @@ def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> Editing |
         return None
     _warn_of_settings(base_of(store, bases, root, recorded), root)
     is_kept = keeps_state(edit)
-    return Editing(edit, _ways(edit, given, is_kept), given, is_kept, recorded)
+    return LoggingEdit(edit, _ways(edit, given, is_kept), given, is_kept, recorded)
 
 
 def _working_tree(runs: Sequence[Run]) -> Path | None:
@@ -115,7 +115,7 @@ def _working_tree(runs: Sequence[Run]) -> Path | None:
 
 
 def _is_without(
-    recorded: Recorded, run: Run, logged: Mapping[str, frozenset[str]], root: Path
+    recorded: SnapshotSources, run: Run, logged: Mapping[str, frozenset[str]], root: Path
 ) -> bool:
     """May the edit have come from that version? Not if it logs one of the metrics itself."""
     if run.code is None or Path(run.code.root).resolve() != root.resolve():
@@ -124,7 +124,7 @@ def _is_without(
     return not any(its <= names for its in logged.values())
 
 
-def _names_of(recorded: Recorded, run: Run) -> frozenset[str]:
+def _names_of(recorded: SnapshotSources, run: Run) -> frozenset[str]:
     if run.code is None:
         return frozenset()
     texts = recorded.of(run.code)
@@ -133,9 +133,9 @@ def _names_of(recorded: Recorded, run: Run) -> frozenset[str]:
     )
 
 
-def _ways(edit: Edit, given: Mapping[str, frozenset[str]], is_kept: bool) -> dict[str, Way]:
-    edited = Version(edit.edited)
-    ways: dict[str, Way] = {}
+def _ways(edit: Edit, given: Mapping[str, frozenset[str]], is_kept: bool) -> dict[str, Strategy]:
+    edited = CodeVersion(edit.edited)
+    ways: dict[str, Strategy] = {}
     for metric, names in given.items():
         logging = [one for one in edit.insertions if names & set(one.metrics)]
         only = not is_kept and all(moment(one, edited) == "validate" for one in logging)

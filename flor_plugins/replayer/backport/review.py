@@ -13,23 +13,31 @@ from typing import TYPE_CHECKING, Literal
 from flor_plugins.replayer.backport.logged_names import logged, logging_calls
 from flor_plugins.replayer.backport.names import family
 from flor_plugins.replayer.backport.purity import known_effects
-from flor_plugins.replayer.backport.purity.calls import Calls, Ground
+from flor_plugins.replayer.backport.purity.calls import CallPurity, PurityContext
 from flor_plugins.replayer.backport.purity.local_objects import defined, fresh_names
-from flor_plugins.replayer.backport.purity.statements import Bodies
-from flor_plugins.replayer.backport.syntax import DEFINITIONS, FUNCTIONS, Scope, Version, first_line
-from flor_plugins.replayer.backport.tree_diff import Added, Changed
+from flor_plugins.replayer.backport.purity.statements import StatementPurity
+from flor_plugins.replayer.backport.syntax import (
+    DEFINITIONS,
+    FUNCTIONS,
+    CodeVersion,
+    Scope,
+    first_line,
+)
+from flor_plugins.replayer.backport.tree_diff import AddedStatement, ForbiddenChange
 
 if TYPE_CHECKING:
     from flor_plugins.replayer.backport.edit import Insertion
 
 
-def review(base: Version, now: Version, added: Sequence[Added]) -> list[Changed]:
+def review(
+    base: CodeVersion, now: CodeVersion, added: Sequence[AddedStatement]
+) -> list[ForbiddenChange]:
     """What of the statements that were put in may change the training, each with its line."""
-    reviewing = _Review(base, now, tuple(added))
+    reviewing = _EditReview(base, now, tuple(added))
     return [problem for one in added for problem in reviewing.of(one)]
 
 
-def moment(insertion: Insertion, now: Version) -> Literal["train", "validate"]:
+def moment(insertion: Insertion, now: CodeVersion) -> Literal["train", "validate"]:
     """Is the statement only reached while validating, or must the training be run again for it?
 
     now: the working tree. Functions that are not called by a framework are followed to their
@@ -39,13 +47,13 @@ def moment(insertion: Insertion, now: Version) -> Literal["train", "validate"]:
     return "validate" if _is_of_validation((*insertion.scope, *inside), now) else "train"
 
 
-def logged_by(one: Added, now: Version) -> tuple[str, ...]:
+def logged_by(one: AddedStatement, now: CodeVersion) -> tuple[str, ...]:
     """The metrics that a statement logs."""
     return logged(one.node)[0]
 
 
 def _is_of_validation(
-    scope: tuple[str, ...], now: Version, seen: frozenset[str] = frozenset()
+    scope: tuple[str, ...], now: CodeVersion, seen: frozenset[str] = frozenset()
 ) -> bool:
     if not scope:
         return False
@@ -82,15 +90,15 @@ def _calls(scope: Scope, name: str) -> bool:
 
 
 @dataclass
-class _Review:
-    base: Version
-    now: Version
-    added: tuple[Added, ...]
-    bodies: Bodies = field(init=False)
+class _EditReview:
+    base: CodeVersion
+    now: CodeVersion
+    added: tuple[AddedStatement, ...]
+    bodies: StatementPurity = field(init=False)
     read: set[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.bodies = Bodies(Calls(self.now))
+        self.bodies = StatementPurity(CallPurity(self.now))
         every = [node for tree in self.base.trees.values() for node in ast.walk(tree)]
         # Attributes are reached from anywhere, by name or by a string.
         self.read = {one.attr for one in every if isinstance(one, ast.Attribute)}
@@ -104,7 +112,7 @@ class _Review:
             and isinstance(one.value, ast.Constant)
         }  # fmt: skip
 
-    def of(self, one: Added) -> Iterator[Changed]:
+    def of(self, one: AddedStatement) -> Iterator[ForbiddenChange]:
         ground = self._ground(one)
         problems = [
             *self._names(one),
@@ -112,18 +120,18 @@ class _Review:
             *self.bodies.problems(one.node, ground, one.is_in_class),
         ]
         for line, what in sorted(set(problems)):
-            yield Changed(one.path, line, f"{what}, in {one}")
+            yield ForbiddenChange(one.path, line, f"{what}, in {one}")
 
-    def _ground(self, one: Added) -> Ground:
+    def _ground(self, one: AddedStatement) -> PurityContext:
         siblings = [
             other.node for other in self.added if (other.path, other.scope) == (one.path, one.scope)
         ]
-        return Ground(
+        return PurityContext(
             one.path, one.scope, fresh_names(siblings), frozenset(defined(siblings)),
             _is_of_validation(one.scope, self.now),
         )  # fmt: skip
 
-    def _names(self, one: Added) -> Iterator[tuple[int, str]]:
+    def _names(self, one: AddedStatement) -> Iterator[tuple[int, str]]:
         """What it defines must be new."""
         line, scope = first_line(one.node), self.base.scope(one.path, one.scope)
         if scope is None:  # a new file
@@ -164,7 +172,7 @@ class _Review:
                 f"overrides {name!r} and does not only pass on what `super().{name}(...)` gives",
             )
 
-    def _metrics(self, one: Added) -> Iterator[tuple[int, str]]:
+    def _metrics(self, one: AddedStatement) -> Iterator[tuple[int, str]]:
         _, unclear = logged(one.node)
         for call in unclear:
             yield (
@@ -265,7 +273,7 @@ def _names_in(node: ast.AST) -> set[str]:
     return found
 
 
-def _class_names(version: Version, scope: Scope) -> set[str]:
+def _class_names(version: CodeVersion, scope: Scope) -> set[str]:
     """What a class and its relatives in the project define."""
     found: set[str] = set()
     for one in family(version, scope):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flor_plugins.replayer.backport.edit import Edit, edit_of
 from flor_plugins.replayer.backport.imports import leads_to
 from flor_plugins.replayer.backport.logged_names import logging_calls
-from flor_plugins.replayer.backport.syntax import Version, parsed
+from flor_plugins.replayer.backport.syntax import CodeVersion, parsed
 from flor_plugins.replayer.backport.tree_diff import compare
 from flor_plugins.store.remote.commits import QUIET, find_commit, told
 
@@ -30,7 +30,7 @@ SETTINGS = frozenset((".yaml", ".yml", ".json", ".toml", ".cfg", ".ini"))
 NOT_CODE_FOLDERS = frozenset(("node_modules", "__pycache__"))
 
 
-class Recorded:
+class SnapshotSources:
     """The python files of recorded versions, from git's objects; each is read once. root: of
     the working tree.
     """
@@ -59,7 +59,7 @@ class Recorded:
 
 
 def edit_in(
-    store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None
+    store: Store, runs: Sequence[Run], root: Path, recorded: SnapshotSources | None = None
 ) -> Edit | None:
     """The edit in the working tree at `root`; None if no run was recorded from there, or
     nothing differs.
@@ -68,7 +68,7 @@ def edit_in(
     logged in them. Settings in other files (yaml, json) are no part of it: an old version keeps
     its own; `settings_changed` names them. Raises EditRefused where the edit would change the
     training, SnapshotError where git refuses."""
-    recorded = recorded or Recorded(store, root)
+    recorded = recorded or SnapshotSources(store, root)
     run = base_of(store, runs, root, recorded)
     if run is None or run.code is None:
         return None
@@ -79,14 +79,14 @@ def edit_in(
 
 
 def base_of(
-    store: Store, runs: Sequence[Run], root: Path, recorded: Recorded | None = None
+    store: Store, runs: Sequence[Run], root: Path, recorded: SnapshotSources | None = None
 ) -> Run | None:
     """The recorded run that the working tree came from: the one with the fewest statements
     changed or added since.
 
     Of several the newest. None if no run was recorded from `root`. Raises SnapshotError if git
     refuses."""
-    recorded = recorded or Recorded(store, root)
+    recorded = recorded or SnapshotSources(store, root)
     here = [
         run
         for run in runs
@@ -184,7 +184,7 @@ def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -
     """The working tree, with files that the run does not import as they were; all of it if
     its script is not known.
     """
-    was, now = Version(base), Version(edited)
+    was, now = CodeVersion(base), CodeVersion(edited)
     entry = entry_of(run, was)
     found = dict(edited)
     if entry is None:
@@ -204,7 +204,7 @@ def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -
     return found
 
 
-def entry_of(run: Run, version: Version) -> str | None:
+def entry_of(run: Run, version: CodeVersion) -> str | None:
     """The file of a version that was launched; None if it is not there."""
     launch, root = run.launch, Path(run.code.root) if run.code else Path()
     module = launch.target.partition(":")[0].replace(".", "/")
@@ -221,7 +221,7 @@ def entry_of(run: Run, version: Version) -> str | None:
     return None
 
 
-def _logs_more(path: str, was: Version, now: Version) -> bool:
+def _logs_more(path: str, was: CodeVersion, now: CodeVersion) -> bool:
     """Is something logged there that was not? Then it is meant, however the file is imported."""
     before, after = was.trees.get(path), now.trees.get(path)
     if before is None or after is None:

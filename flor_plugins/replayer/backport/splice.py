@@ -15,7 +15,7 @@ from flor_plugins.replayer.backport.syntax import first_line
 
 
 @dataclass(frozen=True, slots=True)
-class Put:
+class SplicedText:
     """A text that goes before statement `index` of a block of a file; of several at one
     place in their order.
     """
@@ -54,7 +54,7 @@ def _inside_strings(nodes: Iterable[ast.AST]) -> set[int]:
     }
 
 
-def put_in(source: str, puts: Iterable[Put]) -> str:
+def put_in(source: str, puts: Iterable[SplicedText]) -> str:
     """A file with texts put in.
 
     Raises CannotCarry where statements share a line, so that nothing fits between them.
@@ -84,7 +84,7 @@ def split(text: str) -> list[str]:
     return re.findall(r".*?(?:\r\n|\n|\r)|.+\Z", text, re.DOTALL)
 
 
-def _spaced(text: list[str], put: Put, lines: list[str], line: int) -> list[str]:
+def _spaced(text: list[str], put: SplicedText, lines: list[str], line: int) -> list[str]:
     """Empty lines around a function or class, as they are usual."""
     node = ast.parse(put.text).body[0]
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -96,7 +96,7 @@ def _spaced(text: list[str], put: Put, lines: list[str], line: int) -> list[str]
     return [*gap, *text]
 
 
-def _line(lines: list[str], put: Put) -> tuple[int, str]:
+def _line(lines: list[str], put: SplicedText) -> tuple[int, str]:
     """Before which line (from 0) a text goes, and how far to the right."""
     if not put.body:
         return len(lines), ""

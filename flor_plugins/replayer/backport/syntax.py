@@ -52,7 +52,7 @@ class Block:
     body: list[ast.stmt]
 
 
-class Version:
+class CodeVersion:
     """The python files of one version; files that do not parse are left out: nothing can be
     carried there.
     """

@@ -24,7 +24,7 @@ _BLOCKS = ("body", "handlers", "cases", "orelse", "finalbody")
 
 
 @dataclass(frozen=True, slots=True)
-class Added:
+class AddedStatement:
     """A statement that only the edited file has.
 
     scope, block, before, after: as in an Insertion.
@@ -43,7 +43,7 @@ class Added:
 
 
 @dataclass(frozen=True, slots=True)
-class Changed:
+class ForbiddenChange:
     """What must not be in an edit.
 
     line: in the edited file; of what was taken out, where it stood in the base.
@@ -59,7 +59,7 @@ class Changed:
 
 def compare(
     path: str, base: ast.Module, edited: ast.Module, *, was: str = "", now: str = ""
-) -> tuple[list[Added], list[Changed]]:
+) -> tuple[list[AddedStatement], list[ForbiddenChange]]:
     """What the edited file has more than the base, and what of the base is changed, removed or
     moved in it.
 
@@ -200,26 +200,26 @@ class _Walk:
     path: str
     was: str
     now: str
-    added: list[Added] = field(default_factory=list)
-    changed: list[Changed] = field(default_factory=list)
+    added: list[AddedStatement] = field(default_factory=list)
+    changed: list[ForbiddenChange] = field(default_factory=list)
     removed: list[_Side] = field(default_factory=list)
     _costs: dict[tuple[int, int], tuple[float, object]] = field(default_factory=dict)
 
-    def settled(self) -> tuple[list[Added], list[Changed]]:
+    def settled(self) -> tuple[list[AddedStatement], list[ForbiddenChange]]:
         """What stands somewhere else now was moved, and is neither new nor gone."""
         added, changed = list(self.added), list(self.changed)
         for one in self.removed:
             twin = next((other for other in added if undocumented(other.node) == one.shape), None)
             if twin is None:
                 changed.append(
-                    Changed(
+                    ForbiddenChange(
                         self.path, one.line, f"(before the edit): {_quoted(one.node)} was taken out"
                     )
                 )
             else:
                 added.remove(twin)
                 what = f"{_quoted(one.node)} was moved; it stood at line {one.line}"
-                changed.append(Changed(self.path, first_line(twin.node), what))
+                changed.append(ForbiddenChange(self.path, first_line(twin.node), what))
         return added, changed
 
     def block(
@@ -258,7 +258,7 @@ class _Walk:
             after = [old[kept[k]].node for k in range(j + 1, len(new)) if k in kept]
             assert isinstance(one.node, ast.stmt)
             self.added.append(
-                Added(self.path, scope, block, one.node, tuple(map(ast.unparse, before)),
+                AddedStatement(self.path, scope, block, one.node, tuple(map(ast.unparse, before)),
                       tuple(map(ast.unparse, after)), in_class)
             )  # fmt: skip
 
@@ -267,7 +267,7 @@ class _Walk:
             return
         if old.shell != new.shell:
             what = f"was `{_written(old, self.was)}` and is `{_written(new, self.now)}`"
-            self.changed.append(Changed(self.path, new.line, what))
+            self.changed.append(ForbiddenChange(self.path, new.line, what))
         is_definition = isinstance(new.node, DEFINITIONS)
         if is_definition:
             scope, block = (*scope, new.node.name), ()  # type: ignore[union-attr]
@@ -275,7 +275,7 @@ class _Walk:
             inside = block if is_definition else (*block, _head(new.node))
             if word and not mine and other:
                 what = f"`{word}` was put to a statement that has none; write an `if` of its own"
-                self.changed.append(Changed(self.path, other[0].line, what))
+                self.changed.append(ForbiddenChange(self.path, other[0].line, what))
                 continue
             is_class = isinstance(new.node, ast.ClassDef)
             self._block(mine, other, scope, (*inside, word) if word else inside, is_class)

@@ -27,7 +27,7 @@ MOST = 3  # servers at a time: each holds the memory of its imports
 PATIENCE_S = 5.0  # for a server to end by itself
 
 
-class Forked:
+class ForkedWorker:
     """A worker that a server has forked, with as much of a `subprocess.Popen` as its crew needs."""
 
     def __init__(self, pid: int, handle: int, status: socket.socket) -> None:
@@ -75,7 +75,7 @@ class Forked:
         self._has_ended.set()
 
 
-class Server:
+class ForkServer:
     """A fork server, and the line to it. It begins to import at once; the first `fork` waits
     until it is ready.
 
@@ -87,7 +87,7 @@ class Server:
         self._lock = threading.Lock()
         self._is_ready = False
         self.obstacle: str | None = None
-        self._forked: list[Forked] = []
+        self._forked: list[ForkedWorker] = []
         with theirs:
             self._process = subprocess.Popen(
                 [
@@ -117,7 +117,7 @@ class Server:
     def is_busy(self) -> bool:
         return any(one.poll() is None for one in self._forked)
 
-    def fork(self, task: Path, told: int, log: int) -> Forked | None:
+    def fork(self, task: Path, told: int, log: int) -> ForkedWorker | None:
         """A worker for a task; None where the server can't fork, or is gone."""
         with self._lock:
             if not self._listens():
@@ -156,7 +156,7 @@ class Server:
         return self._is_ready
 
     @staticmethod
-    def _begun(status: socket.socket) -> Forked | None:
+    def _begun(status: socket.socket) -> ForkedWorker | None:
         try:
             said, handles, _, _ = socket.recv_fds(status, PACKET, 1)
         except OSError:
@@ -164,17 +164,17 @@ class Server:
         if not said:
             status.close()
             return None
-        return Forked(int(said), handles[0], status)
+        return ForkedWorker(int(said), handles[0], status)
 
 
-class Servers:
+class ForkServers:
     """The servers of this process, the one that was used last at the end."""
 
     def __init__(self) -> None:
         self._owner, self._lock = os.getpid(), threading.Lock()
-        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], Server] = {}
+        self._servers: dict[tuple[str, frozenset[tuple[str, str]]], ForkServer] = {}
 
-    def begin(self, framework: str, env: Mapping[str, str]) -> Server | None:
+    def begin(self, framework: str, env: Mapping[str, str]) -> ForkServer | None:
         """The server for such workers, started if there is none; None where workers must be
         fresh processes.
         """
@@ -188,13 +188,13 @@ class Servers:
                 server = None
             if server is None:
                 self._make_room()
-                server = Server(framework, env)
+                server = ForkServer(framework, env)
             self._servers[key] = server
             return server
 
     def fork(
         self, framework: str, env: Mapping[str, str], task: Path, told: int, log: int
-    ) -> Forked | None:
+    ) -> ForkedWorker | None:
         """A warm worker for a task; None where it must be a fresh process."""
         for _ in range(2):  # one that has waited for work for long may end while it is asked
             server = self.begin(framework, env)
@@ -220,9 +220,9 @@ class Servers:
 
 
 @cache
-def servers() -> Servers:
+def servers() -> ForkServers:
     """Those that are kept as long as this process lives: several replays use the same."""
-    made = Servers()
+    made = ForkServers()
     atexit.register(made.close)
     return made
 

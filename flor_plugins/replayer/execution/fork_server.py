@@ -40,7 +40,7 @@ ARROW_MEMORY = "JE_ARROW_MALLOC_CONF"
 
 
 @dataclass(slots=True)
-class Order:
+class ForkOrder:
     """What a forked worker is to do. log: where its output goes; told: where its events go."""
 
     task: str
@@ -80,7 +80,7 @@ def main(control_fd: int, framework: str) -> NoReturn:
         gc.freeze()  # so that a collection in a worker doesn't write to, and copy, every page
         reason = _unfit()
         control.send(reason.encode() if reason else READY)
-        order = None if reason else _Server(control).serve()
+        order = None if reason else _ForkServerLoop(control).serve()
     status = 0
     if order is not None:
         status = order.do()
@@ -176,7 +176,7 @@ def _unfit() -> str | None:
     return None
 
 
-class _Server:
+class _ForkServerLoop:
     """workers: pid to the socket on which its end is told."""
 
     def __init__(self, control: socket.socket) -> None:
@@ -187,7 +187,7 @@ class _Server:
         for one in (self._wake, self._woken):
             os.set_blocking(one, False)
 
-    def serve(self) -> Order | None:
+    def serve(self) -> ForkOrder | None:
         """None when nobody needs it any more; in a forked worker: its order."""
         signal.signal(signal.SIGCHLD, lambda *_: None)  # select hears of it through the pipe
         signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
@@ -212,12 +212,12 @@ class _Server:
     def _is_needed(self) -> bool:
         return os.getppid() == self._parent and self._idle < IDLE_S
 
-    def _fork(self, order: dict[str, Any], status_fd: int, told: int, log: int) -> Order | None:
+    def _fork(self, order: dict[str, Any], status_fd: int, told: int, log: int) -> ForkOrder | None:
         status, server = socket.socket(fileno=status_fd), os.getpid()
         pid = os.fork()
         if pid == 0:
             self._become_worker(status, server)
-            return Order(order["task"], order["cwd"], log, told)
+            return ForkOrder(order["task"], order["cwd"], log, told)
         for one in (told, log):
             os.close(one)
         self._workers[pid] = status

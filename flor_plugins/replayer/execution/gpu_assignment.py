@@ -27,7 +27,7 @@ def visible(environment: Mapping[str, str] = os.environ, driver: Path = DRIVER) 
     return tuple(devices[:end])  # as CUDA reads it: what stands behind a wrong one does not count
 
 
-class Devices:
+class GpuAssignment:
     """Each task takes the devices that fewest others have; none ever waits, also where
     workers outnumber devices.
     """

@@ -12,15 +12,15 @@ from typing import Any
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
 from flor_plugins.replayer.execution import remote_sync
-from flor_plugins.replayer.execution.gpu_assignment import Devices, visible
-from flor_plugins.replayer.execution.retries import LANDED, Job, longest_first
+from flor_plugins.replayer.execution.gpu_assignment import GpuAssignment, visible
+from flor_plugins.replayer.execution.retries import LANDED, RetriedTask, longest_first
 from flor_plugins.replayer.execution.task_runner import Outcome, Tell, do_task
 from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.mirror import Mirror, mirror_of
 
 
 @dataclass(slots=True)
-class _Request:
+class _SharedSettings:
     """What all tasks of a request have in common.
 
     is_over: nobody is told anything more, and no worker replaced.
@@ -30,7 +30,7 @@ class _Request:
     runs: Mapping[str, Run]
     plan: Plan
     tell: Tell
-    devices: Devices
+    devices: GpuAssignment
     is_over: threading.Event = field(default_factory=threading.Event)
     turn: threading.Lock = field(
         default_factory=threading.Lock
@@ -46,10 +46,13 @@ def run_all(
     What `tell` raises, and an interrupt, end the workers; it is raised when their sandboxes are
     gone."""
     store.replay(plan.replay_id).mkdir(parents=True, exist_ok=True)
-    devices = Devices(
+    devices = GpuAssignment(
         visible() if workers > 1 else ()
     )  # a single worker sees them as the recording did
-    request, jobs = _Request(store, runs, plan, tell, devices), [Job(task) for task in plan.tasks]
+    request, jobs = (
+        _SharedSettings(store, runs, plan, tell, devices),
+        [RetriedTask(task) for task in plan.tasks],
+    )
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
         try:
             begun: dict[int, Future[Outcome]] = {
@@ -62,7 +65,7 @@ def run_all(
             raise
 
 
-def _do(request: _Request, job: Job) -> Outcome:
+def _do(request: _SharedSettings, job: RetriedTask) -> Outcome:
     """One task, by as many workers one after the other as it takes while they are killed."""
     run, plan = request.runs[job.task.run_id], request.plan
     try:
@@ -77,7 +80,7 @@ def _do(request: _Request, job: Job) -> Outcome:
     return job.result(run, plan)
 
 
-def _work_on(request: _Request, job: Job, run: Run, mirror: Mirror | None) -> None:
+def _work_on(request: _SharedSettings, job: RetriedTask, run: Run, mirror: Mirror | None) -> None:
     def tell(task: Task, event: dict[str, Any]) -> None:
         if mirror is not None and event["event"] in LANDED:
             remote_sync.deliver(
@@ -107,7 +110,7 @@ def _work_on(request: _Request, job: Job, run: Run, mirror: Mirror | None) -> No
         )
 
 
-def _say(request: _Request, task: Task, event: dict[str, Any]) -> None:
+def _say(request: _SharedSettings, task: Task, event: dict[str, Any]) -> None:
     with request.turn:
         if request.is_over.is_set():
             raise KeyboardInterrupt

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from flor_plugins.records import Grade, Pass, Position, Task
+from flor_plugins.records import Grade, Position, ReplayPass, Task
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.replayer.verification.comparison import worse
 
@@ -53,7 +53,7 @@ def together(
     )
 
 
-def _rest_of(one: Pass, told: Sequence[Told]) -> Pass:
+def _rest_of(one: ReplayPass, told: Sequence[Told]) -> ReplayPass:
     if one.stretches:
         done = [(e["start"], e["end"]) for e in _of(told, "stretch")]
         left = [s for s in one.stretches if (_plain(s.start), _plain(s.end)) not in done]
@@ -64,7 +64,7 @@ def _rest_of(one: Pass, told: Sequence[Told]) -> Pass:
     )
 
 
-def _is_end_of(one: Pass, event: Told) -> bool:
+def _is_end_of(one: ReplayPass, event: Told) -> bool:
     """Is it the end of this pass, or of what was left of it? Two passes of one way have no
     epoch in common.
     """
@@ -76,7 +76,7 @@ def _is_end_of(one: Pass, event: Told) -> bool:
 
 
 def _whole(
-    one: Pass, its: Told, stretches: Sequence[Told], stored: Mapping[Position, Grade]
+    one: ReplayPass, its: Told, stretches: Sequence[Told], stored: Mapping[Position, Grade]
 ) -> Told:
     if set(its["epochs"]) == set(one.epochs):
         return its

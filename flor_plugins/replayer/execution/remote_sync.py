@@ -13,7 +13,7 @@ from flor_plugins.errors import DamagedCheckpoint, SnapshotError
 from flor_plugins.records import Code, Plan, Position, Run, Task
 from flor_plugins.store import ranks
 from flor_plugins.store.checkpoints import folder_of, keys_of, list_checkpoints, manifest
-from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.commits import find_commit
 from flor_plugins.store.remote.mirror import Mirror, mirror_of
@@ -140,7 +140,7 @@ def _files_of(
         folder = folder_of(ranks.folder(run.path, rank), position)
         with suppress(DamagedCheckpoint):  # whoever reads it says what is wrong
             state = manifest.read_state(folder, position)
-            holders = Holders(folder, state)
+            holders = ManifestCache(folder, state)
             wanted = [part for name, part in state["tree"].items() if only is None or name in only]
             for key in set().union(*map(keys_of, wanted)):
                 yield from (link.path for link in holders.chain(key))

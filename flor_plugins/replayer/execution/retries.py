@@ -22,7 +22,7 @@ LANDED = (
 
 
 @dataclass(slots=True)
-class Job:
+class RetriedTask:
     """told: by the present worker. before: by those that were lost. rest: of the task, what is
     still to be done.
 
@@ -64,7 +64,7 @@ class Job:
         return together(self.task, self.before, self.outcome, _stored(run, plan))
 
 
-def longest_first(jobs: Iterable[Job]) -> list[Job]:
+def longest_first(jobs: Iterable[RetriedTask]) -> list[RetriedTask]:
     """By what is estimated; what is unknown may be long."""
     return sorted(jobs, key=lambda job: -_seconds(job.task))
 

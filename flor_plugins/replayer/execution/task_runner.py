@@ -15,7 +15,7 @@ from typing import Any
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
 from flor_plugins.replayer.execution.fork_client import servers
-from flor_plugins.replayer.execution.worker_group import Crew, environment
+from flor_plugins.replayer.execution.worker_group import WorkerGroup, environment
 from flor_plugins.replayer.sandbox import laying
 from flor_plugins.replayer.sandbox.worktree import sandbox
 from flor_plugins.replayer.verification.comparison import worse
@@ -93,7 +93,7 @@ def do_task(
                     _watch(
                         outcome,
                         run,
-                        Crew(run.framework, env, order, folder, count, given_up=given_up),
+                        WorkerGroup(run.framework, env, order, folder, count, given_up=given_up),
                         tell,
                     )
     except FlorError as error:
@@ -113,7 +113,7 @@ def _parts(run: Run, task: Task) -> list[tuple[Task, int]]:
     return [(part, count) for part, count in parts if part.passes]
 
 
-def _watch(outcome: Outcome, run: Run, crew: Crew, tell: Tell) -> None:
+def _watch(outcome: Outcome, run: Run, crew: WorkerGroup, tell: Tell) -> None:
     """Read what the workers tell until they end."""
     passed, stretches = len(outcome.passed), len(outcome.stretches)
     ended, failed_at = False, None

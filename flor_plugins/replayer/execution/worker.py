@@ -23,7 +23,15 @@ from typing import TYPE_CHECKING, Any
 from flor_plugins import adapter as adapters
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
 from flor_plugins.hooks import arg, log
-from flor_plugins.records import Edited, Method, Pass, Position, Run, Stretch, Task
+from flor_plugins.records import (
+    BackportedEdit,
+    MethodPatch,
+    Position,
+    ReplayPass,
+    Run,
+    Task,
+    TrainingRange,
+)
 from flor_plugins.replayer.execution import lifeline
 from flor_plugins.replayer.method_patching.patches import replace_methods
 from flor_plugins.replayer.sandbox import write_guard
@@ -36,14 +44,14 @@ from flor_plugins.store.ranks import load_checkpoint
 from flor_plugins.store.runs import list_runs, load_run
 
 if TYPE_CHECKING:
-    from flor_plugins.replayer.worker_session.session import Event, Session
+    from flor_plugins.replayer.worker_session.session import Event, WorkerSession
 
 
 class ReplayDone(BaseException):
     """Ends the script once all positions are done; what stands after fit is not run."""
 
 
-class StartAgain(BaseException):
+class RelaunchScript(BaseException):
     """Ends the script, which is to be started once more."""
 
 
@@ -68,7 +76,7 @@ def main(task_file: str, events_fd: int) -> int:
     return 1 if session.failures else 0
 
 
-def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: int) -> Session:
+def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: int) -> WorkerSession:
     run = load_run(Path(order["run"]))
     sandbox, store, rank = Path(order["sandbox"]), Store(Path(order["store"])), order["rank"]
     task = _task(order["task"])
@@ -84,13 +92,13 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: in
     adapter = _adapter(run)
     _set_threads(run)
     from flor_plugins.hooks.hook_files import load
-    from flor_plugins.replayer.worker_session.session import Session
+    from flor_plugins.replayer.worker_session.session import WorkerSession
 
-    session = Session(
+    session = WorkerSession(
         run, task, order["replay_id"], [load(Path(p)) for p in order["hooks"]], tell, rank=rank
     )
     log.connect(session.log)
-    fits = _Fits(run, adapter, session, store, rank)
+    fits = LaunchedFits(run, adapter, session, store, rank)
     trainers = adapters.package_of(run.framework, "intercept")
     if order["is_alone"]:
         trainers.train_alone()
@@ -102,7 +110,7 @@ def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: in
     return session
 
 
-def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: _Fits) -> None:
+def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: LaunchedFits) -> None:
     """Start the script; once more where a hand-written loop was left by the script before
     all was done.
     """
@@ -112,7 +120,7 @@ def _until_done(run: Run, sandbox: Path, launch: Callable[[], None], fits: _Fits
             launch()
         except ReplayDone:
             return
-        except StartAgain:
+        except RelaunchScript:
             pass
         except SystemExit as error:
             if fits.met and fits.follower is None:
@@ -138,11 +146,11 @@ def _forget_modules(sandbox: Path) -> None:
             del sys.modules[name]
 
 
-class _Fits:
+class LaunchedFits:
     """Counts the recorded fits of the script; the one that is asked for is driven."""
 
     def __init__(
-        self, run: Run, adapter: ModuleType, session: Session, store: Store, rank: int
+        self, run: Run, adapter: ModuleType, session: WorkerSession, store: Store, rank: int
     ) -> None:
         self.run, self.adapter, self.session, self.store, self.rank = (
             run,
@@ -179,7 +187,7 @@ class _Fits:
             if self.follower is None:
                 raise ReplayDone
             self.follower.ends_with(
-                ReplayDone, StartAgain
+                ReplayDone, RelaunchScript
             )  # a hand-written loop: only the script can run its body
             return self.follower
         earlier = [
@@ -207,13 +215,13 @@ def _adapter(run: Run) -> ModuleType:
 
 def _task(data: Mapping[str, Any]) -> Task:
     passes = tuple(
-        Pass(
+        ReplayPass(
             way=one["way"],
             metrics=tuple(one["metrics"]),
             reason=one["reason"],
             positions=tuple(Position(**position) for position in one["positions"]),
             stretches=tuple(
-                Stretch(
+                TrainingRange(
                     Position(**stretch["start"]),
                     Position(**stretch["end"]),
                     tuple(stretch["epochs"]),
@@ -226,8 +234,8 @@ def _task(data: Mapping[str, Any]) -> Task:
         for one in data["passes"]
     )
     digests = {name: tuple(its) for name, its in data["digests"].items()}
-    edit = Edited(**data["edit"]) if data["edit"] else None
-    methods = tuple(Method(**one) for one in data["methods"])
+    edit = BackportedEdit(**data["edit"]) if data["edit"] else None
+    methods = tuple(MethodPatch(**one) for one in data["methods"])
     return Task(data["run_id"], data["name"], data["vid"], passes, digests, edit, methods)
 
 

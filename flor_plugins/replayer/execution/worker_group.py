@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from flor_plugins.records import Run
-from flor_plugins.replayer.execution.fork_client import Forked, servers
+from flor_plugins.replayer.execution.fork_client import ForkedWorker, servers
 
 Event = dict[str, Any]
-Worker = subprocess.Popen[bytes] | Forked
+Worker = subprocess.Popen[bytes] | ForkedWorker
 
 GRACE_S = 30.0  # for the others to end when the first has
 POLL_S = 0.2
@@ -35,7 +35,7 @@ _OF_A_CREW = (
 )  # fmt: skip
 
 
-class Crew:
+class WorkerGroup:
     """The processes that do a task. Only the first one's events are told as they come.
 
     env: their environment. order: the task as the worker reads it. folder: where orders and

@@ -14,11 +14,11 @@ from typing import Any
 
 from flor_plugins.errors import HookError, ReplayError
 from flor_plugins.hooks.source_digest import joined
-from flor_plugins.records import Launch, Method, Run, Way
+from flor_plugins.records import Launch, MethodPatch, Run, Strategy
 from flor_plugins.replayer.backport.logged_names import logged, patterns_of
 from flor_plugins.replayer.backport.purity import known_effects
-from flor_plugins.replayer.backport.snapshots import Recorded, entry_of
-from flor_plugins.replayer.backport.syntax import Version
+from flor_plugins.replayer.backport.snapshots import SnapshotSources, entry_of
+from flor_plugins.replayer.backport.syntax import CodeVersion
 from flor_plugins.replayer.method_patching import signatures
 
 _MAKER = "_flor_make"
@@ -26,23 +26,23 @@ _TARGET = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*
 
 
 @dataclass(frozen=True, slots=True)
-class Patching:
+class MethodPatches:
     """The functions of a `patch`, and the versions into which they may fit."""
 
-    methods: tuple[Method, ...]
-    recorded: Recorded
+    methods: tuple[MethodPatch, ...]
+    recorded: SnapshotSources
 
     def check(self, run: Run) -> None:
         """Raises CannotCarry where the run's version has no such method, HookError where
         parameters do not fit.
         """
         assert run.code is not None
-        version = Version(self.recorded.of(run.code))
+        version = CodeVersion(self.recorded.of(run.code))
         for one in self.methods:
             signatures.check(one, version, entry_of(run, version) or "")
 
 
-def read(patch: Mapping[str, str | Path], folder: Path | None = None) -> tuple[Method, ...]:
+def read(patch: Mapping[str, str | Path], folder: Path | None = None) -> tuple[MethodPatch, ...]:
     """The functions that a `patch` names. patch: `module:Class.method` to `file.py:function`.
 
     folder: what paths of files are relative to; default the working directory. Raises HookError
@@ -52,7 +52,7 @@ def read(patch: Mapping[str, str | Path], folder: Path | None = None) -> tuple[M
     )
 
 
-def _read(target: str, source: str, folder: Path) -> Method:
+def _read(target: str, source: str, folder: Path) -> MethodPatch:
     if not _TARGET.fullmatch(target):
         raise HookError(
             f"patch: {target!r} was to be replaced; write it as module:Class.method, like "
@@ -82,10 +82,10 @@ def _read(target: str, source: str, folder: Path) -> Method:
             f"function there; "
             f"there are {', '.join(known) or 'none'}"
         )
-    return Method(target, function, str(path), text)
+    return MethodPatch(target, function, str(path), text)
 
 
-def may_log(methods: Sequence[Method], metric: str) -> bool:
+def may_log(methods: Sequence[MethodPatch], metric: str) -> bool:
     """Does one of the files log that metric? Also where a name is made only when it runs."""
     for one in methods:
         names, unclear = logged(ast.parse(one.text))
@@ -94,19 +94,19 @@ def may_log(methods: Sequence[Method], metric: str) -> bool:
     return False
 
 
-def way_of(methods: Sequence[Method]) -> Way:
+def way_of(methods: Sequence[MethodPatch]) -> Strategy:
     """Must training be run again for what they log?"""
     last = [one.target.rpartition(".")[2] for one in methods]
     return "validate" if methods and all(map(known_effects.is_of_validation, last)) else "train"
 
 
-def digest_of(methods: Sequence[Method]) -> str | None:
+def digest_of(methods: Sequence[MethodPatch]) -> str | None:
     """What the values are known by: the files, and which methods they replace."""
     parts = [f"{one.target}={one.function}\n{one.text}" for one in methods]
     return joined(hashlib.sha256(part.encode()).hexdigest() for part in parts)
 
 
-def replace_methods(methods: Sequence[Method], launch: Launch) -> None:
+def replace_methods(methods: Sequence[MethodPatch], launch: Launch) -> None:
     """In a worker, where the script has built its trainer: put the functions onto the classes
     of its modules.
 
@@ -143,14 +143,14 @@ def _owners(module: ModuleType, dotted: str) -> Iterator[type]:
         yield found
 
 
-def _put(one: Method, owner: type, method: str) -> None:
+def _put(one: MethodPatch, owner: type, method: str) -> None:
     own = next(vars(base)[method] for base in owner.__mro__ if method in vars(base))
     function = _made(one, owner)
     kind = type(own) if isinstance(own, staticmethod | classmethod) else None
     setattr(owner, method, kind(function) if kind is not None else function)
 
 
-def _made(one: Method, owner: type) -> FunctionType:
+def _made(one: MethodPatch, owner: type) -> FunctionType:
     """The function, with `__class__` around it as in a class: so that it may say `super()`."""
     module = ModuleType(f"flor_patch_{Path(one.path).stem}")
     module.__file__ = one.path

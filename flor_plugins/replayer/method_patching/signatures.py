@@ -8,14 +8,14 @@ import ast
 from collections.abc import Iterator
 
 from flor_plugins.errors import CannotCarry, HookError
-from flor_plugins.records import Method
+from flor_plugins.records import MethodPatch
 from flor_plugins.replayer.backport.imports import module_path, thing
-from flor_plugins.replayer.backport.syntax import Scope, Version, parsed
+from flor_plugins.replayer.backport.syntax import CodeVersion, Scope, parsed
 
-Function = ast.FunctionDef | ast.AsyncFunctionDef
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
-def check(method: Method, version: Version, entry: str) -> None:
+def check(method: MethodPatch, version: CodeVersion, entry: str) -> None:
     """entry: the file of the version that is launched.
 
     Raises CannotCarry where the version has no such method of its own, HookError where the
@@ -41,7 +41,7 @@ def check(method: Method, version: Version, entry: str) -> None:
     _compare(method, *found)
 
 
-def _class(version: Version, path: str, names: list[str]) -> Scope | None:
+def _class(version: CodeVersion, path: str, names: list[str]) -> Scope | None:
     """Where it is defined: a module may only import it."""
     of = thing(version, path, names[0])
     found = (
@@ -52,7 +52,7 @@ def _class(version: Version, path: str, names: list[str]) -> Scope | None:
     return found if found is not None and found.is_class else None
 
 
-def _line(version: Version, owner: Scope) -> Iterator[Scope]:
+def _line(version: CodeVersion, owner: Scope) -> Iterator[Scope]:
     """The class and those of the project that it inherits from."""
     coming = [owner]
     for one in coming:
@@ -64,13 +64,13 @@ def _line(version: Version, owner: Scope) -> Iterator[Scope]:
                 coming.append(found)
 
 
-def _methods(owner: Scope, name: str) -> Iterator[tuple[str, Function]]:
+def _methods(owner: Scope, name: str) -> Iterator[tuple[str, FunctionNode]]:
     for one in owner.node.body:
-        if isinstance(one, Function) and one.name == name:
+        if isinstance(one, FunctionNode) and one.name == name:
             yield owner.path, one
 
 
-def _compare(method: Method, path: str, own: Function) -> None:
+def _compare(method: MethodPatch, path: str, own: FunctionNode) -> None:
     tree = parsed("patch.py", method.text)
     assert tree is not None  # it was read
     mine = next(
@@ -85,7 +85,7 @@ def _compare(method: Method, path: str, own: Function) -> None:
         )
 
 
-def _is_static(own: Function) -> bool:
+def _is_static(own: FunctionNode) -> bool:
     return any(ast.unparse(one) == "staticmethod" for one in own.decorator_list)
 
 

@@ -11,26 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Pass, Way
-from flor_plugins.replayer.planning.training_ranges import Places
+from flor_plugins.records import ReplayPass, Strategy
+from flor_plugins.replayer.planning.training_ranges import RunIndex
 from flor_plugins.store.checkpoints import manifest
 from flor_plugins.store.files import read_json
 
 # Seconds per position, or per update for the way "train", by run_id and way.
-Measured = Mapping[tuple[str, Way], float]
+MeasuredSeconds = Mapping[tuple[str, Strategy], float]
 # What a hook of the weights takes, in training epochs, where no replay has shown it.
 _STATE_SHARE = 0.1
 # The newest replays are looked through; older ones say little about today's machine.
 _LOOKED_AT = 100
 
 
-def measured(replays: Path) -> Measured:
+def measured(replays: Path) -> MeasuredSeconds:
     """What the newest replays of each run and way have taken. replays: the folder that holds
     them all.
 
     A replay that is being made, or was made by another version, is passed over.
     """
-    found: dict[tuple[str, Way], float] = {}
+    found: dict[tuple[str, Strategy], float] = {}
     folders = sorted(
         (one for one in replays.glob("*") if (one / "verdicts.json").exists()), reverse=True
     )
@@ -45,22 +45,24 @@ def measured(replays: Path) -> Measured:
 
 def _of_replay(
     plan: Mapping[str, Any], verdicts: Mapping[str, Any]
-) -> list[tuple[tuple[str, Way], float]]:
-    counts: dict[tuple[str, Way], int] = {}
+) -> list[tuple[tuple[str, Strategy], float]]:
+    counts: dict[tuple[str, Strategy], int] = {}
     for task in plan["tasks"]:
         for one in task["passes"]:
             steps = sum(s["end"]["step"] - s["start"]["step"] for s in one["stretches"])
             count = steps if one["way"] == "train" else len(one["positions"])
             key = (task["run_id"], one["way"])
             counts[key] = counts.get(key, 0) + count
-    seconds: dict[tuple[str, Way], float] = {}
+    seconds: dict[tuple[str, Strategy], float] = {}
     for row in verdicts["passes"]:
         key = (row["run"], row["way"])
         seconds[key] = seconds.get(key, 0.0) + row["seconds"]
     return [(key, its / counts[key]) for key, its in seconds.items() if counts.get(key)]
 
 
-def costed(places: Places, passes: Sequence[Pass], earlier: Measured) -> list[Pass]:
+def costed(
+    places: RunIndex, passes: Sequence[ReplayPass], earlier: MeasuredSeconds
+) -> list[ReplayPass]:
     """The passes with their seconds and bytes.
 
     The first bears what it takes to build the trainer, once.
@@ -74,12 +76,12 @@ def costed(places: Places, passes: Sequence[Pass], earlier: Measured) -> list[Pa
     return found
 
 
-def _count(places: Places, one: Pass) -> int:
+def _count(places: RunIndex, one: ReplayPass) -> int:
     """Positions; updates for the way "train"."""
     return places.steps_in(one.stretches) if one.way == "train" else len(one.positions)
 
 
-def _each(places: Places, way: Way, earlier: Measured) -> float | None:
+def _each(places: RunIndex, way: Strategy, earlier: MeasuredSeconds) -> float | None:
     """Seconds for one position or one update; None where nothing is known."""
     before = earlier.get((places.run.run_id, way))
     if before is not None:
@@ -96,7 +98,7 @@ def _each(places: Places, way: Way, earlier: Measured) -> float | None:
     return timing.epoch_s / per_epoch if per_epoch else timing.epoch_s
 
 
-def _nbytes(places: Places, one: Pass) -> int | None:
+def _nbytes(places: RunIndex, one: ReplayPass) -> int | None:
     """Bytes of all tensors that are restored.
 
     Each of its checkpoints counts as the last one: they have one shape.

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import HookError
-from flor_plugins.hooks.hook_files import Found
+from flor_plugins.hooks.hook_files import DeclaredHook
 from flor_plugins.hooks.source_digest import joined
-from flor_plugins.records import Method, Way
+from flor_plugins.records import MethodPatch, Strategy
 from flor_plugins.replayer.method_patching import patches
-from flor_plugins.replayer.planning.recorded_values import Hooks
+from flor_plugins.replayer.planning.recorded_values import HookDigests
 
 if TYPE_CHECKING:
-    from flor_plugins.replayer.backport.request import Editing
+    from flor_plugins.replayer.backport.request import LoggingEdit
 
-WAYS: tuple[Way, ...] = ("state", "validate", "train")
-_REASONS: dict[Way, str] = {
+WAYS: tuple[Strategy, ...] = ("state", "validate", "train")
+_REASONS: dict[Strategy, str] = {
     "state": "needs only the weights: restore, call",
     "validate": "needs the validation loop: restore, run it",
     "train": (
@@ -30,27 +30,27 @@ _REASONS: dict[Way, str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
+class MetricSources:
     """The metrics by their ways. whole: those that only whole epochs give. hooks: what their
     sources are known by.
 
     edited: those that the working tree's edit logs; kept: and that depend on all steps before.
     patched: those that a replaced method logs."""
 
-    ways: Mapping[str, Way]
+    ways: Mapping[str, Strategy]
     whole: frozenset[str]
-    hooks: Hooks
+    hooks: HookDigests
     edited: frozenset[str] = frozenset()
     patched: frozenset[str] = frozenset()
     kept: frozenset[str] = field(default=frozenset())
 
-    def without(self, names: Collection[str]) -> Given:
+    def without(self, names: Collection[str]) -> MetricSources:
         """The others."""
         return replace(
             self, ways={name: way for name, way in self.ways.items() if name not in names}
         )
 
-    def reason(self, way: Way, names: Iterable[str]) -> str:
+    def reason(self, way: Strategy, names: Iterable[str]) -> str:
         """Why that way, for some of its metrics."""
         names = list(names)
         parts = [_REASONS[way]]
@@ -71,11 +71,11 @@ class Given:
 
 def given(
     metrics: Sequence[str],
-    hooks: Sequence[Found],
+    hooks: Sequence[DeclaredHook],
     files: Sequence[Path],
-    edit: Editing | None = None,
-    methods: Sequence[Method] = (),
-) -> Given:
+    edit: LoggingEdit | None = None,
+    methods: Sequence[MethodPatch] = (),
+) -> MetricSources:
     """Which source gives each metric: a function of its name, else a method, else the edit,
     else a callback.
 
@@ -101,11 +101,13 @@ def given(
         ways[name] = patches.way_of(methods)
     known |= dict.fromkeys(patched, (patches.digest_of(methods),))
     kept = edited if edit is not None and edit.is_kept else frozenset()
-    ordered: dict[str, Way] = {name: ways[name] for name in metrics}
-    return Given(ordered, frozenset(set(metrics) - own), known, edited, patched, kept)
+    ordered: dict[str, Strategy] = {name: ways[name] for name in metrics}
+    return MetricSources(ordered, frozenset(set(metrics) - own), known, edited, patched, kept)
 
 
-def known_by(metrics: Sequence[str], hooks: Sequence[Found]) -> dict[str, tuple[str | None, ...]]:
+def known_by(
+    metrics: Sequence[str], hooks: Sequence[DeclaredHook]
+) -> dict[str, tuple[str | None, ...]]:
     """metric to the digests that its hook goes by: its own, and the file's, which it went by at
     first.
 
@@ -118,20 +120,24 @@ def known_by(metrics: Sequence[str], hooks: Sequence[Found]) -> dict[str, tuple[
     return {name: of_own.get(name, (others, None)) for name in metrics}
 
 
-def without_hook(metrics: Sequence[str], hooks: Sequence[Found]) -> list[str]:
+def without_hook(metrics: Sequence[str], hooks: Sequence[DeclaredHook]) -> list[str]:
     """The metrics that have no function of their own."""
     own = {found.name for found in hooks if found.kind == "metric"}
     return [name for name in metrics if name not in own]
 
 
-def _ways(metrics: Sequence[str], hooks: Sequence[Found], files: Sequence[Path]) -> dict[str, Way]:
+def _ways(
+    metrics: Sequence[str], hooks: Sequence[DeclaredHook], files: Sequence[Path]
+) -> dict[str, Strategy]:
     """The way of each metric.
 
     One that no @flor.metric has may come from a callback or compute_metrics.
     """
-    named: dict[str, Way] = {found.name: found.way for found in hooks if found.kind == "metric"}
-    others: list[Way] = [found.way for found in hooks if found.kind != "metric"]
-    ways: dict[str, Way] = {}
+    named: dict[str, Strategy] = {
+        found.name: found.way for found in hooks if found.kind == "metric"
+    }
+    others: list[Strategy] = [found.way for found in hooks if found.kind != "metric"]
+    ways: dict[str, Strategy] = {}
     for name in metrics:
         if name in named:
             ways[name] = named[name]

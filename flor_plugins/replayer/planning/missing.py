@@ -8,15 +8,15 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flor_plugins.records import Level, Position, Row, Way
-from flor_plugins.replayer.planning.training_ranges import Places
+from flor_plugins.records import Level, Position, Row, Strategy
+from flor_plugins.replayer.planning.training_ranges import RunIndex
 
 if TYPE_CHECKING:
-    from flor_plugins.store.query.where import Where
+    from flor_plugins.store.query.where import WhereExpression
 
 
 @dataclass(frozen=True, slots=True)
-class Due:
+class MissingValues:
     """metrics are missing at positions.
 
     is_every: nothing was chosen among the steps of those epochs.
@@ -28,29 +28,29 @@ class Due:
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class RunKnowledge:
     """What is known of a run: where it has been, and the (writer, row) of its journals that
     count (`of_today`).
 
     looked_for: (metric, position) where it is known that nothing is logged, if there is no value.
     """
 
-    places: Places
+    places: RunIndex
     rows: Sequence[tuple[str, Row]]
     looked_for: Collection[tuple[str, Position]] = field(default=())
 
 
 def due_in(
-    known: Known,
+    known: RunKnowledge,
     names: Sequence[str],
-    way: Way,
-    where: Where | None,
+    way: Strategy,
+    where: WhereExpression | None,
     epochs: Collection[int],
     place: Position | None,
-) -> Due:
+) -> MissingValues:
     """What is due of the metrics of one way, in those epochs or at that one place."""
     if not names:
-        return Due((), (), True)
+        return MissingValues((), (), True)
     places = known.places
     present = {(name, row.position) for _, row in known.rows for name in row.values} | {
         *known.looked_for
@@ -64,10 +64,10 @@ def due_in(
         held = holding(known, where, inside, "step") | holding(known, where, at_ends, "epoch")
         candidates = [one for one in candidates if one in held]
     missing = [one for one in candidates if any((name, one) not in present for name in names)]
-    return Due(tuple(names), tuple(missing), where is None and place is None)
+    return MissingValues(tuple(names), tuple(missing), where is None and place is None)
 
 
-def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Position]:
+def _candidates(places: RunIndex, way: Strategy, epochs: Collection[int]) -> list[Position]:
     if way == "train":
         return [one for one in places.steps if places.epoch_of(one) in epochs]
     ends = [places.end_of(epoch) for epoch in epochs]
@@ -82,7 +82,7 @@ def _candidates(places: Places, way: Way, epochs: Collection[int]) -> list[Posit
 
 
 def holding(
-    known: Known, where: Where, candidates: Sequence[Position], level: Level
+    known: RunKnowledge, where: WhereExpression, candidates: Sequence[Position], level: Level
 ) -> set[Position]:
     """Those candidates at which the predicate holds."""
     import pandas as pd

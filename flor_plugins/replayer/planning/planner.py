@@ -10,27 +10,36 @@ from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import CannotCarry, HookError, NoCheckpoint, ReplayError, WhereError
 from flor_plugins.hooks.hook_files import scan
-from flor_plugins.records import Edited, Method, Pass, Plan, Position, Run, Task, Way
+from flor_plugins.records import (
+    BackportedEdit,
+    MethodPatch,
+    Plan,
+    Position,
+    ReplayPass,
+    Run,
+    Strategy,
+    Task,
+)
 from flor_plugins.replayer.planning.eligibility import why_not
 from flor_plugins.replayer.planning.epoch_selection import epochs_of, names_them, spread
-from flor_plugins.replayer.planning.estimates import Measured, costed, measured
-from flor_plugins.replayer.planning.metric_sources import WAYS, Given, given
-from flor_plugins.replayer.planning.missing import Due, Known, due_in
+from flor_plugins.replayer.planning.estimates import MeasuredSeconds, costed, measured
+from flor_plugins.replayer.planning.metric_sources import WAYS, MetricSources, given
+from flor_plugins.replayer.planning.missing import MissingValues, RunKnowledge, due_in
 from flor_plugins.replayer.planning.recorded_values import looked_for, of_today
-from flor_plugins.replayer.planning.training_ranges import Places, places_of
+from flor_plugins.replayer.planning.training_ranges import RunIndex, places_of
 from flor_plugins.store.layout import new_id
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.reserved_names import ASKED
-from flor_plugins.store.query.references import Reference
+from flor_plugins.store.query.references import RunReference
 
 if TYPE_CHECKING:
-    from flor_plugins.replayer.backport.request import Editing
-    from flor_plugins.replayer.method_patching.patches import Patching
-    from flor_plugins.store.query.where import Where
+    from flor_plugins.replayer.backport.request import LoggingEdit
+    from flor_plugins.replayer.method_patching.patches import MethodPatches
+    from flor_plugins.store.query.where import WhereExpression
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ReplayRequest:
     """What was asked. epochs: as `epochs_of` reads them.
 
     at: run_id to the one place of that run that was asked for.
@@ -44,26 +53,26 @@ class Request:
     where: str | None
     epochs: str | Sequence[int]
     hooks: tuple[Path, ...]
-    at: Mapping[str, Reference] = field(default_factory=dict)
+    at: Mapping[str, RunReference] = field(default_factory=dict)
     only: Mapping[str, Collection[int]] = field(default_factory=dict)
-    edit: Editing | None = None
-    patch: Patching | None = None
+    edit: LoggingEdit | None = None
+    patch: MethodPatches | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _RunWork:
     """What is to be done with a run. why_not: why not all that was asked, if so.
 
     Else as in a Task.
     """
 
-    passes: list[Pass]
+    passes: list[ReplayPass]
     why_not: str = ""
-    edit: Edited | None = None
-    methods: tuple[Method, ...] = ()
+    edit: BackportedEdit | None = None
+    methods: tuple[MethodPatch, ...] = ()
 
 
-def make(runs: Sequence[Run], request: Request) -> Plan:
+def make(runs: Sequence[Run], request: ReplayRequest) -> Plan:
     """Plan a replay of `runs`. Nothing is run and nothing is written.
 
     Raises HookError when no hook computes a requested metric, WhereError for a wrong `where`,
@@ -78,7 +87,7 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
         )
     methods = request.patch.methods if request.patch else ()
     asked = given(metrics, hooks, request.hooks, request.edit, methods)
-    from flor_plugins.store.query.where import Where as Expression
+    from flor_plugins.store.query.where import WhereExpression as Expression
 
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
@@ -90,15 +99,15 @@ def make(runs: Sequence[Run], request: Request) -> Plan:
 
 
 def verification(
-    runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, Reference]
+    runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, RunReference]
 ) -> Plan:
     """Plan to run everything again, from checkpoint to checkpoint, and only compare.
 
     Errors as `make`.
     """
-    request = Request((), None, epochs, (), at)
+    request = ReplayRequest((), None, epochs, (), at)
 
-    def work(run: Run) -> _Work:
+    def work(run: Run) -> _RunWork:
         places = places_of(run)
         place = _position(places, request)
         stretches = places.intervals() if place is None else places.stretches([place])
@@ -112,18 +121,18 @@ def verification(
                 f"from which training could go on; it has "
                 f"{'; '.join(map(str, places.saved)) or 'none'}"
             )
-        again = Pass("train", (), "compares what it recomputes", stretches=stretches)
-        return _Work(costed(places, [again], measured(run.path.parent.parent / "replays")))
+        again = ReplayPass("train", (), "compares what it recomputes", stretches=stretches)
+        return _RunWork(costed(places, [again], measured(run.path.parent.parent / "replays")))
 
     return _of_all(runs, request, (), work)
 
 
 def _of_all(
     runs: Sequence[Run],
-    request: Request,
+    request: ReplayRequest,
     metrics: tuple[str, ...],
-    work_on: Callable[[Run], _Work],
-    asked: Given | None = None,
+    work_on: Callable[[Run], _RunWork],
+    asked: MetricSources | None = None,
 ) -> Plan:
     tasks, skipped = [], {}
     for run in runs:
@@ -164,7 +173,7 @@ def _of_all(
     )
 
 
-def refuse_unknown(where: Where, runs: Sequence[Run], metrics: Sequence[str]) -> None:
+def refuse_unknown(where: WhereExpression, runs: Sequence[Run], metrics: Sequence[str]) -> None:
     """A predicate over a name that nobody has logged and nobody asks for is a slip of the pen."""
     from flor_plugins.store.query.dataframe import ATTRIBUTES, metric_names
 
@@ -192,7 +201,7 @@ def _logged(run: Run, names: Collection[str] | None) -> set[str]:
     return found | {f"{name}.value" for name in found & {"run", "name", "epoch", "step"}}
 
 
-def _position(places: Places, request: Request) -> Position | None:
+def _position(places: RunIndex, request: ReplayRequest) -> Position | None:
     """The one place that was asked for, if one was.
 
     Raises NoCheckpoint when the run was never there.
@@ -204,8 +213,12 @@ def _position(places: Places, request: Request) -> Position | None:
 
 
 def _work(
-    run: Run, asked: Given, where: Where | None, request: Request, earlier: Measured
-) -> _Work:
+    run: Run,
+    asked: MetricSources,
+    where: WhereExpression | None,
+    request: ReplayRequest,
+    earlier: MeasuredSeconds,
+) -> _RunWork:
     """What is to be done with a run.
 
     Where its version can't take an edit or a method, the other metrics are.
@@ -235,12 +248,16 @@ def _work(
             reasons.append(f"run {run.name}: {error}")
     if refused:
         passes, why_not = _passes(run, asked.without(refused), where, request, earlier)
-    return _Work(passes, "; ".join(dict.fromkeys(reasons)), edit, methods)
+    return _RunWork(passes, "; ".join(dict.fromkeys(reasons)), edit, methods)
 
 
 def _passes(
-    run: Run, asked: Given, where: Where | None, request: Request, earlier: Measured
-) -> tuple[list[Pass], str]:
+    run: Run,
+    asked: MetricSources,
+    where: WhereExpression | None,
+    request: ReplayRequest,
+    earlier: MeasuredSeconds,
+) -> tuple[list[ReplayPass], str]:
     """The passes over a run; and why not all that was asked, if so."""
     known = _read(run, asked, where)
     if request.only:
@@ -251,7 +268,7 @@ def _passes(
     epochs = set(request.only.get(run.run_id, epochs))
     for epoch in () if place else epochs:
         places.end_of(epoch)  # says so, if the run has not completed it
-    due: dict[Way, Due] = {
+    due: dict[Strategy, MissingValues] = {
         way: due_in(
             known, [n for n, its in asked.ways.items() if its == way], way, where, epochs, place
         )
@@ -273,18 +290,18 @@ def _passes(
     return costed(places, passes, earlier), unreachable
 
 
-def _read(run: Run, asked: Given, where: Where | None) -> Known:
+def _read(run: Run, asked: MetricSources, where: WhereExpression | None) -> RunKnowledge:
     """The journals of a run, read once: what the request and its predicate look at."""
     from flor_plugins.store.query.dataframe import metric_names
 
     names = {*asked.ways, *metric_names(where.names if where else ()), ASKED}
     rows = of_today(read_run(run.path, names), asked.hooks)
-    return Known(places_of(run, rows), rows, looked_for(rows, asked.hooks))
+    return RunKnowledge(places_of(run, rows), rows, looked_for(rows, asked.hooks))
 
 
 def _restored(
-    places: Places, due: Mapping[Way, Due], asked: Given, is_kept: bool
-) -> tuple[list[Pass], list[Due]]:
+    places: RunIndex, due: Mapping[Strategy, MissingValues], asked: MetricSources, is_kept: bool
+) -> tuple[list[ReplayPass], list[MissingValues]]:
     """Passes over checkpoints; and what has none, so that training must lead there.
 
     is_kept: what an edit keeps must see no validation but those of the training.
@@ -299,7 +316,7 @@ def _restored(
         ]
         if known:
             reason = asked.reason(way, due[way].metrics)
-            passes.append(Pass(way, due[way].metrics, reason, spread(known)))
+            passes.append(ReplayPass(way, due[way].metrics, reason, spread(known)))
         rest = tuple(position for position in due[way].positions if position not in known)
         if rest:
             marks.append(replace(due[way], positions=rest))
@@ -307,8 +324,12 @@ def _restored(
 
 
 def _trained(
-    places: Places, steps: Due, marks: Sequence[Due], asked: Given, explicit: bool
-) -> list[Pass]:
+    places: RunIndex,
+    steps: MissingValues,
+    marks: Sequence[MissingValues],
+    asked: MetricSources,
+    explicit: bool,
+) -> list[ReplayPass]:
     is_whole = bool(asked.whole & set(steps.metrics))
     wanted = [*steps.positions, *(position for mark in marks for position in mark.positions)]
     if is_whole:
@@ -333,7 +354,9 @@ def _trained(
     )
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
     return [
-        Pass("train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen)
+        ReplayPass(
+            "train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen
+        )
     ]
 
 

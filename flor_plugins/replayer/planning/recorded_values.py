@@ -11,20 +11,20 @@ from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.reserved_names import ASKED
 from flor_plugins.store.metrics.value_codec import encode_value
 
-Key = tuple[Position, Phase, Level]
+RowPlace = tuple[Position, Phase, Level]
 # metric to the digests that its hook of today is known by; None among them: values without one
 # count, too
-Hooks = Mapping[str, Collection[str | None]]
+HookDigests = Mapping[str, Collection[str | None]]
 
 
 @dataclass(slots=True)
-class History:
+class RecordedValues:
     """values: recorded ones by place, encoded. present: (metric, position) that has a value
     already, by the recording or by the hook of today; rows: (metric, place) that has."""
 
-    values: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    values: dict[RowPlace, dict[str, Any]] = field(default_factory=dict)
     present: set[tuple[str, Position]] = field(default_factory=set)
-    rows: set[tuple[str, Key]] = field(default_factory=set)
+    rows: set[tuple[str, RowPlace]] = field(default_factory=set)
 
     def note(self, row: Row, names: Iterable[str]) -> None:
         """These have a value in that row."""
@@ -43,13 +43,13 @@ class History:
 
 
 def history_of(
-    run: Run, hooks: Hooks | None = None, rows: Iterable[tuple[str, Row]] | None = None
-) -> History:
+    run: Run, hooks: HookDigests | None = None, rows: Iterable[tuple[str, Row]] | None = None
+) -> RecordedValues:
     """What all journals of a run say.
 
     hooks: as in `of_today`. rows: those journals, if they were read already.
     """
-    history, media = History(), run.path / "media"
+    history, media = RecordedValues(), run.path / "media"
     for writer, row in of_today(read_run(run.path) if rows is None else rows, hooks or {}):
         history.note(row, row.values)
         if writer.startswith("record"):
@@ -58,7 +58,7 @@ def history_of(
     return history
 
 
-def looked_for(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> set[tuple[str, Position]]:
+def looked_for(rows: Iterable[tuple[str, Row]], hooks: HookDigests) -> set[tuple[str, Position]]:
     """(metric, position) at which a replay with the sources of today has run the code,
     whether it logged it or not.
     """
@@ -70,7 +70,7 @@ def looked_for(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> set[tuple[str, 
     }
 
 
-def of_today(rows: Iterable[tuple[str, Row]], hooks: Hooks) -> list[tuple[str, Row]]:
+def of_today(rows: Iterable[tuple[str, Row]], hooks: HookDigests) -> list[tuple[str, Row]]:
     """(writer, row) of a run without the values that an earlier source of a hook gave in a replay.
 
     A value is known by run (and so by its code), position, metric and the source of its hook.

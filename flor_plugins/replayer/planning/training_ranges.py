@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flor_plugins.errors import NoCheckpoint
-from flor_plugins.records import Checkpoint, Position, Row, Run, Stretch
+from flor_plugins.records import Checkpoint, Position, Row, Run, TrainingRange
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.ranks import list_checkpoints
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class RunIndex:
     """ends: epoch to the step that completed it (0: the beginning). saved: every whole
     checkpoint by position.
 
@@ -75,7 +75,9 @@ class Places:
             )
         return earlier[-1]
 
-    def stretches(self, wanted: Iterable[Position], *, whole: bool = False) -> tuple[Stretch, ...]:
+    def stretches(
+        self, wanted: Iterable[Position], *, whole: bool = False
+    ) -> tuple[TrainingRange, ...]:
         """The least training that leads through all wanted positions, from the checkpoints
         nearest before each.
 
@@ -86,10 +88,11 @@ class Places:
             start = self.before(position, whole=whole)
             ends[start] = max(position, ends.get(start, position))
         return tuple(
-            Stretch(start, ends[start], self._touched(start, ends[start])) for start in sorted(ends)
+            TrainingRange(start, ends[start], self._touched(start, ends[start]))
+            for start in sorted(ends)
         )
 
-    def from_the_beginning(self, wanted: Iterable[Position]) -> tuple[Stretch, ...]:
+    def from_the_beginning(self, wanted: Iterable[Position]) -> tuple[TrainingRange, ...]:
         """All training up to the last wanted position, in one.
 
         Raises NoCheckpoint without the State it began with.
@@ -101,14 +104,14 @@ class Places:
                 f"its beginning, and has "
                 f"no checkpoint there; it has {'; '.join(map(str, self.saved)) or 'none'}"
             )
-        return (Stretch(start, end, self._touched(start, end)),)
+        return (TrainingRange(start, end, self._touched(start, end)),)
 
-    def intervals(self) -> tuple[Stretch, ...]:
+    def intervals(self) -> tuple[TrainingRange, ...]:
         """All of the run, from checkpoint to checkpoint."""
         last = [self.last] if self.starts and self.last > self.starts[-1] else []
         return self.stretches([*self.starts[1:], *last])
 
-    def steps_in(self, stretches: Sequence[Stretch]) -> int:
+    def steps_in(self, stretches: Sequence[TrainingRange]) -> int:
         """How many updates they make."""
         return sum(stretch.end.step - stretch.start.step for stretch in stretches)
 
@@ -116,7 +119,7 @@ class Places:
         return tuple(range(start.epoch + 1, max(self.epoch_of(end), start.epoch + 1) + 1))
 
 
-def places_of(run: Run, rows: Iterable[tuple[str, Row]] | None = None) -> Places:
+def places_of(run: Run, rows: Iterable[tuple[str, Row]] | None = None) -> RunIndex:
     """Where a run has been. rows: its journals, if they were read already."""
     checkpoints = list_checkpoints(run)
     saved = {one.position: one for one in checkpoints}
@@ -141,4 +144,4 @@ def places_of(run: Run, rows: Iterable[tuple[str, Row]] | None = None) -> Places
     full = [one.position for one in whole if one.is_full] or [one.position for one in whole]
     validated = frozenset(one for one in inside if ends.get(one.epoch) != one.step)
     last = max(reached, default=Position(0, 0))
-    return Places(run, ends, saved, validated, last, tuple(full), tuple(sorted(steps)))
+    return RunIndex(run, ends, saved, validated, last, tuple(full), tuple(sorted(steps)))

@@ -9,13 +9,13 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-Change = Callable[[ModuleType], None]
+ModuleChange = Callable[[ModuleType], None]
 
 
-class AfterImport(MetaPathFinder):
+class ImportHook(MetaPathFinder):
     """Finds nothing itself: changes modules that the others find."""
 
-    def __init__(self, changes: Mapping[str, Change]) -> None:
+    def __init__(self, changes: Mapping[str, ModuleChange]) -> None:
         self._changes = changes
 
     def put_on(self) -> None:
@@ -41,7 +41,7 @@ class AfterImport(MetaPathFinder):
             self._wrap(spec.loader, self._changes[fullname])
         return spec
 
-    def _wrap(self, loader: Any, change: Change) -> None:
+    def _wrap(self, loader: Any, change: ModuleChange) -> None:
         load = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:

@@ -108,14 +108,16 @@ def _copy_on_write(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
 
     is_there = root.is_dir()
     wanted = _wanted(root, kept)
-    covered = overlay.enter(overlay.Wanted(wanted.essential, wanted.kept, fill))
+    covered = overlay.enter(overlay.OverlayFolders(wanted.essential, wanted.kept, fill))
     write_guard.guard([str(place) for place in (*covered, *wanted.kept)])
     return root if is_there else sandbox
 
 
-def _wanted(root: Path, kept: Sequence[Path]) -> overlay.Wanted:
+def _wanted(root: Path, kept: Sequence[Path]) -> overlay.OverlayFolders:
     named = (root, Path.cwd(), Path.home(), Path(tempfile.gettempdir()))
     essential = tuple(
         dict.fromkeys(Path(os.path.realpath(place)) for place in named if place.is_dir())
     )
-    return overlay.Wanted(essential, tuple(Path(os.path.realpath(folder)) for folder in kept))
+    return overlay.OverlayFolders(
+        essential, tuple(Path(os.path.realpath(folder)) for folder in kept)
+    )

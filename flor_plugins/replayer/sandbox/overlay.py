@@ -52,7 +52,7 @@ SPECIAL = ("/dev", "/proc", "/run", "/sys")
 BASES = ("/var/tmp", "/tmp")
 MAX_COVERS = 200
 
-Fill = Callable[[Path, Path], None]
+UpperFiller = Callable[[Path, Path], None]
 
 
 class NoOverlay(ReplayError):
@@ -60,7 +60,7 @@ class NoOverlay(ReplayError):
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class OverlayFolders:
     """essential: folders that must be copy-on-write. kept: folders that are really written.
 
     fill: called with each covered folder and the folder that will lie over it, before it does.
@@ -69,14 +69,14 @@ class Wanted:
 
     essential: tuple[Path, ...]
     kept: tuple[Path, ...] = ()
-    fill: Fill = lambda covered, over: None
+    fill: UpperFiller = lambda covered, over: None
     as_user: bool = False
 
     def needs(self, folder: str) -> bool:
         return any(_is_beneath(str(one), folder) for one in self.essential)
 
 
-def enter(wanted: Wanted) -> tuple[Path, ...]:
+def enter(wanted: OverlayFolders) -> tuple[Path, ...]:
     """Make all further writes of this process and its children go to scratch; for good. Call it
     before any thread.
 
@@ -89,7 +89,7 @@ def enter(wanted: Wanted) -> tuple[Path, ...]:
     return tuple(_enter(wanted, scratch, base))
 
 
-def why_not(wanted: Wanted) -> str:
+def why_not(wanted: OverlayFolders) -> str:
     """Why `enter` would refuse; "" if it would not. Nothing is changed."""
     try:
         _find_base(wanted)
@@ -110,7 +110,7 @@ def copy_owner(folder: Path, twin: Path) -> None:
 # ---- before
 
 
-def _find_base(wanted: Wanted) -> str | None:
+def _find_base(wanted: OverlayFolders) -> str | None:
     """Where the scratch folder can lie; None for memory."""
     reasons = []
     for base in (*(base for base in BASES if not wanted.needs(base)), None):
@@ -134,7 +134,7 @@ def _scratch(base: str | None) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"flor-{os.getuid()}-", dir=base))
 
 
-def _tried(wanted: Wanted, scratch: Path, base: str | None) -> str:
+def _tried(wanted: OverlayFolders, scratch: Path, base: str | None) -> str:
     """Cover what is essential in a child that ends at once. Returns why that failed, or ""."""
     read, write = os.pipe()
     child = os.fork()
@@ -142,7 +142,7 @@ def _tried(wanted: Wanted, scratch: Path, base: str | None) -> str:
         said = "it died"
         try:
             _enter(
-                Wanted(wanted.essential, wanted.kept, as_user=wanted.as_user),
+                OverlayFolders(wanted.essential, wanted.kept, as_user=wanted.as_user),
                 scratch,
                 base,
                 is_trial=True,
@@ -164,7 +164,7 @@ def _tried(wanted: Wanted, scratch: Path, base: str | None) -> str:
 
 
 def _enter(
-    wanted: Wanted, scratch: Path, base: str | None, *, is_trial: bool = False
+    wanted: OverlayFolders, scratch: Path, base: str | None, *, is_trial: bool = False
 ) -> list[Path]:
     is_user = new_namespace(as_user=wanted.as_user)
     mounts = {place: flags for place, flags in mount_points() if not _is_special(place)}
@@ -206,7 +206,7 @@ def _opened(folders: Mapping[str, int] | Iterator[str]) -> dict[str, int]:
     return found
 
 
-def _covers(mounts: Mapping[str, int], wanted: Wanted, base: str | None) -> Iterator[str]:
+def _covers(mounts: Mapping[str, int], wanted: OverlayFolders, base: str | None) -> Iterator[str]:
     """The folders to cover.
 
     One with a mount in it is covered in parts: the system refuses the whole.
@@ -230,11 +230,11 @@ def _covers(mounts: Mapping[str, int], wanted: Wanted, base: str | None) -> Iter
         yield folder
 
 
-def _is_left_out(folder: str, wanted: Wanted, base: str | None) -> bool:
+def _is_left_out(folder: str, wanted: OverlayFolders, base: str | None) -> bool:
     return folder == base or folder in SPECIAL or (folder in SYSTEM and not wanted.needs(folder))
 
 
-def _cover(folder: str, scratch: str, number: int, fill: Fill, is_user: bool) -> None:
+def _cover(folder: str, scratch: str, number: int, fill: UpperFiller, is_user: bool) -> None:
     own = Path(scratch, str(number))
     upper, work = own / "upper", own / "work"
     for made in (own, upper, work):

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from flor_plugins.replayer.sandbox.import_hooks import AfterImport, Change
+from flor_plugins.replayer.sandbox.import_hooks import ImportHook, ModuleChange
 
 # Arguments that make a tracker's own entrance do nothing.
 FORCED: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
@@ -46,13 +46,13 @@ def silence(folder: Path) -> None:
         CLEARML_CACHE_DIR=str(folder / "clearml"),
         TRACKIO_DIR=str(folder / "trackio"),
     )
-    changes: dict[str, Change] = dict.fromkeys(FORCED, _forced)
+    changes: dict[str, ModuleChange] = dict.fromkeys(FORCED, _forced)
     changes["mlflow"] = _quiet_mlflow
     changes["mlflow.tracking.client"] = _quiet_mlflow_client
     changes["huggingface_hub.hf_api"] = _quiet_hub
     for name in ("tensorboard.summary.writer.event_file_writer", "tensorboardX.event_file_writer"):
         changes[name] = lambda module: _move_events(module, folder / "tensorboard")
-    AfterImport(changes).put_on()
+    ImportHook(changes).put_on()
 
 
 def silence_hub() -> None:

@@ -51,7 +51,7 @@ def sandbox(repo: Repo, code: Code, folder: Path) -> Iterator[Path]:
     try:
         root = Path(code.root)
         if root.is_dir():
-            _Links(folder, _new_code(repo, code)).fill(root, folder)
+            _WorktreeLinks(folder, _new_code(repo, code)).fill(root, folder)
         yield folder
     finally:
         _remove(repo, folder)
@@ -189,7 +189,7 @@ def _new_code(repo: Repo, code: Code) -> frozenset[str]:
 
 
 @dataclass(slots=True)
-class _Links:
+class _WorktreeLinks:
     """Makes what is missing in a sandbox reachable. What is there came from the commit and stays.
 
     left: how many more links and folders may be made. A folder with more than that is

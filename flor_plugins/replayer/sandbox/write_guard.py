@@ -15,7 +15,7 @@ from typing import Any
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.replayer.sandbox import child_processes
-from flor_plugins.replayer.sandbox.import_hooks import AfterImport
+from flor_plugins.replayer.sandbox.import_hooks import ImportHook
 from flor_plugins.replayer.sandbox.landlock import allow_writes_only_in
 from flor_plugins.replayer.sandbox.private_folders import link_caches, own_temporary
 
@@ -92,8 +92,8 @@ def guard(
     binds = kernel and allow_writes_only_in(map(Path, places))
     child_processes.bind_pythons({"places": list(places), "links": list(links), "kernel": binds})
     _ask_where_python_does_not()
-    sys.addaudithook(_Guard(tuple(places), tuple(links), binds))
-    AfterImport(dict.fromkeys(WRITERS, lambda module: guard_extensions())).put_on()
+    sys.addaudithook(_WriteGuard(tuple(places), tuple(links), binds))
+    ImportHook(dict.fromkeys(WRITERS, lambda module: guard_extensions())).put_on()
     return ("python", "landlock") if binds else ("python",)
 
 
@@ -154,7 +154,7 @@ def _asking(write: Callable[..., Any], place: int) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Guard:
+class _WriteGuard:
     """An audit hook.
 
     It runs on every event of the interpreter: what is no write must leave at once.

@@ -11,15 +11,17 @@ from collections.abc import Sequence
 from flor_plugins.replayer.planning.epoch_selection import spread
 
 # Does it hold there? None: nobody has looked yet.
-Truth = bool | None
+PredicateValue = bool | None
 
 
-def first_true(known: Sequence[Truth]) -> int | None:
+def first_true(known: Sequence[PredicateValue]) -> int | None:
     """The earliest place at which it is known to hold."""
     return next((place for place, truth in enumerate(known) if truth), None)
 
 
-def next_places(known: Sequence[Truth], *, is_monotone: bool, count: int = 2) -> tuple[int, ...]:
+def next_places(
+    known: Sequence[PredicateValue], *, is_monotone: bool, count: int = 2
+) -> tuple[int, ...]:
     """Where to look next, in this order; nothing once the first place is known, or that there
     is none.
 
@@ -45,7 +47,7 @@ def at_most(count: int, *, is_monotone: bool) -> int:
     return count if not is_monotone or count < 2 else 1 + (count - 1).bit_length()
 
 
-def _middle(before: Sequence[Truth], *, is_hit: bool) -> tuple[int, ...]:
+def _middle(before: Sequence[PredicateValue], *, is_hit: bool) -> tuple[int, ...]:
     """before: all places before the earliest hit.
 
     Where it is known not to hold, it did not before either.

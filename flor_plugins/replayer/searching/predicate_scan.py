@@ -8,35 +8,35 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.hooks.hook_files import Found
+from flor_plugins.hooks.hook_files import DeclaredHook
 from flor_plugins.records import Level, Position, Run
 from flor_plugins.replayer.planning.epoch_selection import epochs_of
 from flor_plugins.replayer.planning.metric_sources import known_by
-from flor_plugins.replayer.planning.missing import Known, holding
-from flor_plugins.replayer.planning.recorded_values import Hooks, of_today
-from flor_plugins.replayer.planning.training_ranges import Places, places_of
-from flor_plugins.replayer.searching.bisection import Truth
+from flor_plugins.replayer.planning.missing import RunKnowledge, holding
+from flor_plugins.replayer.planning.recorded_values import HookDigests, of_today
+from flor_plugins.replayer.planning.training_ranges import RunIndex, places_of
+from flor_plugins.replayer.searching.bisection import PredicateValue
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.query.dataframe import FIXED, metric_names, positions
 
 if TYPE_CHECKING:
-    from flor_plugins.store.query.where import Where
+    from flor_plugins.store.query.where import WhereExpression
 
 
 @dataclass(frozen=True, slots=True)
-class Sought:
+class Predicate:
     """A predicate, and which of its names hooks compute.
 
     at_steps: those of them that are of each update.
     """
 
-    when: Where
+    when: WhereExpression
     metrics: tuple[str, ...] = ()
     at_steps: frozenset[str] = frozenset()
-    digests: Hooks = field(default_factory=dict)
+    digests: HookDigests = field(default_factory=dict)
 
     @classmethod
-    def of(cls, when: Where, hooks: Sequence[Found]) -> Sought:
+    def of(cls, when: WhereExpression, hooks: Sequence[DeclaredHook]) -> Predicate:
         names = metric_names(when.names)
         own = {one.name: one.way for one in hooks if one.kind == "metric" and one.name in names}
         at_steps = frozenset(name for name, way in own.items() if way == "train")
@@ -44,7 +44,7 @@ class Sought:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
+class EpochUnit:
     """An epoch, by the count that is reached when it is complete.
 
     truth: does it hold anywhere in it? None: values are missing for that. at: the first place
@@ -53,28 +53,28 @@ class Unit:
     be computed."""
 
     epoch: int
-    truth: Truth
+    truth: PredicateValue
     at: Position | None
     missing: frozenset[int]
     lacking: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class PredicateScan:
     """A run as it is known now. level: of the places at which the predicate is asked for."""
 
-    units: tuple[Unit, ...]
+    units: tuple[EpochUnit, ...]
     level: Level
 
 
 @dataclass(frozen=True, slots=True)
-class _Values:
+class _ValueAvailability:
     """What says whether a value is there, or can be.
 
     given_up: epochs that were asked for without avail.
     """
 
-    places: Places
+    places: RunIndex
     present: Collection[tuple[str, Position]]
     given_up: Collection[int]
 
@@ -92,14 +92,14 @@ class _Values:
 
 
 def look(
-    run: Run, sought: Sought, epochs: str | Sequence[int], given_up: Collection[int] = ()
-) -> Look:
+    run: Run, sought: Predicate, epochs: str | Sequence[int], given_up: Collection[int] = ()
+) -> PredicateScan:
     """Read the journals of a run, and say for each of its epochs what they say.
 
     epochs: as `epochs_of` reads them.
     """
     rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
-    known = Known(places_of(run, rows), rows)
+    known = RunKnowledge(places_of(run, rows), rows)
     places = known.places
     level = _level(known, sought)
     candidates = _candidates(places, level, epochs)
@@ -109,10 +109,10 @@ def look(
         if not metric_names(part.names) & set(sought.metrics):
             possible &= holding(known, part, every, level)
     holds = holding(known, sought.when, every, level)
-    values = _Values(
+    values = _ValueAvailability(
         places, {(name, row.position) for _, row in rows for name in row.values}, given_up
     )
-    return Look(
+    return PredicateScan(
         tuple(
             _unit(epoch, ones, possible, holds, values, sought)
             for epoch, ones in candidates.items()
@@ -121,7 +121,7 @@ def look(
     )
 
 
-def _level(known: Known, sought: Sought) -> Level:
+def _level(known: RunKnowledge, sought: Predicate) -> Level:
     if sought.at_steps:
         return "step"
     names = metric_names(sought.when.names) - set(sought.metrics)
@@ -133,7 +133,7 @@ def _level(known: Known, sought: Sought) -> Level:
 
 
 def _candidates(
-    places: Places, level: Level, epochs: str | Sequence[int]
+    places: RunIndex, level: Level, epochs: str | Sequence[int]
 ) -> dict[int, list[Position]]:
     """The places at which the predicate is asked for, by their epoch, ascending; the last
     one may be unfinished.
@@ -153,9 +153,9 @@ def _unit(
     candidates: Sequence[Position],
     possible: Collection[Position],
     holds: Collection[Position],
-    values: _Values,
-    sought: Sought,
-) -> Unit:
+    values: _ValueAvailability,
+    sought: Predicate,
+) -> EpochUnit:
     missing: set[int] = set()
     lacking = False
     at: Position | None = None
@@ -170,12 +170,12 @@ def _unit(
         missing |= {values.places.epoch_of(place) for _, place in open_}
         if not missing and at is None and one in holds:
             at = one
-    return Unit(
+    return EpochUnit(
         epoch, None if missing and at is None else at is not None, at, frozenset(missing), lacking
     )
 
 
-def _needed(one: Position, places: Places, sought: Sought) -> set[tuple[str, Position]]:
+def _needed(one: Position, places: RunIndex, sought: Predicate) -> set[tuple[str, Position]]:
     """The values that decide at a place.
 
     Those of an epoch's end stand on all of its steps: see `Track.at_steps`.
@@ -189,7 +189,7 @@ def _needed(one: Position, places: Places, sought: Sought) -> set[tuple[str, Pos
     return found
 
 
-def values_at(run: Run, sought: Sought, level: Level, position: Position) -> dict[str, Any]:
+def values_at(run: Run, sought: Predicate, level: Level, position: Position) -> dict[str, Any]:
     """What the names of the predicate are at a place."""
     rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
     names = [name for name in sought.when.names if name not in FIXED]

@@ -17,18 +17,18 @@ from flor_plugins.records import Position, Run
 from flor_plugins.replayer import requests
 from flor_plugins.replayer.planning import planner
 from flor_plugins.replayer.searching import bisection
-from flor_plugins.replayer.searching.predicate_scan import Look, Sought, look, values_at
+from flor_plugins.replayer.searching.predicate_scan import Predicate, PredicateScan, look, values_at
 from flor_plugins.store.layout import Store
 from flor_plugins.store.query.column_types import typed
 from flor_plugins.store.query.dataframe import FIXED
-from flor_plugins.store.query.where import Where
+from flor_plugins.store.query.where import WhereExpression
 
 if TYPE_CHECKING:
     import pandas
 
 
 @dataclass(frozen=True, slots=True)
-class Query:
+class SearchQuery:
     """What was asked.
 
     is_monotone: within a run, once it holds it goes on to hold. epochs: as `epochs_of` reads.
@@ -41,7 +41,7 @@ class Query:
 
 
 @dataclass(slots=True)
-class Finding:
+class SearchState:
     """What a search knows of a run. asked: epochs that it asked for. evaluated: how many it
     looked into with hooks.
 
@@ -49,7 +49,7 @@ class Finding:
     """
 
     run: Run
-    look: Look
+    look: PredicateScan
     asked: set[int] = field(default_factory=set)
     evaluated: int = 0
     why: str = ""
@@ -60,14 +60,14 @@ class Finding:
         place = bisection.first_true([unit.truth for unit in self.look.units])
         return None if place is None else self.look.units[place].at
 
-    def next_units(self, query: Query, count: int) -> tuple[int, ...]:
+    def next_units(self, query: SearchQuery, count: int) -> tuple[int, ...]:
         """Which of its units to look into next; none where it is decided, or can't be."""
         if self.why:
             return ()
         known = [unit.truth for unit in self.look.units]
         return bisection.next_places(known, is_monotone=query.is_monotone, count=count)
 
-    def detail(self, query: Query) -> str:
+    def detail(self, query: SearchQuery) -> str:
         """What is to be known beside the answer."""
         if self.why:
             return self.why
@@ -90,10 +90,10 @@ class Search:
     """A search: begun by reading what is there, done by `run`."""
 
     store: Store
-    query: Query
-    sought: Sought
-    findings: tuple[Finding, ...]
-    answers: list[requests.Answer] = field(default_factory=list)
+    query: SearchQuery
+    sought: Predicate
+    findings: tuple[SearchState, ...]
+    answers: list[requests.ReplayResult] = field(default_factory=list)
 
     @property
     def failures(self) -> list[str]:
@@ -185,10 +185,10 @@ class Search:
         }
         return {run_id: epochs for run_id, epochs in found.items() if epochs}
 
-    def _request(self, only: dict[str, set[int]]) -> planner.Request:
-        return planner.Request(self.sought.metrics, None, "all", self.query.hooks, only=only)
+    def _request(self, only: dict[str, set[int]]) -> planner.ReplayRequest:
+        return planner.ReplayRequest(self.sought.metrics, None, "all", self.query.hooks, only=only)
 
-    def _take(self, only: dict[str, set[int]], answer: requests.Answer) -> None:
+    def _take(self, only: dict[str, set[int]], answer: requests.ReplayResult) -> None:
         """Read again what was asked for. What was asked and did not come is not asked again."""
         tasks = {task.run_id for task in answer.plan.tasks}
         failed = {outcome.task.run_id: outcome.failure for outcome in answer.outcomes}
@@ -204,7 +204,7 @@ class Search:
             one.why = answer.plan.skipped.get(run_id) or failed.get(run_id) or ""
             one.look = look(one.run, self.sought, self.query.epochs, one.asked)
 
-    def _row(self, one: Finding, *, is_first: bool) -> dict[str, Any]:
+    def _row(self, one: SearchState, *, is_first: bool) -> dict[str, Any]:
         at = one.at
         return {
             "run": one.run.run_id,
@@ -218,25 +218,25 @@ class Search:
         }
 
 
-def begin(store: Store, runs: Sequence[Run], query: Query) -> Search:
+def begin(store: Store, runs: Sequence[Run], query: SearchQuery) -> Search:
     """Read what is known of the predicate. Nothing is run and nothing is written.
 
     Raises WhereError for a wrong predicate, HookError for a hook file that can't be read,
     ReplayError for epochs that can't be understood."""
-    when = Where.parse(query.when)
+    when = WhereExpression.parse(query.when)
     hooks = [found for path in query.hooks for found in scan(path)]
-    sought = Sought.of(when, hooks)
+    sought = Predicate.of(when, hooks)
     planner.refuse_unknown(when, runs, sought.metrics)
     ordered = sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.run_id)
     return Search(
         store,
         query,
         sought,
-        tuple(Finding(run, look(run, sought, query.epochs)) for run in ordered),
+        tuple(SearchState(run, look(run, sought, query.epochs)) for run in ordered),
     )
 
 
-def _missing(one: Finding, places: Sequence[int]) -> set[int]:
+def _missing(one: SearchState, places: Sequence[int]) -> set[int]:
     return {epoch for place in places for epoch in one.look.units[place].missing}
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from flor_plugins.records import Position, Run
 from flor_plugins.replayer.verification.environment_diff import (
     FIRST_PACKAGES,
-    Change,
+    EnvironmentChange,
     as_mapping,
     compared_parts,
     environment_changes,
@@ -22,7 +22,7 @@ from flor_plugins.replayer.verification.environment_diff import (
     variable_changes,
 )
 
-Size = Literal["tiny", "unknown", "large"]
+DifferenceSize = Literal["tiny", "unknown", "large"]
 
 # Up to here a first difference looks like another order of float32 operations; two thread
 # counts gave 2.4e-7, another random draw 1e-2 (measured on both trainers).
@@ -56,7 +56,7 @@ _ONLY_ON_GPU = re.compile(r"(cuda|cudnn|hip|deterministic)_")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class BatchFingerprints:
     """The fingerprints of the data behind one position, recorded and recomputed; None: there
     is none.
     """
@@ -89,33 +89,33 @@ class Evidence:
 
     first: Position
     relative: float | None = None
-    batches: tuple[Batch, ...] = ()
+    batches: tuple[BatchFingerprints, ...] = ()
     second: SecondReplay | None = None
     environment: Mapping[str, Any] | None = None
     variables: Mapping[str, str] | None = None
     on_gpu: bool = False
 
     @property
-    def size(self) -> Size:
+    def size(self) -> DifferenceSize:
         """Is the first difference as small as rounding?"""
         if self.relative is None or math.isnan(self.relative):
             return "unknown"
         return "tiny" if self.relative <= TINY else "large"
 
     @property
-    def compared(self) -> list[Batch]:
+    def compared(self) -> list[BatchFingerprints]:
         """The batches that both sides know, by position."""
         known = [one for one in self.batches if one.was is not None and one.now is not None]
         return sorted(known, key=lambda one: one.position)
 
     @property
-    def other_data(self) -> Batch | None:
+    def other_data(self) -> BatchFingerprints | None:
         """The first batch that is not what it was."""
         return next((one for one in self.compared if one.was != one.now), None)
 
 
 @dataclass(frozen=True, slots=True)
-class _Cause:
+class _LikelyCause:
     weight: int
     line: str
 
@@ -170,34 +170,34 @@ def relative_difference(was: Any, now: Any) -> float | None:
         return math.inf
 
 
-def _data(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+def _data(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
     batch = evidence.other_data
     if batch is None:
         return
     where = f"batch of {_at(batch.position)}: {_short(batch.was)} recorded, {_short(batch.now)} now"
     if batch.position > evidence.first:
-        yield _Cause(20, f"the data differ too, but only after the values do: {where}")
+        yield _LikelyCause(20, f"the data differ too, but only after the values do: {where}")
         return
     files = f"; the code snapshot does not hold {_left_out(run)}" if _left_out(run) else ""
-    yield _Cause(
+    yield _LikelyCause(
         100,
         f"the data differ: {where}: a data file changed, or samples came in another order{files}",
     )
 
 
-def _draws(evidence: Evidence) -> Iterator[_Cause]:
+def _draws(evidence: Evidence) -> Iterator[_LikelyCause]:
     second = evidence.second
     if second is None or second.agrees:
         return
     place = f" at {_at(second.differs_at)}" if second.differs_at else ""
     line = f"two replays differ from each other{place}"
     if second.differs_at is not None and second.differs_at > evidence.first:
-        yield _Cause(25, f"{line}, but only after both differ from the recording")
+        yield _LikelyCause(25, f"{line}, but only after both differ from the recording")
         return
     draw = "an unseeded draw (time, os.urandom, a generator of its own)"
     kernel = "a non-deterministic kernel (remedy: torch.use_deterministic_algorithms(True))"
     if second.same_data is False:
-        yield _Cause(
+        yield _LikelyCause(
             110,
             f"{line}, in their data already: {draw} where samples are chosen, loaded or augmented",
         )
@@ -208,10 +208,10 @@ def _draws(evidence: Evidence) -> Iterator[_Cause]:
         evidence.other_data is not None and second.same_data is None and not evidence.on_gpu
     )
     guess = f"{kernel} or {draw}" if by_kernel else f"{draw} or {kernel}"
-    yield _Cause(110 if drawn_data else 98, f"{line}: {guess}")
+    yield _LikelyCause(110 if drawn_data else 98, f"{line}: {guess}")
 
 
-def _kernels(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+def _kernels(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
     disagree = evidence.second is not None and not evidence.second.agrees
     # An obstacle of that grade is about rounding, and was more precise at the time.
     if not evidence.on_gpu or disagree or any(one.grade == "close" for one in run.obstacles):
@@ -219,21 +219,21 @@ def _kernels(run: Run, evidence: Evidence) -> Iterator[_Cause]:
     if not all(map(_is_deterministic, (run.environment, evidence.environment))):
         kind = "kernels" if evidence.second is None else "kernels that agreed"
         line = "trained on a GPU without deterministic algorithms: kernels may add in any order"
-        yield _Cause(
+        yield _LikelyCause(
             _weight(kind, evidence), f"{line} (remedy: torch.use_deterministic_algorithms(True))"
         )
 
 
-def _obstacles(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+def _obstacles(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
     for one in run.obstacles:
         kind = "obstacle of rounding" if one.grade == "close" else "obstacle"
-        yield _Cause(
+        yield _LikelyCause(
             _weight(kind, evidence),
             f"known since the recording: {one.reason} (remedy: {one.remedy})",
         )
 
 
-def _changes(run: Run, evidence: Evidence) -> Iterator[_Cause]:
+def _changes(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
     changes = environment_changes(run.environment, evidence.environment)
     if evidence.variables is not None:
         changes += variable_changes(run.launch.env, evidence.variables)
@@ -246,13 +246,13 @@ def _changes(run: Run, evidence: Evidence) -> Iterator[_Cause]:
             if rounding
             else ""
         )
-        yield _Cause(_weight(kind, evidence), f"{one}{proof}")
+        yield _LikelyCause(_weight(kind, evidence), f"{one}{proof}")
     if more := packages[MAX_PACKAGES:]:
         listed = ", ".join(f"{one.name} {one.was} -> {one.now}" for one in more)
-        yield _Cause(_weight("package", evidence), f"{len(more)} more packages: {listed}")
+        yield _LikelyCause(_weight("package", evidence), f"{len(more)} more packages: {listed}")
 
 
-def _kind(change: Change, on_gpu: bool) -> str:
+def _kind(change: EnvironmentChange, on_gpu: bool) -> str:
     """The row of WEIGHTS."""
     name = change.name
     if change.kind == "package":

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Kind = Literal["package", "device", "numerics", "interpreter", "machine", "variable"]
+ChangeKind = Literal["package", "device", "numerics", "interpreter", "machine", "variable"]
 
 # Those that compute come first, the others by name.
 FIRST_PACKAGES = (
@@ -36,10 +36,10 @@ MAX_VALUE = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
+class EnvironmentChange:
     """One thing around the training that was otherwise when it was recorded. was, now: as text."""
 
-    kind: Kind
+    kind: ChangeKind
     name: str
     was: str
     now: str
@@ -59,7 +59,7 @@ def differences(then: Any, now: Any) -> list[str]:
     return [str(one) for one in environment_changes(then, now)]
 
 
-def environment_changes(then: Any, now: Any) -> list[Change]:
+def environment_changes(then: Any, now: Any) -> list[EnvironmentChange]:
     """The same as records: devices, switches of torch, packages, interpreter, machine, in
     this order.
     """
@@ -78,7 +78,7 @@ def environment_changes(then: Any, now: Any) -> list[Change]:
     ]
 
 
-def variable_changes(then: Any, now: Any) -> list[Change]:
+def variable_changes(then: Any, now: Any) -> list[EnvironmentChange]:
     """Environment variables that differ or that only one side has; not those that say where
     a process runs.
     """
@@ -105,16 +105,16 @@ def compared_parts(then: Any, now: Any) -> list[str]:
     ]
 
 
-def _devices(was: Any, now: Any) -> Iterator[Change]:
+def _devices(was: Any, now: Any) -> Iterator[EnvironmentChange]:
     if not isinstance(was, list) or not isinstance(now, list) or _same(was, now):
         return
     # A GPU has no name before CUDA is initialised: then only their number can be compared.
     unnamed = any(isinstance(one, str) and _UNNAMED.fullmatch(one) for one in (*was, *now))
     if not unnamed or len(was) != len(now):
-        yield Change("device", "device", _text(was), _text(now))
+        yield EnvironmentChange("device", "device", _text(was), _text(now))
 
 
-def _packages(then: Mapping[Any, Any], now: Mapping[Any, Any]) -> Iterator[Change]:
+def _packages(then: Mapping[Any, Any], now: Mapping[Any, Any]) -> Iterator[EnvironmentChange]:
     was, present = as_mapping(then.get("packages")), as_mapping(now.get("packages"))
     if was and present and then.get("every_package") is True and now.get("every_package") is True:
         was, present = _filled(was, present, was.keys() | present.keys(), "not installed")
@@ -130,14 +130,14 @@ def _filled(
 
 
 def _of(
-    kind: Kind, was: Mapping[Any, Any], now: Mapping[Any, Any], first: tuple[str, ...] = ()
-) -> Iterator[Change]:
+    kind: ChangeKind, was: Mapping[Any, Any], now: Mapping[Any, Any], first: tuple[str, ...] = ()
+) -> Iterator[EnvironmentChange]:
     def order(name: Any) -> tuple[int, str]:
         return (first.index(name) if name in first else len(first), str(name))
 
     for name in sorted(was.keys() & now.keys(), key=order):
         if not _same(was[name], now[name]):
-            yield Change(kind, str(name), _text(was[name]), _text(now[name]))
+            yield EnvironmentChange(kind, str(name), _text(was[name]), _text(now[name]))
 
 
 def _only(values: Mapping[Any, Any], names: tuple[str, ...]) -> dict[Any, Any]:

@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from flor_plugins.records import Run
-from flor_plugins.replayer.verification.causes import Batch, Evidence, causes, relative_difference
+from flor_plugins.replayer.verification.causes import (
+    BatchFingerprints,
+    Evidence,
+    causes,
+    relative_difference,
+)
 from flor_plugins.replayer.verification.comparison import Comparison
-from flor_plugins.replayer.verification.second_replay import Repeat
+from flor_plugins.replayer.verification.second_replay import RepeatedRange
 from flor_plugins.state.environment import environment, variables
 
 
-def likely_causes(run: Run, found: Comparison, repeat: Repeat | None) -> list[str]:
+def likely_causes(run: Run, found: Comparison, repeat: RepeatedRange | None) -> list[str]:
     """One line per cause, most likely first; [] where nothing differs.
 
     Call it in the worker, after the replay.
@@ -24,7 +29,9 @@ def likely_causes(run: Run, found: Comparison, repeat: Repeat | None) -> list[st
         Evidence(
             first=first.position,
             relative=_relative(first.was, first.now),
-            batches=tuple(Batch(*one) for one in found.batches if one[0] <= first.position),
+            batches=tuple(
+                BatchFingerprints(*one) for one in found.batches if one[0] <= first.position
+            ),
             second=None if repeat is None else repeat.second,
             environment=environment(),
             variables=variables(),

@@ -12,11 +12,11 @@ from flor_plugins.records import Level, Phase, Position, Row
 from flor_plugins.replayer.verification.causes import SecondReplay
 from flor_plugins.replayer.verification.comparison import Comparison
 
-Key = tuple[Position, Phase, Level]
+SeenPlace = tuple[Position, Phase, Level]
 
 
 @dataclass(slots=True)
-class Repeat:
+class RepeatedRange:
     """What the first replay of a stretch computed, and how the second one compares.
 
     Two replays in one process can agree by chance only: what they draw outside of the known
@@ -24,7 +24,7 @@ class Repeat:
     """
 
     is_second: bool = False
-    _first: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    _first: dict[SeenPlace, dict[str, Any]] = field(default_factory=dict)
     _comparison: Comparison = field(default_factory=Comparison)
 
     def begin(self) -> None:

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from flor_plugins.replayer.worker_session.host_memory import available_bytes
 from flor_plugins.state import rng
 from flor_plugins.state.loader_seeds import draw_seed, is_equal, is_one_seed, random_state
-from flor_plugins.state.tensor_trees import Uncopied, copied, is_same, nbytes_of
+from flor_plugins.state.tensor_trees import UncopyableBatch, copied, is_same, nbytes_of
 
 CHANGES = 3  # of a data set, after which nothing of it is kept
 SHARE = 0.25  # of the available memory: the most that batches may take
@@ -27,7 +27,7 @@ _PLAIN = (
 )  # whose ways of iterating are known here
 
 
-class Batches:
+class BatchCache:
     """The batches of the loaders that hooks of one pass ask for.
 
     positions: for how many the same may serve.
@@ -35,7 +35,7 @@ class Batches:
 
     def __init__(self, say: Callable[[str], None], positions: int | None = None) -> None:
         self._say, self._positions = say, positions
-        self._kept: list[_Kept] = []
+        self._kept: list[_CachedBatches] = []
         self._count = 0
 
     def begin(self) -> None:
@@ -54,16 +54,16 @@ class Batches:
             return loader
         for one in self._kept:
             if one.loader is loader:
-                return _Shared(one)
-        self._kept.append(_Kept(loader, self._say))
-        return _Shared(self._kept[-1])
+                return _CachedLoader(one)
+        self._kept.append(_CachedBatches(loader, self._say))
+        return _CachedLoader(self._kept[-1])
 
     def forget(self) -> None:
         """Let go of all batches."""
         self._kept = []
 
 
-class _Kept:
+class _CachedBatches:
     """The batches of a loader, as many as were asked for, and what is known of it.
 
     drawn: whether a pass draws a seed when it begins, and whether with its first batch; None
@@ -115,7 +115,7 @@ class _Kept:
             try:
                 self.batches.append(copied(batch))
                 self._nbytes += nbytes_of(batch)
-            except Uncopied as error:
+            except UncopyableBatch as error:
                 self.give_up(str(error))
             if self._nbytes > self._limit:
                 self.give_up(
@@ -143,10 +143,10 @@ class _Kept:
             draw_seed(self.loader)
 
 
-class _Shared:
+class _CachedLoader:
     """Stands for a loader: everything but its batches is the loader's own."""
 
-    def __init__(self, kept: _Kept) -> None:
+    def __init__(self, kept: _CachedBatches) -> None:
         self._kept = kept
 
     @property
@@ -167,18 +167,18 @@ class _Shared:
             kept.begin_pass()
         if not kept.is_on:
             return iter(kept.loader)
-        return _Served(kept) if kept.is_trusted() else _Loaded(kept)
+        return _CachedIterator(kept) if kept.is_trusted() else _CachingIterator(kept)
 
 
-class _Loaded:
+class _CachingIterator:
     """A real pass, watched: what it brings is kept, or compared with what was kept."""
 
-    def __init__(self, kept: _Kept) -> None:
+    def __init__(self, kept: _CachedBatches) -> None:
         self._kept, self._number = kept, 0
-        self._served: _Served | None = None
+        self._served: _CachedIterator | None = None
         self._loader = self._watched(0, lambda: iter(kept.loader))
 
-    def __iter__(self) -> _Loaded:
+    def __iter__(self) -> _CachingIterator:
         return self
 
     def __next__(self) -> Any:
@@ -193,7 +193,7 @@ class _Loaded:
         kept.loaded(number, batch)
         self._number = number + 1
         if kept.is_trusted():
-            self._served = _Served(kept, self._number)
+            self._served = _CachedIterator(kept, self._number)
         return batch
 
     def _watched(self, moment: int, act: Callable[[], Any]) -> Any:
@@ -214,16 +214,16 @@ class _Loaded:
                 kept.begins_with(moment, has_drawn)
 
 
-class _Served:
+class _CachedIterator:
     """A pass over what was kept, from a batch on; what was never loaded is loaded."""
 
-    def __init__(self, kept: _Kept, number: int = 0) -> None:
+    def __init__(self, kept: _CachedBatches, number: int = 0) -> None:
         self._kept, self._batches, self._number = kept, kept.batches, number
         self._loader: Iterator[Any] | None = None
         if number == 0:
             kept.draw_again(0)
 
-    def __iter__(self) -> _Served:
+    def __iter__(self) -> _CachedIterator:
         return self
 
     def __next__(self) -> Any:

@@ -21,7 +21,7 @@ MEMINFO, CGROUPS, OWN_CGROUP = (
 )
 
 
-class Lender:
+class HostMemoryPool:
     """Lends tensors of memory that is allocated once, which saves the page faults of fresh memory.
 
     A piece is lent again only when nobody holds a tensor, view or array of it any more: what
@@ -29,7 +29,7 @@ class Lender:
     written over. Pieces are pinned where CUDA is in use. One thread lends; any may let go."""
 
     def __init__(self) -> None:
-        self._pieces: dict[str, list[_Piece]] = {}
+        self._pieces: dict[str, list[_PooledBlock]] = {}
 
     def lend(
         self, name: str, dtype: torch.dtype, shape: tuple[int, ...], nbytes: int
@@ -41,14 +41,14 @@ class Lender:
         pieces = self._pieces.setdefault(name, [])
         free = next((one for one in pieces if one.is_free and one.memory.nbytes == nbytes), None)
         if free is None:
-            free = _Piece(_allocated(nbytes))
+            free = _PooledBlock(_allocated(nbytes))
             pieces.append(free)
             del pieces[:-KEPT]
         return free.lend().view(dtype).reshape(shape)
 
 
 @dataclass(slots=True)
-class _Piece:
+class _PooledBlock:
     """memory: flat, uint8. lent: the array through which the tensor that was lent last holds it."""
 
     memory: torch.Tensor

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import FlorError
-from flor_plugins.records import Position, Run, Task, Way
-from flor_plugins.replayer.worker_session.host_memory import Lender, available_bytes
+from flor_plugins.records import Position, Run, Strategy, Task
+from flor_plugins.replayer.worker_session.host_memory import HostMemoryPool, available_bytes
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoints import manifest
 from flor_plugins.store.checkpoints.loader import read_tensors
@@ -21,18 +21,18 @@ from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.codec import decode
 
 SHARE = 0.25  # of the available memory: the most that a State read ahead may take
-WAYS: tuple[Way, ...] = ("state", "validate", "train")
+WAYS: tuple[Strategy, ...] = ("state", "validate", "train")
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class StateRequest:
     """The State at a position. only: the sections that are wanted; None means all."""
 
     position: Position
     only: tuple[str, ...] | None = None
 
 
-def order_of(task: Task) -> list[Wanted]:
+def order_of(task: Task) -> list[StateRequest]:
     """The States of a task as an adapter's `drive` asks for them, first to last."""
     found = []
     for one in (one for way in WAYS for one in task.passes if one.way == way):
@@ -40,11 +40,11 @@ def order_of(task: Task) -> list[Wanted]:
             [stretch.start for stretch in one.stretches] if one.way == "train" else one.positions
         )
         only = (ranks.MODEL,) if one.way == "state" else None
-        found += [Wanted(position, only) for position in positions]
+        found += [StateRequest(position, only) for position in positions]
     return found
 
 
-class Prefetch:
+class StatePrefetcher:
     """Hands out States and reads ahead what comes after them in `order`, at most one.
 
     What another thread does is reading, hashing and allocating: all values but tensors are
@@ -52,7 +52,7 @@ class Prefetch:
     State is read when it is asked for."""
 
     def __init__(
-        self, run: Run, rank: int, order: Sequence[Wanted], say: Callable[[str], None]
+        self, run: Run, rank: int, order: Sequence[StateRequest], say: Callable[[str], None]
     ) -> None:
         self._path, self._rank, self._processes, self._order, self._say = (
             run.path,
@@ -61,13 +61,13 @@ class Prefetch:
             order,
             say,
         )
-        self._lender = Lender()
+        self._lender = HostMemoryPool()
         self._next = 0
-        self._ahead: _Reading | None = None
+        self._ahead: _StateReadThread | None = None
         self._held: tuple[Position, dict[str, str]] | None = None
         self._is_on = True
 
-    def load(self, wanted: Wanted) -> dict[str, Any]:
+    def load(self, wanted: StateRequest) -> dict[str, Any]:
         """As `ranks.load_checkpoint`, errors too. Begins nothing."""
         read, self._held = self._taken(wanted), None
         self._next = self._place(wanted) + 1
@@ -100,7 +100,7 @@ class Prefetch:
         self._wait()
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()  # copies out of memory that is about to be filled again
-        self._ahead = _Reading(self._path, wanted, self._lender, SHARE / self._processes)
+        self._ahead = _StateReadThread(self._path, wanted, self._lender, SHARE / self._processes)
         self._ahead.start()
 
     def close(self) -> None:
@@ -115,7 +115,7 @@ class Prefetch:
         if self._ahead is not None:
             self._ahead.join()
 
-    def _taken(self, wanted: Wanted) -> _Read | None:
+    def _taken(self, wanted: StateRequest) -> _ReadState | None:
         """What was read ahead, if it is that.
 
         Waits in any case: two would read at half the speed each.
@@ -134,7 +134,7 @@ class Prefetch:
             )
         return reading.read
 
-    def _place(self, wanted: Wanted) -> int:
+    def _place(self, wanted: StateRequest) -> int:
         """Where in the order it stands: the next such place, or an earlier one; before the
         next one if nowhere.
         """
@@ -145,7 +145,7 @@ class Prefetch:
 
 
 @dataclass(frozen=True, slots=True)
-class _Read:
+class _ReadState:
     """A State before it is put together: tensors by key, and the tree that names them.
     sections: it, if it is.
 
@@ -158,17 +158,19 @@ class _Read:
     hashes: dict[str, str]
 
 
-class _Reading(threading.Thread):
+class _StateReadThread(threading.Thread):
     """Reads one State of the first process.
 
     read: None unless all went well. share: of the available memory.
     """
 
-    def __init__(self, run_path: Path, wanted: Wanted, lender: Lender, share: float) -> None:
+    def __init__(
+        self, run_path: Path, wanted: StateRequest, lender: HostMemoryPool, share: float
+    ) -> None:
         super().__init__(name=f"flor reads {wanted.position} ahead", daemon=True)
         self.wanted, self._share = wanted, share
         self.nbytes = self.limit = 0
-        self.read: _Read | None = None
+        self.read: _ReadState | None = None
         self._folder, self._lender = checkpoints.folder_of(run_path, wanted.position), lender
 
     @property
@@ -181,7 +183,7 @@ class _Reading(threading.Thread):
         ):  # whoever asks for this State reads it again, and hears then what is wrong
             self.read = self._found()
 
-    def _found(self) -> _Read | None:
+    def _found(self) -> _ReadState | None:
         state, only = manifest.read_state(self._folder, self.wanted.position), self.wanted.only
         # The codec names a tensor of several sections in the model if it is there: no other
         # file is needed for it.
@@ -206,7 +208,7 @@ class _Reading(threading.Thread):
         tree = {name: part for name, part in state["tree"].items() if only is None or name in only}
         tensors = read_tensors(self._folder, state, records, into)
         hashes = checkpoints.hashes_of(state, ranks.MODEL)
-        return _Read(tree, tensors, decode(tree, tensors) if _is_plain(tree) else None, hashes)
+        return _ReadState(tree, tensors, decode(tree, tensors) if _is_plain(tree) else None, hashes)
 
 
 def _is_plain(node: Any) -> bool:

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from flor_plugins.records import Grade, Pass, Position, Row
+from flor_plugins.records import Grade, Position, ReplayPass, Row
 from flor_plugins.store.metrics.reserved_names import ASKED
 
 
-def is_asked(one: Pass, position: Position) -> bool:
+def is_asked(one: ReplayPass, position: Position) -> bool:
     """Were values of single updates asked for there?"""
     return one.steps is None or position.step in one.steps or position in one.positions
 

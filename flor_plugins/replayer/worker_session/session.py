@@ -14,17 +14,17 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from flor_plugins.errors import HookError
-from flor_plugins.hooks.dispatch import Hooks
-from flor_plugins.hooks.hook_files import Loaded
+from flor_plugins.hooks.dispatch import HookDispatcher
+from flor_plugins.hooks.hook_files import HookFile
 from flor_plugins.hooks.metric import Context, Metric
-from flor_plugins.records import Pass, Position, Row, Run, Stretch, Task, Way
+from flor_plugins.records import Position, ReplayPass, Row, Run, Strategy, Task, TrainingRange
 from flor_plugins.replayer.planning.recorded_values import history_of
 from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.replayer.verification.comparison import Comparison
 from flor_plugins.replayer.verification.evidence import likely_causes
-from flor_plugins.replayer.verification.second_replay import Repeat
-from flor_plugins.replayer.worker_session.batch_cache import Batches
-from flor_plugins.replayer.worker_session.prefetch import Prefetch, Wanted, order_of
+from flor_plugins.replayer.verification.second_replay import RepeatedRange
+from flor_plugins.replayer.worker_session.batch_cache import BatchCache
+from flor_plugins.replayer.worker_session.prefetch import StatePrefetcher, StateRequest, order_of
 from flor_plugins.replayer.worker_session.rows import is_asked, rows_of
 from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
@@ -36,7 +36,7 @@ from flor_plugins.store.metrics.value_codec import encode_value
 Event = dict[str, Any]
 
 
-class Session:
+class WorkerSession:
     """What an adapter's `drive` works with. places: where the run has been.
 
     rank: which of the processes this is that replay together; each compares with its own part
@@ -49,20 +49,20 @@ class Session:
         run: Run,
         task: Task,
         replay_id: str,
-        loaded: list[Loaded],
+        loaded: list[HookFile],
         tell: Callable[[Event], None],
         *,
         rank: int = 0,
         per_pass: int | None = None,
     ) -> None:
         self.run, self.task, self.loaded = run, task, loaded
-        self.hooks = Hooks((), self._hook_failed)
+        self.hooks = HookDispatcher((), self._hook_failed)
         self.timeline = Timeline(self._emit)
         self.failures = 0
         self._tell = tell
-        self._pass: Pass | None = None
-        self._stretch: Stretch | None = None
-        self._seen: Repeat | None = None
+        self._pass: ReplayPass | None = None
+        self._stretch: TrainingRange | None = None
+        self._seen: RepeatedRange | None = None
         self._has_repeated = False
         self._comparison = Comparison()
         self._rank, self._path = rank, ranks.folder(run.path, rank)
@@ -71,8 +71,8 @@ class Session:
         self._journal = None if rank else Journal(path, self._media)
         rows = read_run(run.path)
         self.places = places_of(run, rows)
-        self._states = Prefetch(run, rank, order_of(task), self._say)
-        self._batches = Batches(self._say, per_pass)
+        self._states = StatePrefetcher(run, rank, order_of(task), self._say)
+        self._batches = BatchCache(self._say, per_pass)
         saved = checkpoints.list_checkpoints(self._path) if rank else self.places.saved.values()
         self._saved = {one.position for one in saved}
         self._hooks = {m.name: m for one in loaded for m in one.metrics}
@@ -85,13 +85,13 @@ class Session:
 
     # ---- what the adapter asks
 
-    def passes(self, way: Way) -> Iterator[Pass]:
+    def passes(self, way: Strategy) -> Iterator[ReplayPass]:
         """The passes of one way; its hooks are in `hooks` while it is being driven."""
         yield from (one for one in self.task.passes if one.way == way)
 
     def state(self, position: Position, *, only: tuple[str, ...] | None = None) -> dict[str, Any]:
         """The State at a position. Raises NoCheckpoint or DamagedCheckpoint."""
-        return self._states.load(Wanted(position, only))
+        return self._states.load(StateRequest(position, only))
 
     def restored(self) -> None:
         """The State at hand is in the trainer, and let go of: from here on the next one is
@@ -112,7 +112,7 @@ class Session:
             replace(context, make_val_dataloader=lambda: self._batches.of(make()))
         )
 
-    def hooks_of(self, one: Pass) -> tuple[Metric, ...]:
+    def hooks_of(self, one: ReplayPass) -> tuple[Metric, ...]:
         """The requested @flor.metric hooks of a pass. Training computes those of every moment."""
         moments = {
             "state": ("epoch",),
@@ -124,7 +124,7 @@ class Session:
         )
 
     @contextmanager
-    def passing(self, one: Pass) -> Iterator[None]:
+    def passing(self, one: ReplayPass) -> Iterator[None]:
         """Everything inside belongs to that pass: its hooks, its seconds, its verdict."""
         started = time.perf_counter()
         self._pass, self._comparison, self._has_repeated = one, Comparison(), False
@@ -149,14 +149,14 @@ class Session:
             }
         )
 
-    def stretches(self, one: Pass) -> Iterator[Stretch]:
+    def stretches(self, one: ReplayPass) -> Iterator[TrainingRange]:
         """What is to be run again, one after the other.
 
         The first that differs comes twice: do two replays agree?
         """
         whole = self._comparison
         for stretch in one.stretches:
-            self._comparison, seen = Comparison(), Repeat()
+            self._comparison, seen = Comparison(), RepeatedRange()
             yield from self._running(stretch, seen)
             found = self._comparison
             differs_at = self._agreed(found.earliest.position if found.earliest else None)
@@ -247,7 +247,7 @@ class Session:
         said = processes.from_first("differs", lambda: None if position is None else str(position))
         return None if said is None else Position.parse(said)
 
-    def _running(self, stretch: Stretch, seen: Repeat) -> Iterator[Stretch]:
+    def _running(self, stretch: TrainingRange, seen: RepeatedRange) -> Iterator[TrainingRange]:
         self.timeline.jump(stretch.start)
         self._stretch, self._seen = stretch, seen
         yield stretch
@@ -279,10 +279,10 @@ class Session:
         for each in rows_of(row, new, self._unsure(one) if is_step else (), self._digest, grade):
             self._journal.append(each)
 
-    def _unsure(self, one: Pass) -> list[str]:
+    def _unsure(self, one: ReplayPass) -> list[str]:
         return [name for name in one.metrics if name not in self._hooks]
 
-    def _looked_for(self, position: Position, one: Pass) -> None:
+    def _looked_for(self, position: Position, one: ReplayPass) -> None:
         level = "epoch" if self.places.ends.get(position.epoch) == position.step else "step"
         row, grade = (
             Row(position, "validation", level, {}, time.time()),
@@ -298,7 +298,7 @@ class Session:
     def _digest(self, name: str) -> str | None:
         return next(iter(self._digests.get(name, ())), None)
 
-    def _is_wanted(self, name: str, row: Row, one: Pass) -> bool:
+    def _is_wanted(self, name: str, row: Row, one: ReplayPass) -> bool:
         if name not in one.metrics:
             return False
         if name not in self._hooks:  # it may be logged in training and in validation

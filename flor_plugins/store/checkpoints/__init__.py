@@ -20,7 +20,12 @@ from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
 from flor_plugins.records import Checkpoint, Position
 from flor_plugins.store.checkpoints import manifest
 from flor_plugins.store.checkpoints.manifest import STATE
-from flor_plugins.store.checkpoints.writer import Draft, Known, Piece, write_folder
+from flor_plugins.store.checkpoints.writer import (
+    CheckpointDraft,
+    KnownTensors,
+    StateTensor,
+    write_folder,
+)
 
 if TYPE_CHECKING:  # listing checkpoints must not load torch
     import torch
@@ -31,7 +36,7 @@ FOLDER = "checkpoints"
 
 
 def save_checkpoint(
-    run_path: Path, position: Position, encoded: Encoded, known: Known | None = None
+    run_path: Path, position: Position, encoded: Encoded, known: KnownTensors | None = None
 ) -> Checkpoint:
     """Write an encoded state as the checkpoint of a run at `position`, whole or not at all.
 
@@ -89,7 +94,7 @@ def list_checkpoints(run_path: Path) -> list[Checkpoint]:
 
 
 def _read_checkpoint(
-    run_path: Path, folder: Path, position: Position, stamp: manifest.Stamp | None
+    run_path: Path, folder: Path, position: Position, stamp: manifest.FileStamp | None
 ) -> Checkpoint:
     return checkpoint_of(run_path, manifest.read_state(folder, position))
 
@@ -113,9 +118,9 @@ def hashes_of(state: Mapping[str, Any], section: str) -> dict[str, str]:
     return {key.removeprefix(prefix): one.hash for key, one in held if key.startswith(prefix)}
 
 
-def known_tensors(run_path: Path) -> Known:
+def known_tensors(run_path: Path) -> KnownTensors:
     """What the checkpoints of a run hold, for a process that goes on writing it."""
-    known: Known = {}
+    known: KnownTensors = {}
     for one in list_checkpoints(run_path):
         state = manifest.read_state(one.path, one.position)
         for key, record in manifest.records(state).items():
@@ -133,15 +138,15 @@ def references(run_path: Path) -> dict[Position, set[Position]]:
     return tombstones.references(run_path)
 
 
-def draft_of(encoded: Encoded, *, is_full: bool = True) -> Draft:
+def draft_of(encoded: Encoded, *, is_full: bool = True) -> CheckpointDraft:
     """What is to be written of an encoded state: its tensors' own memory."""
     from flor_plugins.store.checkpoints.hashes import bytes_of
 
     pieces = [
-        Piece(key, str(one.dtype).removeprefix("torch."), tuple(one.shape), bytes_of(one))
+        StateTensor(key, str(one.dtype).removeprefix("torch."), tuple(one.shape), bytes_of(one))
         for key, one in encoded.tensors.items()
     ]
-    return Draft(encoded.tree, pieces, encoded.lost, is_full)
+    return CheckpointDraft(encoded.tree, pieces, encoded.lost, is_full)
 
 
 def _load(

@@ -32,9 +32,9 @@ from flor_plugins.store.checkpoints.rewriting import (
     put_state,
     sweep,
 )
-from flor_plugins.store.checkpoints.streaming_safetensors import GrowingFile
-from flor_plugins.store.checkpoints.tensor_reader import Reader
-from flor_plugins.store.checkpoints.tensor_references import Chain, Holders
+from flor_plugins.store.checkpoints.streaming_safetensors import StreamingSafetensors
+from flor_plugins.store.checkpoints.tensor_reader import TensorReader
+from flor_plugins.store.checkpoints.tensor_references import DeltaChain, ManifestCache
 from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.files import whole_file
 
@@ -43,10 +43,10 @@ MOST_DELTAS = 4  # between a tensor and what can be read without another
 SMALLEST = 256  # bytes; of less than that nothing is gained
 WORTH = 0.97  # of its bytes: what shrinks less is left as it is, which is faster to read
 
-Pace = Callable[[], None]
+Throttle = Callable[[], None]
 
 
-def cool_run(run_path: Path, *, keep: int = 2, pace: Pace = lambda: None) -> int:
+def cool_run(run_path: Path, *, keep: int = 2, pace: Throttle = lambda: None) -> int:
     """Compress all checkpoints of a run but the newest `keep`, oldest first; returns the bytes
     that it freed.
 
@@ -70,7 +70,7 @@ def base_of(positions: list[Position], number: int) -> Position | None:
 
 
 def cool(
-    run_path: Path, position: Position, base: Position | None = None, pace: Pace = lambda: None
+    run_path: Path, position: Position, base: Position | None = None, pace: Throttle = lambda: None
 ) -> int:
     """Compress a checkpoint; returns the bytes that it freed, 0 if it is compressed already.
 
@@ -85,8 +85,8 @@ def cool(
         if state.get("cold"):
             return 0
         try:
-            with Reader() as reader:
-                new = _Cooler(folder, state, base, reader, pace).rewritten()
+            with TensorReader() as reader:
+                new = _CheckpointCompressor(folder, state, base, reader, pace).rewritten()
             _verify(folder, new, pace)
         except BaseException:
             sweep(folder)
@@ -99,17 +99,17 @@ def _size(state: Mapping[str, Any]) -> int:
     return sum(size for file, size in state["files"].items() if "/" not in file)
 
 
-def _verify(folder: Path, new: Mapping[str, Any], pace: Pace) -> None:
+def _verify(folder: Path, new: Mapping[str, Any], pace: Throttle) -> None:
     """Read all that was rewritten before the old files are given up. Raises DamagedCheckpoint."""
-    holders, memory = Holders(folder, new), _Memory()
-    with Reader() as reader:
+    holders, memory = ManifestCache(folder, new), _TensorBuffer()
+    with TensorReader() as reader:
         for key, record in records(new).items():
             if record.is_own:
                 reader.fetch(holders.chain(key), memory.of(record.nbytes))
                 pace()
 
 
-class _Memory:
+class _TensorBuffer:
     """Room for one tensor after the other."""
 
     def __init__(self) -> None:
@@ -121,7 +121,7 @@ class _Memory:
         return self._room[:nbytes]
 
 
-class _Cooler:
+class _CheckpointCompressor:
     """Writes the packed files of one checkpoint."""
 
     def __init__(
@@ -129,14 +129,14 @@ class _Cooler:
         folder: Path,
         state: Mapping[str, Any],
         base: Position | None,
-        reader: Reader,
-        pace: Pace,
+        reader: TensorReader,
+        pace: Throttle,
     ) -> None:
         self._folder, self._state, self._reader, self._pace = folder, state, reader, pace
-        self._holders = Holders(folder, state)
+        self._holders = ManifestCache(folder, state)
         self._base = None if base is None else folder.parent / str(base)
         self._bases = {} if self._base is None else records(read_holder(self._base, base))
-        self._tensor, self._origin = _Memory(), _Memory()
+        self._tensor, self._origin = _TensorBuffer(), _TensorBuffer()
 
     def rewritten(self) -> dict[str, Any]:
         """Write the files; returns what state.json is to be."""
@@ -163,7 +163,7 @@ class _Cooler:
         Packed ones come first: they leave the others aligned.
         """
         found: dict[str, TensorRecord] = {}
-        with GrowingFile(path, {one.key: one.shape for one in held.values()}) as file:
+        with StreamingSafetensors(path, {one.key: one.shape for one in held.values()}) as file:
             for key, one in held.items():
                 packed = self._pack(file, key, one)
                 if packed is not None:
@@ -176,7 +176,7 @@ class _Cooler:
                 self._pace()
         return found
 
-    def _pack(self, file: GrowingFile, key: str, one: TensorRecord) -> TensorRecord | None:
+    def _pack(self, file: StreamingSafetensors, key: str, one: TensorRecord) -> TensorRecord | None:
         """Add a tensor, packed; None if it is better left as it is."""
         if one.nbytes < SMALLEST:
             return None
@@ -205,7 +205,7 @@ class _Cooler:
             yield piece
             self._pace()
 
-    def _base_chain(self, key: str, one: TensorRecord) -> Chain | None:
+    def _base_chain(self, key: str, one: TensorRecord) -> DeltaChain | None:
         there = self._bases.get(key)
         if there is None or (there.dtype, there.shape) != (one.dtype, one.shape):
             return None

@@ -19,7 +19,7 @@ BLOCK = 4096  # address, length and place of a direct write have to be multiples
 WORTH = 4 * ROOM  # bytes; a small file is better off in the cache
 
 
-class UncachedFile:
+class DirectFile:
     """A new file of about `nbytes`, written from its beginning to its end. A context manager:
     it closes the file.
 
@@ -40,7 +40,7 @@ class UncachedFile:
         self._room = memoryview(mmap.mmap(-1, ROOM)) if self._direct else memoryview(b"")
         self._filled = self._size = 0
 
-    def __enter__(self) -> UncachedFile:
+    def __enter__(self) -> DirectFile:
         return self
 
     def __exit__(

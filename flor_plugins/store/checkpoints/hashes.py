@@ -19,7 +19,7 @@ ALGORITHMS = {"xxh3_128": xxhash.xxh3_128, "sha256": hashlib.sha256}
 PRESENT = "xxh3_128"
 
 
-class Hash:
+class TensorHash:
     """A hash that is fed piece by piece; `str` gives what state.json holds."""
 
     def __init__(self, algorithm: str = PRESENT) -> None:

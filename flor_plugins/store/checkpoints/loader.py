@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from flor_plugins.store.checkpoints.hashes import bytes_of
 from flor_plugins.store.checkpoints.manifest import TensorRecord, read_state, records
-from flor_plugins.store.checkpoints.tensor_reader import Gone, Reader
-from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.tensor_reader import MissingTensorFile, TensorReader
+from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 
 if TYPE_CHECKING:
     import torch
@@ -29,14 +29,14 @@ def read_tensors(
     and handed out, which saves the page faults of fresh memory. Raises DamagedCheckpoint,
     naming the file; then some of `into` may be filled."""
     while True:
-        holders = Holders(folder, state)
+        holders = ManifestCache(folder, state)
         try:
             return _read(holders, records(state), keys, into or {})
-        except Gone:
+        except MissingTensorFile:
             # A checkpoint may be compressed at any time: what state.json named a moment ago is
             # elsewhere now.
             state = read_state(folder)
-            now = Holders(folder, state)
+            now = ManifestCache(folder, state)
             for key in records(state).keys() & set(keys):
                 now.chain(key)
             if now.versions == holders.versions:
@@ -44,13 +44,13 @@ def read_tensors(
 
 
 def _read(
-    holders: Holders,
+    holders: ManifestCache,
     held: Mapping[str, TensorRecord],
     keys: Collection[str],
     into: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
     chains = {key: holders.chain(key) for key in held if key in keys}
-    with Reader() as reader:
+    with TensorReader() as reader:
         reader.open(chains.values())  # before any memory is taken
         loaded = {key: place_for(held[key], into.get(key)) for key in chains}
         # an empty tensor has no bytes; its record is checked all the same

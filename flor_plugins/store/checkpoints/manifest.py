@@ -30,7 +30,7 @@ WHAT_TO_DO = (
 # a file of this checkpoint or of another one of the same run, and nowhere else
 FILE = re.compile(r"(\.\./epoch=\d+,step=\d+/)?[A-Za-z0-9_][A-Za-z0-9_.-]*\.safetensors")
 
-Stamp = tuple[int, int, int, int]
+FileStamp = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def own_hash(state: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 
-def stamp_of(folder: Path) -> Stamp | None:
+def stamp_of(folder: Path) -> FileStamp | None:
     """What is another one whenever state.json is written; None where it is too young, or not
     there, to tell.
     """

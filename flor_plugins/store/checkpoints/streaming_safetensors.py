@@ -15,7 +15,7 @@ from typing import Any
 LONGEST = 10**15  # no offset in a file has more digits
 
 
-class GrowingFile:
+class StreamingSafetensors:
     """Tensors are added one after the other; the header before them is written last, in the
     place kept for it.
 
@@ -34,7 +34,7 @@ class GrowingFile:
         self._handle = os.open(path, os.O_WRONLY)
         os.lseek(self._handle, 8 + self._room, os.SEEK_SET)
 
-    def __enter__(self) -> GrowingFile:
+    def __enter__(self) -> StreamingSafetensors:
         return self
 
     def __exit__(

@@ -15,9 +15,9 @@ from types import TracebackType
 from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint
-from flor_plugins.store.checkpoints.hashes import ALGORITHMS, Hash
+from flor_plugins.store.checkpoints.hashes import ALGORITHMS, TensorHash
 from flor_plugins.store.checkpoints.manifest import WHAT_TO_DO, TensorRecord
-from flor_plugins.store.checkpoints.tensor_references import Chain, Link
+from flor_plugins.store.checkpoints.tensor_references import DeltaChain, TensorReference
 from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.machine import processors
 
@@ -30,7 +30,7 @@ _DTYPES = {code: name for name, (code, _) in DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TensorLocation:
     """Where a tensor lies in an open file, from `begin` to `end`, and as what; dtype: as
     safetensors calls it.
     """
@@ -46,19 +46,19 @@ class Entry:
         return self.end - self.begin
 
 
-class Gone(DamagedCheckpoint):
+class MissingTensorFile(DamagedCheckpoint):
     """A file is not there that a state.json names; unless the checkpoint was rewritten
     meanwhile, it is damaged.
     """
 
 
-class Reader:
+class TensorReader:
     """Reads tensors; each file is opened once. A context manager: it closes them."""
 
     def __init__(self) -> None:
         self._files: dict[Path, tuple[int, int, dict[str, Any]]] = {}
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> TensorReader:
         return self
 
     def __exit__(
@@ -70,7 +70,7 @@ class Reader:
         while self._files:
             os.close(self._files.popitem()[1][0])
 
-    def open(self, chains: Iterable[Chain]) -> None:
+    def open(self, chains: Iterable[DeltaChain]) -> None:
         """Open all files of some tensors first: it is quick, and spares reading gigabytes in
         vain.
         """
@@ -78,7 +78,7 @@ class Reader:
             if link.path not in self._files:
                 self._files[link.path] = _opened(link)
 
-    def fetch_all(self, wanted: Collection[tuple[Chain, memoryview]]) -> None:
+    def fetch_all(self, wanted: Collection[tuple[DeltaChain, memoryview]]) -> None:
         """Fill the memory of many tensors; as `fetch`.
 
         On as many threads as it pays for, at most MOST_THREADS.
@@ -101,7 +101,7 @@ class Reader:
                 for job in jobs:
                     job.cancel()
 
-    def fetch(self, chain: Chain, memory: memoryview) -> None:
+    def fetch(self, chain: DeltaChain, memory: memoryview) -> None:
         """Fill `memory` with a tensor.
 
         Raises DamagedCheckpoint, naming the file; then it may be filled in part.
@@ -114,14 +114,14 @@ class Reader:
         if found != last.record.hash:
             raise _altered(self._culprit(chain, memory), "other bytes")
 
-    def _culprit(self, chain: Chain, memory: memoryview) -> Link:
+    def _culprit(self, chain: DeltaChain, memory: memoryview) -> TensorReference:
         """The first link of a chain that is not what was written."""
         for end in range(1, len(chain)):
             if str(self._read_packed(chain[:end], memory)) != chain[end - 1].record.hash:
                 return chain[end - 1]
         return chain[-1]
 
-    def _read(self, link: Link, memory: memoryview) -> Hash:
+    def _read(self, link: TensorReference, memory: memoryview) -> TensorHash:
         handle, offset = self._place(link, link.record.dtype, link.record.shape, link.record.nbytes)
         hashing = _hash(link)
         for start in range(0, len(memory), PART):
@@ -130,7 +130,7 @@ class Reader:
             hashing.update(part)
         return hashing
 
-    def _read_packed(self, chain: Chain, memory: memoryview) -> Hash:
+    def _read_packed(self, chain: DeltaChain, memory: memoryview) -> TensorHash:
         from flor_plugins.store.checkpoints.delta_packing import CHUNK
 
         hashing = _hash(chain[-1])
@@ -144,7 +144,7 @@ class Reader:
             hashing.update(part)
         return hashing
 
-    def _spans(self, link: Link) -> tuple[int, list[tuple[int, int]]]:
+    def _spans(self, link: TensorReference) -> tuple[int, list[tuple[int, int]]]:
         """The handle of a link's file and where in it the chunks begin and end."""
         from flor_plugins.store.checkpoints.delta_packing import ALIGNED, CHUNK, chunks, tail
 
@@ -169,14 +169,14 @@ class Reader:
         return entry.handle, spans
 
     def _place(
-        self, link: Link, dtype: str, shape: tuple[int, ...], nbytes: int
+        self, link: TensorReference, dtype: str, shape: tuple[int, ...], nbytes: int
     ) -> tuple[int, int]:
         entry = self.entry(link)
         if (_DTYPES.get(entry.dtype), entry.shape, entry.nbytes) != (dtype, shape, nbytes):
             raise _altered(link, f"{entry.dtype} {list(entry.shape)}")
         return entry.handle, entry.begin
 
-    def entry(self, link: Link) -> Entry:
+    def entry(self, link: TensorReference) -> TensorLocation:
         """What the header of its file says of a tensor. Raises DamagedCheckpoint."""
         self.open([(link,)])
         handle, begin, header = self._files[link.path]
@@ -187,26 +187,30 @@ class Reader:
             start, end = found["data_offsets"]
             if not 0 <= start <= end <= link.size - begin:
                 raise ValueError(f"its tensor {link.record.key!r} is said to lie at {start}:{end}")
-            return Entry(handle, begin + start, begin + end, found["dtype"], tuple(found["shape"]))
+            return TensorLocation(
+                handle, begin + start, begin + end, found["dtype"], tuple(found["shape"])
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise _unreadable(link.path, error) from error
 
 
-def _cost(chain: Chain) -> int:
+def _cost(chain: DeltaChain) -> int:
     return PACKED_COST * len(chain) if _is_packed(chain) else 1
 
 
-def _is_packed(chain: Chain) -> bool:
+def _is_packed(chain: DeltaChain) -> bool:
     return chain[-1].record.packing is not None
 
 
-def _opened(link: Link) -> tuple[int, int, dict[str, Any]]:
+def _opened(link: TensorReference) -> tuple[int, int, dict[str, Any]]:
     """The handle of a safetensors file, where its tensors begin, and its header."""
     path = link.path
     try:
         handle = os.open(path, os.O_RDONLY)
     except FileNotFoundError as error:
-        raise Gone(f"{path} is missing, and its checkpoint needs it. {WHAT_TO_DO}") from error
+        raise MissingTensorFile(
+            f"{path} is missing, and its checkpoint needs it. {WHAT_TO_DO}"
+        ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
     try:
@@ -230,7 +234,7 @@ def _opened(link: Link) -> tuple[int, int, dict[str, Any]]:
 
 
 def _unpack(
-    link: Link, handle: int, span: tuple[int, int], room: memoryview, part: memoryview
+    link: TensorReference, handle: int, span: tuple[int, int], room: memoryview, part: memoryview
 ) -> None:
     """One chunk of a link; `part` holds that of the link before. room: for what is packed."""
     from flor_plugins.store.checkpoints.delta_packing import unpack_chunk, width_of
@@ -246,14 +250,14 @@ def _unpack(
         raise _altered(link, str(error)) from error
 
 
-def _hash(link: Link) -> Hash:
+def _hash(link: TensorReference) -> TensorHash:
     algorithm = link.record.hash.partition(":")[0]
     if algorithm not in ALGORITHMS:
         raise _altered(link, "an unknown hash")
-    return Hash(algorithm)
+    return TensorHash(algorithm)
 
 
-def _read_into(link: Link, handle: int, memory: memoryview, offset: int) -> None:
+def _read_into(link: TensorReference, handle: int, memory: memoryview, offset: int) -> None:
     try:
         while memory:
             count = os.preadv(handle, [memory], offset)
@@ -268,7 +272,7 @@ def _unreadable(path: Path, error: Exception) -> DamagedCheckpoint:
     return DamagedCheckpoint(f"{path} can't be read as safetensors: {error}. {WHAT_TO_DO}")
 
 
-def _altered(link: Link, found: str) -> DamagedCheckpoint:
+def _altered(link: TensorReference, found: str) -> DamagedCheckpoint:
     one: TensorRecord = link.record
     return DamagedCheckpoint(
         f"{link.path} was altered: its tensor {one.key!r} ({found}) is not the "

@@ -25,7 +25,7 @@ from flor_plugins.store.checkpoints.manifest import (
 
 
 @dataclass(frozen=True, slots=True)
-class Link:
+class TensorReference:
     """One tensor in one file: as it is, packed, or packed as a delta to the link before it.
 
     key: its name in the state.json of its checkpoint. size: bytes of the file, as that
@@ -45,12 +45,12 @@ class Link:
         return Position.parse(self.folder.name), self.key
 
 
-Chain = tuple[
-    Link, ...
+DeltaChain = tuple[
+    TensorReference, ...
 ]  # what is read first to what is asked for; one link unless there are deltas
 
 
-class Holders:
+class ManifestCache:
     """The checkpoints of a run, each state.json read once, as they are found while one is read."""
 
     def __init__(self, folder: Path, state: Mapping[str, Any]) -> None:
@@ -64,7 +64,7 @@ class Holders:
         """What tells whether any of those that were read has changed since."""
         return {name: state["sha256"] for name, state in self._states.items()}
 
-    def chain(self, key: str, folder: Path | None = None) -> Chain:
+    def chain(self, key: str, folder: Path | None = None) -> DeltaChain:
         """Where a tensor is. folder: its checkpoint (default: the first one).
 
         Raises DamagedCheckpoint, naming what is needed for it and not there.
@@ -79,7 +79,7 @@ class Holders:
             self._records[name] = records(self._states[name])
         return self._records[name]
 
-    def _chain(self, folder: Path, key: str, seen: tuple[tuple[str, str], ...]) -> Chain:
+    def _chain(self, folder: Path, key: str, seen: tuple[tuple[str, str], ...]) -> DeltaChain:
         if (folder.name, key) in seen:
             raise self._damaged(folder, f"needs {key!r} to make {key!r}")
         seen = (*seen, (folder.name, key))
@@ -93,7 +93,7 @@ class Holders:
         if not record.is_own:
             owner = self._other(folder, record.file)
             return self._chain(owner, self._same(owner, record), seen)
-        link = Link(folder, key, self._states[folder.name]["files"][record.file], record)
+        link = TensorReference(folder, key, self._states[folder.name]["files"][record.file], record)
         if record.base is None:
             return (link,)
         owner, base = self._base(folder, record.base)

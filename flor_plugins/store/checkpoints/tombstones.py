@@ -27,15 +27,15 @@ from flor_plugins.store.checkpoints.rewriting import (
     put_state,
     sweep,
 )
-from flor_plugins.store.checkpoints.streaming_safetensors import GrowingFile
-from flor_plugins.store.checkpoints.tensor_reader import Reader
-from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.streaming_safetensors import StreamingSafetensors
+from flor_plugins.store.checkpoints.tensor_reader import TensorReader
+from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 from flor_plugins.store.files import whole_file
 
 WORTH = 0.9  # of a file: if less of it is kept, it is written again without the rest
 PART = 1 << 20  # bytes
 
-Tensor = tuple[Position, str]
+TensorKey = tuple[Position, str]
 
 
 def needed_tensors(
@@ -67,12 +67,12 @@ def references(run_path: Path) -> dict[Position, set[Position]]:
     return found
 
 
-def _needs(run_path: Path) -> Iterator[tuple[Position, Tensor]]:
+def _needs(run_path: Path) -> Iterator[tuple[Position, TensorKey]]:
     """All pairs of a checkpoint and a tensor that it is read from, its own included."""
     listed = list_checkpoints(run_path)
     if not listed:
         return
-    holders = Holders(listed[0].path, read_state(listed[0].path, listed[0].position))
+    holders = ManifestCache(listed[0].path, read_state(listed[0].path, listed[0].position))
     for one in listed:
         for key in holders.records(one.path):
             try:
@@ -140,14 +140,14 @@ def _without_the_rest(
     smaller one that is written.
     """
     name = free_name(file.partition(".")[0], "shell", {*state["files"], *made})
-    holders = Holders(folder, state)
-    with Reader() as reader:
+    holders = ManifestCache(folder, state)
+    with TensorReader() as reader:
         entries = {key: reader.entry(holders.chain(key)[-1]) for key in ones}
         if sum(entry.nbytes for entry in entries.values()) >= WORTH * state["files"][file]:
             return file
         with (
             whole_file(folder / name) as scratch,
-            GrowingFile(
+            StreamingSafetensors(
                 scratch, {one.key: entries[key].shape for key, one in ones.items()}
             ) as grown,
         ):

@@ -20,8 +20,8 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Position
-from flor_plugins.store.checkpoints.direct_io import UncachedFile
-from flor_plugins.store.checkpoints.hashes import Hash
+from flor_plugins.store.checkpoints.direct_io import DirectFile
+from flor_plugins.store.checkpoints.hashes import TensorHash
 from flor_plugins.store.checkpoints.manifest import FORMAT, SHELL, STATE, TensorRecord, own_hash
 from flor_plugins.store.files import whole_folder, write_json
 
@@ -30,7 +30,7 @@ REMEMBERED = 8  # states; a training writes thousands, and most of their tensors
 
 # (key, hash, dtype, shape) of a tensor that is on disk -> (folder of the checkpoint, file, key
 # in it)
-Known = MutableMapping[tuple[str, str, str, tuple[int, ...]], tuple[str, str, str]]
+KnownTensors = MutableMapping[tuple[str, str, str, tuple[int, ...]], tuple[str, str, str]]
 
 # What safetensors calls the dtypes of torch (safetensors/src/tensor.rs), and their bytes.
 DTYPES = {
@@ -44,7 +44,7 @@ DTYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class StateTensor:
     """A tensor of a State, in memory.
 
     key: "<section>/<name>". dtype: one of DTYPES. memory: its bytes, row-major; None where
@@ -65,14 +65,14 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class CheckpointDraft:
     """What a checkpoint is to hold.
 
     lost: what could not be encoded. is_full: training can go on from it exactly.
     """
 
     tree: dict[str, Any]
-    pieces: Sequence[Piece]
+    pieces: Sequence[StateTensor]
     lost: tuple[str, ...] = ()
     is_full: bool = True
 
@@ -80,8 +80,8 @@ class Draft:
 def write_folder(
     folder: Path,
     position: Position,
-    draft: Draft,
-    known: Known | None = None,
+    draft: CheckpointDraft,
+    known: KnownTensors | None = None,
     pace: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Write a checkpoint, whole or not at all; returns what state.json holds.
@@ -108,7 +108,7 @@ def write_folder(
     return state
 
 
-def _remember(known: Known, records: Mapping[str, TensorRecord], folder: Path) -> None:
+def _remember(known: KnownTensors, records: Mapping[str, TensorRecord], folder: Path) -> None:
     """What is on the disk now; of what has not been seen for long, nothing."""
     for key, one in records.items():
         place, _, file = one.file.removeprefix("../").rpartition("/")
@@ -121,12 +121,16 @@ def _remember(known: Known, records: Mapping[str, TensorRecord], folder: Path) -
 
 
 def _write_files(
-    scratch: Path, folder: Path, pieces: Sequence[Piece], known: Known, pace: Callable[[], None]
+    scratch: Path,
+    folder: Path,
+    pieces: Sequence[StateTensor],
+    known: KnownTensors,
+    pace: Callable[[], None],
 ) -> dict[str, TensorRecord]:
     """One file per section with what is new; the records of all pieces, in their order."""
-    places, restless = _Places(folder, known), _restless(known)
+    places, restless = _TensorPlacement(folder, known), _restless(known)
     found: dict[str, TensorRecord] = {}
-    sections: dict[str, list[Piece]] = {}
+    sections: dict[str, list[StateTensor]] = {}
     for piece in pieces:
         if piece.memory is None:
             found[piece.key] = places.unchanged(piece)
@@ -146,7 +150,7 @@ def _write_files(
     return {piece.key: found[piece.key] for piece in pieces}
 
 
-def _restless(known: Known) -> set[str]:
+def _restless(known: KnownTensors) -> set[str]:
     """The keys of the tensors that were new in the last checkpoint, and not in that one alone."""
     newest = {identity[0]: place for identity, (place, _, _) in known.items()}
     count = Counter(identity[0] for identity in known)
@@ -154,25 +158,27 @@ def _restless(known: Known) -> set[str]:
     return {key for key, place in newest.items() if place == last and count[key] > 2}
 
 
-def _hash(piece: Piece, pace: Callable[[], None]) -> str:
+def _hash(piece: StateTensor, pace: Callable[[], None]) -> str:
     assert piece.memory is not None
-    hashing = Hash()
+    hashing = TensorHash()
     for start in range(0, piece.nbytes, CHUNK):
         hashing.update(piece.memory[start : start + CHUNK])
         pace()
     return str(hashing)
 
 
-def _write_file(path: Path, pieces: Iterable[Piece], pace: Callable[[], None]) -> dict[str, str]:
+def _write_file(
+    path: Path, pieces: Iterable[StateTensor], pace: Callable[[], None]
+) -> dict[str, str]:
     """Returns the hash of each, taken while its bytes are in the processor's cache."""
     # wide dtypes first, so that every tensor is aligned to its items
     ordered = sorted(pieces, key=lambda piece: (-DTYPES[piece.dtype][1], piece.key))
     hashes = {}
-    with UncachedFile(path, sum(piece.nbytes for piece in ordered)) as file:
+    with DirectFile(path, sum(piece.nbytes for piece in ordered)) as file:
         file.write(memoryview(_header(ordered)))
         for piece in ordered:
             assert piece.memory is not None
-            hashing = Hash()
+            hashing = TensorHash()
             for start in range(0, piece.nbytes, CHUNK):
                 part = piece.memory[start : start + CHUNK]
                 hashing.update(part)
@@ -182,7 +188,7 @@ def _write_file(path: Path, pieces: Iterable[Piece], pace: Callable[[], None]) -
     return hashes
 
 
-def _header(pieces: Sequence[Piece]) -> bytes:
+def _header(pieces: Sequence[StateTensor]) -> bytes:
     header, end = {}, 0
     for piece in pieces:
         name, start = piece.key.partition("/")[2], end
@@ -197,22 +203,22 @@ def _header(pieces: Sequence[Piece]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-class _Places:
+class _TensorPlacement:
     """Where a tensor will be found: in this checkpoint, or in an earlier one that still is
     there.
     """
 
-    def __init__(self, folder: Path, known: Known) -> None:
+    def __init__(self, folder: Path, known: KnownTensors) -> None:
         self._folder, self._known = folder, known
         self._there: dict[str, bool] = {}
 
-    def here(self, piece: Piece, hash: str) -> TensorRecord:
+    def here(self, piece: StateTensor, hash: str) -> TensorRecord:
         section, _, name = piece.key.partition("/")
         return TensorRecord(
             f"{section}.safetensors", name, piece.dtype, piece.shape, piece.nbytes, hash
         )
 
-    def find(self, piece: Piece, hash: str) -> TensorRecord:
+    def find(self, piece: StateTensor, hash: str) -> TensorRecord:
         one = self.here(piece, hash)
         earlier = self._known.get(one.identity(piece.key))
         if earlier is None or earlier[0] == self._folder.name or not self._is_there(earlier[0]):
@@ -220,7 +226,7 @@ class _Places:
         place, file, name = earlier
         return one.at(f"../{place}/{file}", name)
 
-    def unchanged(self, piece: Piece) -> TensorRecord:
+    def unchanged(self, piece: StateTensor) -> TensorRecord:
         assert piece.hash is not None
         record = self.find(piece, piece.hash)
         if "/" not in record.file:
@@ -239,7 +245,11 @@ class _Places:
 
 
 def _state(
-    position: Position, draft: Draft, records: dict[str, TensorRecord], scratch: Path, parent: Path
+    position: Position,
+    draft: CheckpointDraft,
+    records: dict[str, TensorRecord],
+    scratch: Path,
+    parent: Path,
 ) -> dict[str, Any]:
     files = sorted({one.file for one in records.values()})
     own = {file: (scratch / file).stat().st_size for file in files if "/" not in file}

@@ -8,14 +8,14 @@ does it, `holds` says what must stay."""
 
 from __future__ import annotations
 
-from flor_plugins.store.gc.gc import Collection, Share, Summary, collect, plan_collection
+from flor_plugins.store.gc.gc import CheckpointTotals, GcPlan, RunShare, collect, plan_collection
 from flor_plugins.store.gc.pins_and_holds import is_pinned, pin, unpin
 from flor_plugins.store.gc.thinning import thin
 
 __all__ = [
-    "Collection",
-    "Share",
-    "Summary",
+    "CheckpointTotals",
+    "GcPlan",
+    "RunShare",
     "collect",
     "is_pinned",
     "pin",

@@ -9,18 +9,18 @@ from collections.abc import Collection, Iterable
 from flor_plugins.records import Checkpoint, Position, Run
 from flor_plugins.store import ranks
 from flor_plugins.store.gc.disk_usage import parts_of, read_shelf
-from flor_plugins.store.gc.eviction import Standing
-from flor_plugins.store.gc.replay_cost import Course
+from flor_plugins.store.gc.eviction import EvictionCandidate
+from flor_plugins.store.gc.replay_cost import RunCourse
 from flor_plugins.store.metrics.journal import read_run
 
 
-def standing_of(run: Run, held: Collection[Position] = ()) -> Standing:
+def standing_of(run: Run, held: Collection[Position] = ()) -> EvictionCandidate:
     """Read what a run has on disk. held: positions that stay besides those that always do."""
     (shelf, listed), *others = map(read_shelf, parts_of(run.path))
     shelves = [shelf, *(one for one, _ in others)]
     whole = ranks.list_checkpoints(run) if others else listed
     fixed = ends_of(whole) | set(held)
-    return Standing(
+    return EvictionCandidate(
         run.run_id, course_of(run, listed), shelves, fixed, not why_not_trained_again(run, listed)
     )
 
@@ -35,7 +35,7 @@ def ends_of(listed: Iterable[Checkpoint]) -> set[Position]:
     return {one.position for group in groups if group for one in (group[0], group[-1])}
 
 
-def course_of(run: Run, listed: Iterable[Checkpoint]) -> Course:
+def course_of(run: Run, listed: Iterable[Checkpoint]) -> RunCourse:
     """How a run went, by all that was recorded of it."""
     reached = [one.position for one in listed] + ([run.position] if run.position else [])
     rows = (row for writer, row in read_run(run.path, ()) if writer.startswith("record"))
@@ -45,7 +45,7 @@ def course_of(run: Run, listed: Iterable[Checkpoint]) -> Course:
         # The first position of an epoch count is the update that completed the epoch before.
         ends[position.epoch] = min(position.step, ends.get(position.epoch, position.step))
     last = max(reached, default=Position(0, 0))
-    return Course({**ends, 0: 0}, last, run.timing.epoch_s or 1.0)
+    return RunCourse({**ends, 0: 0}, last, run.timing.epoch_s or 1.0)
 
 
 def why_not_trained_again(run: Run, listed: Iterable[Checkpoint]) -> str:

@@ -9,13 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flor_plugins.records import Position
-from flor_plugins.store.gc.replay_cost import Form
+from flor_plugins.store.gc.replay_cost import CheckpointForm
 
-Tensor = tuple[Position, str]  # of which checkpoint, and its "<section>/<name>" there
+TensorKey = tuple[Position, str]  # of which checkpoint, and its "<section>/<name>" there
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class CheckpointContent:
     """What the folder of one checkpoint holds.
 
     rest: bytes of all but what only its optimizer section needs; optimizer: of that. tensors:
@@ -28,21 +28,25 @@ class Content:
     tensors: Mapping[str, int] = field(default_factory=dict)
     of_optimizer: frozenset[str] = frozenset()
     frame: int = 0
-    uses: frozenset[Tensor] = frozenset()
-    optimizer_uses: frozenset[Tensor] = frozenset()
+    uses: frozenset[TensorKey] = frozenset()
+    optimizer_uses: frozenset[TensorKey] = frozenset()
 
 
-class Shelf:
+class CheckpointSizes:
     """The checkpoints of one process of a run as they would be if some were given up.
 
     forms: what is there of each now; one that is "gone" keeps what others refer to.
     """
 
     def __init__(
-        self, contents: Mapping[Position, Content], forms: Mapping[Position, Form]
+        self,
+        contents: Mapping[Position, CheckpointContent],
+        forms: Mapping[Position, CheckpointForm],
     ) -> None:
         self.contents = dict(contents)
-        self.forms: dict[Position, Form] = {one: forms.get(one, "gone") for one in contents}
+        self.forms: dict[Position, CheckpointForm] = {
+            one: forms.get(one, "gone") for one in contents
+        }
         self._refers: dict[Position, Counter[str]] = {}
         for position, form in self.forms.items():
             self._count(self._used(position, form), 1)
@@ -76,7 +80,7 @@ class Shelf:
         used = self._refers.get(position, Counter())
         return {key for key, users in used.items() if users}
 
-    def freed(self, position: Position, form: Form) -> int:
+    def freed(self, position: Position, form: CheckpointForm) -> int:
         """How many bytes less there would be if a checkpoint had another form."""
         if position not in self.forms:
             return 0
@@ -92,7 +96,7 @@ class Shelf:
         self.put(position, before)
         return now - then
 
-    def put(self, position: Position, form: Form) -> None:
+    def put(self, position: Position, form: CheckpointForm) -> None:
         """From now on the checkpoint has this form."""
         if position in self.forms:
             self._count(self._used(position, self.forms[position]), -1)
@@ -107,12 +111,12 @@ class Shelf:
             else set()
         )
 
-    def _used(self, position: Position, form: Form) -> frozenset[Tensor]:
+    def _used(self, position: Position, form: CheckpointForm) -> frozenset[TensorKey]:
         content = self.contents[position]
         if form == "gone":
             return frozenset()
         return content.uses | content.optimizer_uses if form == "full" else content.uses
 
-    def _count(self, tensors: frozenset[Tensor], by: int) -> None:
+    def _count(self, tensors: frozenset[TensorKey], by: int) -> None:
         for owner, key in tensors:
             self._refers.setdefault(owner, Counter())[key] += by

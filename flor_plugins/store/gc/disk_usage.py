@@ -16,11 +16,11 @@ from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.records import Checkpoint, Position
 from flor_plugins.store.checkpoints import FOLDER, checkpoint_of, folder_of, keys_of, manifest
 from flor_plugins.store.checkpoints.rewriting import alone, no_disk_error, put_state
-from flor_plugins.store.checkpoints.tensor_references import Holders
+from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 from flor_plugins.store.checkpoints.tombstones import hollow
 from flor_plugins.store.files import sync
-from flor_plugins.store.gc.checkpoint_sizes import Content, Shelf, Tensor
-from flor_plugins.store.gc.replay_cost import Form
+from flor_plugins.store.gc.checkpoint_sizes import CheckpointContent, CheckpointSizes, TensorKey
+from flor_plugins.store.gc.replay_cost import CheckpointForm
 
 OPTIMIZER = "optimizer"
 GIVEN_UP = "optimizer: given up to free space"
@@ -34,7 +34,7 @@ def parts_of(run_path: Path) -> list[Path]:
     return [run_path, *sorted(others, key=lambda one: int(one.name))]
 
 
-class _Run(Holders):
+class _RunFolder(ManifestCache):
     """The checkpoints and shells of a folder, each state.json read once."""
 
     def __init__(self, run_path: Path) -> None:
@@ -56,23 +56,23 @@ class _Run(Holders):
                 self.listed.append(checkpoint_of(run_path, state))
 
 
-def read_shelf(run_path: Path) -> tuple[Shelf, list[Checkpoint]]:
+def read_shelf(run_path: Path) -> tuple[CheckpointSizes, list[Checkpoint]]:
     """What the checkpoints of a process hold, and those that can be loaded, by position.
 
     One that can't be read is passed over with a warning.
     """
-    run = _Run(run_path)
-    forms: dict[Position, Form] = {
+    run = _RunFolder(run_path)
+    forms: dict[Position, CheckpointForm] = {
         one.position: "full" if one.can_train else "weights" for one in run.listed
     }
     contents = {
         position: _content(folder_of(run_path, position), state, run)
         for position, state in sorted(run.states.items())
     }
-    return Shelf(contents, forms), sorted(run.listed, key=lambda one: one.position)
+    return CheckpointSizes(contents, forms), sorted(run.listed, key=lambda one: one.position)
 
 
-def _content(folder: Path, state: Mapping[str, Any], holders: Holders) -> Content:
+def _content(folder: Path, state: Mapping[str, Any], holders: ManifestCache) -> CheckpointContent:
     rest = keys_of({name: part for name, part in state["tree"].items() if name != OPTIMIZER})
     own: dict[str, dict[str, int]] = {}
     for key, one in holders.records(folder).items():
@@ -81,7 +81,7 @@ def _content(folder: Path, state: Mapping[str, Any], holders: Holders) -> Conten
     only_optimizer = {file for file, ones in own.items() if not rest & ones.keys()}
     sizes = {file: _size(folder / file) for file in own}
     described = _size(folder / manifest.STATE) or _size(folder / manifest.SHELL)
-    return Content(
+    return CheckpointContent(
         rest=described + sum(size for file, size in sizes.items() if file not in only_optimizer),
         optimizer=sum(sizes[file] for file in only_optimizer),
         tensors={
@@ -101,7 +101,7 @@ def _shares(ones: Mapping[str, int], size: int) -> Iterator[tuple[str, int]]:
     return ((key, -(-size * nbytes // whole)) for key, nbytes in ones.items())
 
 
-def _uses(folder: Path, keys: Collection[str], holders: Holders) -> frozenset[Tensor]:
+def _uses(folder: Path, keys: Collection[str], holders: ManifestCache) -> frozenset[TensorKey]:
     """The tensors of other checkpoints that some of this one are read from."""
     found, held = set(), holders.records(folder)
     for key in keys:
@@ -126,8 +126,8 @@ def _size(path: Path) -> int:
 
 
 def reduce(
-    run_path: Path, shelf: Shelf, was: Mapping[Position, Form]
-) -> Iterator[tuple[Position, Form]]:
+    run_path: Path, shelf: CheckpointSizes, was: Mapping[Position, CheckpointForm]
+) -> Iterator[tuple[Position, CheckpointForm]]:
     """Make a process' checkpoints what `shelf` says; `was`: what they are.
 
     Yields each with its new form before it is changed: who stops there leaves it, and all that
@@ -143,7 +143,9 @@ def reduce(
             drop_optimizer(run_path, position, kept)
 
 
-def _users_first(shelf: Shelf, was: Mapping[Position, Form]) -> Iterable[Position]:
+def _users_first(
+    shelf: CheckpointSizes, was: Mapping[Position, CheckpointForm]
+) -> Iterable[Position]:
     order: TopologicalSorter[Position] = TopologicalSorter()
     now = dict(shelf.forms)
     for position in sorted(now, reverse=True):

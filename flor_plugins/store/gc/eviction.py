@@ -11,14 +11,19 @@ from itertools import count
 from math import inf
 
 from flor_plugins.records import Position
-from flor_plugins.store.gc.checkpoint_sizes import Shelf
-from flor_plugins.store.gc.replay_cost import Answers, Course, Form, Questions
+from flor_plugins.store.gc.checkpoint_sizes import CheckpointSizes
+from flor_plugins.store.gc.replay_cost import (
+    CheckpointForm,
+    QuestionCosts,
+    ReachableEpochs,
+    RunCourse,
+)
 
 # What was agreed to at most: (run_id, position) to the least that is left there.
-Limits = Mapping[tuple[str, Position], Form]
+FormLimits = Mapping[tuple[str, Position], CheckpointForm]
 
-_ORDER: tuple[Form, ...] = ("full", "weights", "gone")
-_LESS: dict[Form, tuple[Form, ...]] = {
+_ORDER: tuple[CheckpointForm, ...] = ("full", "weights", "gone")
+_LESS: dict[CheckpointForm, tuple[CheckpointForm, ...]] = {
     "full": ("weights", "gone"),
     "weights": ("gone",),
     "gone": (),
@@ -26,17 +31,17 @@ _LESS: dict[Form, tuple[Form, ...]] = {
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Step:
+class EvictionStep:
     """A checkpoint of a run is reduced: from "full" to "weights", or from either to "gone"."""
 
     run_id: str
     position: Position
-    now: Form
-    then: Form
+    now: CheckpointForm
+    then: CheckpointForm
 
 
 @dataclass(slots=True)
-class Standing:
+class EvictionCandidate:
     """A run while it is decided what it gives up. shelves: of each process that trained it; the
     first one's counts.
 
@@ -44,31 +49,31 @@ class Standing:
     If not, only what nobody could use is given up: the optimizer."""
 
     run_id: str
-    course: Course
-    shelves: Sequence[Shelf]
+    course: RunCourse
+    shelves: Sequence[CheckpointSizes]
     fixed: Collection[Position] = ()
     can_train: bool = True
     weights: Mapping[int, float] | None = None
-    questions: Questions = field(init=False)
+    questions: QuestionCosts = field(init=False)
 
     def __post_init__(self) -> None:
         forms = self.shelves[0].forms
-        self.questions = Questions.of(self.course, forms, self.weights)
+        self.questions = QuestionCosts.of(self.course, forms, self.weights)
 
     @property
     def nbytes(self) -> int:
         return sum(shelf.nbytes for shelf in self.shelves)
 
     @property
-    def forms(self) -> Mapping[Position, Form]:
+    def forms(self) -> Mapping[Position, CheckpointForm]:
         return self.shelves[0].forms
 
     @property
-    def answers(self) -> Answers:
+    def answers(self) -> ReachableEpochs:
         found = self.questions.answers()
-        return found if self.can_train else Answers(found.at_once, None, None)
+        return found if self.can_train else ReachableEpochs(found.at_once, None, None)
 
-    def steps(self, positions: Collection[Position] | None = None) -> Iterator[Step]:
+    def steps(self, positions: Collection[Position] | None = None) -> Iterator[EvictionStep]:
         """What could be given up next."""
         for position in self.forms if positions is None else positions:
             now = self.forms.get(position, "gone")
@@ -76,39 +81,41 @@ class Standing:
                 continue
             for then in _LESS[now] if self.can_train else _LESS[now][:1]:
                 if self.can_train or then == "weights":
-                    yield Step(self.run_id, position, now, then)
+                    yield EvictionStep(self.run_id, position, now, then)
 
-    def freed(self, step: Step) -> int:
+    def freed(self, step: EvictionStep) -> int:
         return sum(shelf.freed(step.position, form) for shelf, form in self._parts(step.then))
 
-    def increase(self, step: Step) -> float:
+    def increase(self, step: EvictionStep) -> float:
         """By how many seconds the expected cost of a question to this run grows."""
         if not self.can_train:
             return 0.0
         return self.questions.increase(step.position, step.now, step.then)
 
-    def put(self, position: Position, form: Form) -> None:
+    def put(self, position: Position, form: CheckpointForm) -> None:
         self.questions.take(position, self.forms[position])
         for shelf, one in self._parts(form):
             shelf.put(position, one)
         self.questions.put(position, form)
 
-    def _parts(self, form: Form) -> Iterator[tuple[Shelf, Form]]:
+    def _parts(self, form: CheckpointForm) -> Iterator[tuple[CheckpointSizes, CheckpointForm]]:
         """The other processes' parts have no optimizer: they go with the whole."""
         for number, shelf in enumerate(self.shelves):
             yield shelf, form if number == 0 or form == "gone" else "full"
 
 
-def choose(runs: Sequence[Standing], excess: int, limits: Limits | None = None) -> list[Step]:
+def choose(
+    runs: Sequence[EvictionCandidate], excess: int, limits: FormLimits | None = None
+) -> list[EvictionStep]:
     """Reduce `runs` until `excess` bytes are freed, or nothing more can be. Returns what is
     given up.
 
     limits: no other checkpoint is reduced, and none of these further. A step that turned out
     not to be needed is taken back at the end."""
     by_id = {run.run_id: run for run in runs}
-    taken: list[Step] = []
+    taken: list[EvictionStep] = []
     while excess > 0:
-        queue = _Queue(runs, limits)
+        queue = _StepQueue(runs, limits)
         found = list(_cheapest(by_id, queue, excess))
         if not found:
             break
@@ -118,29 +125,29 @@ def choose(runs: Sequence[Standing], excess: int, limits: Limits | None = None) 
     return _without_needless(by_id, taken, -excess)
 
 
-class _Queue:
+class _StepQueue:
     """Steps by price.
 
     A price may be out of date: what lies around a checkpoint may have been removed since.
     """
 
-    def __init__(self, runs: Iterable[Standing], limits: Limits | None) -> None:
+    def __init__(self, runs: Iterable[EvictionCandidate], limits: FormLimits | None) -> None:
         self._limits = limits
-        self._heap: list[tuple[float, int, Step]] = []
+        self._heap: list[tuple[float, int, EvictionStep]] = []
         self._numbers = count()
         for run in runs:
             self.offer(run)
 
-    def offer(self, run: Standing, positions: Collection[Position] | None = None) -> None:
+    def offer(self, run: EvictionCandidate, positions: Collection[Position] | None = None) -> None:
         for step in run.steps(positions):
             price = _price(run, step)
             if price is not None and (self._limits is None or _is_within(step, self._limits)):
                 self.put(price, step)
 
-    def put(self, price: float, step: Step) -> None:
+    def put(self, price: float, step: EvictionStep) -> None:
         heapq.heappush(self._heap, (price, next(self._numbers), step))
 
-    def take(self) -> tuple[float, Step] | None:
+    def take(self) -> tuple[float, EvictionStep] | None:
         if not self._heap:
             return None
         price, _, step = heapq.heappop(self._heap)
@@ -152,8 +159,8 @@ class _Queue:
 
 
 def _cheapest(
-    runs: Mapping[str, Standing], queue: _Queue, excess: int
-) -> Iterator[tuple[Step, int]]:
+    runs: Mapping[str, EvictionCandidate], queue: _StepQueue, excess: int
+) -> Iterator[tuple[EvictionStep, int]]:
     """Take steps until `excess` bytes are freed, each with the bytes that it freed."""
     while excess > 0 and (found := queue.take()) is not None:
         price, step = found
@@ -174,25 +181,25 @@ def _cheapest(
         queue.offer(run, {step.position, *owners})  # of an owner more can be freed now
 
 
-def _price(run: Standing, step: Step) -> float | None:
+def _price(run: EvictionCandidate, step: EvictionStep) -> float | None:
     """Seconds for a byte; None for a step that frees nothing."""
     freed = run.freed(step)
     return run.increase(step) / freed if freed > 0 else None
 
 
-def _is_within(step: Step, limits: Limits) -> bool:
+def _is_within(step: EvictionStep, limits: FormLimits) -> bool:
     least = limits.get((step.run_id, step.position), "full")
     return _ORDER.index(step.then) <= _ORDER.index(least)
 
 
-def limits_of(steps: Iterable[Step]) -> dict[tuple[str, Position], Form]:
+def limits_of(steps: Iterable[EvictionStep]) -> dict[tuple[str, Position], CheckpointForm]:
     """What has been agreed to by agreeing to some steps, in the order in which they are taken."""
     return {(step.run_id, step.position): step.then for step in steps}
 
 
 def _without_needless(
-    runs: Mapping[str, Standing], taken: Sequence[Step], spare: int
-) -> list[Step]:
+    runs: Mapping[str, EvictionCandidate], taken: Sequence[EvictionStep], spare: int
+) -> list[EvictionStep]:
     """The last steps freed more than was asked for, so that some of the earlier ones can be
     taken back.
     """
@@ -200,7 +207,7 @@ def _without_needless(
     for step in reversed(taken):
         run = runs[step.run_id]
         needs = (
-            -run.freed(Step(step.run_id, step.position, step.then, step.now))
+            -run.freed(EvictionStep(step.run_id, step.position, step.then, step.now))
             if _is_last(run, step)
             else spare + 1
         )
@@ -212,5 +219,5 @@ def _without_needless(
     return kept[::-1]
 
 
-def _is_last(run: Standing, step: Step) -> bool:
+def _is_last(run: EvictionCandidate, step: EvictionStep) -> bool:
     return run.forms[step.position] == step.then

@@ -11,20 +11,26 @@ from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.gc.candidates import standing_of, why_not_trained_again
 from flor_plugins.store.gc.disk_usage import parts_of, read_shelf, reduce
-from flor_plugins.store.gc.eviction import Limits, Standing, Step, choose, limits_of
+from flor_plugins.store.gc.eviction import (
+    EvictionCandidate,
+    EvictionStep,
+    FormLimits,
+    choose,
+    limits_of,
+)
 from flor_plugins.store.gc.leftovers import Leftover, clear, leftovers, size_of
-from flor_plugins.store.gc.pins_and_holds import Holds, held_by_replays, why_held
-from flor_plugins.store.gc.replay_cost import Answers, Form
+from flor_plugins.store.gc.pins_and_holds import ReplayHolds, held_by_replays, why_held
+from flor_plugins.store.gc.replay_cost import CheckpointForm, ReachableEpochs
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs, load_run
 
-Tell = Callable[[str], None]
+ReportLine = Callable[[str], None]
 
 HOPED = 0.75  # of the bytes are expected to be left by compression
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
+class CheckpointTotals:
     """A run's checkpoints at one time.
 
     full: from how many training can go on; weights: all the others that load.
@@ -33,11 +39,11 @@ class Summary:
     nbytes: int
     full: int
     weights: int
-    answers: Answers
+    answers: ReachableEpochs
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class RunShare:
     """What one run gives up.
 
     held: why it gives up nothing, or not all that it could; empty if nothing holds it.
@@ -45,14 +51,14 @@ class Share:
 
     run_id: str
     name: str
-    before: Summary
-    after: Summary
-    steps: tuple[Step, ...] = ()
+    before: CheckpointTotals
+    after: CheckpointTotals
+    steps: tuple[EvictionStep, ...] = ()
     held: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Collection:
+class GcPlan:
     """What is given up in a store. budget: bytes of the whole store, None for what costs no
     answer only.
 
@@ -66,18 +72,16 @@ class Collection:
     before: int
     after: int
     leftovers: tuple[Leftover, ...]
-    shares: tuple[Share, ...]
+    shares: tuple[RunShare, ...]
     problem: str = ""
     abandon: bool = False
 
     @property
-    def steps(self) -> tuple[Step, ...]:
+    def steps(self) -> tuple[EvictionStep, ...]:
         return tuple(step for share in self.shares for step in share.steps)
 
 
-def plan_collection(
-    store: Store, budget: int | None = None, *, abandon: bool = False
-) -> Collection:
+def plan_collection(store: Store, budget: int | None = None, *, abandon: bool = False) -> GcPlan:
     """What must be given up so that the whole store has at most `budget` bytes; without one,
     nothing but leftovers.
 
@@ -86,7 +90,7 @@ def plan_collection(
     return _plan(store, budget, abandon, None)
 
 
-def collect(plan: Collection, tell: Tell = lambda line: None) -> Collection:
+def collect(plan: GcPlan, tell: ReportLine = lambda line: None) -> GcPlan:
     """Do what a plan says; returns what was done. Compression comes first, so that it may be
     less than was planned.
 
@@ -111,7 +115,7 @@ def collect(plan: Collection, tell: Tell = lambda line: None) -> Collection:
     return dataclasses.replace(plan, after=after, shares=tuple(shares), problem=problem)
 
 
-def _part(plan: Collection, budget: int | None, tell: Tell) -> Collection:
+def _part(plan: GcPlan, budget: int | None, tell: ReportLine) -> GcPlan:
     """Give up what is needed for a budget of what was agreed to. Returns what was done."""
     part = _plan(plan.store, budget, plan.abandon, limits_of(plan.steps))
     problems, shares = [part.problem] if part.problem else [], []
@@ -125,13 +129,13 @@ def _part(plan: Collection, budget: int | None, tell: Tell) -> Collection:
     return dataclasses.replace(part, shares=tuple(shares), problem="; ".join(problems))
 
 
-def _over_all(last: Share, planned: Iterable[Share], first: Iterable[Share]) -> Share:
+def _over_all(last: RunShare, planned: Iterable[RunShare], first: Iterable[RunShare]) -> RunShare:
     before = next((one.before for one in planned if one.run_id == last.run_id), last.before)
     steps = next((one.steps for one in first if one.run_id == last.run_id), ())
     return dataclasses.replace(last, before=before, steps=(*steps, *last.steps))
 
 
-def _plan(store: Store, budget: int | None, abandon: bool, limits: Limits | None) -> Collection:
+def _plan(store: Store, budget: int | None, abandon: bool, limits: FormLimits | None) -> GcPlan:
     runs, unread = list_runs(store), tuple(leftovers(store)) if limits is None else ()
     holds = held_by_replays(store, abandon=abandon)
     standings = {run.run_id: standing_of(run, holds.positions.get(run.run_id, ())) for run in runs}
@@ -143,7 +147,7 @@ def _plan(store: Store, budget: int | None, abandon: bool, limits: Limits | None
     free = [standings[run.run_id] for run in runs if not held[run.run_id]]
     steps = choose(free, excess, limits)
     shares = tuple(
-        Share(
+        RunShare(
             run.run_id,
             run.name,
             before[run.run_id],
@@ -157,20 +161,20 @@ def _plan(store: Store, budget: int | None, abandon: bool, limits: Limits | None
     problem = ""
     if budget is not None and after > budget:
         problem = _problem(store, budget, after, shares)
-    return Collection(store, budget, whole, after, unread, shares, problem, abandon)
+    return GcPlan(store, budget, whole, after, unread, shares, problem, abandon)
 
 
-def _summary(one: Standing) -> Summary:
+def _summary(one: EvictionCandidate) -> CheckpointTotals:
     forms = list(one.forms.values())
-    return Summary(one.nbytes, forms.count("full"), forms.count("weights"), one.answers)
+    return CheckpointTotals(one.nbytes, forms.count("full"), forms.count("weights"), one.answers)
 
 
-def _why_not_more(run: Run, holds: Holds, can_train: bool) -> str:
+def _why_not_more(run: Run, holds: ReplayHolds, can_train: bool) -> str:
     reasons = [] if can_train else [why_not_trained_again(run, list_checkpoints(run.path))]
     return "; ".join([*reasons, *sorted(set(holds.positions.get(run.run_id, {}).values()))])
 
 
-def _problem(store: Store, budget: int, after: int, shares: Iterable[Share]) -> str:
+def _problem(store: Store, budget: int, after: int, shares: Iterable[RunShare]) -> str:
     from flor_plugins.store.sizes import format_size
 
     why = [f"run {one.name} ({one.run_id}): {one.held}" for one in shares if one.held]
@@ -184,7 +188,7 @@ def _problem(store: Store, budget: int, after: int, shares: Iterable[Share]) -> 
     )
 
 
-def _compress(store: Store, budget: int | None, tell: Tell) -> None:
+def _compress(store: Store, budget: int | None, tell: ReportLine) -> None:
     """Lossless: every checkpoint stays and is read as before.
 
     The largest runs first, until the budget is met.
@@ -205,12 +209,12 @@ def _compress(store: Store, budget: int | None, tell: Tell) -> None:
             tell(f"compressed {run.name}: {freed} bytes less")
 
 
-def _give_up(store: Store, share: Share, abandon: bool, tell: Tell) -> str:
+def _give_up(store: Store, share: RunShare, abandon: bool, tell: ReportLine) -> str:
     """Returns why not all was given up: between planning and now a replay may have begun, or
     the run gone on.
     """
     path = store.run(share.run_id)
-    forms: dict[Position, Form] = {step.position: step.then for step in share.steps}
+    forms: dict[Position, CheckpointForm] = {step.position: step.then for step in share.steps}
     for part in parts_of(path):
         shelf, _ = read_shelf(part)
         was = dict(shelf.forms)
@@ -228,7 +232,9 @@ def _give_up(store: Store, share: Share, abandon: bool, tell: Tell) -> str:
     return ""
 
 
-def _why_held_now(store: Store, path: Path, abandon: bool, forms: Mapping[Position, Form]) -> str:
+def _why_held_now(
+    store: Store, path: Path, abandon: bool, forms: Mapping[Position, CheckpointForm]
+) -> str:
     run, holds = load_run(path), held_by_replays(store, abandon=abandon)
     held = holds.positions.get(run.run_id, {})
     return why_held(run, holds) or "; ".join(

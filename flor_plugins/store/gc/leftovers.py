@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Position, Process, Run
+from flor_plugins.records import Position, RecordingProcess, Run
 from flor_plugins.store.checkpoints import FOLDER, manifest
 from flor_plugins.store.checkpoints.rewriting import alone
 from flor_plugins.store.files import PARTIAL
@@ -113,7 +113,7 @@ def _is_abandoned(path: Path, is_here: bool) -> bool:
     started = _started_at(pid)
     # The pid may have been given again: who began after the last touch is not the writer.
     is_another = started is not None and started > touched + 1.0
-    return is_another or is_gone(Process(socket.gethostname(), pid, ""))
+    return is_another or is_gone(RecordingProcess(socket.gethostname(), pid, ""))
 
 
 def _started_at(pid: int) -> float | None:

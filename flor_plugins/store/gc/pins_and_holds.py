@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.records import Position, Process, Run
+from flor_plugins.records import Position, RecordingProcess, Run
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.gc.leftovers import is_being_written
 from flor_plugins.store.layout import Store
@@ -24,7 +24,7 @@ SILENT_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
-class Holds:
+class ReplayHolds:
     """What replays hold.
 
     runs: run_id to the reason why nothing of it may go; positions: of single checkpoints.
@@ -49,7 +49,7 @@ def is_pinned(run_path: Path) -> bool:
     return (run_path / PINNED).exists()
 
 
-def why_held(run: Run, holds: Holds) -> str:
+def why_held(run: Run, holds: ReplayHolds) -> str:
     """Why nothing of a run may be given up; empty if something may."""
     if is_pinned(run.path):
         return "it is pinned"
@@ -60,7 +60,7 @@ def why_held(run: Run, holds: Holds) -> str:
     return holds.runs.get(run.run_id, "")
 
 
-def held_by_replays(store: Store, *, abandon: bool = False) -> Holds:
+def held_by_replays(store: Store, *, abandon: bool = False) -> ReplayHolds:
     """What the unfinished replays of a store need.
 
     One that is going on holds all of its runs, because it compares with every checkpoint that
@@ -81,7 +81,7 @@ def held_by_replays(store: Store, *, abandon: bool = False) -> Holds:
                         Position.parse(text): f"replay {folder.name} is unfinished"
                         for text in one["checkpoints"]
                     }
-    return Holds(runs, positions)
+    return ReplayHolds(runs, positions)
 
 
 def _unfinished(store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -93,6 +93,6 @@ def _unfinished(store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def _is_going_on(folder: Path, plan: Mapping[str, Any]) -> bool:
     if "process" in plan:
-        return not is_gone(Process(**plan["process"]))
+        return not is_gone(RecordingProcess(**plan["process"]))
     newest = max(one.stat().st_mtime for one in [folder, *folder.rglob("*")])
     return time.time() - newest < SILENT_S

@@ -18,13 +18,13 @@ from typing import Literal
 from flor_plugins.records import Position
 
 # How much of a checkpoint is there: training can go on from it; its weights and the rest; nothing.
-Form = Literal["full", "weights", "gone"]
+CheckpointForm = Literal["full", "weights", "gone"]
 
 MOMENTS = 64  # at least so many are looked at in a run that has checkpoints inside its epochs
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class RunCourse:
     """How a run went. ends: epoch to the step that completed it, 0 for the beginning. last: how
     far it came.
 
@@ -56,7 +56,7 @@ class Course:
         return max(self.last.step + 1, 1) if last == 0 else max(ceil(self.ends[last] / last), 1)
 
 
-def estimated_course(positions: Iterable[Position], epoch_s: float | None) -> Course:
+def estimated_course(positions: Iterable[Position], epoch_s: float | None) -> RunCourse:
     """The course of a run as its checkpoints tell it, where the journal is not read: all
     epochs are equally long.
     """
@@ -65,11 +65,11 @@ def estimated_course(positions: Iterable[Position], epoch_s: float | None) -> Co
     # A position inside an epoch has more steps for its count of epochs than the end of that epoch.
     each = min((one.step / one.epoch for one in reached if one.epoch), default=0.0)
     ends = {epoch: round(each * epoch) for epoch in range(1, last.epoch + 1)}
-    return Course({0: 0, **ends}, last, epoch_s or 1.0)
+    return RunCourse({0: 0, **ends}, last, epoch_s or 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class ReachableEpochs:
     """What can be asked of a run. at_once: epochs whose weights are there.
 
     mean_s, worst_s: seconds of training until a question is answered; None of a run that can't
@@ -81,13 +81,13 @@ class Answers:
 
 
 @dataclass(slots=True)
-class Questions:
+class QuestionCosts:
     """The questions to one run and what answers them now. Costs are in seconds.
 
     starts: progress at the checkpoints from which training goes on, ascending. saved: epochs
     whose weights are there."""
 
-    course: Course
+    course: RunCourse
     starts: list[float] = field(default_factory=list)
     saved: set[int] = field(default_factory=set)
     _moments: list[float] = field(default_factory=list)  # from which one may want to train
@@ -97,10 +97,10 @@ class Questions:
     @classmethod
     def of(
         cls,
-        course: Course,
-        forms: Mapping[Position, Form],
+        course: RunCourse,
+        forms: Mapping[Position, CheckpointForm],
         weights: Mapping[int, float] | None = None,
-    ) -> Questions:
+    ) -> QuestionCosts:
         """weights: how likely each epoch is asked for; default: all equally."""
         found = cls(course)
         epochs = course.epochs
@@ -122,21 +122,21 @@ class Questions:
             found.put(position, form)
         return found
 
-    def put(self, position: Position, form: Form) -> None:
+    def put(self, position: Position, form: CheckpointForm) -> None:
         """A checkpoint is there now."""
         if form == "full":
             insort(self.starts, self.course.progress(position))
         if form != "gone" and self.course.is_end(position):
             self.saved.add(position.epoch)
 
-    def take(self, position: Position, form: Form) -> None:
+    def take(self, position: Position, form: CheckpointForm) -> None:
         """The inverse of `put`."""
         if form == "full":
             self.starts.remove(self.course.progress(position))
         if form != "gone" and self.course.is_end(position):
             self.saved.discard(position.epoch)
 
-    def increase(self, position: Position, now: Form, then: Form) -> float:
+    def increase(self, position: Position, now: CheckpointForm, then: CheckpointForm) -> float:
         """By how much the expected cost of a question grows if a checkpoint is reduced to
         another form.
         """
@@ -160,10 +160,10 @@ class Questions:
         """The expected cost of a question."""
         return sum(weight * cost for weight, cost in self._costs()) * self.course.epoch_s
 
-    def answers(self) -> Answers:
+    def answers(self) -> ReachableEpochs:
         """All questions together."""
         worst = max((cost for weight, cost in self._costs() if weight), default=0.0)
-        return Answers(tuple(sorted(self.saved)), self.mean, worst * self.course.epoch_s)
+        return ReachableEpochs(tuple(sorted(self.saved)), self.mean, worst * self.course.epoch_s)
 
     def _costs(self) -> list[tuple[float, float]]:
         costs = [

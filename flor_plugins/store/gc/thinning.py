@@ -10,18 +10,18 @@ from pathlib import Path
 from flor_plugins.errors import StoreError
 from flor_plugins.records import Checkpoint, Position
 from flor_plugins.store.checkpoints import list_checkpoints
-from flor_plugins.store.checkpoints.writer import Known
+from flor_plugins.store.checkpoints.writer import KnownTensors
 from flor_plugins.store.gc.candidates import ends_of
-from flor_plugins.store.gc.checkpoint_sizes import Shelf
+from flor_plugins.store.gc.checkpoint_sizes import CheckpointSizes
 from flor_plugins.store.gc.disk_usage import read_shelf, reduce
-from flor_plugins.store.gc.eviction import Standing, choose
+from flor_plugins.store.gc.eviction import EvictionCandidate, choose
 from flor_plugins.store.gc.pins_and_holds import held_by_replays, is_pinned
-from flor_plugins.store.gc.replay_cost import Form, estimated_course
+from flor_plugins.store.gc.replay_cost import CheckpointForm, estimated_course
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import load_run
 
 
-def thin(run_path: Path, budget: int, known: Known | None = None) -> list[Position]:
+def thin(run_path: Path, budget: int, known: KnownTensors | None = None) -> list[Position]:
     """Reduce checkpoints of a run that is being recorded until they have at most `budget`
     bytes, as far as possible.
 
@@ -49,7 +49,7 @@ def thin(run_path: Path, budget: int, known: Known | None = None) -> list[Positi
     return done
 
 
-def _decide(run_path: Path, shelf: Shelf, listed: list[Checkpoint], budget: int) -> None:
+def _decide(run_path: Path, shelf: CheckpointSizes, listed: list[Checkpoint], budget: int) -> None:
     run_id = run_path.name
     holds = held_by_replays(Store(run_path.parents[1]))
     if is_pinned(run_path) or run_id in holds.runs:
@@ -60,10 +60,10 @@ def _decide(run_path: Path, shelf: Shelf, listed: list[Checkpoint], budget: int)
         epoch_s = None
     course = estimated_course((one.position for one in listed), epoch_s)
     fixed = ends_of(listed) | set(holds.positions.get(run_id, ()))
-    choose([Standing(run_id, course, [shelf], fixed)], shelf.nbytes - budget)
+    choose([EvictionCandidate(run_id, course, [shelf], fixed)], shelf.nbytes - budget)
 
 
-def _follow(part: Path, shelf: Shelf) -> None:
+def _follow(part: Path, shelf: CheckpointSizes) -> None:
     """What the first process has given up is of no use.
 
     It may not have written its newest one yet.
@@ -75,7 +75,9 @@ def _follow(part: Path, shelf: Shelf) -> None:
         shelf.put(position, "gone")
 
 
-def _forget(known: Known, shelf: Shelf, position: Position, form: Form) -> None:
+def _forget(
+    known: KnownTensors, shelf: CheckpointSizes, position: Position, form: CheckpointForm
+) -> None:
     kept = shelf.kept(position)
     of_optimizer = shelf.contents[position].of_optimizer
     for identity, (place, _, _) in list(known.items()):

@@ -116,10 +116,10 @@ def _floats(value: Any) -> Any:
 
 # A leaf is "bool", "int" (64 bit), "exact" (an int that a double says, too), "float", "str" or
 # "json".
-Shape = tuple[frozenset[str], tuple[int, ...]]
+RowShape = tuple[frozenset[str], tuple[int, ...]]
 
 
-def _one_shape(shapes: list[Shape]) -> tuple[str | None, int]:
+def _one_shape(shapes: list[RowShape]) -> tuple[str | None, int]:
     """The (leaf type, depth) that all cells share; (None, 0) if there is none."""
     leaves: frozenset[str] = frozenset().union(*(shape[0] for shape in shapes))
     depths = {len(shape[1]) for shape in shapes}
@@ -131,7 +131,7 @@ def _one_shape(shapes: list[Shape]) -> tuple[str | None, int]:
     return None, 0
 
 
-def _shape(cell: Any) -> Shape:
+def _shape(cell: Any) -> RowShape:
     """The kinds of leaves and the lengths along each axis; ragged lists are one "json" leaf."""
     if not isinstance(cell, list):
         return _LEAVES.get(_leaf(cell), frozenset({"json"})), ()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from flor_plugins.errors import EncodingError, MissingDependency, StoreError
 from flor_plugins.store.files import whole_file
 
-Kind = Literal["array", "image", "table"]
+MediaKind = Literal["array", "image", "table"]
 SUFFIXES: Mapping[str, str] = {"array": ".npy", "image": ".png", "table": ".parquet"}
 # Beyond this a journal line is read more slowly than a file of its own.
 LARGEST_INLINE = 4096
@@ -29,7 +29,7 @@ NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 class Media:
     """A value that lies in a file of its own: a large array, an image or a table."""
 
-    kind: Kind
+    kind: MediaKind
     path: Path
 
     def load(self) -> Any:

@@ -12,8 +12,15 @@ from flor_plugins.records import Level, Row, Run
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.reserved_names import is_ours
 from flor_plugins.store.query.column_types import typed
-from flor_plugins.store.query.series import PHASES, Cell, Cells, Key, Track, collect
-from flor_plugins.store.query.where import Where
+from flor_plugins.store.query.series import (
+    PHASES,
+    MetricSeries,
+    RunSeries,
+    SeriesCell,
+    SeriesKey,
+    collect,
+)
+from flor_plugins.store.query.where import WhereExpression
 from flor_plugins.store.runs import find_run, list_runs
 
 if TYPE_CHECKING:
@@ -22,11 +29,11 @@ if TYPE_CHECKING:
 FIXED = ("run", "name", "epoch", "step")
 ATTRIBUTES = ("vid", "status", "project", "framework", "started_at", "finished_at", "tags")
 # Each run with its rows: (epoch, step), either of which may be missing.
-Rows = list[tuple[Cells, list[Any]]]
+FrameRows = list[tuple[RunSeries, list[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class FrameColumn:
     """A column of the answer. key: (phase, metric), or the name of an attribute or a parameter."""
 
     label: str
@@ -35,7 +42,7 @@ class Column:
 
 
 def dataframe(
-    store: Store, *names: str, where: str | Where | None = None, source: bool = False,
+    store: Store, *names: str, where: str | WhereExpression | None = None, source: bool = False,
     level: Level | None = None, runs: Iterable[Run | str] | None = None,
 ) -> pandas.DataFrame:  # fmt: skip
     """Columns run, name, epoch, step and then `names` (default: all metrics); sorted by run,
@@ -58,7 +65,7 @@ def dataframe(
         raise StoreError(
             f"a dataframe at level {level!r} was asked for. A level is 'epoch' or 'step'."
         )
-    condition = Where.parse(where) if isinstance(where, str) else where
+    condition = WhereExpression.parse(where) if isinstance(where, str) else where
     asked = list(dict.fromkeys(names))
     extra = [name for name in condition.names if name not in asked] if condition else []
     wanted = metric_names([*asked, *extra]) if asked else None
@@ -117,10 +124,10 @@ def metric_names(names: Iterable[str]) -> set[str]:
     return found
 
 
-def _seen(found: Sequence[Cells]) -> dict[str, list[Key]]:
+def _seen(found: Sequence[RunSeries]) -> dict[str, list[SeriesKey]]:
     """Each metric's keys, by phase, in the order in which the metrics first appear."""
-    keys: dict[Key, None] = {key: None for cells in found for key in cells.tracks}
-    seen: dict[str, list[Key]] = {}
+    keys: dict[SeriesKey, None] = {key: None for cells in found for key in cells.tracks}
+    seen: dict[str, list[SeriesKey]] = {}
     for key in keys:
         seen.setdefault(key[1], []).append(key)
     return {
@@ -130,10 +137,10 @@ def _seen(found: Sequence[Cells]) -> dict[str, list[Key]]:
 
 
 def _resolve(
-    names: Sequence[str], found: Sequence[Cells], seen: dict[str, list[Key]]
-) -> list[Column]:
+    names: Sequence[str], found: Sequence[RunSeries], seen: dict[str, list[SeriesKey]]
+) -> list[FrameColumn]:
     """The columns for the names, each once; a label that is taken gets `.value` at its end."""
-    columns: dict[tuple[str, Any], Column] = {}
+    columns: dict[tuple[str, Any], FrameColumn] = {}
     labels: set[str] = set(FIXED)
     for name in names:
         for column in _columns(name, found, seen):
@@ -143,56 +150,60 @@ def _resolve(
             while label in labels:
                 label += ".value"
             labels.add(label)
-            columns[column.label, column.key] = Column(label, column.kind, column.key)
+            columns[column.label, column.key] = FrameColumn(label, column.kind, column.key)
     return list(columns.values())
 
 
-def _columns(name: str, found: Sequence[Cells], seen: dict[str, list[Key]]) -> list[Column]:
+def _columns(
+    name: str, found: Sequence[RunSeries], seen: dict[str, list[SeriesKey]]
+) -> list[FrameColumn]:
     keys = seen.get(name, [])
     if len(keys) == 1:
-        return [Column(name, "metric", keys[0])]
+        return [FrameColumn(name, "metric", keys[0])]
     if keys:
-        return [Column(f"{phase}/{name}", "metric", (phase, name)) for phase, _ in keys]
+        return [FrameColumn(f"{phase}/{name}", "metric", (phase, name)) for phase, _ in keys]
     phase, _, rest = name.partition("/")
     stem = name.removesuffix(".value")
     if any(key[0] == phase for key in seen.get(rest, [])):
-        return [Column(name, "metric", (phase, rest))]
+        return [FrameColumn(name, "metric", (phase, rest))]
     if stem in FIXED and stem != name and stem in seen:
         return _columns(stem, found, seen)
     if name in FIXED:
-        return [Column(name, "fixed", name)]
+        return [FrameColumn(name, "fixed", name)]
     if name in ATTRIBUTES:
-        return [Column(name, "attribute", name)]
+        return [FrameColumn(name, "attribute", name)]
     for param in (name, name.removeprefix("params.")):
         if any(param in cells.run.params for cells in found):
-            return [Column(name, "param", param)]
-    return [Column(name, "missing", name)]
+            return [FrameColumn(name, "param", param)]
+    return [FrameColumn(name, "missing", name)]
 
 
-def _labels(column: Column, source: bool) -> list[str]:
+def _labels(column: FrameColumn, source: bool) -> list[str]:
     added = ("source", "verdict") if source and column.kind == "metric" else ()
     return [column.label, *(f"{column.label}.{one}" for one in added)]
 
 
-def _tracks(cells: Cells, columns: Sequence[Column]) -> list[Track]:
+def _tracks(cells: RunSeries, columns: Sequence[FrameColumn]) -> list[MetricSeries]:
     return [cells.tracks[column.key] for column in columns if column.key in cells.tracks]
 
 
-def _finest(found: Sequence[Cells], columns: Sequence[Column]) -> str:
+def _finest(found: Sequence[RunSeries], columns: Sequence[FrameColumn]) -> str:
     tracks = [track for cells in found for track in _tracks(cells, columns)]
     if any(track.steps for track in tracks):
         return "step"
     return "epoch" if any(track.epochs for track in tracks) else "run"
 
 
-def _rows(found: Sequence[Cells], columns: Sequence[Column], level: Level | None) -> Rows:
+def _rows(
+    found: Sequence[RunSeries], columns: Sequence[FrameColumn], level: Level | None
+) -> FrameRows:
     """The places that each run gets.
 
     A level that no asked metric has shows what was recorded at it.
     """
     finest = _finest(found, columns)
     has_epochs = any(track.epochs for cells in found for track in _tracks(cells, columns))
-    rows: Rows = []
+    rows: FrameRows = []
     for cells in found:
         if level is None and finest == "run":
             rows.append((cells, [(None, None)]))
@@ -208,7 +219,7 @@ def _rows(found: Sequence[Cells], columns: Sequence[Column], level: Level | None
     return rows
 
 
-def _completed(cells: Cells) -> list[Any]:
+def _completed(cells: RunSeries) -> list[Any]:
     """(epoch, step) for every completed epoch; the step is None where nothing says it."""
     steps = dict(cells.ends)
     reached = cells.run.position
@@ -217,7 +228,9 @@ def _completed(cells: Cells) -> list[Any]:
     return [(epoch, steps.get(epoch)) for epoch in range(1, max(steps, default=0) + 1)]
 
 
-def _build(rows: Rows, columns: Sequence[Column], level: str, *, source: bool) -> pandas.DataFrame:
+def _build(
+    rows: FrameRows, columns: Sequence[FrameColumn], level: str, *, source: bool
+) -> pandas.DataFrame:
     import pandas
 
     data: dict[str, Any] = {
@@ -231,9 +244,9 @@ def _build(rows: Rows, columns: Sequence[Column], level: str, *, source: bool) -
             facts = [[_fact(cells.run, column)] * len(places) for cells, places in rows]
             data[column.label] = typed([fact for of_run in facts for fact in of_run])
             continue
-        cells_: list[Cell | None] = []
+        cells_: list[SeriesCell | None] = []
         for cells, places in rows:
-            track = cells.tracks.get(column.key, Track())
+            track = cells.tracks.get(column.key, MetricSeries())
             cells_ += track.at_steps(places) if level == "step" else track.at_epochs(places)
         data[column.label] = typed([None if cell is None else cell[0] for cell in cells_])
         if source:
@@ -246,7 +259,7 @@ def _build(rows: Rows, columns: Sequence[Column], level: str, *, source: bool) -
     return pandas.DataFrame(data)
 
 
-def _fact(run: Run, column: Column) -> Any:
+def _fact(run: Run, column: FrameColumn) -> Any:
     """An attribute or a parameter of a run; None where it has none."""
     if column.kind == "param":
         return run.params.get(column.key)
@@ -257,7 +270,7 @@ def _fact(run: Run, column: Column) -> Any:
     return getattr(run, column.key)
 
 
-def _refuse_unquoted(where: Where, seen: dict[str, list[Key]]) -> None:
+def _refuse_unquoted(where: WhereExpression, seen: dict[str, list[SeriesKey]]) -> None:
     """`val/acc < 1` is a division of two columns that do not exist: say so in place of
     finding nothing.
     """

@@ -11,7 +11,7 @@ from flor_plugins.records import Checkpoint, Run
 
 
 @dataclass(frozen=True, slots=True)
-class Reference:
+class RunReference:
     """A run, or one place of it. run: its name, its id or the beginning of its id."""
 
     run: str
@@ -23,14 +23,14 @@ class Reference:
         return self.run if self.epoch is None and self.step is None else f"{self.run}@{place}"
 
 
-def parse_reference(text: str) -> Reference:
+def parse_reference(text: str) -> RunReference:
     """The inverse of `str`.
 
     Raises UnknownRun when what follows the last @ looks like a place and is none.
     """
     run, at, place = text.rpartition("@")
     if not at or not re.match(r"\s*(epoch|step)|.*=", place):  # a name may hold an @, too
-        return Reference(text)
+        return RunReference(text)
     found = re.fullmatch(r"(epoch|step)=(\d+)", place.strip())
     if found is None or not run:
         raise UnknownRun(
@@ -38,10 +38,12 @@ def parse_reference(text: str) -> Reference:
             f"RUN@step=1200."
         )
     number = int(found[2])
-    return Reference(run, epoch=number) if found[1] == "epoch" else Reference(run, step=number)
+    return (
+        RunReference(run, epoch=number) if found[1] == "epoch" else RunReference(run, step=number)
+    )
 
 
-def checkpoint_at(run: Run, known: Sequence[Checkpoint], reference: Reference) -> Checkpoint:
+def checkpoint_at(run: Run, known: Sequence[Checkpoint], reference: RunReference) -> Checkpoint:
     """The checkpoint at that place, of those known; without a place the last one.
 
     Raises NoCheckpoint, which names those nearby and says how the place is reached.

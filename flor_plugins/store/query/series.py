@@ -16,24 +16,24 @@ from flor_plugins.store.metrics.journal import read_run
 
 PHASES: tuple[Phase, ...] = ("train", "validation", "test")
 # Plain tuples, not Position and a record: a long run has millions of them.
-Place = tuple[int, int]  # (epoch, step)
-Cell = tuple[Any, str, str | None]  # (value, source, verdict)
-Key = tuple[Phase, str]
+SeriesPlace = tuple[int, int]  # (epoch, step)
+SeriesCell = tuple[Any, str, str | None]  # (value, source, verdict)
+SeriesKey = tuple[Phase, str]
 
 
 @dataclass(slots=True)
-class Track:
+class MetricSeries:
     """All values of one metric in one phase of one run."""
 
-    epochs: dict[Place, Cell] = field(default_factory=dict)
-    steps: dict[Place, Cell] = field(default_factory=dict)
+    epochs: dict[SeriesPlace, SeriesCell] = field(default_factory=dict)
+    steps: dict[SeriesPlace, SeriesCell] = field(default_factory=dict)
 
-    def at_steps(self, places: Sequence[Place]) -> list[Cell | None]:
+    def at_steps(self, places: Sequence[SeriesPlace]) -> list[SeriesCell | None]:
         """Its cell at each of the ascending places.
 
         An epoch-level value holds until the next one, and no longer than its epoch.
         """
-        cells: list[Cell | None] = []
+        cells: list[SeriesCell | None] = []
         coming = iter(sorted(self.epochs))
         held, following = None, next(coming, None)
         for place in places:
@@ -43,18 +43,18 @@ class Track:
             cells.append(self.steps.get(place, repeated))
         return cells
 
-    def at_epochs(self, places: Sequence[Place]) -> list[Cell | None]:
+    def at_epochs(self, places: Sequence[SeriesPlace]) -> list[SeriesCell | None]:
         """Its first cell in the epoch of each place, else its step-level cell at that very
         place.
         """
-        first: dict[int, Cell] = {}
+        first: dict[int, SeriesCell] = {}
         for place in sorted(self.epochs):
             first.setdefault(place[0], self.epochs[place])
         return [first.get(place[0]) or self.steps.get(place) for place in places]
 
 
 @dataclass(slots=True)
-class Cells:
+class RunSeries:
     """What was read of a run. steps and ends: what was recorded, whether or not a name was
     asked for it.
 
@@ -62,11 +62,11 @@ class Cells:
     """
 
     run: Run
-    tracks: dict[Key, Track] = field(default_factory=dict)
-    steps: set[Place] = field(default_factory=set)
+    tracks: dict[SeriesKey, MetricSeries] = field(default_factory=dict)
+    steps: set[SeriesPlace] = field(default_factory=set)
     ends: dict[int, int] = field(default_factory=dict)
 
-    def places(self, tracks: Collection[Track], level: Level) -> list[Place]:
+    def places(self, tracks: Collection[MetricSeries], level: Level) -> list[SeriesPlace]:
         """The ascending rows of a frame that shows these tracks at this level."""
         epochs = {place for track in tracks for place in track.epochs}
         if level == "step":
@@ -79,12 +79,12 @@ class Cells:
 
 def collect(
     run: Run, names: Collection[str] | None = None, rows: Iterable[tuple[str, Row]] | None = None
-) -> Cells:
+) -> RunSeries:
     """Read a run; rows: its journals, writer by writer, if they were read already.
 
     What was recorded counts before what was replayed, a newer replay before an older one.
     """
-    found = Cells(run)
+    found = RunSeries(run)
     read = read_run(run.path, names) if rows is None else rows
     by_writer = [
         (writer, [row for _, row in of_writer])
@@ -103,7 +103,7 @@ def collect(
                 key = (row.phase, name)
                 track = found.tracks.get(key)
                 if track is None:
-                    track = found.tracks[key] = Track()
+                    track = found.tracks[key] = MetricSeries()
                 cells = track.steps if row.level == "step" else track.epochs
                 cells[place] = (value, source, row.verdict)
     return found

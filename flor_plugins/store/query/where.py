@@ -29,7 +29,7 @@ ADVICE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Where:
+class WhereExpression:
     """A parsed expression. names: the columns it reads, in the order in which they first appear."""
 
     text: str
@@ -37,7 +37,7 @@ class Where:
     _evaluate: Evaluate = field(repr=False, compare=False)
 
     @classmethod
-    def parse(cls, text: str) -> Where:
+    def parse(cls, text: str) -> WhereExpression:
         """Check `text`; WhereError shows the expression and the place of the first mistake."""
         parser = _Parser(text)
         try:
@@ -58,7 +58,7 @@ class Where:
         return where_operations.spread(self._evaluate(frame), frame)
 
     @property
-    def parts(self) -> tuple[Where, ...]:
+    def parts(self) -> tuple[WhereExpression, ...]:
         """What `and` joins at the top, or itself: it holds nowhere where one of them does not."""
         parser = _Parser(self.text)
         tree = parser.tree()
@@ -68,7 +68,7 @@ class Where:
         ):
             parser.names = []
             evaluate = parser.condition(node)
-            found.append(Where(self.text, tuple(dict.fromkeys(parser.names)), evaluate))
+            found.append(WhereExpression(self.text, tuple(dict.fromkeys(parser.names)), evaluate))
         return tuple(found)
 
 

@@ -17,10 +17,10 @@ from typing import Any
 
 from flor_plugins.errors import FlorError, StoreError
 from flor_plugins.recorder.importers.flordb import database, loop_positions
-from flor_plugins.recorder.importers.flordb.commits import Committed, commits_in
-from flor_plugins.recorder.importers.flordb.database import Key, Training
-from flor_plugins.recorder.importers.flordb.loop_positions import Placed
-from flor_plugins.records import Launch, Obstacle, Process, Row, Run
+from flor_plugins.recorder.importers.flordb.commits import CommitInfo, commits_in
+from flor_plugins.recorder.importers.flordb.database import LoggedTraining, SegmentKey
+from flor_plugins.recorder.importers.flordb.loop_positions import PositionedTraining
+from flor_plugins.records import Launch, Obstacle, RecordingProcess, Row, Run
 from flor_plugins.store import runs
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store, find_store
@@ -42,7 +42,7 @@ _NO_REPLAY = Obstacle(
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedTraining:
     """done: "new", "changed" (FlorDB knew more of it than at the import before) or "known"."""
 
     run: Run
@@ -51,7 +51,7 @@ class Imported:
 
 def import_flordb(
     path: Path, *, epoch: str | None = None, step: str | None = None, store: Store | None = None
-) -> list[Imported]:
+) -> list[ImportedTraining]:
     """Make runs of what FlorDB (3.4 or 4) has logged, oldest first; what was imported before is
     found again.
 
@@ -62,7 +62,7 @@ def import_flordb(
     trainings = _trainings(path)
     home = (store or find_store()).make()
     known = _known(home)
-    commits: dict[Path, Mapping[str, Committed]] = {}
+    commits: dict[Path, Mapping[str, CommitInfo]] = {}
     made = []
     for training in sorted(trainings, key=lambda one: one.key[1]):
         committed = _committed(training.key, path, commits)
@@ -74,13 +74,13 @@ def import_flordb(
     return made
 
 
-def _trainings(path: Path) -> list[Training]:
+def _trainings(path: Path) -> list[LoggedTraining]:
     """All that is at a path.
 
     What version 4 wrote as lines counts before its database, which is made of them.
     """
     databases, lines = _files(path)
-    found: dict[Key, Training] = {}
+    found: dict[SegmentKey, LoggedTraining] = {}
     for file in lines:
         training = database.read_lines(file)
         if training is not None:
@@ -88,7 +88,7 @@ def _trainings(path: Path) -> list[Training]:
     of_lines = set(found)
     for file in databases:
         for training in database.read_database(file):
-            its = found.setdefault(training.key, Training(training.key, training.first))
+            its = found.setdefault(training.key, LoggedTraining(training.key, training.first))
             its.logs += [
                 log
                 for log in training.logs
@@ -119,7 +119,9 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
     return databases, lines
 
 
-def _committed(key: Key, path: Path, seen: dict[Path, Mapping[str, Committed]]) -> Committed | None:
+def _committed(
+    key: SegmentKey, path: Path, seen: dict[Path, Mapping[str, CommitInfo]]
+) -> CommitInfo | None:
     """The commit of a run, in the repository around its store, or in the present folder's if
     that is its project.
     """
@@ -138,11 +140,11 @@ def _committed(key: Key, path: Path, seen: dict[Path, Mapping[str, Committed]]) 
 
 def _import(
     home: Store,
-    training: Training,
-    one: Placed,
-    committed: Committed | None,
+    training: LoggedTraining,
+    one: PositionedTraining,
+    committed: CommitInfo | None,
     known: Mapping[str, Run],
-) -> Imported:
+) -> ImportedTraining:
     projid, tstamp, filename = training.key
     identity = json.dumps([projid, tstamp, filename, *map(list, one.lead)])
     run = known.get(identity) or _run(home, training, one, identity)
@@ -159,7 +161,7 @@ def _import(
     digest = _digest(run, rows)
     done = "changed" if identity in known else "new"
     if done == "changed" and read_json(run.path / SOURCE).get("digest") == digest:
-        return Imported(known[identity], "known")
+        return ImportedTraining(known[identity], "known")
     try:
         _write(run, rows)
         source = {"format": FORMAT, "path": "", "files": [], "flordb": identity, "digest": digest}
@@ -169,10 +171,10 @@ def _import(
         if done == "new":
             shutil.rmtree(run.path, ignore_errors=True)
         raise
-    return Imported(run, done)
+    return ImportedTraining(run, done)
 
 
-def _run(home: Store, training: Training, one: Placed, identity: str) -> Run:
+def _run(home: Store, training: LoggedTraining, one: PositionedTraining, identity: str) -> Run:
     projid, tstamp, filename = training.key
     try:
         began = datetime.fromisoformat(tstamp).astimezone(UTC)  # FlorDB writes the local time
@@ -199,14 +201,14 @@ def _run(home: Store, training: Training, one: Placed, identity: str) -> Run:
         finished_at=ended.isoformat(timespec="milliseconds"),
         launch=Launch("script", filename),
         code=None,
-        process=Process("", 0, ""),
+        process=RecordingProcess("", 0, ""),
         path=home.run(run_id),
         obstacles=(_NO_REPLAY,),
     )
 
 
 def _rows(
-    its: Mapping[loop_positions.Place, Mapping[str, Any]], source: str, run: Run
+    its: Mapping[loop_positions.RowPlace, Mapping[str, Any]], source: str, run: Run
 ) -> list[Row]:
     """What FlorDB replayed, or read out of printed text, is no recorded value: nobody has
     compared it.

@@ -17,14 +17,14 @@ _SUBJECT = "FLOR::Auto-commit::"
 
 
 @dataclass(frozen=True, slots=True)
-class Committed:
+class CommitInfo:
     """args: what `flor.arg` gave, where the commit says it (FlorDB 4)."""
 
     code: Code
     args: Mapping[str, Any] = field(default_factory=dict)
 
 
-def commits_in(folder: Path) -> dict[str, Committed]:
+def commits_in(folder: Path) -> dict[str, CommitInfo]:
     """tstamp to FlorDB's commit, of all branches of the repository at or above a folder;
     nothing without one.
 
@@ -49,13 +49,13 @@ def commits_in(folder: Path) -> dict[str, Committed]:
             text = repo.git.execute(["git", *QUIET, *asked], stdout_as_string=True)
             root = str(repo.working_tree_dir or repo.common_dir)
             git_dir = str(Path(repo.common_dir).resolve())
-    found: dict[str, Committed] = {}
+    found: dict[str, CommitInfo] = {}
     for entry in str(text).split("\0"):
         vid, _, message = entry.strip().partition("\n")
         subject, _, body = message.strip().partition("\n")
         if subject.startswith(_SUBJECT):
             tstamp = subject.removeprefix(_SUBJECT).strip()
-            found.setdefault(tstamp, Committed(Code(vid, git_dir, root), _args(body)))
+            found.setdefault(tstamp, CommitInfo(Code(vid, git_dir, root), _args(body)))
     return found
 
 

@@ -26,11 +26,11 @@ _V3 = {"projid", "tstamp", "filename", "ctx_id", "value_name", "value", "value_t
 _V4 = _V3 - {"ctx_id"} | {"ctx"}
 _LOOPS = {"ctx_id", "p_ctx_id", "l_name", "iteration", "l_value"}
 
-Key = tuple[str, str, str]  # projid, tstamp, filename: one process that logged
+SegmentKey = tuple[str, str, str]  # projid, tstamp, filename: one process that logged
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class LoopIteration:
     """One iteration of a loop. value: what was iterated over, as text."""
 
     name: str
@@ -39,7 +39,7 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class LoggedValue:
     """One logged value, and the loops around it, outermost first.
 
     source: forward, replay or extract.
@@ -47,25 +47,25 @@ class Log:
 
     name: str
     value: Any
-    path: tuple[Segment, ...] = ()
+    path: tuple[LoopIteration, ...] = ()
     kind: int = LOGGED
     source: str = "forward"
 
 
 @dataclass(slots=True)
-class Training:
+class LoggedTraining:
     """What one process logged, in its order.
 
     first: the number that the store gives the first iteration of a loop.
     """
 
-    key: Key
+    key: SegmentKey
     first: int
-    logs: list[Log] = field(default_factory=list)
+    logs: list[LoggedValue] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def read_database(file: Path) -> list[Training]:
+def read_database(file: Path) -> list[LoggedTraining]:
     """Every process that logged into a FlorDB database.
 
     Raises StoreError where it is none, or of another version.
@@ -88,9 +88,9 @@ def read_database(file: Path) -> list[Training]:
     )
 
 
-def read_lines(file: Path) -> Training | None:
+def read_lines(file: Path) -> LoggedTraining | None:
     """One process of FlorDB 4, from its .flor/runs/<tstamp>.jsonl; None where nothing is in it."""
-    found: Training | None = None
+    found: LoggedTraining | None = None
     for number, line in enumerate(
         file.read_text(encoding="utf-8", errors="replace").splitlines(), start=1
     ):
@@ -99,14 +99,14 @@ def read_lines(file: Path) -> Training | None:
         try:
             record = json.loads(line)
             key = (record["projid"], record["tstamp"], record["filename"])
-            log = Log(
+            log = LoggedValue(
                 record["name"], value_of(record["value"]), _segments(record["ctx"]), record["type"]
             )
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(
                 f"{file}:{number} is no line of FlorDB: {type(error).__name__} {error}"
             ) from error
-        found = found or Training(key, first=0)
+        found = found or LoggedTraining(key, first=0)
         found.logs.append(log)
     return found
 
@@ -147,51 +147,53 @@ def _stands(file: Path) -> dict[Path, tuple[int, int]]:
     return found
 
 
-def _version_4(connection: sqlite3.Connection, *, has_source: bool) -> list[Training]:
+def _version_4(connection: sqlite3.Connection, *, has_source: bool) -> list[LoggedTraining]:
     source = "source" if has_source else "'forward'"
-    found: dict[Key, Training] = {}
+    found: dict[SegmentKey, LoggedTraining] = {}
     query = (
         f"SELECT projid, tstamp, filename, ctx, value_name, value, value_type, {source} "
         f"FROM logs ORDER BY rowid"
     )
     for projid, tstamp, filename, ctx, name, value, kind, its in connection.execute(query):
         training = found.setdefault(
-            (projid, tstamp, filename), Training((projid, tstamp, filename), first=0)
+            (projid, tstamp, filename), LoggedTraining((projid, tstamp, filename), first=0)
         )
         training.logs.append(
-            Log(name, value_of(value), _segments(json.loads(ctx) if ctx else None), kind, its)
+            LoggedValue(
+                name, value_of(value), _segments(json.loads(ctx) if ctx else None), kind, its
+            )
         )
     return list(found.values())
 
 
-def _version_3(connection: sqlite3.Connection) -> list[Training]:
+def _version_3(connection: sqlite3.Connection) -> list[LoggedTraining]:
     rows = connection.execute("SELECT ctx_id, p_ctx_id, l_name, iteration, l_value FROM loops")
     loops = {
-        ctx_id: (parent, Segment(name, iteration, value))
+        ctx_id: (parent, LoopIteration(name, iteration, value))
         for ctx_id, parent, name, iteration, value in rows
     }
-    found: dict[Key, Training] = {}
+    found: dict[SegmentKey, LoggedTraining] = {}
     query = (
         "SELECT projid, tstamp, filename, ctx_id, value_name, value, value_type FROM logs "
         "ORDER BY rowid"
     )
     for projid, tstamp, filename, ctx_id, name, value, kind in connection.execute(query):
         training = found.setdefault(
-            (projid, tstamp, filename), Training((projid, tstamp, filename), first=1)
+            (projid, tstamp, filename), LoggedTraining((projid, tstamp, filename), first=1)
         )
-        training.logs.append(Log(name, value_of(value), _path(ctx_id, loops), kind))
+        training.logs.append(LoggedValue(name, value_of(value), _path(ctx_id, loops), kind))
     return list(found.values())
 
 
 def _path(
-    ctx_id: int | None, loops: Mapping[int, tuple[int | None, Segment]]
-) -> tuple[Segment, ...]:
-    found: list[Segment] = []
+    ctx_id: int | None, loops: Mapping[int, tuple[int | None, LoopIteration]]
+) -> tuple[LoopIteration, ...]:
+    found: list[LoopIteration] = []
     while ctx_id is not None and len(found) <= len(loops):
         ctx_id, segment = loops[ctx_id]
         found.insert(0, segment)
     return tuple(found)
 
 
-def _segments(ctx: Sequence[Mapping[str, Any]] | None) -> tuple[Segment, ...]:
-    return tuple(Segment(one["name"], one["iteration"], one["value"]) for one in ctx or ())
+def _segments(ctx: Sequence[Mapping[str, Any]] | None) -> tuple[LoopIteration, ...]:
+    return tuple(LoopIteration(one["name"], one["iteration"], one["value"]) for one in ctx or ())

@@ -12,9 +12,9 @@ from flor_plugins.recorder.importers.flordb.database import (
     LOGGED,
     PRINTED,
     TIMED,
-    Log,
-    Segment,
-    Training,
+    LoggedTraining,
+    LoggedValue,
+    LoopIteration,
 )
 from flor_plugins.records import Level, Position
 
@@ -22,12 +22,12 @@ _EPOCHS = re.compile(r"epoch", re.IGNORECASE)
 _STEPS = re.compile(r"step|batch|iter", re.IGNORECASE)
 _LENGTH = "time::iter::n"  # FlorDB 4 says how many iterations a loop had
 
-Lead = tuple[tuple[str, int], ...]  # the iterations of loops around the epochs
-Place = tuple[Position, Level]
+OuterIterations = tuple[tuple[str, int], ...]  # the iterations of loops around the epochs
+RowPlace = tuple[Position, Level]
 
 
 @dataclass(frozen=True, slots=True)
-class Loops:
+class LoopRoles:
     """Which loop counts epochs, and which of those in it counts steps; None where there is none.
 
     outer: the names of loops around that of the epochs: each of their iterations is a training
@@ -39,35 +39,35 @@ class Loops:
 
 
 @dataclass(frozen=True, slots=True)
-class Placed:
+class PositionedTraining:
     """One training. lead: the iterations of loops around it. rows: source, then place, to values.
 
     params: what was logged before its loops, with `known` ones.
     """
 
-    lead: Lead
+    lead: OuterIterations
     params: Mapping[str, Any]
-    rows: Mapping[str, Mapping[Place, Mapping[str, Any]]]
+    rows: Mapping[str, Mapping[RowPlace, Mapping[str, Any]]]
     last: Position | None
     notes: tuple[str, ...]
 
 
 @dataclass(slots=True)
-class _Split:
+class _ParsedLog:
     """A log, taken apart.
 
     epoch and step: indices from 0. side: it lies in a loop that is neither.
     """
 
-    log: Log
-    lead: Lead
+    log: LoggedValue
+    lead: OuterIterations
     epoch: int | None
     step: int | None
     side: bool
 
 
 @dataclass(frozen=True, slots=True)
-class _Clock:
+class _StepCounter:
     """starts: how many steps were done before each epoch, and in the end.
 
     Without a loop of steps an epoch is one.
@@ -79,7 +79,7 @@ class _Clock:
     def epochs(self) -> int:
         return len(self.starts) - 1
 
-    def place_of(self, one: _Split) -> Place:
+    def place_of(self, one: _ParsedLog) -> RowPlace:
         """In an epoch, but in none of its steps, is at its end; outside of the epochs is at
         the end of all.
         """
@@ -90,7 +90,9 @@ class _Clock:
         return Position(one.epoch + (step == self.starts[one.epoch + 1]), step), "step"
 
 
-def loops_of(training: Training, epoch: str | None = None, step: str | None = None) -> Loops:
+def loops_of(
+    training: LoggedTraining, epoch: str | None = None, step: str | None = None
+) -> LoopRoles:
     """The loop with "epoch" in its name, else the outermost; in it the one with "step", "batch"
     or "iter", else the
 
@@ -106,15 +108,17 @@ def loops_of(training: Training, epoch: str | None = None, step: str | None = No
     outer = frozenset(name for path in paths if epoch in path for name in path[: path.index(epoch)])
     if step is None:
         step = next((name for name in inner if _STEPS.search(name)), inner[0] if inner else None)
-    return Loops(epoch, step, outer)
+    return LoopRoles(epoch, step, outer)
 
 
-def placed(training: Training, loops: Loops, known: Mapping[str, Any]) -> Iterator[Placed]:
+def placed(
+    training: LoggedTraining, loops: LoopRoles, known: Mapping[str, Any]
+) -> Iterator[PositionedTraining]:
     """The trainings in one process: one, or one for each iteration of the loops around the epochs.
 
     known: parameters, as far as FlorDB's commit says which values are some.
     """
-    index = _Index(training)
+    index = _IterationIndex(training)
     splits = [_split(log, loops, index) for log in training.logs if log.kind in (LOGGED, TIMED)]
     leads = list(dict.fromkeys(one.lead for one in splits if one.epoch is not None)) or [()]
     for lead in leads:
@@ -128,12 +132,12 @@ def placed(training: Training, loops: Loops, known: Mapping[str, Any]) -> Iterat
 
 
 def _placed(
-    lead: Lead, own: Sequence[_Split], known: Mapping[str, Any], notes: Sequence[str]
-) -> Placed:
+    lead: OuterIterations, own: Sequence[_ParsedLog], known: Mapping[str, Any], notes: Sequence[str]
+) -> PositionedTraining:
     clock = _clock(own)
     params = {**dict(lead), **known}
-    rows: dict[str, dict[Place, dict[str, Any]]] = {}
-    lists: dict[tuple[str, Place, str], list[Any]] = {}
+    rows: dict[str, dict[RowPlace, dict[str, Any]]] = {}
+    lists: dict[tuple[str, RowPlace, str], list[Any]] = {}
     has_begun, twice = False, set[str]()
     for one in own:
         log = one.log
@@ -164,10 +168,10 @@ def _placed(
     ]
     last = max((place for of_source in rows.values() for place, _ in of_source), default=None)
     more = [f"{what}: {', '.join(names)}" for what, names in told if names]
-    return Placed(lead, params, rows, last, (*notes, *more))
+    return PositionedTraining(lead, params, rows, last, (*notes, *more))
 
 
-def _clock(own: Sequence[_Split]) -> _Clock:
+def _clock(own: Sequence[_ParsedLog]) -> _StepCounter:
     """From what was logged in the steps of each epoch; FlorDB 4 also says how many iterations a
     loop had.
 
@@ -186,15 +190,15 @@ def _clock(own: Sequence[_Split]) -> _Clock:
             counts[epoch] = max(found[0], counts.get(epoch, 0))
     usual = max(counts.values(), default=1)
     epochs = max((one.epoch + 1 for one in own if one.epoch is not None), default=0)
-    return _Clock(
+    return _StepCounter(
         tuple(accumulate((counts.get(epoch, usual) for epoch in range(epochs)), initial=0))
     )
 
 
-class _Index:
+class _IterationIndex:
     """The iterations of loops, counted from 0."""
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: LoggedTraining) -> None:
         segments = [one for log in training.logs for one in log.path if one.iteration is not None]
         lowest: dict[str, int] = {}
         for one in segments:
@@ -203,27 +207,27 @@ class _Index:
         self._first = {name: min(training.first, max(low, 0)) for name, low in lowest.items()}
         self._unnumbered: dict[str, dict[str | None, int]] = {}
 
-    def of(self, one: Segment) -> int:
+    def of(self, one: LoopIteration) -> int:
         if one.iteration is not None:
             return max(0, one.iteration - self._first[one.name])
         seen = self._unnumbered.setdefault(one.name, {})
         return seen.setdefault(one.value, len(seen))
 
 
-def _split(log: Log, loops: Loops, index: _Index) -> _Split:
+def _split(log: LoggedValue, loops: LoopRoles, index: _IterationIndex) -> _ParsedLog:
     names = [one.name for one in log.path]
     if loops.epoch in names:
         at = names.index(loops.epoch)
         lead = tuple((one.name, index.of(one)) for one in log.path[:at])
         has_step = names[at + 1 : at + 2] == [loops.step]
         step = index.of(log.path[at + 1]) if has_step else None
-        return _Split(log, lead, index.of(log.path[at]), step, len(names) > at + 1 + has_step)
+        return _ParsedLog(log, lead, index.of(log.path[at]), step, len(names) > at + 1 + has_step)
     count = next((place for place, name in enumerate(names) if name not in loops.outer), len(names))
     lead = tuple((one.name, index.of(one)) for one in log.path[:count])
-    return _Split(log, lead, None, None, len(names) > count)
+    return _ParsedLog(log, lead, None, None, len(names) > count)
 
 
-def _notes(training: Training, loops: Loops, is_part: bool) -> Iterator[str]:
+def _notes(training: LoggedTraining, loops: LoopRoles, is_part: bool) -> Iterator[str]:
     if loops.epoch is not None:
         steps = (
             f", {loops.step!r} the steps" if loops.step else ", and the step is the count of epochs"

@@ -9,10 +9,10 @@ import builtins
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from flor_plugins.replayer.backport.imports import Thing, module_path, thing
+from flor_plugins.replayer.backport.imports import NamedObject, module_path, thing
 from flor_plugins.replayer.backport.names import family
 from flor_plugins.replayer.backport.purity import known_effects
-from flor_plugins.replayer.backport.syntax import FUNCTIONS, Scope, Version
+from flor_plugins.replayer.backport.syntax import FUNCTIONS, CodeVersion, Scope
 
 LOGS = frozenset(("log", "log_dict"))
 OURS = frozenset(("flor_plugins.log", "flor_plugins.hooks.log.log"))
@@ -23,7 +23,7 @@ _MODULE_CALL = (
 
 
 @dataclass(frozen=True)
-class Ground:
+class PurityContext:
     """Where an expression stands. fresh: names for objects that the edit itself made and may
     change.
 
@@ -39,20 +39,20 @@ class Ground:
 
 
 @dataclass
-class Calls:
+class CallPurity:
     """Answers for one version, the working tree's.
 
     visited: functions that are being followed, or were.
     """
 
-    now: Version
+    now: CodeVersion
     follow: Callable[[Scope, bool], str] | None = (
         None  # set by the review: (function, in_validation) -> why not
     )
     visited: set[tuple[str, tuple[str, ...]]] = field(default_factory=set)
 
     def problems(
-        self, node: ast.AST, ground: Ground, is_statement: bool = False
+        self, node: ast.AST, ground: PurityContext, is_statement: bool = False
     ) -> Iterator[tuple[int, str]]:
         """(line, what) for each call in an expression that must not be made there."""
         for one in ast.walk(node):
@@ -75,7 +75,7 @@ class Calls:
                     f"`{ast.unparse(one)}` gives up control in the middle of the training",
                 )
 
-    def why_not(self, call: ast.Call, ground: Ground) -> str:
+    def why_not(self, call: ast.Call, ground: PurityContext) -> str:
         if any(one.arg == "out" for one in call.keywords):
             return "writes into what is given as `out=`"
         if is_drawn_from_own(call, ground):
@@ -95,7 +95,7 @@ class Calls:
                 return ""
         return "" if ground.in_validation else _MODULE_CALL
 
-    def dotted(self, node: ast.AST, ground: Ground) -> str | None:
+    def dotted(self, node: ast.AST, ground: PurityContext) -> str | None:
         """What a name of another package means in full, as "torch.nn.functional.relu"; None
         for anything else.
         """
@@ -110,7 +110,7 @@ class Calls:
             return None
         return ".".join([of.name, *reversed(parts)])
 
-    def _thing(self, name: str, ground: Ground) -> Thing | None:
+    def _thing(self, name: str, ground: PurityContext) -> NamedObject | None:
         for one in self._around(ground):
             for node in ast.walk(one.node):
                 if isinstance(node, ast.Import | ast.ImportFrom):
@@ -119,7 +119,9 @@ class Calls:
                         return found
         return thing(self.now, ground.path, name)
 
-    def _imported(self, node: ast.Import | ast.ImportFrom, name: str, path: str) -> Thing | None:
+    def _imported(
+        self, node: ast.Import | ast.ImportFrom, name: str, path: str
+    ) -> NamedObject | None:
         for alias in node.names:
             if name != (alias.asname or alias.name.partition(".")[0]):
                 continue
@@ -128,18 +130,18 @@ class Calls:
                 return (
                     thing(self.now, file, alias.name)
                     if file
-                    else Thing("", f"{node.module}.{alias.name}")
+                    else NamedObject("", f"{node.module}.{alias.name}")
                 )
-            return Thing("", alias.name if alias.asname else name)
+            return NamedObject("", alias.name if alias.asname else name)
         return None
 
-    def _around(self, ground: Ground) -> Iterator[Scope]:
+    def _around(self, ground: PurityContext) -> Iterator[Scope]:
         for end in range(len(ground.scope), 0, -1):
             found = self.now.scope(ground.path, ground.scope[:end])
             if found is not None and found.is_function:
                 yield found
 
-    def _definition(self, func: ast.expr, ground: Ground) -> Scope | None:
+    def _definition(self, func: ast.expr, ground: PurityContext) -> Scope | None:
         """The function or class of the project that is meant."""
         if isinstance(func, ast.Name):
             for end in range(len(ground.scope), 0, -1):
@@ -161,7 +163,7 @@ class Calls:
             return None
         return self.now.scope(of.path, (of.name, func.attr) if of.name else (func.attr,))
 
-    def _own_method(self, name: str, ground: Ground) -> Scope | None:
+    def _own_method(self, name: str, ground: PurityContext) -> Scope | None:
         here = self.now.scope(ground.path, ground.scope)
         owner = self.now.class_of(here) if here is not None else None
         for one in family(self.now, owner) if owner is not None else ():
@@ -170,7 +172,7 @@ class Calls:
                 return found
         return None
 
-    def _followed(self, found: Scope, ground: Ground) -> str:
+    def _followed(self, found: Scope, ground: PurityContext) -> str:
         return self.follow(found, ground.in_validation) if self.follow is not None else ""
 
     def _outside(self, dotted: str, call: ast.Call) -> str:
@@ -189,7 +191,7 @@ class Calls:
             return ""
         return known_effects.why_not_function(dotted)
 
-    def _named(self, name: str, ground: Ground) -> str:
+    def _named(self, name: str, ground: PurityContext) -> str:
         if name in ground.own:
             return ""
         if hasattr(builtins, name):
@@ -197,7 +199,7 @@ class Calls:
             return "" if is_known else "does more than compute a value"
         return "" if ground.in_validation else _MODULE_CALL
 
-    def _method(self, call: ast.Call, func: ast.Attribute, ground: Ground) -> str:
+    def _method(self, call: ast.Call, func: ast.Attribute, ground: PurityContext) -> str:
         receiver, root = ast.unparse(func.value), root_name(func.value)
         if receiver == "super()":
             is_same = func.attr == ground.method
@@ -246,7 +248,7 @@ def root_name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def is_drawn_from_own(call: ast.Call, ground: Ground) -> bool:
+def is_drawn_from_own(call: ast.Call, ground: PurityContext) -> bool:
     given = [one.value for one in call.keywords if one.arg == "generator"]
     return bool(given) and (root_name(given[0]) in ground.fresh or _is_generator(given[0]))
 
@@ -274,6 +276,6 @@ def _is_off(call: ast.Call) -> bool:
     return any(one.arg == "training" and ast.unparse(one.value) == "False" for one in call.keywords)
 
 
-def _is_class(version: Version, path: str, names: tuple[str, ...]) -> bool:
+def _is_class(version: CodeVersion, path: str, names: tuple[str, ...]) -> bool:
     scope = version.scope(path, names)
     return scope is not None and not isinstance(scope.node, FUNCTIONS)

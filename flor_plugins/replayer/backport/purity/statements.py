@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 
 from flor_plugins.replayer.backport.names import parameters
 from flor_plugins.replayer.backport.purity import known_effects
-from flor_plugins.replayer.backport.purity.calls import Calls, Ground, is_loader, root_name
+from flor_plugins.replayer.backport.purity.calls import (
+    CallPurity,
+    PurityContext,
+    is_loader,
+    root_name,
+)
 from flor_plugins.replayer.backport.purity.local_objects import defined, fresh_names
 from flor_plugins.replayer.backport.syntax import DEFINITIONS, FUNCTIONS, Scope
 
@@ -17,14 +22,14 @@ _DECORATORS = ("staticmethod", "classmethod", "property", "dataclass", "dataclas
 # Around other statements; what they switch they switch back.
 _CONTEXTS = ("torch.no_grad", "torch.inference_mode", "torch.enable_grad", "torch.autocast", "torch.amp.autocast",
              "torch.set_grad_enabled", "torch.random.fork_rng", "contextlib.")  # fmt: skip
-Problems = Iterator[tuple[int, str]]
+Impurities = Iterator[tuple[int, str]]
 
 
 @dataclass
-class Bodies:
+class StatementPurity:
     """calls: its `follow` becomes this. verdicts: functions that were followed, to why not."""
 
-    calls: Calls
+    calls: CallPurity
     verdicts: dict[tuple[str, tuple[str, ...], bool], str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -37,7 +42,7 @@ class Bodies:
         key = (scope.path, scope.names, in_validation)
         if key not in self.verdicts:
             self.verdicts[key] = ""
-            ground = Ground(scope.path, scope.names[:-1], in_validation=in_validation)
+            ground = PurityContext(scope.path, scope.names[:-1], in_validation=in_validation)
             assert not isinstance(scope.node, ast.Module)
             first = next(self._definition(scope.node, ground), None)
             self.verdicts[key] = (
@@ -47,7 +52,7 @@ class Bodies:
             )
         return self.verdicts[key]
 
-    def problems(self, node: ast.stmt, ground: Ground, in_class: bool) -> Problems:
+    def problems(self, node: ast.stmt, ground: PurityContext, in_class: bool) -> Impurities:
         """(line, what) of one statement that was put in."""
         is_hook = (
             in_class
@@ -60,17 +65,21 @@ class Bodies:
             else self._statement(node, ground, 0, False)
         )
 
-    def _definition(self, node: ast.AST, ground: Ground, is_hook: bool = False) -> Problems:
+    def _definition(
+        self, node: ast.AST, ground: PurityContext, is_hook: bool = False
+    ) -> Impurities:
         if isinstance(node, ast.ClassDef):
             yield from self._class(node, ground)
         elif isinstance(node, FUNCTIONS):
             yield from self._function(node, ground, is_hook)
 
-    def _class(self, node: ast.ClassDef, ground: Ground) -> Problems:
+    def _class(self, node: ast.ClassDef, ground: PurityContext) -> Impurities:
         if node.keywords:
             yield node.lineno, f"class {node.name} has a metaclass or arguments of its bases"
         yield from self._decorators(node)
-        inner = Ground(ground.path, (*ground.scope, node.name), in_validation=ground.in_validation)
+        inner = PurityContext(
+            ground.path, (*ground.scope, node.name), in_validation=ground.in_validation
+        )
         for one in node.body:
             if isinstance(one, FUNCTIONS):
                 yield from self._function(
@@ -82,10 +91,10 @@ class Bodies:
     def _function(
         self,
         node: ast.FunctionDef | ast.AsyncFunctionDef,
-        ground: Ground,
+        ground: PurityContext,
         is_hook: bool,
         mine: set[str] | None = None,
-    ) -> Problems:
+    ) -> Impurities:
         yield from self._decorators(node)
         for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
             yield from self.calls.problems(default, ground)
@@ -100,19 +109,26 @@ class Bodies:
         own = frozenset(defined(node.body)) - names
         scope = (*ground.scope, node.name)
         is_validating = ground.in_validation or known_effects.is_of_validation(node.name)
-        inner = Ground(ground.path, scope, frozenset(fresh), own, is_validating, node.name)
+        inner = PurityContext(ground.path, scope, frozenset(fresh), own, is_validating, node.name)
         for one in node.body:
             yield from self._statement(one, inner, 0, not is_hook, mine is None and not is_hook)
 
-    def _decorators(self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> Problems:
+    def _decorators(
+        self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    ) -> Impurities:
         for one in node.decorator_list:
             text = ast.unparse(one)
             if not text.startswith(_DECORATORS):
                 yield one.lineno, f"`@{text}` may do anything to what it is put on"
 
     def _statement(
-        self, node: ast.stmt, ground: Ground, loops: int, is_helper: bool, keeps_self: bool = False
-    ) -> Problems:
+        self,
+        node: ast.stmt,
+        ground: PurityContext,
+        loops: int,
+        is_helper: bool,
+        keeps_self: bool = False,
+    ) -> Impurities:
         """is_helper: in a function of its own, which may return and raise. keeps_self: it
         must not set attributes.
         """
@@ -136,7 +152,7 @@ class Bodies:
                 for one in child.body:
                     yield from self._statement(one, ground, loops, is_helper, keeps_self)
 
-    def _contexts(self, node: ast.With | ast.AsyncWith, ground: Ground) -> Problems:
+    def _contexts(self, node: ast.With | ast.AsyncWith, ground: PurityContext) -> Impurities:
         for item in node.items:
             called = (
                 item.context_expr.func
@@ -150,7 +166,7 @@ class Bodies:
                     f"`with {ast.unparse(item)}` may do anything around what stands in it",
                 )
 
-    def _targets(self, node: ast.stmt, ground: Ground, keeps_self: bool) -> Problems:
+    def _targets(self, node: ast.stmt, ground: PurityContext, keeps_self: bool) -> Impurities:
         """What it writes to must be new, or made by the edit itself."""
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
         for target in (one for given in targets if given is not None for one in _flat(given)):
@@ -190,10 +206,9 @@ def _control(node: ast.stmt, loops: int, is_helper: bool, method: str) -> str:
             return "gives up control in the middle of the training"
         case ast.Return(value=None) if method:
             return ""
-        case ast.Return(value=value) if method and not is_helper:
-            is_result = isinstance(value, ast.Name) or ast.unparse(value).startswith(
-                f"super().{method}("
-            )  # type: ignore[arg-type]
+        case ast.Return(value=ast.expr() as value) if method and not is_helper:
+            through_super = ast.unparse(value).startswith(f"super().{method}(")
+            is_result = isinstance(value, ast.Name) or through_super
             return "" if is_result else "gives the framework a value, which may change what it does"
         case ast.Return() | ast.Raise() | ast.Assert() if not is_helper:
             return f"`{ast.unparse(node)}` may end the function early"

@@ -21,7 +21,7 @@ from flor_plugins.records import Plan, Run, Task
 from flor_plugins.replayer.execution import remote_sync
 from flor_plugins.replayer.execution.ray.cluster import connected, devices, is_lost, share_of
 from flor_plugins.replayer.execution.remaining_work import Told
-from flor_plugins.replayer.execution.retries import LANDED, Job, longest_first
+from flor_plugins.replayer.execution.retries import LANDED, RetriedTask, longest_first
 from flor_plugins.replayer.execution.task_runner import Outcome, Tell, do_task
 from flor_plugins.store.layout import VARIABLE, Store
 from flor_plugins.store.remote.mirror import Mirror, mirror_of
@@ -32,7 +32,7 @@ LISTEN_S = 0.5  # Ray's interrupt is seen between two looks
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StoreLocation:
     """Where a task finds the store, on any node.
 
     url: of the object store, where root is only its mirror.
@@ -45,10 +45,10 @@ class Place:
 
 
 @dataclass(slots=True)
-class _Sent:
+class _RemoteJob:
     """A job at a worker of the cluster. stream: what that says."""
 
-    job: Job
+    job: RetriedTask
     stream: Any = None
 
 
@@ -64,12 +64,12 @@ def run_all(
     mirror = mirror_of(store)
     if mirror is not None:
         remote_sync.depart(mirror, plan, [runs[task.run_id] for task in plan.tasks])
-    place = Place(
+    place = StoreLocation(
         store.root, mirror.url if mirror else None, os.getcwd(), os.environ.get("OMP_NUM_THREADS")
     )
-    jobs = [Job(task) for task in plan.tasks]
+    jobs = [RetriedTask(task) for task in plan.tasks]
     with connected(workers) as ray:
-        _Dispatch(ray, place, replace(plan, tasks=()), runs, tell).all(
+        _Dispatcher(ray, place, replace(plan, tasks=()), runs, tell).all(
             jobs, workers or devices(ray)
         )
     if mirror is not None:
@@ -77,21 +77,21 @@ def run_all(
     return [job.result(runs[job.task.run_id], plan) for job in jobs]
 
 
-class _Dispatch:
+class _Dispatcher:
     """Sends tasks to workers, at most some at a time, and hears what they say."""
 
     def __init__(
-        self, ray: Any, place: Place, plan: Plan, runs: dict[str, Run], tell: Tell
+        self, ray: Any, place: StoreLocation, plan: Plan, runs: dict[str, Run], tell: Tell
     ) -> None:
         self._ray, self._place, self._plan, self._runs, self._tell = ray, place, plan, runs, tell
 
-    def all(self, jobs: Sequence[Job], workers: int) -> None:
+    def all(self, jobs: Sequence[RetriedTask], workers: int) -> None:
         waiting = longest_first(jobs)[::-1]
-        running: list[_Sent] = []
+        running: list[_RemoteJob] = []
         try:
             while waiting or running:
                 while waiting and len(running) < workers:
-                    running.append(_Sent(waiting.pop()))
+                    running.append(_RemoteJob(waiting.pop()))
                     self._begin(running[-1])
                 ready = self._ray.wait([sent.stream for sent in running])[0][0]
                 sent = next(sent for sent in running if sent.stream is ready)
@@ -101,7 +101,7 @@ class _Dispatch:
             self._give_up(running)
             raise
 
-    def _begin(self, sent: _Sent) -> None:
+    def _begin(self, sent: _RemoteJob) -> None:
         job = sent.job
         # Ray's own retries begin a task from its start; ours leave out what is stored.
         options = {"num_returns": "streaming", "max_retries": 0, "name": f"flor {job.task.name}"}
@@ -112,7 +112,7 @@ class _Dispatch:
             .remote(self._place, self._plan, job.rest)
         )
 
-    def _hear(self, sent: _Sent) -> bool:
+    def _hear(self, sent: _RemoteJob) -> bool:
         """Take the next thing that a worker says; True if it was the last."""
         job = sent.job
         try:
@@ -133,14 +133,14 @@ class _Dispatch:
         self._tell(job.task, said)
         return False
 
-    def _failed(self, sent: _Sent, error: Exception) -> bool:
+    def _failed(self, sent: _RemoteJob, error: Exception) -> bool:
         cause = getattr(error, "cause", None)
         said = str(cause) if isinstance(cause, FlorError) else f"{type(error).__name__}: {error}"
         sent.job.outcome.failure = f"run {sent.job.task.name} failed on Ray: {said}"
         lost = is_lost(self._ray, error)
         return lost is None or self._is_over(sent, lost, said)
 
-    def _is_over(self, sent: _Sent, lost: str, said: str) -> bool:
+    def _is_over(self, sent: _RemoteJob, lost: str, said: str) -> bool:
         """The worker or the node of a task is gone. False if another worker was begun."""
         # What a dead machine had not yet handed to the shared folder is gone.
         if not sent.job.is_for_another(said, are_rows_lost=lost == "node"):
@@ -149,7 +149,7 @@ class _Dispatch:
         self._begin(sent)
         return False
 
-    def _give_up(self, running: Sequence[_Sent]) -> None:
+    def _give_up(self, running: Sequence[_RemoteJob]) -> None:
         """Have workers end: gently, so that they remove their sandboxes, then at once."""
         for force in (False, True):
             for sent in running:
@@ -161,7 +161,7 @@ class _Dispatch:
                     return
 
 
-def work(place: Place, plan: Plan, task: Task) -> Iterator[Any]:
+def work(place: StoreLocation, plan: Plan, task: Task) -> Iterator[Any]:
     """On a node: do a task and yield its events as they happen, its Outcome last."""
     yield {"event": "placed", "process": {"host": (own := this_process()).host, "pid": own.pid}}
     _stand_at(place)
@@ -211,7 +211,7 @@ def _doing(store: Store, run: Run, plan: Plan, task: Task) -> Iterator[Any]:
         thread.join(GRACE_S)
 
 
-def _stand_at(place: Place) -> None:
+def _stand_at(place: StoreLocation) -> None:
     """Where the request was made, if this node has that folder: a repository is looked for
     around it.
     """

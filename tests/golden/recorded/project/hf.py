@@ -1,4 +1,4 @@
-"""A training with the Hugging Face Trainer: two epochs of four updates, plain SGD, with evaluation."""
+"""A training with the Hugging Face Trainer: two epochs of four updates and an evaluation."""
 
 import torch
 from points import Net, Points, seed
@@ -34,7 +34,7 @@ def main():
         optimizers=(optimizer, schedule),
         callbacks=[FlorCallback("hf", every_n_epochs=2, overhead=None)],
     )
-    seed(11)  # the Trainer has seeded all generators with its own number
+    seed(11)  # the Trainer has seeded all generators with a number of its own
     trainer.train()
 
 

@@ -1,4 +1,4 @@
-"""A training with Lightning: two epochs of four updates, plain SGD, with validation."""
+"""A training with Lightning: two epochs of four updates, each epoch with a validation."""
 
 import lightning.pytorch as pl
 import torch

@@ -1,6 +1,6 @@
-"""A loop of one's own: epochs of four updates, SGD with momentum, with validation.
+"""A hand-written loop: two epochs of four updates with momentum, each with a validation.
 
-KILL_AT=6 kills the process after its sixth update.
+The environment variable KILL_AT=6 kills the process after its sixth update.
 """
 
 import os
@@ -37,7 +37,7 @@ def main():
             flor.log("loss", loss)
             step += 1
             if os.environ.get("KILL_AT") == str(step):
-                time.sleep(2)  # what is written beside the training is on the disk then
+                time.sleep(2)  # the recording writes beside the training
                 os.kill(os.getpid(), signal.SIGKILL)
         net.eval()
         total = 0.0
