@@ -257,7 +257,7 @@ from pathlib import Path
 import torch
 from flor_plugins.records import Position
 from flor_plugins.store import checkpoints
-from flor_plugins.store.checkpoints import write
+from flor_plugins.store.checkpoints import writer
 from flor_plugins.store.codec import encode
 
 def die(*_, **__):
@@ -265,7 +265,7 @@ def die(*_, **__):
 
 checkpoints.save_checkpoint(Path(sys.argv[1]), Position(1, 10), encode({"model": {"w": torch.ones(3)}}))
 if sys.argv[2] == "before state.json":
-    write.write_json = die
+    writer.write_json = die
 else:
     os.rename = Path.rename = die
 checkpoints.save_checkpoint(Path(sys.argv[1]), Position(2, 20), encode({"model": {"w": torch.zeros(3)}}))

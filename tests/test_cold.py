@@ -392,7 +392,7 @@ import os, signal, sys
 from pathlib import Path
 from flor_plugins.records import Position
 from flor_plugins.store import files
-from flor_plugins.store.checkpoints import cold, growing, rewriting, shells
+from flor_plugins.store.checkpoints import compression, rewriting, streaming_safetensors, tombstones
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -403,13 +403,13 @@ def die_before(owner, name, matches):
 
 run, what, stage = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 if stage == "while a file is written":
-    growing.os.write = die
+    streaming_safetensors.os.write = die
 elif stage == "before the header":
-    growing.os.pwrite = die
+    streaming_safetensors.os.pwrite = die
 elif stage == "before a file has its name":
     die_before(Path, "replace", lambda path, to: to.name.endswith(".safetensors"))
 elif stage == "before it is verified":
-    cold._verify = die
+    compression._verify = die
 elif stage == "before state.json":
     die_before(Path, "replace", lambda path, to: to.name in ("state.json", "shell.json"))
 elif stage == "before state.json goes":
@@ -417,9 +417,9 @@ elif stage == "before state.json goes":
 else:
     die_before(Path, "unlink", lambda path, **_: path.name.endswith(".safetensors"))
 if what == "cool":
-    cold.cool(run, Position(2, 20), Position(1, 10))
+    compression.cool(run, Position(2, 20), Position(1, 10))
 else:
-    shells.hollow(run, Position(2, 20), sys.argv[4:])
+    tombstones.hollow(run, Position(2, 20), sys.argv[4:])
 """
 
 
@@ -594,8 +594,8 @@ def test_compressing_needs_no_torch(run: Path) -> None:
         f"import sys; sys.path[:0] = "
         f"{[str(ROOT), *[path for path in sys.path if 'site-packages' in path]]!r}\n"
         "from pathlib import Path\n"
-        "from flor_plugins.store.checkpoints import cold, shells\n"
-        f"assert cold.cool_run(Path({str(run)!r}), keep=0) > 0\n"
+        "from flor_plugins.store.checkpoints import compression\n"
+        f"assert compression.cool_run(Path({str(run)!r}), keep=0) > 0\n"
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     done = subprocess.run(

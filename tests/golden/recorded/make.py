@@ -1,4 +1,4 @@
-"""Record the golden store with the installed version of flor-plugins (see README.md)."""
+"""Record the golden store anew with the installed version of flor-plugins (see README.md)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # Square roots (the norm of a gradient) are rounded correctly, but they are rounded.
 VALUES = """
-select r.name as run, m.epoch, m.step, m.phase, m.name, m.value from metrics m join runs r using (run)
+select r.name as run, m.epoch, m.step, m.phase, m.name, m.value
+from metrics m join runs r using (run)
 where m.name in ('loss', 'loss_logged', 'train_loss', 'val_loss', 'eval_loss', 'lr')
 and r.name != 'killed' order by all
 """
@@ -73,7 +74,7 @@ def environment(store: Path, **env: str) -> dict[str, str]:
 
 
 def check_exact(root: Path) -> None:
-    """Raise AssertionError where float32 has rounded a loss or a weight."""
+    """Raise AssertionError if float32 has rounded a loss or a weight."""
     for script in SCRIPTS:
         run(root, "-c", IN_FLOAT64, f"{script}.py", store="float64")
     single, double = (flor.sql(VALUES, store=root / name) for name in ("store", "float64"))
@@ -95,8 +96,11 @@ def anonymize(store: Path, root: Path) -> None:
         if path.name in ("run.json", "plan.json"):
             path.write_text(without_machine(path.read_text()))
         content = path.read_bytes()
-        for name in (str(root), sys.prefix, tempfile.gettempdir(), socket.gethostname() * 2):
+        for name in (str(root), sys.prefix, tempfile.gettempdir(), f'"{socket.gethostname()}"'):
             assert name.encode() not in content, (path, name)
+    for folder in sorted((path for path in store.rglob("*") if path.is_dir()), reverse=True):
+        if not any(folder.iterdir()):  # git would leave it out
+            folder.rmdir()
 
 
 def without_paths(text: str, root: Path) -> str:
