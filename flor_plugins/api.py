@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.records import Level, Run, Task
+from flor_plugins.records.sections import MODEL
 from flor_plugins.store.layout import Store, find_store, store_in
 from flor_plugins.store.remote.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
@@ -207,7 +208,7 @@ def checkpoint(
     known = checkpoints.list_checkpoints(found.path)
     position = checkpoint_at(found, known, asked).position
     fetch_weights(home, found, position)
-    return checkpoints.load_checkpoint(found.path, position, ["model"])["model"]
+    return checkpoints.load_checkpoint(found.path, position, [MODEL])[MODEL]
 
 
 def import_flordb(

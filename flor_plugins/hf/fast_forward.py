@@ -16,6 +16,7 @@ import transformers.trainer
 from transformers import Trainer
 
 from flor_plugins.hf import loaders, state
+from flor_plugins.records.sections import RNG, TRAINER
 from flor_plugins.state import loader_iteration
 from flor_plugins.state.method_wrapper import MethodWrapper
 
@@ -36,14 +37,14 @@ def run_epoch(
 
     At the first `get_batch_samples` everything is restored, RNG included. restored: called
     then; the State is not needed any more."""
-    epoch, batch = completed_epochs(sections), sections[state.TRAINER].get("batch", 0)
-    loaders.restore_evaluated(trainer, sections[state.TRAINER].get("evaluated", []))
-    loaders.drain(trainer, sections[state.RNG].get("epochs", []))
+    epoch, batch = completed_epochs(sections), sections[TRAINER].get("batch", 0)
+    loaders.restore_evaluated(trainer, sections[TRAINER].get("evaluated", []))
+    loaders.drain(trainer, sections[RNG].get("epochs", []))
     if not batch:
         state.restore(trainer, sections)
         restored()
         return original(**from_the_beginning(kwargs, epoch))
-    loaders.restore(trainer, sections[state.RNG]["epoch"])
+    loaders.restore(trainer, sections[RNG]["epoch"])
     resumed = {
         "resume_from_checkpoint": RESTORED,
         "epochs_trained": epoch,
@@ -65,13 +66,13 @@ def from_the_beginning(kwargs: Mapping[str, Any], epoch: int) -> dict[str, Any]:
 
 def completed_epochs(sections: Mapping[str, Any]) -> int:
     """The epochs that a State has behind it."""
-    held = sections[state.TRAINER]
+    held = sections[TRAINER]
     return int(held["epoch"] if "epoch" in held else round(held["state"]["epoch"] or 0))
 
 
 def completed_steps(sections: Mapping[str, Any]) -> int:
     """The optimizer updates that a State has behind it."""
-    return int(sections[state.TRAINER]["state"]["global_step"])
+    return int(sections[TRAINER]["state"]["global_step"])
 
 
 def resume_at(
@@ -90,7 +91,7 @@ def resume_at(
     once, when the State has been put into the trainer and is not needed any more.
     `Trail.of(sections)` is what a recording goes on with. `wrapped.undo()` takes it off."""
     entered, completed = False, completed_epochs(sections)
-    was_complete = sections[state.TRAINER]["control"]["should_training_stop"]
+    was_complete = sections[TRAINER]["control"]["should_training_stop"]
 
     def _run_epoch(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         nonlocal entered
@@ -151,8 +152,8 @@ class _SkippingLoader:
         # An update draws its batches at once, and accelerate fetches one more: those of the
         # last update were drawn under the RNG at its entry.
         ahead = self._trainer.args.gradient_accumulation_steps
-        batches = self._sections[state.TRAINER]["batch"]
-        loader_iteration.skip(iterator, batches, ahead, self._sections[state.RNG]["previous"])
+        batches = self._sections[TRAINER]["batch"]
+        loader_iteration.skip(iterator, batches, ahead, self._sections[RNG]["previous"])
         state.restore(self._trainer, self._sections)
         self._restored()
         return iterator

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from flor_plugins.hf import loaders
+from flor_plugins.records.sections import RNG, TRAINER
 from flor_plugins.state import rng
 
 
@@ -32,10 +33,10 @@ class RngHistory:
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> RngHistory:
         """The trail that led to a State; a restored training goes on with it."""
-        held = sections["rng"]
+        held = sections[RNG]
         return cls(
-            epoch=sections["trainer"].get("epoch", 0),
-            batch=sections["trainer"].get("batch", 0),
+            epoch=sections[TRAINER].get("epoch", 0),
+            batch=sections[TRAINER].get("batch", 0),
             beginning=held.get("epoch"),
             earlier=list(held.get("epochs", ())),
             validation=held.get("validation"),

@@ -21,11 +21,10 @@ from transformers.trainer_callback import ExportableState
 from flor_plugins.errors import ReplayError
 from flor_plugins.hf import loaders
 from flor_plugins.hf.rng_history import RngHistory
+from flor_plugins.records.sections import MODEL, MODULE, OPTIMIZER, RNG, TRAINER
 from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
-
-MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
 
 # Fields of TrainerState that describe this process or this call, not the training.
 _OF_THE_CALL = ("stateful_callbacks", "max_steps", "is_local_process_zero", "is_world_process_zero")

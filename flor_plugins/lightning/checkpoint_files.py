@@ -10,7 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from flor_plugins.lightning import state
+from flor_plugins.records.sections import TIMELINE, TRAINER
 from flor_plugins.state.method_wrapper import MethodWrapper
 
 CLOCK_S = 0.01  # the times of files are as coarse as the kernel's clock
@@ -23,8 +23,8 @@ def keep_files(trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: Method
     What was written after the State will be written again. Without this it would get a new
     folder (each start of a logger makes a version of its own) or the name of a second version.
     """
-    states = sections[state.TRAINER]["checkpoint"].get("callbacks", {})
-    taken_at = sections["timeline"]["at"]
+    states = sections[TRAINER]["checkpoint"].get("callbacks", {})
+    taken_at = sections[TIMELINE]["at"]
     for callback in trainer.checkpoint_callbacks:
         if not isinstance(callback, ModelCheckpoint):
             continue

@@ -19,10 +19,10 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from flor_plugins.errors import NoCheckpoint, StoreError
-from flor_plugins.lightning.state import MODEL, OPTIMIZER, TRAINER
 from flor_plugins.recorder.importers.lightning import position_of, read_file
 from flor_plugins.recorder.recorder import FlorWarning
 from flor_plugins.records import Position
+from flor_plugins.records.sections import MODEL, OPTIMIZER, TRAINER
 from flor_plugins.store import checkpoints, codec
 from flor_plugins.store.checkpoints.manifest import STATE, beside, put_in_place
 

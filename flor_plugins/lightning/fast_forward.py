@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from flor_plugins.lightning import state
 from flor_plugins.lightning.rng_history import fetches_ahead
+from flor_plugins.records.sections import RNG, TRAINER
 from flor_plugins.state import rng
 from flor_plugins.state.loader_iteration import end_workers, once, skip
 from flor_plugins.state.method_wrapper import MethodWrapper
@@ -29,7 +30,7 @@ class FastForward:
 
     def __init__(self, trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
         self.trainer, self.sections = trainer, sections
-        held = sections[state.TRAINER]
+        held = sections[TRAINER]
         self.epoch = completed_epochs(sections)
         self.batch = int(held.get("batch", 0))
         self._is_inside = False
@@ -58,7 +59,7 @@ class FastForward:
         if self._is_inside or not self.batch:
             return
         self._is_inside = True
-        held = self.sections[state.RNG]
+        held = self.sections[RNG]
         self._skip(self.batch, held["epoch"], held.get("previous"))
         state.restore_progress(self.trainer, self.sections, self.epoch, has_begun=True)
         state.restore(self.trainer, self.sections)
@@ -73,10 +74,10 @@ class FastForward:
             self.trainer.fit_loop,
             cast(Any, self.trainer).reload_dataloaders_every_n_epochs,
         )
-        made = self.sections[state.TRAINER].get("loaders_of_epoch")
+        made = self.sections[TRAINER].get("loaders_of_epoch")
         if every and made is not None:
             state.restore_progress(self.trainer, self.sections, int(made))
-            rng.restore(self.sections[state.RNG]["setup"])
+            rng.restore(self.sections[RNG]["setup"])
             loop._combined_loader = None
             loop.setup_data()
 
@@ -88,7 +89,7 @@ class FastForward:
         all epochs before."""
         loop: Any = self.trainer.fit_loop
         beginning = state.beginning_of(self.sections)
-        earlier = self.sections[state.RNG].get("epochs", ())
+        earlier = self.sections[RNG].get("epochs", ())
         if not earlier and beginning["iterator"] is None:
             return
         for loader in loop._combined_loader.flattened:
@@ -139,7 +140,7 @@ def prepare(
     if sections is None:
         return
     connector._loaded_checkpoint = state.as_checkpoint(sections)
-    setup = sections[state.RNG].get("setup")
+    setup = sections[RNG].get("setup")
     if setup is not None:
         # At the first call only: later iterators belong to restored epochs.
         wrapped.before(trainer.fit_loop, "setup_data", once(lambda: rng.restore(setup)))
@@ -164,7 +165,7 @@ def resume_at(
 
     def before_epoch() -> None:
         entry.before_epoch()
-        trainer.should_stop = sections[state.TRAINER]["should_stop"]
+        trainer.should_stop = sections[TRAINER]["should_stop"]
         if loop.done:  # nothing is left to train
             _begin_last_epoch(trainer, sections)
             state.restore(trainer, sections)
@@ -214,10 +215,10 @@ def is_boundary(trainer: pl.Trainer, since: int) -> bool:
 
 def completed_epochs(sections: Mapping[str, Any]) -> int:
     """The epochs that a State has behind it."""
-    progress = sections[state.TRAINER]["checkpoint"]["loops"]["fit_loop"]["epoch_progress"]
+    progress = sections[TRAINER]["checkpoint"]["loops"]["fit_loop"]["epoch_progress"]
     return int(progress["current"]["processed"])
 
 
 def completed_steps(sections: Mapping[str, Any]) -> int:
     """The optimizer updates that a State has behind it."""
-    return int(sections[state.TRAINER]["checkpoint"]["global_step"])
+    return int(sections[TRAINER]["checkpoint"]["global_step"])

@@ -11,6 +11,7 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher, _PrefetchDataFetcher
 
 from flor_plugins.lightning import state
+from flor_plugins.records.sections import RNG
 from flor_plugins.state import rng
 from flor_plugins.state.loader_iteration import has_persistent_workers
 
@@ -37,7 +38,7 @@ class RngHistory:
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> RngHistory:
         """The trail that led to a State; a restored training goes on with it."""
-        held, beginning = sections["rng"], state.beginning_of(sections)
+        held, beginning = sections[RNG], state.beginning_of(sections)
         inside = "epoch" in held  # where this epoch is begun already
         return cls(
             setup=held.get("setup"),

@@ -17,6 +17,7 @@ from lightning.pytorch.loops.loop import _Loop
 from torch import nn
 
 from flor_plugins.lightning import log_results
+from flor_plugins.records.sections import MODEL, MODULE, OPTIMIZER, RNG, TRAINER
 from flor_plugins.state import ddp_buckets, rng, user_objects
 from flor_plugins.state import fast_load as weights_of_module
 from flor_plugins.state import module as module_state
@@ -26,8 +27,6 @@ from flor_plugins.state.loader_iteration import (
     has_persistent_workers,
     has_running_workers,
 )
-
-MODEL, OPTIMIZER, TRAINER, MODULE, RNG = "model", "optimizer", "trainer", "module", "rng"
 
 
 def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) -> dict[str, Any]:

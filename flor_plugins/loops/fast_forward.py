@@ -16,6 +16,7 @@ from flor_plugins.loops import enumerate_counter, loaders, state
 from flor_plugins.loops.active_loops import ActiveLoop, source_of
 from flor_plugins.loops.frame_variables import FrameVariables, frames_to
 from flor_plugins.loops.registry import ObjectRegistry
+from flor_plugins.records.sections import LOOP, RNG
 from flor_plugins.state import loader_iteration, rng
 
 
@@ -29,7 +30,7 @@ class FastForward:
         self, registered: ObjectRegistry, variables: FrameVariables, sections: dict[str, Any]
     ) -> None:
         self._registered, self._variables, self._sections = registered, variables, sections
-        self._held: Mapping[str, Any] = sections[state.LOOP]
+        self._held: Mapping[str, Any] = sections[LOOP]
 
     @property
     def is_inside(self) -> bool:
@@ -40,7 +41,7 @@ class FastForward:
         """Stand before the main loop's next item. Returns what there is to draw from."""
         frames = frames_to(main.code)
         found = loaders.sources(self._registered, frames)
-        moments = self._sections[state.RNG]
+        moments = self._sections[RNG]
         if "main" in moments:
             loaders.restore(found, moments["main"])
         _stand(main, self._held["epoch"])
@@ -62,7 +63,7 @@ class FastForward:
         self, main: ActiveLoop, inner: ActiveLoop, variables: FrameVariables
     ) -> loaders.Sources:
         """Stand before the inner loop's next item. variables: as they are at its beginning."""
-        moments, batches = self._sections[state.RNG], self._held["batch"]
+        moments, batches = self._sections[RNG], self._held["batch"]
         # A loader that fetches ahead has drawn the last of these batches under the RNG of the
         # step before.
         loader_iteration.skip(source_of(inner), batches, 1, moments["previous"])

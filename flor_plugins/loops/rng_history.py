@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from flor_plugins.records.sections import LOOP, RNG
+
 
 @dataclass(slots=True)
 class RngHistory:
@@ -28,7 +30,7 @@ class RngHistory:
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> RngHistory:
         """The trail that led to a State; a restored training goes on with it."""
-        held, moments = sections["loop"], sections["rng"]
+        held, moments = sections[LOOP], sections[RNG]
         return cls(
             held["epoch"],
             held["inner"],

@@ -16,11 +16,10 @@ from flor_plugins.errors import ReplayError
 from flor_plugins.loops import loaders, object_graph
 from flor_plugins.loops.registry import ObjectRegistry, set_content
 from flor_plugins.loops.rng_history import RngHistory
+from flor_plugins.records.sections import LOOP, MODEL, MODULE, OPTIMIZER, RNG
 from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
-
-MODEL, OPTIMIZER, LOOP, MODULE, RNG = "model", "optimizer", "loop", "module", "rng"
 
 
 def capture(

@@ -19,10 +19,11 @@ from flor_plugins.recorder.recorder import Recorder
 from flor_plugins.recorder.resume import Resumption
 from flor_plugins.recorder.start_run import begin, warn
 from flor_plugins.records import Framework, Launch, Position, Run
+from flor_plugins.records.sections import MODEL, OPTIMIZER
 from flor_plugins.state import processes
 from flor_plugins.store import ranks, runs
 
-MODEL, REPLICATED = ranks.MODEL, ("optimizer",)
+REPLICATED = (OPTIMIZER,)
 WAIT = timedelta(minutes=5)  # for the first process, which takes a snapshot of the code
 
 

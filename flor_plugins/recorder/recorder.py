@@ -30,8 +30,9 @@ from flor_plugins.recorder.checkpointing.checkpointer import Checkpointer
 from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
 from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.replayability import obstacles
-from flor_plugins.recorder.resume import TIMELINE, Resumption
+from flor_plugins.recorder.resume import Resumption
 from flor_plugins.records import Obstacle, Position, Row, Run, RunStatus, Timing
+from flor_plugins.records.sections import TIMELINE
 from flor_plugins.state.still import still
 from flor_plugins.store import runs
 from flor_plugins.store.metrics.journal import Journal

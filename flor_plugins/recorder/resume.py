@@ -24,6 +24,7 @@ from flor_plugins.records import (
     Row,
     Run,
 )
+from flor_plugins.records.sections import TIMELINE
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.files import PARTIAL
 from flor_plugins.store.layout import Store
@@ -33,7 +34,6 @@ from flor_plugins.store.metrics.value_codec import encode_value
 from flor_plugins.store.runs import find_run, list_runs, plain
 
 DECIDING = ("python", "machine", "cpu", "packages", "devices", "determinism")  # of an environment
-TIMELINE = "timeline"  # the section of a State that says where its rows stood
 VARIABLE = "FLOR_RESUME"  # set by `flor-hf resume RUN` for the process that it starts
 # A run of another host that has written nothing for so long is taken to be dead.
 SILENT_S = 1800.0

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flor_plugins.records.sections import OPTIMIZER, TRAINER
+
 Phase = Literal["train", "validation", "test"]
 Level = Literal["epoch", "step"]
 Framework = Literal["lightning", "hf", "loop", "flordb"]
@@ -214,9 +216,9 @@ class Checkpoint:
     @property
     def can_train(self) -> bool:
         """Can training go on from it?"""
-        return "optimizer" in self.sections
+        return OPTIMIZER in self.sections
 
     @property
     def can_validate(self) -> bool:
         """Is there more than the weights of the model?"""
-        return "trainer" in self.sections
+        return TRAINER in self.sections

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.records import Checkpoint, Position, Run
+from flor_plugins.records.sections import MODEL
 from flor_plugins.store import checkpoints
-
-MODEL = "model"
 
 
 def folder(run_path: Path, rank: int) -> Path:

@@ -16,9 +16,9 @@ from flor_plugins.recorder.checkpointing.staging import CheckpointStaging
 from flor_plugins.recorder.checkpointing.update_window import UpdateWindow
 from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.records import Position, Run
+from flor_plugins.records.sections import OPTIMIZER
 from flor_plugins.store import checkpoints
 
-OPTIMIZER = "optimizer"
 MOST_SKIPPED = 200
 BUSY = "the ones before it were still being written"
 

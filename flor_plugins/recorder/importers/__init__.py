@@ -19,6 +19,7 @@ from flor_plugins.recorder.importers import hf, lightning
 from flor_plugins.recorder.importers.found_checkpoints import FoundTraining
 from flor_plugins.recorder.importers.launches import nothing
 from flor_plugins.records import Launch, Obstacle, RecordingProcess, Run
+from flor_plugins.records.sections import MODEL
 from flor_plugins.store import checkpoints, codec, runs
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store, find_store, new_id
@@ -131,7 +132,7 @@ def _make(
 def _write(run: Run, found: FoundTraining) -> None:
     known: checkpoints.KnownTensors = {}
     for one in found.checkpoints:
-        encoded = codec.encode({"model": one.weights()})
+        encoded = codec.encode({MODEL: one.weights()})
         lost = (*encoded.lost, f"{LOST} {one.path}")
         checkpoints.save_checkpoint(run.path, one.position, replace(encoded, lost=lost), known)
     journal = Journal(run.path / "metrics" / "record-r0.jsonl", run.path / "media")

@@ -17,6 +17,7 @@ from flor_plugins.recorder.importers.found_checkpoints import (
 )
 from flor_plugins.recorder.launch_environment import flatten
 from flor_plugins.records import Level, Phase, Position, Row
+from flor_plugins.records.sections import MODEL, TRAINER
 from flor_plugins.store.checkpoints import load_folder
 from flor_plugins.store.checkpoints.manifest import STATE
 
@@ -94,7 +95,7 @@ def read_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
                 f"of it: python -m lightning.pytorch.utilities.consolidate_checkpoint '{path}'"
             )
         sections = load_folder(path)
-        return {**sections["trainer"], "state_dict": sections["model"]}
+        return {**sections[TRAINER], "state_dict": sections[MODEL]}
     try:
         mapped = mapped and zipfile.is_zipfile(path)  # files of old torch versions can't be mapped
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)

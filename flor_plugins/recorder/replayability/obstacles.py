@@ -19,6 +19,7 @@ from flor_plugins.recorder.replayability.hidden_state import (
     where,
 )
 from flor_plugins.records import Code, Launch, Obstacle
+from flor_plugins.records.sections import MODEL
 
 MOST_NAMED = 5  # paths that one reason names; checkpoints list them all
 
@@ -201,7 +202,7 @@ def of_lost(lost: Iterable[str]) -> list[Obstacle]:
 def _of_section(section: str, leaves: list[str]) -> Obstacle:
     more = f" and {len(leaves) - MOST_NAMED} more" if len(leaves) > MOST_NAMED else ""
     reason = f"parts of the state can't be stored: {'; '.join(leaves[:MOST_NAMED])}{more}"
-    if section == "model":  # then there are no weights to load
+    if section == MODEL:  # then there are no weights to load
         return Obstacle(
             "none",
             reason,

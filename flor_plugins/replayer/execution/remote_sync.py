@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flor_plugins.errors import DamagedCheckpoint, SnapshotError
 from flor_plugins.records import Code, Plan, Position, Run, Task
+from flor_plugins.records.sections import MODEL
 from flor_plugins.store import ranks
 from flor_plugins.store.checkpoints import folder_of, keys_of, list_checkpoints, manifest
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
@@ -89,7 +90,7 @@ def fetch_weights(store: Store, run: Run, position: Position) -> None:
     """Have the model's weights at hand; nothing for a store that is a folder."""
     mirror = mirror_of(store)
     if mirror is not None:
-        mirror.pull_files(set(_files_of(run, position, (ranks.MODEL,), 1)))
+        mirror.pull_files(set(_files_of(run, position, (MODEL,), 1)))
 
 
 def files_read(store: Store, run: Run, task: Task) -> set[Path]:
@@ -100,9 +101,7 @@ def files_read(store: Store, run: Run, task: Task) -> set[Path]:
         alone = one.way == "state"
         for position in starts:
             found.update(
-                _files_of(
-                    run, position, (ranks.MODEL,) if alone else None, 1 if alone else run.processes
-                )
+                _files_of(run, position, (MODEL,) if alone else None, 1 if alone else run.processes)
             )
     for before in _before(store, run):
         ends = list_checkpoints(before.path)[-1:]

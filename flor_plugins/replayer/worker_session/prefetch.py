@@ -13,6 +13,7 @@ import torch
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Position, Run, Strategy, Task
+from flor_plugins.records.sections import MODEL
 from flor_plugins.replayer.worker_session.host_memory import HostMemoryPool, available_bytes
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoints import manifest
@@ -39,7 +40,7 @@ def order_of(task: Task) -> list[StateRequest]:
         positions = (
             [stretch.start for stretch in one.stretches] if one.way == "train" else one.positions
         )
-        only = (ranks.MODEL,) if one.way == "state" else None
+        only = (MODEL,) if one.way == "state" else None
         found += [StateRequest(position, only) for position in positions]
     return found
 
@@ -203,11 +204,11 @@ class _StateReadThread(threading.Thread):
             for key, one in records.items()
             # Others of a State stay where they are put: an optimizer keeps the tensors that it
             # is given.
-            if one.nbytes and key.startswith(f"{ranks.MODEL}/")
+            if one.nbytes and key.startswith(f"{MODEL}/")
         }
         tree = {name: part for name, part in state["tree"].items() if only is None or name in only}
         tensors = read_tensors(self._folder, state, records, into)
-        hashes = checkpoints.hashes_of(state, ranks.MODEL)
+        hashes = checkpoints.hashes_of(state, MODEL)
         return _ReadState(tree, tensors, decode(tree, tensors) if _is_plain(tree) else None, hashes)
 
 

@@ -18,6 +18,7 @@ from flor_plugins.hooks.dispatch import HookDispatcher
 from flor_plugins.hooks.hook_files import HookFile
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Position, ReplayPass, Row, Run, Strategy, Task, TrainingRange
+from flor_plugins.records.sections import MODEL
 from flor_plugins.replayer.planning.recorded_values import history_of
 from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.replayer.verification.comparison import Comparison
@@ -209,7 +210,7 @@ class WorkerSession:
             None if self._rank else self._states.hashes(position)
         )  # of the run, so of the first process
         recorded = (
-            checkpoints.tensor_hashes(self._path, position, "model") if known is None else known
+            checkpoints.tensor_hashes(self._path, position, MODEL) if known is None else known
         )
         recomputed = {
             name: hash_tensor(t.detach().cpu().contiguous(), recorded.get(name, PRESENT))

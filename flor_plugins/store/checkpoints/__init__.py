@@ -18,6 +18,7 @@ from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
 from flor_plugins.records import Checkpoint, Position
+from flor_plugins.records.sections import MODEL
 from flor_plugins.store.checkpoints import manifest
 from flor_plugins.store.checkpoints.manifest import STATE
 from flor_plugins.store.checkpoints.writer import (
@@ -103,7 +104,7 @@ def _read_checkpoint(
 _known_checkpoint = lru_cache(1 << 14)(_read_checkpoint)
 
 
-def tensor_hashes(run_path: Path, position: Position, section: str = "model") -> dict[str, str]:
+def tensor_hashes(run_path: Path, position: Position, section: str = MODEL) -> dict[str, str]:
     """The hash of the bytes of each tensor of a section, by name; reads state.json only.
 
     A tied tensor stands under the name it was met with first. Raises as load_checkpoint does.

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import EncodingError
+from flor_plugins.records.sections import MODEL
 from flor_plugins.store.codec import arrays, names, tags, tensors
 from flor_plugins.store.codec.tags import LostLeaf
 
@@ -71,7 +72,7 @@ def _encode(
             )
     encoder = _Encoder(tensors.TensorTable(keep))
     # the model first: a tensor that others refer to is stored under its name there
-    order = sorted(sections, key=lambda name: name != "model")
+    order = sorted(sections, key=lambda name: name != MODEL)
     trees = {name: encoder.value(sections[name], f"{name}/") for name in order}
     return Encoded(
         {name: trees[name] for name in sections}, encoder.table.stored, tuple(encoder.lost)

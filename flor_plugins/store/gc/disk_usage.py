@@ -14,6 +14,7 @@ from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
 from flor_plugins.records import Checkpoint, Position
+from flor_plugins.records.sections import OPTIMIZER
 from flor_plugins.store.checkpoints import FOLDER, checkpoint_of, folder_of, keys_of, manifest
 from flor_plugins.store.checkpoints.rewriting import alone, no_disk_error, put_state
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
@@ -22,7 +23,6 @@ from flor_plugins.store.files import sync
 from flor_plugins.store.gc.checkpoint_sizes import CheckpointContent, CheckpointSizes, TensorKey
 from flor_plugins.store.gc.replay_cost import CheckpointForm
 
-OPTIMIZER = "optimizer"
 GIVEN_UP = "optimizer: given up to free space"
 
 
