@@ -141,7 +141,7 @@ def test_the_estimate_comes_from_the_recorded_timing(store: Store, hooks: Path) 
 def replayed(store: Store, number: int, made: Plan, seconds: Mapping[str, float]) -> None:
     """What a replay leaves beside its values: the plan, and seconds by way."""
     folder = store.replay(f"2026112{number}-000000-000-000000")
-    write_json(folder / "plan.json", planner.as_json(made))
+    write_json(folder / "plan.json", made.to_json())
     rows = [
         {"run": task.run_id, "way": way, "seconds": its}
         for task in made.tasks

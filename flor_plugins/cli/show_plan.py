@@ -21,10 +21,8 @@ _SHOWN = 3  # of many checkpoints so many are named
 def show(made: Plan, as_json: bool, as_csv: bool, show_patches: bool = False) -> None:
     """Print a plan: one row per pass, by run; with --json all of it, with --csv the reason, too."""
     if as_json:
-        from flor_plugins.replayer.planning import planner
-
         patches = {"patches": patches_of(made)} if show_patches else {}
-        print(json.dumps({**planner.as_json(made), **patches}, indent=1))
+        print(json.dumps({**made.to_json(), **patches}, indent=1))
         return
     if show_patches and not as_csv:
         _print_patches(made)

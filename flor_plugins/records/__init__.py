@@ -1,6 +1,7 @@
 """The frozen records that all parts exchange. Standard library only; nothing happens here."""
 
-from flor_plugins.records.asked import (
+from flor_plugins.records.json_form import JsonObject, from_json, to_json
+from flor_plugins.records.plan import (
     BackportedEdit,
     MethodPatch,
     Plan,
@@ -9,7 +10,7 @@ from flor_plugins.records.asked import (
     TrainingRange,
     Verdict,
 )
-from flor_plugins.records.recorded import (
+from flor_plugins.records.run import (
     REPLAY_GRADES,
     Checkpoint,
     Code,
@@ -37,6 +38,7 @@ __all__ = [
     "Code",
     "Framework",
     "Grade",
+    "JsonObject",
     "Launch",
     "Level",
     "MethodPatch",
@@ -56,4 +58,6 @@ __all__ = [
     "Timing",
     "TrainingRange",
     "Verdict",
+    "from_json",
+    "to_json",
 ]

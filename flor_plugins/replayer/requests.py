@@ -175,7 +175,7 @@ def execute(
     folder = store.replay(plan.replay_id)
     write_json(
         folder / "plan.json",
-        {"format": 1, "process": asdict(this_process()), **planning.as_json(plan)},
+        {"format": 1, "process": asdict(this_process()), **plan.to_json()},
     )
     by_id = {run.run_id: run for run in runs}
     outcomes = run_all(

@@ -8,12 +8,12 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import FlorError
-from flor_plugins.records import Plan, Run, Task
+from flor_plugins.records import Plan, Run, Task, to_json
 from flor_plugins.replayer.execution.fork_client import servers
 from flor_plugins.replayer.execution.worker_group import WorkerGroup, environment
 from flor_plugins.replayer.sandbox import laying
@@ -86,7 +86,7 @@ def do_task(
                     "sandbox": str(place),
                     "replay_id": plan.replay_id,
                     "hooks": list(plan.hooks),
-                    "task": asdict(part),
+                    "task": to_json(part),
                     "is_alone": count < run.processes,
                 }
                 if outcome.failure is None:

@@ -23,15 +23,7 @@ from typing import TYPE_CHECKING, Any
 from flor_plugins import adapter as adapters
 from flor_plugins.errors import FlorError, MissingDependency, ReplayError
 from flor_plugins.hooks import arg, log
-from flor_plugins.records import (
-    BackportedEdit,
-    MethodPatch,
-    Position,
-    ReplayPass,
-    Run,
-    Task,
-    TrainingRange,
-)
+from flor_plugins.records import Run, Task, from_json
 from flor_plugins.replayer.execution import lifeline
 from flor_plugins.replayer.method_patching.patches import replace_methods
 from flor_plugins.replayer.sandbox import write_guard
@@ -79,7 +71,7 @@ def main(task_file: str, events_fd: int) -> int:
 def _work(order: Mapping[str, Any], tell: Callable[[Event], None], events_fd: int) -> WorkerSession:
     run = load_run(Path(order["run"]))
     sandbox, store, rank = Path(order["sandbox"]), Store(Path(order["store"])), order["rank"]
-    task = _task(order["task"])
+    task = from_json(Task, order["task"])
     for part in _run_folders(run, rank):
         part.mkdir(exist_ok=True)
     # Before torch starts threads: the kernel binds no thread that runs already.
@@ -211,32 +203,6 @@ def _adapter(run: Run) -> ModuleType:
             f"({error}): "
             f"pip install 'flor-plugins[{run.framework}]'"
         ) from error
-
-
-def _task(data: Mapping[str, Any]) -> Task:
-    passes = tuple(
-        ReplayPass(
-            way=one["way"],
-            metrics=tuple(one["metrics"]),
-            reason=one["reason"],
-            positions=tuple(Position(**position) for position in one["positions"]),
-            stretches=tuple(
-                TrainingRange(
-                    Position(**stretch["start"]),
-                    Position(**stretch["end"]),
-                    tuple(stretch["epochs"]),
-                )
-                for stretch in one["stretches"]
-            ),
-            seconds=one["seconds"],
-            steps=None if one["steps"] is None else tuple(one["steps"]),
-        )
-        for one in data["passes"]
-    )
-    digests = {name: tuple(its) for name, its in data["digests"].items()}
-    edit = BackportedEdit(**data["edit"]) if data["edit"] else None
-    methods = tuple(MethodPatch(**one) for one in data["methods"])
-    return Task(data["run_id"], data["name"], data["vid"], passes, digests, edit, methods)
 
 
 def _run_folders(run: Run, rank: int) -> list[Path]:

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flor_plugins.errors import CannotCarry, HookError, NoCheckpoint, ReplayError, WhereError
 from flor_plugins.hooks.hook_files import scan
@@ -358,14 +358,3 @@ def _trained(
             "train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen
         )
     ]
-
-
-def as_json(plan: Plan) -> dict[str, Any]:
-    """A plan as plain data, for --json and replays/<id>/plan.json."""
-    from dataclasses import asdict
-
-    data = asdict(plan)
-    for task, plain in zip(plan.tasks, data["tasks"], strict=True):
-        for one, its in zip(task.passes, plain["passes"], strict=True):
-            its.update(epochs=list(one.epochs), checkpoints=list(one.checkpoints))
-    return {**data, "seconds": plan.seconds}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from flor_plugins.records.recorded import Grade, Position, Strategy
+from flor_plugins.records.json_form import JsonObject, to_json
+from flor_plugins.records.run import Grade, Position, Strategy
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,15 @@ class Plan:
         """The estimate for all tasks one after the other; None where one is unknown."""
         estimates = [one.seconds for task in self.tasks for one in task.passes]
         return None if None in estimates else sum(s for s in estimates if s is not None)
+
+    def to_json(self) -> JsonObject:
+        """Return the plan with what follows from its fields, as --json and plan.json show it."""
+        data = to_json(self)
+        for task, task_data in zip(self.tasks, data["tasks"], strict=True):
+            for replay_pass, pass_data in zip(task.passes, task_data["passes"], strict=True):
+                pass_data["epochs"] = list(replay_pass.epochs)
+                pass_data["checkpoints"] = list(replay_pass.checkpoints)
+        return {**data, "seconds": self.seconds}
 
 
 @dataclass(frozen=True, slots=True)

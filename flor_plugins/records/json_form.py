@@ -1,0 +1,51 @@
+"""Every record as a JSON object, and back: the form in which processes exchange records."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from types import NoneType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# What json.loads makes of an object; which values it holds depends on its keys.
+JsonObject = dict[str, Any]
+Record = TypeVar("Record", bound="DataclassInstance")
+
+
+def to_json(record: DataclassInstance) -> JsonObject:
+    """Return the fields of a record by their names, nested records as objects."""
+    return asdict(record)
+
+
+def from_json(kind: type[Record], data: Mapping[str, object]) -> Record:
+    """Build a record from what `to_json` or `json.loads` returned.
+
+    Keys that the record has no field for are ignored, and a field without a key keeps its
+    default. Raises TypeError where a field has neither.
+    """
+    types = _types_of(kind)
+    return kind(**{name: _decode(types[name], data[name]) for name in types if name in data})
+
+
+@cache
+def _types_of(kind: type[DataclassInstance]) -> dict[str, object]:
+    types = get_type_hints(kind)
+    return {field.name: types[field.name] for field in fields(kind)}
+
+
+def _decode(kind: Any, value: Any) -> Any:
+    """Make records and tuples again, where the type of a field says that there were any."""
+    parts = [part for part in get_args(kind) if part not in (NoneType, ...)]
+    if value is None:
+        return None
+    if is_dataclass(kind):
+        return from_json(kind, value)  # pyright: ignore[reportArgumentType]
+    if get_origin(kind) is tuple:
+        return tuple(_decode(parts[0], item) for item in value)
+    if get_origin(kind) is Mapping:
+        return {key: _decode(parts[1], item) for key, item in value.items()}
+    return _decode(parts[0], value) if len(parts) == 1 else value
