@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
-from flor_plugins.recorder.options import options_of
+from flor_plugins.recorder.options import CheckpointSchedule
 from flor_plugins.records import Position
 
 START = Position(0, 0)
@@ -29,18 +29,7 @@ def made(
     clock: Callable[[], float] | None = None,
     **budget: Any,
 ) -> CheckpointPolicy:
-    asked = options_of(
-        None,
-        None,
-        (),
-        (),
-        every_n_epochs,
-        every_n_steps,
-        every_minutes,
-        None,
-        None,
-        overhead=overhead,
-    )
+    asked = CheckpointSchedule(every_n_epochs, every_n_steps, every_minutes, overhead)
     return CheckpointPolicy(asked, clock=clock or Clock(), **budget)
 
 

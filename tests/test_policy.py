@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from itertools import pairwise
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flor_plugins.recorder.checkpointing import policy
-from flor_plugins.recorder.options import options_of
+from flor_plugins.recorder.options import OptionKeywords, options_of
 from flor_plugins.records import Position
 from tests.pretending import START, Clock, Training, made, training
 
@@ -82,7 +83,20 @@ def test_what_makes_no_sense_is_refused_when_the_callback_is_made(name: str, val
 
 
 def options(**given: Any) -> Any:
-    return options_of(None, None, (), (), 1, None, None, None, None, **given)
+    return options_of(**given)
+
+
+def test_both_callbacks_show_the_options_with_their_defaults() -> None:
+    from flor_plugins.hf import FlorCallback as OfTrainer
+    from flor_plugins.lightning import FlorCallback as OfLightning
+
+    for callback in (OfTrainer, OfLightning):
+        shown = inspect.signature(callback).parameters
+        assert list(shown) == ["name", *OptionKeywords.__annotations__]
+        assert shown["every_minutes"].default == 10.0 and shown["overhead"].default == 0.02
+        assert callback().options == options_of(**{n: one.default for n, one in shown.items()})
+        with pytest.raises(TypeError, match="every_epoch"):
+            callback(every_epoch=1)
 
 
 @pytest.mark.parametrize("overhead", [-0.1, 1.5, 2, float("nan"), float("inf"), True, "2 %"])
@@ -98,7 +112,11 @@ def test_a_disk_budget_is_a_size_above_nothing(disk: Any) -> None:
 
 
 def test_a_disk_budget_is_read_as_people_write_it() -> None:
-    assert [options(disk=disk).disk for disk in ("50GB", 7, None)] == [50_000_000_000, 7, None]
+    assert [options(disk=disk).schedule.disk for disk in ("50GB", 7, None)] == [
+        50_000_000_000,
+        7,
+        None,
+    ]
 
 
 def test_a_refused_update_is_not_asked_for_again_before_the_next_multiple() -> None:

@@ -20,7 +20,7 @@ from flor_plugins.hf import intercept as hf_intercept
 from flor_plugins.lightning import intercept as lit_intercept
 from flor_plugins.lightning import obstacles as lit
 from flor_plugins.recorder import resume
-from flor_plugins.recorder.options import RecordOptions
+from flor_plugins.recorder.options import RecordOptions, options_of
 from flor_plugins.recorder.start_run import begin
 from flor_plugins.records import Launch, Position, Run
 from flor_plugins.replayer.planning.planner import verification
@@ -121,9 +121,7 @@ def test_time_decides_nothing_where_processes_train_together(
 ) -> None:
     monkeypatch.setattr(processes, "count", lambda: 2)
     launch = Launch(kind="script", target=str(tmp_path / "train.py"), cwd=str(tmp_path))
-    recorder = begin(
-        "hf", RecordOptions(store=tmp_path / "store", every_minutes=1e-9), dict, launch
-    )
+    recorder = begin("hf", options_of(store=tmp_path / "store", every_minutes=1e-9), dict, launch)
     assert recorder is not None and not recorder.policy.wants_inside(Position(0, 1))
     recorder.finish("finished")
     assert recorder.run.processes == 2

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Unpack
 
 from transformers import Trainer, TrainerCallback
 
@@ -15,10 +14,9 @@ from flor_plugins.hf.collector import MetricCollector
 from flor_plugins.hf.obstacles import obstacles_of
 from flor_plugins.hf.params import params_of
 from flor_plugins.hf.rng_history import RngHistory
-from flor_plugins.hooks.metric import Metric
 from flor_plugins.recorder import recorder as recording
 from flor_plugins.recorder.distributed import begin_together
-from flor_plugins.recorder.options import options_of
+from flor_plugins.recorder.options import OptionKeywords, lists_options, options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import processes
 from flor_plugins.state.method_wrapper import MethodWrapper
@@ -40,34 +38,9 @@ class FlorCallback(TrainerCallback):
     FLOR_DIR, else `.flor/` at the top of the git repository. One `train()` is one run. A
     failure of ours is warned about once and noted in the run; it never ends the training."""
 
-    def __init__(
-        self,
-        name: str | None = None,
-        *,
-        project: str | None = None,
-        tags: Sequence[str] = (),
-        metrics: Sequence[Metric] = (),
-        every_n_epochs: int = 1,
-        every_n_steps: int | None = None,
-        every_minutes: float | None = 10.0,
-        overhead: float | None = 0.02,
-        disk: str | int | None = None,
-        resume: str | None = None,
-        store: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.options = options_of(
-            name,
-            project,
-            tags,
-            metrics,
-            every_n_epochs,
-            every_n_steps,
-            every_minutes,
-            resume,
-            store,
-            overhead=overhead,
-            disk=disk,
-        )
+    @lists_options
+    def __init__(self, name: str | None = None, **options: Unpack[OptionKeywords]) -> None:
+        self.options = options_of(name, **options)
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
         self._harvest: MetricCollector | None = None

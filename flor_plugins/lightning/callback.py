@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Unpack
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 
-from flor_plugins.hooks.metric import Metric
 from flor_plugins.lightning import state
 from flor_plugins.lightning.checkpoint_files import keep_files
 from flor_plugins.lightning.collector import MetricCollector
@@ -19,7 +17,7 @@ from flor_plugins.lightning.params import params_of
 from flor_plugins.lightning.rng_history import RngHistory
 from flor_plugins.recorder import recorder as recording
 from flor_plugins.recorder.distributed import begin_together
-from flor_plugins.recorder.options import options_of
+from flor_plugins.recorder.options import OptionKeywords, lists_options, options_of
 from flor_plugins.records import Launch, Position
 from flor_plugins.state import processes
 from flor_plugins.state.method_wrapper import MethodWrapper
@@ -43,34 +41,9 @@ class FlorCallback(Callback):
     and noted in the run; it never ends the training. Raises HookError or ValueError for
     arguments that make no sense."""
 
-    def __init__(
-        self,
-        name: str | None = None,
-        *,
-        project: str | None = None,
-        tags: Sequence[str] = (),
-        metrics: Sequence[Metric] = (),
-        every_n_epochs: int = 1,
-        every_n_steps: int | None = None,
-        every_minutes: float | None = 10.0,
-        overhead: float | None = 0.02,
-        disk: str | int | None = None,
-        resume: str | None = None,
-        store: str | os.PathLike[str] | None = None,
-    ) -> None:
-        self.options = options_of(
-            name,
-            project,
-            tags,
-            metrics,
-            every_n_epochs,
-            every_n_steps,
-            every_minutes,
-            resume,
-            store,
-            overhead=overhead,
-            disk=disk,
-        )
+    @lists_options
+    def __init__(self, name: str | None = None, **options: Unpack[OptionKeywords]) -> None:
+        self.options = options_of(name, **options)
         self.launch: Launch | None = None
         self._recorder: recording.Recorder | None = None
         self._harvest: MetricCollector | None = None

@@ -19,14 +19,11 @@ from flor_plugins.loops.active_loops import (
 )
 from flor_plugins.loops.enumerate_counter import is_direct
 from flor_plugins.loops.registry import ObjectRegistry
-from flor_plugins.recorder.options import options_of
+from flor_plugins.recorder.options import OptionKeywords, options_of
 
 T = TypeVar("T")
 
-OPTIONS = (
-    "name", "project", "tags", "metrics", "every_n_epochs", "every_n_steps", "every_minutes", "overhead", "disk",
-    "resume", "store",
-)  # fmt: skip
+OPTIONS = ("name", *OptionKeywords.__annotations__)
 
 
 class loop(Generic[T]):  # a verb of the public face; `for` makes an object of it
@@ -108,15 +105,7 @@ class checkpoints:  # see `loop`
         ):  # a training was followed before: these are the next one's
             on.registered, on.options, on.calls = ObjectRegistry(), {}, 0
         given = {name: named.pop(name) for name in OPTIONS if name in named}
-        settings = {
-            "tags": (),
-            "metrics": (),
-            "every_n_epochs": 1,
-            "every_n_steps": None,
-            "every_minutes": 10.0,
-        }
-        settings |= {"name": None, "project": None, "resume": None, "store": None}
-        options_of(**{**settings, **given})
+        options_of(**given)
         on.registered.val_dataloader = named.pop("val_dataloader", on.registered.val_dataloader)
         on.registered.add(objects, named)
         on.options |= given

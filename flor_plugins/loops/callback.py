@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -20,7 +20,7 @@ from flor_plugins.recorder import recorder as recording
 from flor_plugins.recorder.distributed import begin_together
 from flor_plugins.recorder.launch_environment import flatten
 from flor_plugins.recorder.launching.launch_context import expected
-from flor_plugins.recorder.options import RecordOptions, options_of
+from flor_plugins.recorder.options import options_of
 from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.state.module import parameter_names
@@ -31,7 +31,8 @@ BEGINS_ANEW = (range, list, tuple)  # nothing is drawn to go over these
 def begin(on: LoopStack, main: ActiveLoop) -> LoopRecorder | None:
     """At the first item of a main loop: a run begins. None where nothing can be recorded."""
     said = expected()
-    options = _options(on.options, said.name if said else None, said.project if said else None)
+    labels: dict[str, Any] = {"name": said.name, "project": said.project} if said else {}
+    options = options_of(**{**labels, **on.options})
     registered, launch = on.registered, said.launch if said else None
     if on.recent is not None:
         on.recent.close()
@@ -49,19 +50,6 @@ def begin(on: LoopStack, main: ActiveLoop) -> LoopRecorder | None:
     found = LoopRecorder(on, main, recorder)
     on.recent = found
     return found
-
-
-def _options(given: Mapping[str, Any], name: str | None, project: str | None) -> RecordOptions:
-    settings = {
-        "tags": (),
-        "metrics": (),
-        "every_n_epochs": 1,
-        "every_n_steps": None,
-        "every_minutes": 10.0,
-    }
-    return options_of(
-        **{"name": name, "project": project, "resume": None, "store": None, **settings, **given}
-    )
 
 
 class LoopRecorder:
@@ -229,8 +217,8 @@ class LoopRecorder:
         self._trail.inner, self._trail.batch = self._trail.inner + 1, 0
         if inner.phase == "train":
             self._inner, self._has_inner = inner, True
-            options = self.recorder.options
-            if options.every_n_steps or options.every_minutes or self._entry is not None:
+            schedule = self.recorder.options.schedule
+            if schedule.every_n_steps or schedule.every_minutes or self._entry is not None:
                 self._inner_variables = FrameVariables(
                     frames_to(self._main.code), state.known_parts(self.registered)
                 )

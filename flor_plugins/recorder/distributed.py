@@ -126,6 +126,5 @@ def _join(
         position = Position.parse(told["resumed_at"])
         resumption = Resumption(run, position, ranks.load_checkpoint(path, rank, position))
     runs.save_run(run)
-    return RankRecorder(
-        run, replace(options, every_minutes=None, overhead=None), parameters, resumption
-    )
+    options = replace(options, schedule=options.schedule.without_clock())
+    return RankRecorder(run, options, parameters, resumption)

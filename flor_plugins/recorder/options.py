@@ -1,100 +1,145 @@
-"""What a FlorCallback was asked for."""
+"""The options of a recording: their types, their defaults and their checks, for FlorCallback and
+flor.checkpoints alike.
+"""
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypedDict, TypeVar, Unpack
 
 from flor_plugins.errors import HookError
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.store.sizes import parse_size
 
+FunctionT = TypeVar("FunctionT", bound=Callable[..., object])
+
+
+class OptionKeywords(TypedDict, total=False):
+    """The keywords as users write them, all optional.
+
+    FlorCallback takes `**options: Unpack[OptionKeywords]`: type checkers and editors know each
+    keyword, and its default stands in one place, in the records below. A full signature at each
+    callback would repeat both; `lists_options` shows it where programs look at run time.
+    """
+
+    project: str | None
+    tags: Sequence[str]
+    metrics: Sequence[Metric]
+    every_n_epochs: int
+    every_n_steps: int | None
+    every_minutes: float | None
+    overhead: float | None
+    disk: str | int | None
+    resume: str | None
+    store: str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSchedule:
+    """When checkpoints are taken, and what they may cost.
+
+    every_n_epochs: at every n-th epoch boundary; the first and the last state always.
+    every_n_steps: also at every n-th optimizer update.
+    every_minutes: also inside an epoch when that many minutes have passed since the last
+    checkpoint; None for never.
+    overhead: the share of the training's time that checkpoints may cost; None for no limit.
+    disk: the bytes that the run's checkpoints may take; None for half of what is free when the
+    run begins.
+    Raises ValueError for numbers that make no sense.
+    """
+
+    every_n_epochs: int = 1
+    every_n_steps: int | None = None
+    every_minutes: float | None = 10.0
+    overhead: float | None = 0.02
+    disk: int | None = None
+
+    def __post_init__(self) -> None:
+        epochs, steps, minutes = self.every_n_epochs, self.every_n_steps, self.every_minutes
+        if epochs < 1:
+            raise ValueError(f"FlorCallback(every_n_epochs={epochs}): it counts epochs, from 1 on")
+        if steps is not None and steps < 1:
+            raise ValueError(
+                f"FlorCallback(every_n_steps={steps}): it counts optimizer updates, from 1 on"
+            )
+        if minutes is not None and minutes <= 0:
+            raise ValueError(
+                f"FlorCallback(every_minutes={minutes}): minutes above 0, or None for never"
+            )
+        share = self.overhead
+        is_number = isinstance(share, (int, float)) and not isinstance(share, bool)
+        if share is not None and not (is_number and 0 < share <= 1):  # a NaN is refused as well
+            raise ValueError(
+                f"FlorCallback(overhead={share!r}): a share of the training's time, above 0 and "
+                f"up to 1 (0.02 is 2 %), or None for no limit"
+            )
+
+    def without_clock(self) -> CheckpointSchedule:
+        """Return the schedule for several processes: each checkpoint needs a part of each of
+        them, and their clocks differ.
+        """
+        return replace(self, every_minutes=None, overhead=None)
+
 
 @dataclass(frozen=True, slots=True)
 class RecordOptions:
-    """What a FlorCallback was asked for.
+    """What a recording was asked for.
 
     name: of the run; default: the script's or the recipe version's name.
-    every_n_epochs: checkpoints at every n-th epoch boundary (first and last always).
-    every_n_steps: also at every n-th optimizer update. every_minutes: also in the middle of an
-    epoch, when so many minutes have passed since the last one; None for never.
-    overhead: share of the training's time that checkpoints may cost; None for no limit.
-    disk: bytes that the run's checkpoints may take; None for half of what is free when the run
-    begins.
-    metrics: @flor.metric hooks to compute live. resume: "auto" or a run to go on with.
-    store: folder; default: FLOR_DIR or .flor.
+    metrics: `@flor.metric` hooks to compute live. resume: "auto" or a run to go on with.
+    store: a folder; default: FLOR_DIR or .flor.
     """
 
     name: str | None = None
     project: str | None = None
     tags: tuple[str, ...] = ()
     metrics: tuple[Metric, ...] = ()
-    every_n_epochs: int = 1
-    every_n_steps: int | None = None
-    every_minutes: float | None = 10.0
     resume: str | None = None
     store: str | os.PathLike[str] | None = None
-    overhead: float | None = 0.02
-    disk: int | None = None
+    schedule: CheckpointSchedule = field(default_factory=CheckpointSchedule)
 
 
-def options_of(
-    name: str | None,
-    project: str | None,
-    tags: Sequence[str],
-    metrics: Sequence[Metric],
-    every_n_epochs: int,
-    every_n_steps: int | None,
-    every_minutes: float | None,
-    resume: str | None,
-    store: str | os.PathLike[str] | None,
-    *,
-    overhead: float | None = 0.02,
-    disk: str | int | None = None,
-) -> RecordOptions:
-    """Check what a FlorCallback was given. Raises HookError or ValueError at construction, not
-    later.
+_SCHEDULE = {option.name: option.default for option in fields(CheckpointSchedule)}
+_DEFAULTS = _SCHEDULE | {option.name: option.default for option in fields(RecordOptions)}
+
+
+def options_of(name: str | None = None, **given: Unpack[OptionKeywords]) -> RecordOptions:
+    """Check the options of a recording. Raises HookError, ValueError or TypeError at
+    construction, not later.
 
     disk: as people write it ("50GB", "1.5TiB") or bytes.
     """
-    for metric in metrics:
+    options: dict[str, Any] = {**given}
+    unknown = options.keys() - OptionKeywords.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"FlorCallback() got an unexpected keyword argument {min(unknown)!r}")
+    for metric in options.get("metrics", ()):
         if not isinstance(metric, Metric):
             raise HookError(
                 f"FlorCallback(metrics=[{metric!r}]): decorate the function with @flor.metric(...)"
             )
-    if every_n_epochs < 1:
-        raise ValueError(
-            f"FlorCallback(every_n_epochs={every_n_epochs}): it counts epochs, from 1 on"
-        )
-    if every_n_steps is not None and every_n_steps < 1:
-        raise ValueError(
-            f"FlorCallback(every_n_steps={every_n_steps}): it counts optimizer updates, from 1 on"
-        )
-    if every_minutes is not None and every_minutes <= 0:
-        raise ValueError(
-            f"FlorCallback(every_minutes={every_minutes}): minutes above 0, or None for never"
-        )
-    is_number = isinstance(overhead, (int, float)) and not isinstance(overhead, bool)
-    if overhead is not None and not (is_number and 0 < overhead <= 1):  # a NaN is refused as well
-        raise ValueError(
-            f"FlorCallback(overhead={overhead!r}): a share of the training's time, above 0 and "
-            f"up to 1 "
-            f"(0.02 is 2 %), or None for no limit"
-        )
-    return RecordOptions(
-        name,
-        project,
-        tuple(tags),
-        tuple(metrics),
-        every_n_epochs,
-        every_n_steps,
-        every_minutes,
-        resume,
-        store,
-        overhead,
-        _disk(disk),
-    )
+    options |= {key: tuple(options.get(key, ())) for key in ("tags", "metrics")}
+    schedule = {key: options.pop(key) for key in _SCHEDULE if key in options}
+    schedule["disk"] = _disk(schedule.get("disk"))
+    return RecordOptions(name, **options, schedule=CheckpointSchedule(**schedule))
+
+
+def lists_options(function: FunctionT) -> FunctionT:
+    """Decorate a function that takes the options as `**options`: help(), notebooks and
+    LightningCLI see each keyword and its default.
+    """
+    own = inspect.signature(function).parameters.values()
+    explicit = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]
+    listed = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=_DEFAULTS[key])
+        for key in OptionKeywords.__annotations__
+    ]
+    signature = inspect.Signature([*explicit, *listed])
+    setattr(function, "__signature__", signature)  # noqa: B010 (no attribute of every callable)
+    return function
 
 
 def _disk(given: str | int | None) -> int | None:

@@ -37,8 +37,8 @@ def begin(
     Called by the first of several processes it does the same; the others join it (see
     recorder/distributed.py)."""
     try:
-        if processes.count() > 1:  # their clocks differ, and a checkpoint needs a part of each
-            options = replace(options, every_minutes=None, overhead=None)
+        if processes.count() > 1:
+            options = replace(options, schedule=options.schedule.without_clock())
         launched = launch or launch_environment.launch()
         start = Path(launched.folder or launched.cwd)
         if launched.kind == "script":

@@ -14,7 +14,7 @@ from typing import Any
 from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
 from flor_plugins.recorder.checkpointing.staging import CheckpointStaging
 from flor_plugins.recorder.checkpointing.update_window import UpdateWindow
-from flor_plugins.recorder.options import RecordOptions
+from flor_plugins.recorder.options import CheckpointSchedule, RecordOptions
 from flor_plugins.records import Position, Run
 from flor_plugins.records.sections import OPTIMIZER
 from flor_plugins.store import checkpoints
@@ -39,7 +39,7 @@ class Checkpointer:
         failed: Callable[[Exception], None],
     ) -> None:
         self._run, self._failed = run, failed  # the run as it was when this process began
-        self.policy = _policy(run, options)
+        self.policy = _policy(run, options.schedule)
         self._saver = CheckpointStaging(
             run.path, self, put=put, sync=sync, budget=self.policy.disk_bytes
         )
@@ -161,7 +161,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _policy(run: Run, options: RecordOptions) -> CheckpointPolicy:
+def _policy(run: Run, schedule: CheckpointSchedule) -> CheckpointPolicy:
     """Of a run that goes on, what it has counts."""
     saved = checkpoints.list_checkpoints(run.path)
     used, disk = sum(one.nbytes for one in saved), None
@@ -169,8 +169,8 @@ def _policy(run: Run, options: RecordOptions) -> CheckpointPolicy:
         run.processes == 1
     ):  # several processes have to decide alike, and their disks and clocks differ
         disk = (
-            used + shutil.disk_usage(run.path).free // 2 if options.disk is None else options.disk
+            used + shutil.disk_usage(run.path).free // 2 if schedule.disk is None else schedule.disk
         )
     return CheckpointPolicy(
-        options, (one.position for one in saved), disk_bytes=disk, used_bytes=used
+        schedule, (one.position for one in saved), disk_bytes=disk, used_bytes=used
     )

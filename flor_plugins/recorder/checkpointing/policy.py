@@ -14,7 +14,7 @@ from flor_plugins.recorder.checkpointing.budgets import (
     DiskBudget,
     TimeBudget,
 )
-from flor_plugins.recorder.options import RecordOptions
+from flor_plugins.recorder.options import CheckpointSchedule
 from flor_plugins.records import Position, SkippedCheckpoint
 from flor_plugins.store.sizes import format_size
 
@@ -33,7 +33,7 @@ class CheckpointPolicy:
 
     The first state (no step made) and the last are always taken, whole. What else is wished for
     is taken if both budgets have room for it: of the training's time the share
-    `options.overhead`, of the disk `disk_bytes`. Where one is short, the optimizer's state is
+    `schedule.overhead`, of the disk `disk_bytes`. Where one is short, the optimizer's state is
     left out first.
     saved: positions that have a checkpoint, and used_bytes: what those hold, in a run that goes on.
 
@@ -42,16 +42,16 @@ class CheckpointPolicy:
 
     def __init__(
         self,
-        options: RecordOptions,
+        schedule: CheckpointSchedule,
         saved: Iterable[Position] = (),
         *,
         disk_bytes: int | None = None,
         used_bytes: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._options = options
+        self._schedule = schedule
         self._clock = clock
-        self._time = TimeBudget(options.overhead, clock)
+        self._time = TimeBudget(schedule.overhead, clock)
         self._disk = DiskBudget(disk_bytes, used_bytes)
         self._skips = SkipLog()
         self._saved = set(saved)
@@ -97,7 +97,7 @@ class CheckpointPolicy:
             return True
         if position.step == 0:
             return True
-        is_due = position.epoch % self._options.every_n_epochs == 0 or self._is_due(position.step)
+        is_due = position.epoch % self._schedule.every_n_epochs == 0 or self._is_due(position.step)
         return is_due and self._grants(position)
 
     def wants_inside(self, position: Position) -> bool:
@@ -272,12 +272,12 @@ class CheckpointPolicy:
         return max(math.ceil(self._to_come * each), 1)
 
     def _is_due(self, step: int) -> bool:
-        every = self._options.every_n_steps
+        every = self._schedule.every_n_steps
         # Not `step % every`: with several optimizers a batch makes more than one update.
         return every is not None and step // every > self._last_step // every
 
     def _is_time(self) -> bool:
-        minutes = self._options.every_minutes
+        minutes = self._schedule.every_minutes
         if minutes is None or self._clock() - self._timed_at < 60 * minutes:
             return False
         return not self._is_late or self._has_time()
