@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 from flor_plugins.replayer.execution.fork_server import PACKET, READY
+from flor_plugins.replayer.sandbox.child_processes import IMPORT_PATH
 
 MOST = 3  # servers at a time: each holds the memory of its imports
 PATIENCE_S = 5.0  # for a server to end by itself
@@ -231,6 +232,5 @@ def _can_fork(env: Mapping[str, str]) -> bool:
     """Where pidfds are, and nothing but this package on PYTHONPATH: what else is there may
     shadow what is imported.
     """
-    package = str(Path(__file__).resolve().parents[2])
     is_linux = sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
-    return is_linux and env.get("PYTHONPATH") == package
+    return is_linux and env.get("PYTHONPATH") == IMPORT_PATH

@@ -25,10 +25,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, NoReturn
 
 from flor_plugins import adapter
+from flor_plugins.replayer.sandbox.child_processes import IMPORT_PATH
 
 IDLE_S = 600.0  # without a worker, before it ends by itself
 LOOK_S = 2.0  # between two looks whether the process that started it is still there
@@ -136,9 +136,8 @@ def _own_path() -> Iterator[None]:
     installed in place are not.
     """
     path, finders = list(sys.path), list(sys.meta_path)
-    package = os.path.realpath(Path(__file__).parents[2])
     sys.path[:] = [
-        one for one in path if _is_of_interpreter(one) or os.path.realpath(one) == package
+        one for one in path if _is_of_interpreter(one) or os.path.realpath(one) == IMPORT_PATH
     ]
     sys.meta_path[:] = [
         one for one in finders if not getattr(one, "__module__", "").startswith("__editable__")

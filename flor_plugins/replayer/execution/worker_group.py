@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from flor_plugins.records import Run
 from flor_plugins.replayer.execution.fork_client import ForkedWorker, servers
+from flor_plugins.replayer.sandbox.child_processes import IMPORT_PATH
 
 Event = dict[str, Any]
 Worker = subprocess.Popen[bytes] | ForkedWorker
@@ -208,7 +209,6 @@ def environment(run: Run) -> dict[str, str]:
     """The recorded variables that matter, none that place a process among others, and
     trackers told to stay silent.
     """
-    package = str(Path(__file__).resolve().parents[2])
     found = {**os.environ, **run.launch.env}
     silent = {
         "WANDB_MODE": "disabled",
@@ -221,7 +221,7 @@ def environment(run: Run) -> dict[str, str]:
     }
     # -P keeps the present folder off the import path: the user's newer files must not be found
     # there.
-    paths = [*filter(None, found.get("PYTHONPATH", "").split(os.pathsep)), package]
+    paths = [*filter(None, found.get("PYTHONPATH", "").split(os.pathsep)), IMPORT_PATH]
     kept = {
         name: v
         for name, v in found.items()

@@ -14,6 +14,7 @@ from typing import Any
 
 VARIABLE = "FLOR_GUARD"
 STARTUP = Path(__file__).parent / "startup"  # holds a sitecustomize.py, which every Python loads
+IMPORT_PATH = str(Path(__file__).resolve().parents[3])  # the folder that holds flor_plugins
 
 # They write nothing; libraries ask them about the machine when they are imported.
 READERS = frozenset(
@@ -52,8 +53,7 @@ def bind_pythons(guard: Mapping[str, Any]) -> None:
         for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
         if path and path != str(STARTUP)
     ]
-    package = str(Path(__file__).resolve().parents[2])
-    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(STARTUP), *paths, package]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(STARTUP), *paths, IMPORT_PATH]))
     os.environ[VARIABLE] = json.dumps(guard)
 
 
