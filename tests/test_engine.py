@@ -7,7 +7,6 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,11 @@ from flor_plugins.records import (
     ReplayPass,
     Run,
     Task,
+    Verdict,
 )
-from flor_plugins.replayer.execution import executors, local_executor, retries
+from flor_plugins.records.events import Event, PassResult, PositionResult, WorkerLoss
+from flor_plugins.replayer.execution import local_executor, retries
+from flor_plugins.replayer.execution.executors import executor_of
 from flor_plugins.replayer.execution.gpu_assignment import VARIABLE
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.store.layout import Store
@@ -41,14 +43,14 @@ def task(name: str, seconds: float | None = 1.0) -> Task:
 @pytest.fixture
 def ask(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[list[Outcome], list[str]]]:
-    """Runs tasks by a worker that is given as a function; the outcomes, and the kinds of
-    events that were told.
+) -> Callable[..., tuple[list[Outcome], list[Event]]]:
+    """Runs tasks by a worker that is given as a function; the outcomes, and the events that
+    were told.
     """
 
     def asked(
-        tasks: list[Task], worker: Callable[..., Outcome], **also: Any
-    ) -> tuple[list[Outcome], list[str]]:
+        tasks: list[Task], worker: Callable[..., Outcome], engine: str = "local", workers: int = 1
+    ) -> tuple[list[Outcome], list[Event]]:
         runs = {
             one.run_id: Run(
                 one.run_id, one.name, "p", "hf", "finished", "", Launch("script", "train.py"),
@@ -57,19 +59,18 @@ def ask(
             for one in tasks
         }  # fmt: skip
         monkeypatch.setattr(local_executor, "do_task", worker)
-        heard: list[str] = []
+        heard: list[Event] = []
         plan = Plan("20270101-000000-000-abcdef", ("m",), None, (), tuple(tasks))
-        outcomes = executors.run_all(
-            Store(tmp_path), runs, plan, lambda _, event: heard.append(event["event"]), **also
+        outcomes = executor_of(engine).run_all(
+            Store(tmp_path), runs, plan, lambda _, event: heard.append(event), workers=workers
         )
         return outcomes, heard
 
     return asked
 
 
-def passed(one: Task) -> list[dict[str, Any]]:
-    return [{"event": "passed", "way": p.way, "epochs": list(p.epochs), "seconds": 0.1, "grade": "exact",
-             "compared": 1, "first": None, "detail": ""} for p in one.passes]  # fmt: skip
+def passed(one: Task) -> list[PassResult]:
+    return [PassResult(p.way, p.epochs, 0.1, Verdict("exact", 1)) for p in one.passes]
 
 
 def dies_after(count: int, seen: list[Task]) -> Callable[..., Outcome]:
@@ -79,7 +80,7 @@ def dies_after(count: int, seen: list[Task]) -> Callable[..., Outcome]:
         seen.append(one)
         due = one.passes[0].positions
         for position in due[:count]:
-            tell(one, {"event": "position", "way": "state", **asdict(position)})
+            tell(one, PositionResult(position, "state"))
         if len(due) > count:
             return Outcome(one, failure="it died", killed_by=signal.SIGKILL)
         return Outcome(one, passed=passed(one))
@@ -111,9 +112,9 @@ def test_a_killed_worker_is_replaced_by_one_that_does_the_rest(ask: Any) -> None
     seen: list[Task] = []
     [outcome], heard = ask([task("a")], dies_after(2, seen))
     assert [one.passes[0].positions for one in seen] == [POSITIONS, POSITIONS[2:], POSITIONS[4:]]
-    assert heard.count("lost") == 2
+    assert sum(isinstance(event, WorkerLoss) for event in heard) == 2
     assert outcome.is_whole and outcome.task.passes[0].positions == POSITIONS
-    assert [one["epochs"] for one in outcome.passed] == [[1, 2, 3, 4, 5]]
+    assert [one.epochs for one in outcome.passed] == [(1, 2, 3, 4, 5)]
 
 
 def test_a_task_whose_workers_die_without_progress_is_given_up(ask: Any) -> None:
@@ -136,7 +137,7 @@ def test_a_task_whose_workers_die_after_its_last_position_is_given_up(ask: Any) 
     def worker(_s: Any, _r: Any, _p: Any, one: Task, tell: Any, **_: Any) -> Outcome:
         seen.append(one)
         for position in one.passes[0].positions:
-            tell(one, {"event": "position", "way": "state", **asdict(position)})
+            tell(one, PositionResult(position, "state"))
         return Outcome(one, failure="it died", killed_by=signal.SIGKILL)
 
     [outcome], _ = ask([task("a")], worker)

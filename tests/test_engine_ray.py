@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from hypothesis import strategies as st
 
 import flor_plugins as flor
 from flor_plugins.errors import MissingDependency, ReplayError
-from flor_plugins.records import Position, ReplayPass, Task, TrainingRange
+from flor_plugins.records import Position, ReplayPass, Task, TrainingRange, Verdict
+from flor_plugins.records.events import Event, PassResult, PositionResult, RangeResult
 from flor_plugins.replayer.execution.ray import cluster
 from flor_plugins.replayer.execution.remaining_work import rest_of, together
 from flor_plugins.replayer.execution.remote_sync import upload
@@ -39,7 +39,7 @@ for number in range(3):
 # of the one it is in.
 ASK = """
 import json, os, signal, sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 asked = json.loads(sys.argv[1])
@@ -48,8 +48,9 @@ if asked["nodes"]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
              runtime_env={"env_vars": asked["nodes"]}, log_to_driver=False)
 
+from flor_plugins.records.events import event_to_json
 from flor_plugins.replayer.planning import planner as planning
-from flor_plugins.replayer.execution.executors import run_all
+from flor_plugins.replayer.execution.executors import executor_of
 from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.mirror import open_url
 from flor_plugins.store.runs import list_runs
@@ -57,7 +58,7 @@ from flor_plugins.store.runs import list_runs
 def main():
     store = open_url(asked["store"]) if "://" in asked["store"] else Store(Path(asked["store"]))
     runs = list_runs(store)
-    request = planning.Request(tuple(asked["metrics"]), None, "all", (Path(asked["hook"]),))
+    request = planning.ReplayRequest(tuple(asked["metrics"]), None, "all", (Path(asked["hook"]),))
     made = replace(planning.make(runs, request), replay_id=asked["replay_id"])
     if "://" in asked["store"]:
         kept = store.replay(made.replay_id) / "hooks" / Path(asked["hook"]).name
@@ -66,7 +67,8 @@ def main():
         made = replace(made, hooks=(str(kept),))
     placed, events, killed = {}, [], []
 
-    def tell(task, event):
+    def tell(task, told):
+        event = event_to_json(told)
         events.append(event["event"])
         if event["event"] == "placed":
             placed.setdefault(task.run_id, []).append(event["process"]["pid"])
@@ -74,10 +76,11 @@ def main():
             killed.append(placed[task.run_id][-1])
             os.kill(killed[0], signal.SIGKILL)
 
-    outcomes = run_all(store, {run.run_id: run for run in runs}, made, tell, workers=2, engine=asked["engine"])
+    executor, by_id = executor_of(asked["engine"]), {run.run_id: run for run in runs}
+    outcomes = executor.run_all(store, by_id, made, tell, workers=2)
     print(json.dumps({
-        "passed": [[[one["way"], one["epochs"], one["grade"]] for one in o.passed] for o in outcomes],
-        "stretches": [[[one["start"], one["end"], one["grade"]] for one in o.stretches] for o in outcomes],
+        "passed": [[[one.way, one.epochs, one.verdict.grade] for one in o.passed] for o in outcomes],
+        "stretches": [[[asdict(one.range.start), asdict(one.range.end), one.verdict.grade] for one in o.stretches] for o in outcomes],
         "failures": [line for o in outcomes for line in [*o.hook_failures, *([o.failure] if o.failure else [])]],
         "placed": placed, "killed": killed, "events": sorted(set(events)), "driver": os.getpid(),
         "order": [o.task.run_id for o in outcomes],
@@ -257,19 +260,17 @@ BOTH = Task("r", "toy", "a" * 40, (STATE, TRAIN))
 
 def events_of(
     task: Task, positions: set[Position], stretches: set[TrainingRange], ended: set[str]
-) -> list[dict[str, Any]]:
+) -> list[Event]:
     """What a worker tells of those parts of a task."""
-    told: list[dict[str, Any]] = []
+    told: list[Event] = []
     for one in task.passes:
         is_ended = one.way in ended
         its = [p for p in one.positions if p in positions or is_ended]
-        told += [{"event": "position", "way": one.way, **asdict(p)} for p in its]
+        told += [PositionResult(p, one.way) for p in its]
         again = [s for s in one.stretches if s in stretches or is_ended]
-        told += [{"event": "stretch", "grade": "exact", **asdict(s)} for s in again]
+        told += [RangeResult(s, Verdict("exact"), ()) for s in again]
         if is_ended:
-            told.append(
-                {"event": "passed", "way": one.way, "epochs": list(one.epochs), "grade": "exact"}
-            )
+            told.append(PassResult(one.way, one.epochs, 0.1, Verdict("exact")))
     return told
 
 
@@ -305,14 +306,14 @@ def test_all_workers_together_show_every_epoch_once_with_the_worst_grade(
     rest = rest_of(BOTH, before)
     later = events_of(rest, set(STATE.positions), set(TRAIN.stretches), {"state", "train"})
     last = Outcome(rest)
-    last.passed += [one for one in later if one["event"] == "passed"]
-    last.stretches += [one for one in later if one["event"] == "stretch"]
+    last.passed += [one for one in later if isinstance(one, PassResult)]
+    last.stretches += [one for one in later if isinstance(one, RangeResult)]
     diverged = dict.fromkeys(positions, "diverged")
     found = together(BOTH, before, last, diverged)  # pyright: ignore[reportArgumentType]
-    assert [(one["way"], one["epochs"]) for one in found.passed] == [
-        ("state", [1, 2, 3, 4]),
-        ("train", [1, 2, 3]),
+    assert [(one.way, one.epochs) for one in found.passed] == [
+        ("state", (1, 2, 3, 4)),
+        ("train", (1, 2, 3)),
     ]
     assert len(found.stretches) == 3
     has_two_parts = "state" not in ended and len(positions) > 0
-    assert found.passed[0]["grade"] == ("diverged" if has_two_parts else "exact")
+    assert found.passed[0].verdict.grade == ("diverged" if has_two_parts else "exact")

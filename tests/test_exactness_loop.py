@@ -79,7 +79,7 @@ def replay(
         for seed in (torch.manual_seed, np.random.seed, random.seed):
             seed(99)
         if found:
-            found[0].begin_again(on, main)
+            found[0].begin_again((on, main))
         else:
             found.append(replay_driver.drive((on, main), lambda: None, session))
             found[0].ends_with(Done, Again)

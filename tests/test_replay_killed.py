@@ -28,8 +28,9 @@ import json, os, random, signal, sys, threading
 from glob import glob
 from pathlib import Path
 
+from flor_plugins.records.events import event_to_json
 from flor_plugins.replayer.planning import planner as planning
-from flor_plugins.replayer.execution.executors import run_all
+from flor_plugins.replayer.execution.executors import executor_of
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 
@@ -53,7 +54,8 @@ def kill():
         killed.add(pid)
         os.kill(pid, signal.SIGKILL)
 
-def tell(task, event):
+def tell(task, told):
+    event = event_to_json(told)
     events.append(event["event"])
     if event["event"] == "position" and draw.random() < asked["chance"] and len(killed) < asked["kills"]:
         threading.Timer(draw.random() * asked["delay_s"], kill).start()
@@ -61,13 +63,13 @@ def tell(task, event):
 def main():
     store = Store(Path(asked["store"]))
     runs = list_runs(store)
-    request = planning.Request(tuple(asked["metrics"]), None, "all", (Path(asked["hook"]),))
+    request = planning.ReplayRequest(tuple(asked["metrics"]), None, "all", (Path(asked["hook"]),))
     made = planning.make(runs, request)
-    outcomes = run_all(store, {run.run_id: run for run in runs}, made, tell)
+    outcomes = executor_of("local").run_all(store, {run.run_id: run for run in runs}, made, tell)
     print(json.dumps({
         "kills": len(killed), "lost": events.count("lost"), "positions": events.count("position"),
         "failures": [line for o in outcomes for line in [*o.hook_failures, *([o.failure] if o.failure else [])]],
-        "passed": [[one["way"], one["epochs"], one["grade"]] for o in outcomes for one in o.passed],
+        "passed": [[one.way, one.epochs, one.verdict.grade] for o in outcomes for one in o.passed],
         "planned": [[one.way, list(one.epochs)] for task in made.tasks for one in task.passes],
         "again": len(planning.make(list_runs(store), request).tasks),
     }))

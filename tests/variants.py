@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import Dataset, IterableDataset
 
 from flor_plugins.records import Position, ReplayPass, Run, Task, TrainingRange
+from flor_plugins.records.events import Event, event_to_json
 from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.replayer.worker_session.session import WorkerSession
 
@@ -196,6 +197,8 @@ def session_of(
             passes.append(ReplayPass(way, ("nothing",), "", positions))  # type: ignore[arg-type]
     events: list[dict[str, Any]] = []
     task = Task(run.run_id, run.name, "", tuple(passes))
-    return WorkerSession(
-        replace(run), task, "20261123-000000-000-000000", [], events.append
-    ), events
+
+    def tell(event: Event) -> None:
+        events.append(event_to_json(event))
+
+    return WorkerSession(replace(run), task, "20261123-000000-000-000000", [], tell), events

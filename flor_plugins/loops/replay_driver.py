@@ -9,37 +9,37 @@ unheard."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import FrameType
 from typing import Any
 
+from flor_plugins.adapter import Proceed
 from flor_plugins.errors import ReplayError
 from flor_plugins.loops import loaders, state
 from flor_plugins.loops.active_loops import ActiveLoop, LoopStack, source_of
 from flor_plugins.loops.collector import MetricCollector
 from flor_plugins.loops.fast_forward import FastForward, rewindable
 from flor_plugins.loops.frame_variables import FrameVariables, frames_to
+from flor_plugins.loops.intercept import StartedLoop
 from flor_plugins.records import Position, ReplayPass, TrainingRange
 from flor_plugins.replayer.worker_session.session import WorkerSession, guarded
 
 _AT_MAIN: Any = object()  # the passes can go on when the main loop asks for its next item
 
 
-def drive(
-    begun: tuple[LoopStack, ActiveLoop], go: Callable[[], Any], session: WorkerSession
-) -> LoopReplayDriver:
+def drive(trainer: StartedLoop, go: Proceed, session: WorkerSession) -> LoopReplayDriver:
     """Whoever follows the loops from here on; it does all passes of the session's task."""
-    return LoopReplayDriver(*begun, session)
+    return LoopReplayDriver(*trainer, session)
 
 
 def pass_over(
-    begun: tuple[LoopStack, ActiveLoop],
-    go: Callable[[], Any],
+    trainer: StartedLoop,
+    go: Proceed,
     sections: Mapping[str, Any],
     end: Position,
 ) -> _SkippedLoop:
     """Leave a training as if it had been done: its last State is restored, no iteration is made."""
-    return _SkippedLoop(*begun, dict(sections))
+    return _SkippedLoop(*trainer, dict(sections))
 
 
 class LoopReplayDriver:
@@ -74,10 +74,10 @@ class LoopReplayDriver:
         """
         self._done, self._again = done, again
 
-    def begin_again(self, on: LoopStack, main: ActiveLoop) -> None:
+    def begin_again(self, trainer: StartedLoop) -> None:
         """The script was started once more, and has come to the same loop."""
         self._harvest.detach()
-        self._bind(on, main)
+        self._bind(*trainer)
         self._harvest.attach()
 
     # ---- as the loops ask

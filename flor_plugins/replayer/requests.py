@@ -13,10 +13,11 @@ from typing import Any
 from flor_plugins.hooks.hook_files import scan
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.recipe import load_recipe
-from flor_plugins.records import Plan, Position, Run, Task
+from flor_plugins.records import Plan, Run, Task, Verdict
+from flor_plugins.records.events import Event, PassResult, event_to_json
 from flor_plugins.replayer.backport import request as backport_request
 from flor_plugins.replayer.backport.snapshots import SnapshotSources
-from flor_plugins.replayer.execution.executors import check, run_all
+from flor_plugins.replayer.execution.executors import executor_of
 from flor_plugins.replayer.execution.remote_sync import put_back
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.replayer.method_patching import patches
@@ -51,13 +52,13 @@ class ReplayResult:
                         "run": task.run_id,
                         "name": task.name,
                         "vid": task.vid[:12],
-                        "epochs": _span(one["epochs"]),
-                        "way": one["way"],
-                        "seconds": round(one["seconds"], 2),
+                        "epochs": _span(one.epochs),
+                        "way": one.way,
+                        "seconds": round(one.seconds, 2),
                         "estimated": _estimate(task, one),
-                        "verdict": one["grade"],
-                        "compared": one["compared"],
-                        "detail": _detail(one),
+                        "verdict": one.verdict.grade,
+                        "compared": one.verdict.compared,
+                        "detail": _detail(one.verdict),
                     }
                 )
         return found
@@ -69,13 +70,13 @@ class ReplayResult:
             {
                 "run": outcome.task.run_id,
                 "name": outcome.task.name,
-                "start": Position(**one["start"]),
-                "end": Position(**one["end"]),
-                "verdict": one["grade"],
-                "compared": one["compared"],
-                "first": Position(**one["first"]) if one["first"] else None,
-                "detail": one["detail"],
-                "causes": one["causes"],
+                "start": one.range.start,
+                "end": one.range.end,
+                "verdict": one.verdict.grade,
+                "compared": one.verdict.compared,
+                "first": one.verdict.first,
+                "detail": one.verdict.detail,
+                "causes": list(one.causes),
             }
             for outcome in self.outcomes
             for one in outcome.stretches
@@ -166,9 +167,9 @@ def execute(
     """Do a plan. Rows land as they are computed; request, plan and verdicts stay under
     replays/<id>/.
 
-    workers, engine: as in `engine.run_all`; raises its errors.
+    workers, engine: as in `Executor.run_all`; raises its errors.
     """
-    check(engine)
+    executor = executor_of(engine)
     if not plan.tasks:
         return ReplayResult(plan)
     plan = _with_kept_hooks(store, plan)
@@ -178,9 +179,12 @@ def execute(
         {"format": 1, "process": asdict(this_process()), **plan.to_json()},
     )
     by_id = {run.run_id: run for run in runs}
-    outcomes = run_all(
-        store, by_id, plan, progress or (lambda task, event: None), workers=workers, engine=engine
-    )
+
+    def tell(task: Task, event: Event) -> None:
+        if progress is not None:
+            progress(task, event_to_json(event))
+
+    outcomes = executor.run_all(store, by_id, plan, tell, workers=workers)
     answer = ReplayResult(plan, tuple(outcomes))
     verdicts = {
         "passes": answer.rows,
@@ -211,14 +215,10 @@ def _has_metrics(path: Path) -> bool:
         return False
 
 
-def _estimate(task: Task, passed: dict[str, Any]) -> float | None:
-    """What the plan said of the pass; two passes of one way have no epoch in common."""
-    its = [
-        one
-        for one in task.passes
-        if one.way == passed["way"] and set(passed["epochs"]) <= set(one.epochs)
-    ]
-    return None if not its or its[0].seconds is None else round(its[0].seconds, 2)
+def _estimate(task: Task, result: PassResult) -> float | None:
+    """What the plan said of the pass."""
+    planned = [one.seconds for one in task.passes if result.is_end_of(one)]
+    return None if not planned or planned[0] is None else round(planned[0], 2)
 
 
 def _span(epochs: Sequence[int]) -> str:
@@ -227,8 +227,6 @@ def _span(epochs: Sequence[int]) -> str:
     return ",".join(map(str, epochs))
 
 
-def _detail(passed: dict[str, Any]) -> str:
-    first = passed.get("first")
-    if not first:
-        return ""
-    return f"epoch {first['epoch']}, step {first['step']}: {passed['detail']}"
+def _detail(verdict: Verdict) -> str:
+    first = verdict.first
+    return f"epoch {first.epoch}, step {first.step}: {verdict.detail}" if first else ""

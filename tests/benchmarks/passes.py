@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader
 from flor_plugins.hooks.hook_files import HookFile, load
 from flor_plugins.lightning.replay_driver import drive
 from flor_plugins.records import Position, ReplayPass, Run, Task
+from flor_plugins.records.events import Event, PassResult
 from flor_plugins.replayer.worker_session.session import WorkerSession
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.metrics.journal import read_run
@@ -114,7 +115,7 @@ class Asked:
 
     def once(self, together: int) -> Took:
         """together: checkpoints in one pass over the data."""
-        told: list[dict[str, Any]] = []
+        told: list[Event] = []
         positions = tuple(
             one.position for one in list_checkpoints(self.run.path) if one.position.epoch
         )
@@ -135,7 +136,7 @@ class Asked:
         )
         cpu_s = time.process_time() - begin
         session.finish()
-        [passed] = [one for one in told if one["event"] == "passed"]
+        [passed] = [one for one in told if isinstance(one, PassResult)]
         rows = [
             row
             for writer, row in read_run(self.run.path, (METRIC,))
@@ -144,7 +145,7 @@ class Asked:
         for journal in (self.run.path / "metrics").glob(f"replay-{number}-*"):
             journal.unlink()  # a value that is there is not stored again
         values = {row.position: row.values[METRIC] for row in rows if METRIC in row.values}
-        return Took(passed["seconds"], cpu_s, values)
+        return Took(passed.seconds, cpu_s, values)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

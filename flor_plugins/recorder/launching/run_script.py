@@ -55,11 +55,11 @@ def recipe(
     framework = _framework_of(built, asked.trainer)
     callback = None
     if is_recorded:
-        callback = adapter.package_of(framework).FlorCallback(version, project=asked.name)
+        callback = adapter.callback_class(framework)(version, project=asked.name)
         callback.launch = launch
-    intercept = adapter.package_of(framework, "intercept")
+    trainer_adapter = adapter.trainer_adapter_of(framework)
     begins(built)
-    intercept.train(built, callback)
+    trainer_adapter.train(built, callback)
 
 
 def command(kind: str, framework: str, name: str, target: str, arguments: list[str]) -> None:
@@ -98,7 +98,7 @@ def _put_on(framework: str, name: str, launch: Launch) -> MissingDependency | No
     needs no trainer.
     """
     try:
-        made = adapter.package_of(framework).FlorCallback
+        made = adapter.callback_class(framework)
     except MissingDependency as error:
         return error
 
@@ -107,7 +107,7 @@ def _put_on(framework: str, name: str, launch: Launch) -> MissingDependency | No
         one.launch = replace(launch, injected=True)
         return one
 
-    adapter.package_of(framework, "intercept").put_on(callback)
+    adapter.trainer_adapter_of(framework).put_on(callback)
     return None
 
 

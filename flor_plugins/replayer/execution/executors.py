@@ -5,7 +5,9 @@ Nothing of a task knows which one it was.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from typing import Protocol, cast
 
 from flor_plugins.errors import ReplayError
 from flor_plugins.records import Plan, Run
@@ -18,30 +20,29 @@ ENGINES = {
 }
 
 
-def check(engine: str) -> None:
-    """Raise ReplayError for an engine that does not exist, with the names of those that do."""
+class Executor(Protocol):
+    """A module that does the tasks of a plan somewhere."""
+
+    def run_all(
+        self, store: Store, runs: Mapping[str, Run], plan: Plan, tell: Tell, *, workers: int
+    ) -> list[Outcome]:
+        """Do all tasks of a plan, the longest first; one that fails does not stop the others.
+
+        Returns their outcomes in the order of the plan. workers: tasks at a time. tell: hears
+        each event of a task as it happens, one at a time; what it raises ends the replay.
+        Raises ReplayError for a cluster that can't be reached, MissingDependency for an engine
+        that is not installed."""
+        ...
+
+
+def executor_of(engine: str) -> Executor:
+    """Return an engine. Raises ReplayError for one that does not exist, with the names of those
+    that do.
+    """
     if engine not in ENGINES:
         raise ReplayError(
             f"the engine {engine!r} was asked for; there are "
             f"{' and '.join(map(repr, ENGINES))}. Name one of those, "
             f"or none for processes of this machine."
         )
-
-
-def run_all(
-    store: Store,
-    runs: dict[str, Run],
-    plan: Plan,
-    tell: Tell,
-    *,
-    workers: int = 1,
-    engine: str = "local",
-) -> list[Outcome]:
-    """Do all tasks of a plan, the longest first; one that fails does not stop the others. In
-    the order of the plan.
-
-    workers: tasks at a time. tell: hears each event of a task as it happens, one at a time;
-    what it raises ends the replay. Raises ReplayError for an engine that does not exist or
-    can't be reached, MissingDependency for one that is not installed."""
-    check(engine)
-    return import_module(ENGINES[engine]).run_all(store, runs, plan, tell, workers=workers)
+    return cast(Executor, import_module(ENGINES[engine]))

@@ -98,8 +98,8 @@ def _preload(framework: str) -> None:
         _preload_journals()
         for name in ("execution.worker", "worker_session.session"):
             import_module(f"flor_plugins.replayer.{name}")
-        for name in ("replay_driver", "intercept"):
-            adapter.package_of(framework, name)
+        adapter.replay_driver_of(framework)
+        adapter.adapter_of(framework)
         import_module("flor_plugins.replayer.sandbox.trackers").silence_hub()
 
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from signal import Signals
-from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
+from flor_plugins.records.events import ROWS_STORED, Event, WorkerLoss
 from flor_plugins.replayer.execution import remote_sync
 from flor_plugins.replayer.execution.gpu_assignment import GpuAssignment, visible
-from flor_plugins.replayer.execution.retries import LANDED, RetriedTask, longest_first
+from flor_plugins.replayer.execution.retries import RetriedTask, longest_first
 from flor_plugins.replayer.execution.task_runner import Outcome, Tell, do_task
 from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.mirror import Mirror, mirror_of
@@ -38,7 +38,7 @@ class _SharedSettings:
 
 
 def run_all(
-    store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int = 1
+    store: Store, runs: Mapping[str, Run], plan: Plan, tell: Tell, *, workers: int = 1
 ) -> list[Outcome]:
     """Do all tasks of a plan, the longest first; one that fails does not stop the others. In
     the order of the plan.
@@ -81,8 +81,8 @@ def _do(request: _SharedSettings, job: RetriedTask) -> Outcome:
 
 
 def _work_on(request: _SharedSettings, job: RetriedTask, run: Run, mirror: Mirror | None) -> None:
-    def tell(task: Task, event: dict[str, Any]) -> None:
-        if mirror is not None and event["event"] in LANDED:
+    def tell(task: Task, event: Event) -> None:
+        if mirror is not None and isinstance(event, ROWS_STORED):
             remote_sync.deliver(
                 mirror, request.plan, task
             )  # before it is told, so that what was told is there
@@ -103,14 +103,10 @@ def _work_on(request: _SharedSettings, job: RetriedTask, run: Run, mirror: Mirro
         killed_by, failure = job.outcome.killed_by, job.outcome.failure
         if killed_by is None or request.is_over.is_set() or not job.is_for_another(failure or ""):
             return
-        _say(
-            request,
-            job.task,
-            {"event": "lost", "message": f"killed by {Signals(killed_by).name}: begun again"},
-        )
+        _say(request, job.task, WorkerLoss(f"killed by {Signals(killed_by).name}: begun again"))
 
 
-def _say(request: _SharedSettings, task: Task, event: dict[str, Any]) -> None:
+def _say(request: _SharedSettings, task: Task, event: Event) -> None:
     with request.turn:
         if request.is_over.is_set():
             raise KeyboardInterrupt

@@ -8,17 +8,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from flor_plugins.records import Grade, Plan, Position, Run, Task
-from flor_plugins.replayer.execution.remaining_work import Told, rest_of, together
+from flor_plugins.records.events import Event
+from flor_plugins.replayer.execution.remaining_work import rest_of, together
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.replayer.verification.comparison import worse
 from flor_plugins.store.metrics.journal import read_run
 
 DEATHS = 3  # in a row, with nothing done between them: it is the task that kills
-LANDED = (
-    "position",
-    "stretch",
-    "passed",
-)  # events after which the rows before them are in the journal
 
 
 @dataclass(slots=True)
@@ -30,8 +26,8 @@ class RetriedTask:
     """
 
     task: Task
-    told: list[Told] = field(default_factory=list)
-    before: list[Told] = field(default_factory=list)
+    told: list[Event] = field(default_factory=list)
+    before: list[Event] = field(default_factory=list)
     deaths: int = 0
     rest: Task = field(init=False)
     outcome: Outcome = field(init=False)

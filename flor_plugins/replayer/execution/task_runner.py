@@ -7,36 +7,45 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from flor_plugins.errors import FlorError
-from flor_plugins.records import Plan, Run, Task, to_json
+from flor_plugins.records import Plan, Run, Task
+from flor_plugins.records.events import (
+    Event,
+    HookFailure,
+    PassResult,
+    RangeResult,
+    WorkerEnd,
+    WorkerFailure,
+)
 from flor_plugins.replayer.execution.fork_client import servers
 from flor_plugins.replayer.execution.worker_group import WorkerGroup, environment
+from flor_plugins.replayer.execution.worker_order import WorkerOrder
 from flor_plugins.replayer.sandbox import laying
 from flor_plugins.replayer.sandbox.worktree import sandbox
 from flor_plugins.replayer.verification.comparison import worse
 from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.commits import find_commit
 
-Tell = Callable[[Task, dict[str, Any]], None]
+Tell = Callable[[Task, Event], None]
+ResultT = TypeVar("ResultT", PassResult, RangeResult)
 
 
 @dataclass(slots=True)
 class Outcome:
     """What became of one task.
 
-    passed: one event per finished pass (way, epochs, seconds, grade, ...). stretches: one per
-    stretch of training.
+    passed: one result per finished pass. stretches: one per range that was trained again.
     killed_by: the number of the signal that ended a worker, where no exception did.
     """
 
     task: Task
-    passed: list[dict[str, Any]] = field(default_factory=list)
-    stretches: list[dict[str, Any]] = field(default_factory=list)
+    passed: list[PassResult] = field(default_factory=list)
+    stretches: list[RangeResult] = field(default_factory=list)
     hook_failures: list[str] = field(default_factory=list)
     failure: str | None = None
     log: Path | None = None
@@ -80,22 +89,19 @@ def do_task(
         ):
             laying.lay(task.edit.sources if task.edit else {}, place)
             for part, count in parts:
-                order = {
-                    "run": str(run.path),
-                    "store": str(store.root),
-                    "sandbox": str(place),
-                    "replay_id": plan.replay_id,
-                    "hooks": list(plan.hooks),
-                    "task": to_json(part),
-                    "is_alone": count < run.processes,
-                }
-                if outcome.failure is None:
-                    _watch(
-                        outcome,
-                        run,
-                        WorkerGroup(run.framework, env, order, folder, count, given_up=given_up),
-                        tell,
-                    )
+                if outcome.failure is not None:
+                    break
+                order = WorkerOrder(
+                    run=str(run.path),
+                    store=str(store.root),
+                    sandbox=str(place),
+                    replay_id=plan.replay_id,
+                    hooks=plan.hooks,
+                    task=part,
+                    is_alone=count < run.processes,
+                )
+                group = WorkerGroup(run.framework, env, order, folder, count, given_up=given_up)
+                _watch(outcome, run, group, tell)
     except FlorError as error:
         outcome.failure = str(error)
     return outcome
@@ -113,55 +119,57 @@ def _parts(run: Run, task: Task) -> list[tuple[Task, int]]:
     return [(part, count) for part, count in parts if part.passes]
 
 
-def _watch(outcome: Outcome, run: Run, crew: WorkerGroup, tell: Tell) -> None:
+def _watch(outcome: Outcome, run: Run, group: WorkerGroup, tell: Tell) -> None:
     """Read what the workers tell until they end."""
-    passed, stretches = len(outcome.passed), len(outcome.stretches)
-    ended, failed_at = False, None
+    passed, ranges = len(outcome.passed), len(outcome.stretches)
+    last: Event | None = None
+    failed_at = None
     try:
-        for event in crew.events():
-            ended = _note(outcome, event) or ended
-            failed_at = event["at"] if event["event"] == "failed" else failed_at
-            tell(outcome.task, event)
-        code = crew.end(at_once=outcome.failure is not None)
+        for last in group.events():
+            _note(outcome, last)
+            failed_at = last.at if isinstance(last, WorkerFailure) else failed_at
+            tell(outcome.task, last)
+        code = group.end(at_once=outcome.failure is not None)
     except BaseException:
-        crew.end(at_once=True)
+        group.end(at_once=True)
         raise
-    others = crew.failure(failed_at)
+    has_ended = isinstance(last, (WorkerEnd, WorkerFailure))
+    others = group.failure(failed_at)
     if others is not None:
         outcome.failure = f"a worker of run {run.name} failed: {others}"
-    elif not ended:
+    elif not has_ended:
         outcome.failure = (
             f"the worker of run {run.name} died (exit status {code}); its output "
             f"is in {outcome.log}"
         )
-    outcome.killed_by = None if ended and others is None else crew.killed_by()
-    for rank in range(1, crew.count):
-        told = crew.told_by_others(rank)
-        _worsen(outcome.passed[passed:], [one for one in told if one["event"] == "passed"], rank)
-        _worsen(
-            outcome.stretches[stretches:], [one for one in told if one["event"] == "stretch"], rank
-        )
+    outcome.killed_by = None if has_ended and others is None else group.killed_by()
+    for rank in range(1, group.count):
+        events = group.events_of(rank)
+        outcome.passed[passed:] = _worst(outcome.passed[passed:], events, rank)
+        outcome.stretches[ranges:] = _worst(outcome.stretches[ranges:], events, rank)
 
 
-def _worsen(events: list[dict[str, Any]], others: list[dict[str, Any]], rank: int) -> None:
-    """A pass is as exact as it is in the process in which it is the least."""
-    for event, other in zip(events, others, strict=False):
-        event["compared"] += other["compared"]
-        if worse(event["grade"], other["grade"]) != event["grade"]:
-            event.update(
-                grade=other["grade"], first=other["first"], detail=f"rank {rank}: {other['detail']}"
-            )
+def _worst(results: list[ResultT], events: Sequence[Event], rank: int) -> list[ResultT]:
+    """A result is as exact as it is in the process in which it is the least."""
+    others = [event for event in events if isinstance(event, type(results[0]))] if results else []
+    worst = list(results)
+    for number, (result, other) in enumerate(zip(results, others, strict=False)):
+        verdict = replace(result.verdict, compared=result.verdict.compared + other.verdict.compared)
+        if worse(verdict.grade, other.verdict.grade) != verdict.grade:
+            detail = f"rank {rank}: {other.verdict.detail}"
+            verdict = replace(other.verdict, compared=verdict.compared, detail=detail)
+        worst[number] = replace(result, verdict=verdict)
+    return worst
 
 
-def _note(outcome: Outcome, event: dict[str, Any]) -> bool:
-    """Keep what matters of an event; True for the last one."""
-    kind = event["event"]
-    if kind == "passed":
-        outcome.passed.append(event)
-    elif kind == "stretch":
-        outcome.stretches.append(event)
-    elif kind == "hook_failed":
-        outcome.hook_failures.append(event["message"])
-    elif kind == "failed":
-        outcome.failure = event["message"]
-    return kind in ("done", "failed")
+def _note(outcome: Outcome, event: Event) -> None:
+    """Keep what matters of an event."""
+    match event:
+        case PassResult():
+            outcome.passed.append(event)
+        case RangeResult():
+            outcome.stretches.append(event)
+        case HookFailure():
+            outcome.hook_failures.append(event.message)
+        case WorkerFailure():
+            outcome.failure = event.message

@@ -14,14 +14,16 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from flor_plugins.records import Run
+from flor_plugins.records import Run, to_json
+from flor_plugins.records.events import Event, WorkerFailure, event_from_json
 from flor_plugins.replayer.execution.fork_client import ForkedWorker, servers
+from flor_plugins.replayer.execution.worker_order import WorkerOrder
 from flor_plugins.replayer.sandbox.child_processes import IMPORT_PATH
 
-Event = dict[str, Any]
 Worker = subprocess.Popen[bytes] | ForkedWorker
 
 GRACE_S = 30.0  # for the others to end when the first has
@@ -48,7 +50,7 @@ class WorkerGroup:
         self,
         framework: str,
         env: Mapping[str, str],
-        order: Mapping[str, Any],
+        order: WorkerOrder,
         folder: Path,
         count: int,
         *,
@@ -80,7 +82,7 @@ class WorkerGroup:
         with self._events as lines:
             for line in lines:
                 if line.endswith("\n"):  # else its process was killed while it wrote
-                    yield json.loads(line)
+                    yield event_from_json(json.loads(line))
 
     def end(self, *, at_once: bool = False) -> int:
         """Wait until all have ended, or make them. Returns the exit status of the first."""
@@ -90,11 +92,11 @@ class WorkerGroup:
         self._codes = [_ended(process, 0.0 if at_once else GRACE_S) for process in self._processes]
         return self._processes[0].wait() if self._processes else 1
 
-    def told_by_others(self, rank: int) -> list[Event]:
-        """The events of a process that is not the first."""
+    def events_of(self, rank: int) -> list[Event]:
+        """Return the events of a process that is not the first."""
         path = self._file("events", rank, ".jsonl")
         lines = path.read_text().splitlines() if path.exists() else []
-        return [json.loads(line) for line in lines]
+        return [event_from_json(json.loads(line)) for line in lines]
 
     def failure(self, before: float | None) -> str | None:
         """Why one of the others failed, and none before it.
@@ -102,9 +104,11 @@ class WorkerGroup:
         before: when the first process said that it failed itself; None if it did not. Where its
         partner died it can only say that the connection is lost."""
         for rank, code in enumerate(self._codes[1:], start=1):
-            failed = [one for one in self.told_by_others(rank) if one["event"] == "failed"]
-            what = failed[0]["message"] if failed else f"it died (exit status {code})"
-            if code not in (0, None) and (not failed or before is None or failed[0]["at"] < before):
+            failed = next(
+                (event for event in self.events_of(rank) if isinstance(event, WorkerFailure)), None
+            )
+            what = failed.message if failed else f"it died (exit status {code})"
+            if code not in (0, None) and (not failed or before is None or failed.at < before):
                 return f"rank {rank}: {what}; its output is in {self._file('output', rank, '.txt')}"
         return None
 
@@ -122,7 +126,7 @@ class WorkerGroup:
 
     def _start(self, rank: int, pipe: int) -> None:
         task = self._file("task", rank, ".json")
-        task.write_text(json.dumps({**self._order, "rank": rank}, indent=1))
+        task.write_text(json.dumps(to_json(replace(self._order, rank=rank)), indent=1))
         with ExitStack() as files:
             log = files.enter_context(self._file("output", rank, ".txt").open("a"))
             told = (

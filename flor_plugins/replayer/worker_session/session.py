@@ -10,7 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from flor_plugins.errors import HookError
@@ -18,6 +18,15 @@ from flor_plugins.hooks.dispatch import HookDispatcher
 from flor_plugins.hooks.hook_files import HookFile
 from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.records import Position, ReplayPass, Row, Run, Strategy, Task, TrainingRange
+from flor_plugins.records.events import (
+    Event,
+    HookFailure,
+    PassResult,
+    PassStart,
+    PositionResult,
+    RangeResult,
+    WeightResult,
+)
 from flor_plugins.records.sections import MODEL
 from flor_plugins.replayer.planning.recorded_values import history_of
 from flor_plugins.replayer.planning.training_ranges import places_of
@@ -33,8 +42,6 @@ from flor_plugins.store.checkpoints.hashes import PRESENT, hash_tensor
 from flor_plugins.store.metrics.journal import Journal, read_run
 from flor_plugins.store.metrics.timeline import Timeline
 from flor_plugins.store.metrics.value_codec import encode_value
-
-Event = dict[str, Any]
 
 
 class WorkerSession:
@@ -130,7 +137,7 @@ class WorkerSession:
         started = time.perf_counter()
         self._pass, self._comparison, self._has_repeated = one, Comparison(), False
         self.hooks.metrics = self.hooks_of(one)
-        self._tell({"event": "pass", "way": one.way, "epochs": list(one.epochs)})
+        self._tell(PassStart(one.way, one.epochs))
         try:
             yield
             self.timeline.close()
@@ -141,13 +148,12 @@ class WorkerSession:
             self._pass = None
             self._batches.forget()
         self._tell(
-            {
-                "event": "passed",
-                "way": one.way,
-                "epochs": list(one.epochs),
-                "seconds": time.perf_counter() - started,
-                **asdict(self._comparison.verdict()),
-            }
+            PassResult(
+                one.way,
+                one.epochs,
+                time.perf_counter() - started,
+                self._comparison.verdict(),
+            )
         )
 
     def stretches(self, one: ReplayPass) -> Iterator[TrainingRange]:
@@ -169,9 +175,7 @@ class WorkerSession:
                 self.hooks.metrics = self.hooks_of(one)
             # A second replay says something of its own stretch only.
             causes = likely_causes(self.run, found, seen if seen.is_second else None)
-            self._tell(
-                {"event": "stretch", **asdict(stretch), **asdict(found.verdict()), "causes": causes}
-            )
+            self._tell(RangeResult(stretch, found.verdict(), tuple(causes)))
             whole.add(found)
         self._comparison = whole
 
@@ -200,9 +204,7 @@ class WorkerSession:
         self.timeline.close()
         if self._pass is not None and self._pass.way == "validate":
             self._looked_for(position, self._pass)
-        self._tell(
-            {"event": "position", **asdict(position), "way": self._pass.way if self._pass else ""}
-        )
+        self._tell(PositionResult(position, self._pass.way if self._pass else ""))
 
     def compare_weights(self, position: Position, weights: Mapping[str, Any]) -> None:
         """The model as it stands against the checkpoint at that position, tensor by tensor."""
@@ -217,7 +219,7 @@ class WorkerSession:
             for name, t in weights.items()
         }
         grade = self._comparison.hashes(position, recorded, recomputed)
-        self._tell({"event": "weights", **asdict(position), "verdict": grade})
+        self._tell(WeightResult(position, grade))
 
     def log(self, name: str, value: Any) -> None:
         """`flor.log` in replayed code or in a hook."""
@@ -328,7 +330,7 @@ class WorkerSession:
         if self._rank:  # the first process has called the same hook
             return
         self.failures += 1
-        self._tell({"event": "hook_failed", "message": message})
+        self._tell(HookFailure(message))
 
 
 def guarded(act: Callable[[], Any]) -> Any:

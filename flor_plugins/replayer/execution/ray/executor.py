@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,10 +18,10 @@ from typing import Any
 
 from flor_plugins.errors import FlorError
 from flor_plugins.records import Plan, Run, Task
+from flor_plugins.records.events import ROWS_STORED, Event, WorkerLoss, WorkerPlacement
 from flor_plugins.replayer.execution import remote_sync
 from flor_plugins.replayer.execution.ray.cluster import connected, devices, is_lost, share_of
-from flor_plugins.replayer.execution.remaining_work import Told
-from flor_plugins.replayer.execution.retries import LANDED, RetriedTask, longest_first
+from flor_plugins.replayer.execution.retries import RetriedTask, longest_first
 from flor_plugins.replayer.execution.task_runner import Outcome, Tell, do_task
 from flor_plugins.store.layout import VARIABLE, Store
 from flor_plugins.store.remote.mirror import Mirror, mirror_of
@@ -53,7 +53,7 @@ class _RemoteJob:
 
 
 def run_all(
-    store: Store, runs: dict[str, Run], plan: Plan, tell: Tell, *, workers: int | None = 1
+    store: Store, runs: Mapping[str, Run], plan: Plan, tell: Tell, *, workers: int | None = 1
 ) -> list[Outcome]:
     """Do all tasks of a plan; one that fails does not stop the others. In the order of the plan.
 
@@ -81,7 +81,7 @@ class _Dispatcher:
     """Sends tasks to workers, at most some at a time, and hears what they say."""
 
     def __init__(
-        self, ray: Any, place: StoreLocation, plan: Plan, runs: dict[str, Run], tell: Tell
+        self, ray: Any, place: StoreLocation, plan: Plan, runs: Mapping[str, Run], tell: Tell
     ) -> None:
         self._ray, self._place, self._plan, self._runs, self._tell = ray, place, plan, runs, tell
 
@@ -145,7 +145,7 @@ class _Dispatcher:
         # What a dead machine had not yet handed to the shared folder is gone.
         if not sent.job.is_for_another(said, are_rows_lost=lost == "node"):
             return True
-        self._tell(sent.job.task, {"event": "lost", "message": f"{said}: begun again"})
+        self._tell(sent.job.task, WorkerLoss(f"{said}: begun again"))
         self._begin(sent)
         return False
 
@@ -161,9 +161,10 @@ class _Dispatcher:
                     return
 
 
-def work(place: StoreLocation, plan: Plan, task: Task) -> Iterator[Any]:
+def work(place: StoreLocation, plan: Plan, task: Task) -> Iterator[Event | Outcome]:
     """On a node: do a task and yield its events as they happen, its Outcome last."""
-    yield {"event": "placed", "process": {"host": (own := this_process()).host, "pid": own.pid}}
+    process = this_process()
+    yield WorkerPlacement({"host": process.host, "pid": process.pid})
     _stand_at(place)
     store = Store(place.root)
     mirror = None if place.url is None else Mirror(place.url)
@@ -174,19 +175,19 @@ def work(place: StoreLocation, plan: Plan, task: Task) -> Iterator[Any]:
         run, plan = remote_sync.arrive(mirror, plan, task)
         os.environ[VARIABLE] = str(store.root)  # the replayed script looks for a folder
     for said in _doing(store, run, plan, task):
-        if mirror is not None and (isinstance(said, Outcome) or said["event"] in LANDED):
+        if mirror is not None and isinstance(said, (Outcome, *ROWS_STORED)):
             remote_sync.deliver(
                 mirror, plan, task
             )  # before it is told, so that what was told is there
         yield said
 
 
-def _doing(store: Store, run: Run, plan: Plan, task: Task) -> Iterator[Any]:
+def _doing(store: Store, run: Run, plan: Plan, task: Task) -> Iterator[Event | Outcome]:
     """Events and Outcome of `do_task`, which calls back, as an iterator."""
-    heard: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    heard: queue.SimpleQueue[Event | Outcome | BaseException] = queue.SimpleQueue()
     is_over = threading.Event()
 
-    def tell(_: Task, event: Told) -> None:
+    def tell(_: Task, event: Event) -> None:
         heard.put(event)
 
     def act() -> None:
