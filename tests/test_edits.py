@@ -16,7 +16,7 @@ from flor_plugins.records import Launch, Plan, Position, Row, Run, Task
 from flor_plugins.replayer import requests
 from flor_plugins.replayer.backport.request import find
 from flor_plugins.replayer.planning import planner
-from flor_plugins.replayer.sandbox import laying
+from flor_plugins.replayer.sandbox.worktree import write_sources
 from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.metrics.reserved_names import ASKED
 from tests.editing import changed
@@ -191,7 +191,7 @@ def test_files_of_an_edit_never_go_through_a_link(tmp_path: Path):
     sandbox.mkdir()
     (sandbox / "lib").symlink_to(user / "lib")
     (sandbox / "net.py").symlink_to(user / "net.py")
-    laying.lay(
+    write_sources(
         {
             "lib/a.py": "# coding: latin-1\nx = 'é'\n",
             "net.py": "x = 2\r\n",

@@ -25,8 +25,7 @@ from flor_plugins.records.events import (
 from flor_plugins.replayer.execution.fork_client import servers
 from flor_plugins.replayer.execution.worker_group import WorkerGroup, environment
 from flor_plugins.replayer.execution.worker_order import WorkerOrder
-from flor_plugins.replayer.sandbox import laying
-from flor_plugins.replayer.sandbox.worktree import sandbox
+from flor_plugins.replayer.sandbox.worktree import sandbox, write_sources
 from flor_plugins.replayer.verification.comparison import worse
 from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.commits import find_commit
@@ -87,7 +86,7 @@ def do_task(
             ) as scratch,
             sandbox(repo, run.code, Path(scratch) / Path(run.code.root).name) as place,
         ):
-            laying.lay(task.edit.sources if task.edit else {}, place)
+            write_sources(task.edit.sources if task.edit else {}, place)
             for part, count in parts:
                 if outcome.failure is not None:
                     break

@@ -1,6 +1,4 @@
-"""Programs that a replayed script starts: another Python is guarded like this one, others
-bring no guard along.
-"""
+"""Programs that a replayed script starts: another Python is guarded, other programs are not."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ IMPORT_PATH = str(Path(__file__).resolve().parents[3])  # the folder that holds 
 
 # They write nothing; libraries ask them about the machine when they are imported.
 READERS = frozenset(
-    (
+    [
         "arch",
         "getconf",
         "hostname",
@@ -30,7 +28,7 @@ READERS = frozenset(
         "sw_vers",
         "uname",
         "whoami",
-    )
+    ]
 )
 WITHOUT_STARTUP = frozenset("EIS")  # options of Python that leave the environment or `site` out
 
@@ -44,10 +42,7 @@ EVENTS: dict[str, tuple[int, int, int]] = {
 
 
 def bind_pythons(guard: Mapping[str, Any]) -> None:
-    """From now on each Python that this process starts begins with that guard.
-
-    guard: as `guarded` reads it.
-    """
+    """Let each Python that this process starts begin with a guard (see `inherited_guard`)."""
     paths = [
         path
         for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -57,14 +52,14 @@ def bind_pythons(guard: Mapping[str, Any]) -> None:
     os.environ[VARIABLE] = json.dumps(guard)
 
 
-def guarded() -> dict[str, Any] | None:
-    """The guard that this process was started with."""
-    told = os.environ.get(VARIABLE)
-    return json.loads(told) if told else None
+def inherited_guard() -> dict[str, Any] | None:
+    """Return the guard that this process was started with."""
+    guard = os.environ.get(VARIABLE)
+    return json.loads(guard) if guard else None
 
 
 def unguarded(event: str, args: tuple[Any, ...]) -> str | None:
-    """The program that an event is about to start, if no guard comes along with it."""
+    """Return the program that an event is about to start, if no guard comes along with it."""
     if event == "os.system":
         return os.fsdecode(args[0])
     program, words, environment = (
@@ -72,10 +67,9 @@ def unguarded(event: str, args: tuple[Any, ...]) -> str | None:
     )
     words = [words] if isinstance(words, str | bytes | os.PathLike) else list(words or ())
     named = os.fsdecode(program if program is not None else words[0])
-    found = shutil.which(named) or named
-    if os.path.basename(found) in READERS or (
-        _is_python(found) and _starts_guarded(words[1:], environment)
-    ):
+    path = shutil.which(named) or named
+    is_reader = os.path.basename(path) in READERS
+    if is_reader or (_is_python(path) and _starts_guarded(words[1:], environment)):
         return None
     return " ".join(os.fsdecode(word) for word in words) or named
 
@@ -85,13 +79,10 @@ def _is_python(program: str) -> bool:
 
 
 def _starts_guarded(words: Sequence[Any], environment: Mapping[Any, Any] | None) -> bool:
-    known = (
-        os.environ
-        if environment is None
-        else {os.fsdecode(k): os.fsdecode(v) for k, v in environment.items()}
-    )
-    first = known.get("PYTHONPATH", "").split(os.pathsep)[0]
-    if known.get(VARIABLE) != os.environ.get(VARIABLE) or first != str(STARTUP):
+    given = os.environ if environment is None else environment
+    variables = {os.fsdecode(name): os.fsdecode(value) for name, value in given.items()}
+    first = variables.get("PYTHONPATH", "").split(os.pathsep)[0]
+    if variables.get(VARIABLE) != os.environ.get(VARIABLE) or first != str(STARTUP):
         return False
     for word in map(os.fsdecode, words):
         if not word.startswith("-") or word in ("-", "-c", "-m"):

@@ -19,7 +19,7 @@ class ImportHook(MetaPathFinder):
         self._changes = changes
 
     def put_on(self) -> None:
-        """From now on; what is loaded already is changed at once."""
+        """Change modules from now on; those that are loaded already are changed at once."""
         sys.meta_path.insert(0, self)
         for name, change in self._changes.items():
             if name in sys.modules:
@@ -28,15 +28,16 @@ class ImportHook(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
+        """Return the spec that another finder gives, if the module is to be changed."""
         if fullname not in self._changes:
             return None
         later = sys.meta_path[sys.meta_path.index(self) + 1 :]
-        found = (
+        specs = (
             finder.find_spec(fullname, path, target)
             for finder in later
             if hasattr(finder, "find_spec")
         )
-        spec = next((one for one in found if one is not None), None)
+        spec = next(filter(None, specs), None)
         if spec is not None and spec.loader is not None:
             self._wrap(spec.loader, self._changes[fullname])
         return spec

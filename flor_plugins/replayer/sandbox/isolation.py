@@ -34,28 +34,30 @@ SAID: dict[str, str] = {
 
 
 def isolate(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
-    """Let this process write to nothing but `kept`; all else that it writes goes with it, or is
-    refused.
+    """Let this process write to nothing but `kept`.
 
-    Call it once, while this is the only thread. Returns where the code of the run stands from
-    now on: `root` itself with copy-on-write, else the sandbox. Raises ReplayError where
-    $FLOR_ISOLATION asks for what is not there."""
-    asked = _asked()
+    Whatever else it writes goes away with it, or is refused. Call it once, while this is the
+    only thread. Returns where the code of the run stands from now on: `root` itself with
+    copy-on-write, else the sandbox. Raises ReplayError where $FLOR_ISOLATION asks for what is
+    not there.
+    """
+    requested = _requested()
     kind, place = "", sandbox
-    if asked in (None, "overlay"):
+    if requested in (None, "overlay"):
         try:
             place = _copy_on_write(root, sandbox, kept)
             kind = "overlay"
         except overlay.NoOverlay as error:
-            if asked:
+            if requested:
                 raise
             print(error, file=sys.stderr)
     if not kind:
-        on = write_guard.forbid_writes([*kept, sandbox], sandbox, kernel=asked != "python")
+        on = write_guard.forbid_writes([*kept, sandbox], sandbox, kernel=requested != "python")
         kind = "landlock" if "landlock" in on else "python"
-        if asked not in (None, kind):
+        if requested not in (None, kind):
             raise ReplayError(
-                f"{VARIABLE}={asked} was asked for; this kernel offers no Landlock. Ask for python"
+                f"{VARIABLE}={requested} was asked for; this kernel offers no Landlock. Ask "
+                f"for python"
             )
     folder = Path(tempfile.mkdtemp(prefix="flor-trackers-"))
     os.environ[TRACKERS] = str(folder)
@@ -65,37 +67,37 @@ def isolate(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
 
 
 def guard_child() -> None:
-    """In a Python that a replayed script has started: what binds that script binds this process."""
-    found = child_processes.guarded()
-    if found is not None:
-        write_guard.guard(found["places"], found["links"], kernel=found["kernel"])
+    """Bind this process, a Python that a replayed script has started, as that script is bound."""
+    guard = child_processes.inherited_guard()
+    if guard is not None:
+        write_guard.guard(guard["places"], guard["links"], kernel=guard["kernel"])
         if TRACKERS in os.environ:
             trackers.silence(Path(os.environ[TRACKERS]))
 
 
 def in_force(root: Path, kept: Sequence[Path] = ()) -> tuple[Isolation, str]:
-    """What `isolate` would come to on this machine, and why it is not more."""
-    asked = _asked()
-    reason = f"{VARIABLE}={asked}" if asked else overlay.why_not(_wanted(root, kept))
-    if asked == "overlay" or not reason:
+    """Return what `isolate` would come to on this machine, and why it is not more."""
+    requested = _requested()
+    reason = f"{VARIABLE}={requested}" if requested else overlay.why_not(_wanted(root, kept))
+    if requested == "overlay" or not reason:
         return "overlay", ""
-    if asked != "python" and landlock.abi() >= landlock.FIRST_WITH_REFER:
+    if requested != "python" and landlock.abi() >= landlock.FIRST_WITH_REFER:
         return "landlock", reason
     return "python", reason
 
 
-def _asked() -> str | None:
-    asked = os.environ.get(VARIABLE) or None
-    if asked not in (None, *get_args(Isolation)):
+def _requested() -> str | None:
+    requested = os.environ.get(VARIABLE) or None
+    if requested not in (None, *get_args(Isolation)):
         raise ReplayError(
-            f"{VARIABLE}={asked} was found; it may be {', '.join(get_args(Isolation))}, or not "
+            f"{VARIABLE}={requested} was found; it may be {', '.join(get_args(Isolation))}, or not "
             f"be set"
         )
-    return asked
+    return requested
 
 
 def _copy_on_write(root: Path, sandbox: Path, kept: Sequence[Path]) -> Path:
-    """Raises NoOverlay, and nothing is changed."""
+    """Enter the overlay. Raises NoOverlay, and then nothing is changed."""
     if os.environ.get("WORLD_SIZE", "1") != "1":
         raise overlay.NoOverlay(
             "no copy-on-write: processes that train together must see each other's files"

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from flor_plugins.replayer.sandbox.mounts import system_library
+
 # linux/landlock.h; system call numbers are the same on all architectures but alpha.
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 VERSION_FLAG, PATH_BENEATH = 1, 1
@@ -31,13 +33,14 @@ class _PathBeneath(ctypes.Structure):
 
 
 def abi() -> int:
-    """The version that the kernel offers; 0 where there is none (another system, old,
-    switched off).
-    """
+    """Return the version that the kernel offers; 0 where Landlock is missing or switched off."""
     if not sys.platform.startswith("linux"):
         return 0
     return max(
-        0, _libc().syscall(CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG))
+        0,
+        system_library().syscall(
+            CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(VERSION_FLAG)
+        ),
     )
 
 
@@ -53,12 +56,12 @@ def allow_writes_only_in(folders: Iterable[Path]) -> bool:
         return False
     file_rights = WRITE_FILE | (TRUNCATE if version >= FIRST_WITH_TRUNCATE else 0)
     rights = file_rights | CHANGE_FOLDER | REFER
-    libc = _libc()
-    asked = _Ruleset(rights)
+    libc = system_library()
+    ruleset = _Ruleset(rights)
     rules = libc.syscall(
         CREATE_RULESET,
-        ctypes.byref(asked),
-        ctypes.c_size_t(ctypes.sizeof(asked)),
+        ctypes.byref(ruleset),
+        ctypes.c_size_t(ctypes.sizeof(ruleset)),
         ctypes.c_uint32(0),
     )
     if rules < 0:
@@ -71,10 +74,6 @@ def allow_writes_only_in(folders: Iterable[Path]) -> bool:
         return libc.syscall(RESTRICT_SELF, ctypes.c_int(rules), ctypes.c_uint32(0)) == 0
     finally:
         os.close(rules)
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
 
 
 def _allow(libc: ctypes.CDLL, rules: int, folder: Path, rights: int, file_rights: int) -> None:

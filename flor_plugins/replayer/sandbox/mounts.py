@@ -1,6 +1,4 @@
-"""What the kernel offers to a process that wants a view of the files of its own: namespaces
-and mounts.
-"""
+"""Mount namespaces: what the kernel offers a process that wants its own view of the files."""
 
 from __future__ import annotations
 
@@ -30,12 +28,12 @@ CAPABILITY_VERSION, SYS_ADMIN, DROP_FROM_BOUNDS = 0x20080522, 21, 24
 
 
 def new_namespace(*, as_user: bool = False) -> bool:
-    """Let this process and its children have mounts of their own; for good, and only before it
-    has threads.
+    """Give this process and its children mounts of their own, for good, before it has threads.
 
-    True: within a user namespace, in which it is who it was (as_user: also where it could do
-    without). OSError where the system refuses."""
-    libc = _libc()
+    Returns whether a user namespace was needed, in which the process keeps its identity
+    (as_user: use one even where it is not needed). Raises OSError where the system refuses.
+    """
+    libc = system_library()
     if not sys.platform.startswith("linux"):
         raise OSError(0, "only Linux has mount namespaces")
     is_user = as_user or libc.unshare(ctypes.c_int(NEW_MOUNTS)) != 0
@@ -51,14 +49,17 @@ def new_namespace(*, as_user: bool = False) -> bool:
 
 
 def mount(source: str, target: str, kind: str = "none", *, flags: int = 0, data: str = "") -> None:
-    """mount(2). Raises OSError."""
+    """Mount a file system; raises OSError."""
     words = [os.fsencode(word) for word in (source, target, kind)]
-    if _libc().mount(*words, ctypes.c_ulong(flags), os.fsencode(data) if data else None) != 0:
+    if (
+        system_library().mount(*words, ctypes.c_ulong(flags), os.fsencode(data) if data else None)
+        != 0
+    ):
         raise _error(target)
 
 
 def mount_points() -> Iterator[tuple[str, int]]:
-    """Every mount point that this process sees, and its flags."""
+    """Yield every mount point that this process sees, and its flags."""
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields = line.split(" ")
         place = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), fields[4])
@@ -66,20 +67,20 @@ def mount_points() -> Iterator[tuple[str, int]]:
 
 
 def escaped(path: str) -> str:
-    """A path in the options of overlayfs."""
+    """Escape a path for the options of overlayfs."""
     return re.sub(r"([\\,:])", r"\\\1", path)
 
 
 def keep_mounts() -> None:
-    """Neither this process nor its children may change mounts any more.
+    """Forbid this process and its children to change mounts any more.
 
-    Who is not root keeps no right that the user namespace gave: a file that only its owner's
-    mode protects stays protected."""
-    libc = _libc()
+    A process that is not root keeps no right that the user namespace gave: a file that only its
+    owner's mode protects stays protected.
+    """
+    libc = system_library()
     head = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
-    sets = (
-        ctypes.c_uint32 * 6
-    )()  # effective, permitted, inheritable: the low words, then the high ones
+    # effective, permitted, inheritable: the low words, then the high ones
+    sets = (ctypes.c_uint32 * 6)()
     libc.prctl(DROP_FROM_BOUNDS, *(ctypes.c_ulong(number) for number in (SYS_ADMIN, 0, 0, 0)))
     if libc.capget(head, sets) != 0:
         raise _error("capabilities")
@@ -92,9 +93,7 @@ def keep_mounts() -> None:
 
 
 def remove_when_over(scratch: Path) -> None:
-    """Start a process that waits for the end of this one and of all it forks, killed or not,
-    and removes the folder.
-    """
+    """Start a process that removes the folder when this one and all its children have ended."""
     read, _ = os.pipe()
     if os.fork():
         os.close(read)  # the other end stays open for good: its end is the end of all who have it
@@ -122,7 +121,8 @@ def remove(scratch: Path) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _libc() -> ctypes.CDLL:
+def system_library() -> ctypes.CDLL:
+    """Return libc, with errno kept for `ctypes.get_errno`."""
     return ctypes.CDLL(None, use_errno=True)
 
 

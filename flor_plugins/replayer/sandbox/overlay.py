@@ -1,15 +1,15 @@
-"""Copy-on-write: a process sees all files as they are, and what it changes goes to a scratch
-folder.
+"""Copy-on-write: a process sees all files as they are; what it changes goes to a scratch folder.
 
 In a mount namespace of its own, overlayfs lies over every folder in reach. Folders of the
-system are read-only there; the few that are really written lie on top."""
+system are read-only there; the few that are really written lie on top.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,20 +31,19 @@ from flor_plugins.replayer.sandbox.mounts import (
 
 # A training writes nothing there. Devices and shared memory stay as they are.
 SYSTEM = frozenset(
-    f"/{name}"
-    for name in (
-        "bin",
-        "boot",
-        "etc",
-        "lib",
-        "lib32",
-        "lib64",
-        "libx32",
-        "lost+found",
-        "sbin",
-        "snap",
-        "usr",
-    )
+    [
+        "/bin",
+        "/boot",
+        "/etc",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/libx32",
+        "/lost+found",
+        "/sbin",
+        "/snap",
+        "/usr",
+    ]
 )
 SPECIAL = ("/dev", "/proc", "/run", "/sys")
 # What lies over a folder can't lie in it, so one of these is not covered. The last resort is
@@ -56,14 +55,15 @@ UpperFiller = Callable[[Path, Path], None]
 
 
 class NoOverlay(ReplayError):
-    """This system has no copy-on-write for a process like this one."""
+    """The system has no copy-on-write for a process like this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class OverlayFolders:
-    """essential: folders that must be copy-on-write. kept: folders that are really written.
+    """Which folders lie below an overlay.
 
-    fill: called with each covered folder and the folder that will lie over it, before it does.
+    essential: folders that must be copy-on-write. kept: folders that are really written. fill:
+    called with each covered folder and the folder that will lie over it, before it does.
     as_user: with a user namespace even where the process is privileged.
     """
 
@@ -73,54 +73,55 @@ class OverlayFolders:
     as_user: bool = False
 
     def needs(self, folder: str) -> bool:
-        return any(_is_beneath(str(one), folder) for one in self.essential)
+        """Is an essential folder at or beneath `folder`?"""
+        return any(essential.is_relative_to(folder) for essential in self.essential)
 
 
-def enter(wanted: OverlayFolders) -> tuple[Path, ...]:
-    """Make all further writes of this process and its children go to scratch; for good. Call it
-    before any thread.
+def enter(folders: OverlayFolders) -> tuple[Path, ...]:
+    """Make all further writes of this process and its children go to a scratch folder, for good.
 
-    Tried in a child first: where NoOverlay is raised nothing has changed. Returns the covered
-    folders. The scratch folder goes when the last of these processes has ended, also where they
-    are killed."""
-    base = _find_base(wanted)
+    Call it before any thread starts. It is tried in a child first: where NoOverlay is raised
+    nothing has changed. Returns the covered folders. The scratch folder goes when the last of
+    these processes has ended, also where they are killed.
+    """
+    base = _find_base(folders)
     scratch = _scratch(base)
     remove_when_over(scratch)
-    return tuple(_enter(wanted, scratch, base))
+    return tuple(_enter(folders, scratch, base))
 
 
-def why_not(wanted: OverlayFolders) -> str:
-    """Why `enter` would refuse; "" if it would not. Nothing is changed."""
+def why_not(folders: OverlayFolders) -> str:
+    """Return why `enter` would refuse, "" if it would not; nothing is changed."""
     try:
-        _find_base(wanted)
+        _find_base(folders)
     except NoOverlay as error:
         return str(error)
     return ""
 
 
 def copy_owner(folder: Path, twin: Path) -> None:
-    """Who may do what in a folder: of two that lie over each other the upper one decides."""
-    found = folder.stat()
+    """Copy owner, mode and times: of two folders over each other the upper one decides."""
+    status = folder.stat()
     with suppress(OSError):  # an owner that a user namespace does not know
-        os.chown(twin, found.st_uid, found.st_gid)
-    os.chmod(twin, stat.S_IMODE(found.st_mode))
-    os.utime(twin, ns=(found.st_atime_ns, found.st_mtime_ns))
+        os.chown(twin, status.st_uid, status.st_gid)
+    os.chmod(twin, stat.S_IMODE(status.st_mode))
+    os.utime(twin, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 # ---- before
 
 
-def _find_base(wanted: OverlayFolders) -> str | None:
-    """Where the scratch folder can lie; None for memory."""
+def _find_base(folders: OverlayFolders) -> str | None:
+    """Return the folder for the scratch folder; None for memory."""
     reasons = []
-    for base in (*(base for base in BASES if not wanted.needs(base)), None):
+    for base in (*(base for base in BASES if not folders.needs(base)), None):
         try:
             scratch = _scratch(base)
         except OSError as error:
             reasons.append(f"{base}: {error.strerror}")
             continue
         try:
-            reason = _tried(wanted, scratch, base)
+            reason = _why_trial_fails(folders, scratch, base)
         finally:
             remove(scratch)
         if not reason:
@@ -134,28 +135,24 @@ def _scratch(base: str | None) -> Path:
     return Path(tempfile.mkdtemp(prefix=f"flor-{os.getuid()}-", dir=base))
 
 
-def _tried(wanted: OverlayFolders, scratch: Path, base: str | None) -> str:
-    """Cover what is essential in a child that ends at once. Returns why that failed, or ""."""
+def _why_trial_fails(folders: OverlayFolders, scratch: Path, base: str | None) -> str:
+    """Cover what is essential in a child that ends at once; return why that failed, or ""."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        said = "it died"
+        reason = "it died"
         try:
-            _enter(
-                OverlayFolders(wanted.essential, wanted.kept, as_user=wanted.as_user),
-                scratch,
-                base,
-                is_trial=True,
-            )
-            said = ""
+            unfilled = OverlayFolders(folders.essential, folders.kept, as_user=folders.as_user)
+            _enter(unfilled, scratch, base, is_trial=True)
+            reason = ""
         except BaseException as error:
-            said = str(error) or type(error).__name__
+            reason = str(error) or type(error).__name__
         finally:
-            os.write(write, said.encode()[:4000])
+            os.write(write, reason.encode()[:4000])
             os._exit(0)
     os.close(write)
-    with os.fdopen(read) as told:
-        reason = told.read()
+    with os.fdopen(read) as answer:
+        reason = answer.read()
     _, status = os.waitpid(child, 0)
     return reason or (f"a trial ended with status {status}" if status else "")
 
@@ -164,25 +161,25 @@ def _tried(wanted: OverlayFolders, scratch: Path, base: str | None) -> str:
 
 
 def _enter(
-    wanted: OverlayFolders, scratch: Path, base: str | None, *, is_trial: bool = False
+    folders: OverlayFolders, scratch: Path, base: str | None, *, is_trial: bool = False
 ) -> list[Path]:
-    is_user = new_namespace(as_user=wanted.as_user)
+    is_user = new_namespace(as_user=folders.as_user)
     mounts = {place: flags for place, flags in mount_points() if not _is_special(place)}
-    covers = list(_covers(mounts, wanted, base))
+    covers = list(_covers(mounts, folders, base))
     roots = _opened(mounts)
-    kept = _opened(map(str, wanted.kept))
+    kept = _opened(map(str, folders.kept))
     if base is None:
         mount("flor", str(scratch), "tmpfs", data="mode=700")
     over = os.open(scratch, os.O_PATH | os.O_CLOEXEC)  # its path may be covered in a moment
     done = []
     for number, folder in enumerate(covers):
-        if is_trial and not wanted.needs(folder):
+        if is_trial and not folders.needs(folder):
             continue
         try:
-            _cover(folder, f"/proc/self/fd/{over}", number, wanted.fill, is_user)
+            _cover(folder, f"/proc/self/fd/{over}", number, folders.fill, is_user)
             done.append(Path(folder))
         except OSError as error:
-            if wanted.needs(folder):
+            if folders.needs(folder):
                 raise NoOverlay(f"{folder} can't be covered: {error.strerror}") from error
     for folder, place in kept.items():
         mount(f"/proc/self/fd/{place}", folder, flags=BIND | RECURSIVE)
@@ -198,31 +195,34 @@ def _enter(
     return done
 
 
-def _opened(folders: Mapping[str, int] | Iterator[str]) -> dict[str, int]:
-    found = {}
-    for folder in folders:
+def _opened(paths: Iterable[str]) -> dict[str, int]:
+    """Open folders by their paths; those that this process may not enter are left out."""
+    descriptors = {}
+    for path in paths:
         with suppress(PermissionError):
-            found[folder] = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    return found
+            descriptors[path] = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    return descriptors
 
 
-def _covers(mounts: Mapping[str, int], wanted: OverlayFolders, base: str | None) -> Iterator[str]:
-    """The folders to cover.
+def _covers(mounts: Mapping[str, int], folders: OverlayFolders, base: str | None) -> Iterator[str]:
+    """Yield the folders to cover.
 
-    One with a mount in it is covered in parts: the system refuses the whole.
+    A folder with a mount in it is covered in parts: the system refuses the whole.
     """
     inner = [*mounts, *([base] if base else [])]
     left, count = ["/"], 0
     while left:
         folder = left.pop()
-        if folder == "/" or any(place != folder and _is_beneath(place, folder) for place in inner):
+        if folder == "/" or any(
+            place != folder and Path(place).is_relative_to(folder) for place in inner
+        ):
             with suppress(PermissionError):
                 entries = [
                     entry.path
                     for entry in os.scandir(folder)
                     if entry.is_dir(follow_symlinks=False)
                 ]
-                left.extend(entry for entry in entries if not _is_left_out(entry, wanted, base))
+                left.extend(entry for entry in entries if not _is_left_out(entry, folders, base))
             continue
         count += 1
         if count > MAX_COVERS:
@@ -230,8 +230,8 @@ def _covers(mounts: Mapping[str, int], wanted: OverlayFolders, base: str | None)
         yield folder
 
 
-def _is_left_out(folder: str, wanted: OverlayFolders, base: str | None) -> bool:
-    return folder == base or folder in SPECIAL or (folder in SYSTEM and not wanted.needs(folder))
+def _is_left_out(folder: str, folders: OverlayFolders, base: str | None) -> bool:
+    return folder == base or folder in SPECIAL or (folder in SYSTEM and not folders.needs(folder))
 
 
 def _cover(folder: str, scratch: str, number: int, fill: UpperFiller, is_user: bool) -> None:
@@ -253,8 +253,4 @@ def _cover(folder: str, scratch: str, number: int, fill: UpperFiller, is_user: b
 
 
 def _is_special(place: str) -> bool:
-    return any(_is_beneath(place, special) for special in SPECIAL)
-
-
-def _is_beneath(path: str, top: str) -> bool:
-    return path == top or path.startswith(top.rstrip("/") + "/")
+    return any(Path(place).is_relative_to(special) for special in SPECIAL)

@@ -1,6 +1,4 @@
-"""The project's own place, as it stood: a run's files over today's, for a process that
-writes to neither.
-"""
+"""The contents of the overlay: a run's files over today's, at the project's own place."""
 
 from __future__ import annotations
 
@@ -18,28 +16,27 @@ NOT_OF_A_RUN = frozenset((".git", ".flor"))
 
 
 def lay_over(sandbox: Path, root: Path, covered: Path, over: Path) -> None:
-    """Put what makes `root` look like `sandbox` into `over`, the folder that will lie over
-    `covered`.
+    """Put what makes `root` look like `sandbox` into `over`, which will lie over `covered`.
 
-    Files of the run's commit that are not the same today; and for each file of code that the
-    sandbox does not have (it was written since) a sign that hides it. Data is there already,
-    under its own name."""
+    These are files of the run's commit that are not the same today; and for each file of code
+    that the sandbox does not have (it was written since) a sign that hides it. Data is there
+    already, under its own name.
+    """
     for folder, names in _own_folders(sandbox):
         inside = folder.relative_to(sandbox)
         today = root / inside
         for name in names:
             file, twin = folder / name, today / name
             if not _is_link_to(file, twin) and not _is_same(file, twin):
-                _put(file, _made(covered, today, over) / name)
+                _copy(file, _folder_over(covered, today, over) / name)
         if today.is_dir() and not today.is_symlink():
             for name in _new_code(today, set(os.listdir(folder))):
-                os.mknod(
-                    _made(covered, today, over) / name, stat.S_IFCHR, os.makedev(0, 0)
-                )  # overlayfs: no such file
+                whiteout = _folder_over(covered, today, over) / name
+                os.mknod(whiteout, stat.S_IFCHR, os.makedev(0, 0))  # overlayfs: no such file
 
 
 def _own_folders(sandbox: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The folders of a sandbox, and what in each of them is no folder."""
+    """Yield the folders of a sandbox with the names in each that are no folders."""
     for folder, folders, names in os.walk(sandbox):
         links = [name for name in folders if os.path.islink(os.path.join(folder, name))]
         folders[:] = [name for name in folders if name not in links and name not in NOT_OF_A_RUN]
@@ -52,8 +49,8 @@ def _new_code(today: Path, known: set[str]) -> Iterator[str]:
             yield entry.name
 
 
-def _made(covered: Path, folder: Path, over: Path) -> Path:
-    """The folder over `folder`, with those that lead to it."""
+def _folder_over(covered: Path, folder: Path, over: Path) -> Path:
+    """Make the folder over `folder`, with those that lead to it."""
     twin = over
     place = covered
     for part in folder.relative_to(covered).parts:
@@ -67,7 +64,7 @@ def _made(covered: Path, folder: Path, over: Path) -> Path:
     return twin
 
 
-def _put(file: Path, twin: Path) -> None:
+def _copy(file: Path, twin: Path) -> None:
     if file.is_symlink():
         os.symlink(os.readlink(file), twin)
     else:
@@ -75,7 +72,7 @@ def _put(file: Path, twin: Path) -> None:
 
 
 def _is_link_to(file: Path, twin: Path) -> bool:
-    """A link that a sandbox was filled with."""
+    """Is `file` a link that the sandbox was filled with?"""
     return file.is_symlink() and os.readlink(file) == os.path.abspath(twin)
 
 

@@ -9,9 +9,16 @@ import tempfile
 from pathlib import Path
 
 CACHES = (
-    "XDG_CACHE_HOME", "HF_HOME", "HF_HUB_CACHE", "HF_DATASETS_CACHE", "TORCH_HOME", "TORCHINDUCTOR_CACHE_DIR",
-    "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "MPLCONFIGDIR",
-)  # fmt: skip
+    "XDG_CACHE_HOME",
+    "HF_HOME",
+    "HF_HUB_CACHE",
+    "HF_DATASETS_CACHE",
+    "TORCH_HOME",
+    "TORCHINDUCTOR_CACHE_DIR",
+    "TRITON_CACHE_DIR",
+    "CUDA_CACHE_PATH",
+    "MPLCONFIGDIR",
+)
 SHORT, LONGEST = "/tmp", 50
 
 

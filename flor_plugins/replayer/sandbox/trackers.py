@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import sys
@@ -34,11 +35,11 @@ HUB = "https://huggingface.co"
 
 
 def silence(folder: Path) -> None:
-    """From now on, in this process. What a tracker writes to files goes to `folder`, wherever
-    it was to go.
+    """Silence all trackers in this process; what a tracker writes to files goes to `folder`.
 
     A script that speaks to them goes on: MLflow has a store of its own in `folder`,
-    TensorBoard's files lie there, the others and the hub answer and do nothing."""
+    TensorBoard's files lie there, the others and the hub answer and do nothing.
+    """
     os.environ.update(
         MLFLOW_TRACKING_URI=(folder / "mlflow").as_uri(),
         MLFLOW_REGISTRY_URI=(folder / "mlflow").as_uri(),
@@ -56,13 +57,10 @@ def silence(folder: Path) -> None:
 
 
 def silence_hub() -> None:
-    """The hub alone, if it was imported; `silence` then has that behind it.
-
-    Which modules know it takes a while.
-    """
-    found = sys.modules.get("huggingface_hub.hf_api")
-    if found is not None:
-        _quiet_hub(found)
+    """Silence the hub alone, if it was imported: `silence` is then spared a long search."""
+    hub = sys.modules.get("huggingface_hub.hf_api")
+    if hub is not None:
+        _quiet_hub(hub)
 
 
 def _forced(module: ModuleType) -> None:
@@ -102,20 +100,17 @@ def _quiet_mlflow_client(module: ModuleType) -> None:
 
 def _move_events(module: ModuleType, folder: Path) -> None:
     build = module.EventFileWriter.__init__
-    made = iter(range(sys.maxsize))
+    numbers = itertools.count()
 
     @wraps(build)
     def init(self: Any, logdir: Any, *args: Any, **kwargs: Any) -> None:
-        build(self, str(folder / f"{os.getpid()}-{next(made)}"), *args, **kwargs)
+        build(self, str(folder / f"{os.getpid()}-{next(numbers)}"), *args, **kwargs)
 
     module.EventFileWriter.__init__ = init
 
 
 def _quiet_hub(module: ModuleType) -> None:
-    """On the class, and wherever a method was imported by name; from there on it is imported so.
-
-    Once.
-    """
+    """Replace what writes to the hub, on the class and wherever a method was imported by name."""
     if vars(module.HfApi).get("_is_quiet"):
         return
     module.HfApi._is_quiet = True  # type: ignore[attr-defined]

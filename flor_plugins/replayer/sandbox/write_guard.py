@@ -85,7 +85,8 @@ def guard(
     links: folders whose links are replaced by copies when they are written to. Returns the
     protections that are on: "python", and "landlock" where the kernel offers it (it binds C
     code and child processes, but no thread that runs already). Where it does not, programs that
-    bring no guard along are not started. No bytecode is written. Refusals are WriteRefused."""
+    bring no guard along are not started. No bytecode is written. Refusals are WriteRefused.
+    """
     sys.dont_write_bytecode = True
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     places = (*places, *DEVICES)
@@ -98,8 +99,9 @@ def guard(
 
 
 def _ask_where_python_does_not() -> None:
-    """Files relative to an open folder, pipes and devices: no event of the interpreter tells
-    where they are made.
+    """Ask about files relative to an open folder, pipes and devices.
+
+    No event of the interpreter tells where they are made.
     """
     for name in ("open", "mkfifo", "mknod"):
         setattr(os, name, _locating(getattr(os, name), is_open=name == "open"))
@@ -287,9 +289,7 @@ def _path_of(number: Any) -> str | None:
 
 
 def _copy_up(link: str, keeps: bool) -> None:
-    """Replace a link by a file of its own, with the content if it is needed; whole or not at
-    all.
-    """
+    """Replace a link by a whole file of its own, with the content if it is needed."""
     scratch = f"{link}.flor-{os.getpid()}"
     if keeps and os.path.exists(link):
         shutil.copy(link, scratch)

@@ -1,6 +1,4 @@
-"""Loaded by each Python that a replayed script starts: first the guard, then the
-sitecustomize that it hides.
-"""
+"""Loaded by each Python that a replayed script starts: the guard, then the hidden sitecustomize."""
 
 import os
 import sys
