@@ -20,6 +20,7 @@ from flor_plugins.replayer.planning.epoch_selection import epochs_of, sample, sp
 from flor_plugins.replayer.planning.recorded_values import of_today
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.metrics.row_source import source_of
 from flor_plugins.store.query.dataframe import dataframe
 from tests.test_plan import ask, boundary, record, ways
 
@@ -200,7 +201,7 @@ def test_values_of_callbacks_go_by_their_file(store: Store, tmp_path: Path) -> N
 
 def test_rows_stay_where_their_values_do_not_count() -> None:
     row = Row(Position(1, 4), "train", "step", {"a": 1, "b": 2}, 0.0, "exact", "old")
-    rows = [("replay-x-w0", row), ("record-r0", row)]
+    rows = [(source_of("replay-x-w0"), row), (source_of("record-r0"), row)]
     kept = of_today(rows, {"a": ("new",)})
     assert [dict(one.values) for _, one in kept] == [{"b": 2}, {"a": 1, "b": 2}]
 

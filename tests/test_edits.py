@@ -16,6 +16,7 @@ from flor_plugins.records import Launch, Plan, Position, Row, Run, Task
 from flor_plugins.replayer import requests
 from flor_plugins.replayer.backport.request import find
 from flor_plugins.replayer.planning import planner
+from flor_plugins.replayer.planning.training_ranges import range_from_beginning
 from flor_plugins.replayer.sandbox.worktree import write_sources
 from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.metrics.reserved_names import ASKED
@@ -163,9 +164,9 @@ def test_an_edit_that_keeps_something_is_run_from_the_beginning(
     ]
     assert one.positions == (boundary(2), boundary(3)) and "begins with the run" in one.reason
     late = replace(runs[0], name="late")
-    places = planner.places_of(late)
+    places = planner.index_run(late)
     with pytest.raises(NoCheckpoint, match="from its beginning"):
-        replace(places, starts=places.starts[1:]).from_the_beginning([boundary(3)])
+        range_from_beginning(replace(places, starts=places.starts[1:]), [boundary(3)])
 
 
 def test_where_nothing_was_logged_nothing_is_missing(project: Project):

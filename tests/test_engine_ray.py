@@ -120,8 +120,8 @@ def frame(project: Project, store: Path) -> pd.DataFrame:
 def stored_more_than_once(store: Path) -> list[tuple[str, str, Position]]:
     seen, twice = set(), []
     for run in list_runs(Store(store)):
-        for writer, row in read_run(run.path):
-            for name in row.values if writer.startswith("replay") else ():
+        for source, row in read_run(run.path):
+            for name in row.values if source.is_replay else ():
                 if (run.run_id, name, row.position) in seen:
                     twice.append((run.run_id, name, row.position))
                 seen.add((run.run_id, name, row.position))

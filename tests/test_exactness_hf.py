@@ -12,9 +12,9 @@ import pytest
 import torch
 
 from flor_plugins.records import Position, Run
-from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
+from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_hf
 from tests.variants import session_of
@@ -101,7 +101,7 @@ def test_replay_from_epochs_and_steps_is_bit_equal(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run, recorded = record(name, tmp_path, every_n_steps=cells_hf.every_n_steps(name))
-    places = places_of(run)
+    places = index_run(run)
     last = max(places.ends)
     within = [
         p

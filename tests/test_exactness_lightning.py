@@ -18,11 +18,11 @@ import torch
 import flor_plugins as flor
 from flor_plugins.lightning import FlorCallback, fast_forward, replay_driver
 from flor_plugins.records import Position, ReplayPass, Row, Run, TrainingRange
-from flor_plugins.replayer.planning.training_ranges import RunIndex, places_of
 from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.store.checkpoints import load_checkpoint
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.run_index import RunIndex, index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_lightning, variants
 
@@ -111,7 +111,7 @@ def test_replayed_epochs_and_steps_are_bit_equal(
     run, recorded = record(name, tmp_path, every_n_steps=cell.every)
     assert (run.status, run.gaps) == ("finished", ())
     before = sorted(tmp_path.glob("saved/*"))
-    places = places_of(run)
+    places = index_run(run)
     last = max(places.ends)
     steps = inside(places, min(2, last - 1))
     assert len(steps) >= 2
@@ -163,7 +163,7 @@ def test_fit_that_begins_at_a_state_ends_in_the_weights_of_the_uninterrupted_one
     recorded = watched(whole)
     fit()
     (run,) = list_runs(Store(tmp_path / "store"))
-    places = places_of(run)
+    places = index_run(run)
     start = inside(places, 2)[-1] if is_inside else places.end_of(2)
 
     restored: list[int] = []
@@ -219,7 +219,7 @@ def test_epochs_can_be_run_again_in_any_order(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run, recorded = record(name, tmp_path, every_n_steps=4)
-    places = places_of(run)
+    places = index_run(run)
     wanted = [max(places.ends), 1, max(places.ends), 2]
     stretches = tuple(
         TrainingRange(places.end_of(epoch - 1), places.end_of(epoch), (epoch,)) for epoch in wanted
@@ -301,7 +301,7 @@ def test_validation_inside_an_epoch_is_repeated_from_its_step(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run, _ = record("validated_at_0.4", tmp_path, every_n_steps=2)
-    validated = tuple(sorted(one for one in places_of(run).validated if one.epoch == 2))
+    validated = tuple(sorted(one for one in index_run(run).validated if one.epoch == 2))
     assert validated == (Position(2, 36), Position(2, 42))
     session, events = variants.session_of(run, {"validate": ()})
     session.task = replace(
@@ -360,7 +360,7 @@ def test_time_alone_makes_a_checkpoint_inside_an_epoch(
     monkeypatch.chdir(tmp_path)
     run, _ = record("stream", tmp_path, every_minutes=1e-9)
     assert (
-        len(inside(places_of(run), 0)) >= 13
+        len(inside(index_run(run), 0)) >= 13
     )  # at some updates the RNG of the batch before is not known
 
 

@@ -18,8 +18,8 @@ import flor_plugins
 from flor_plugins.loops import replay_driver
 from flor_plugins.loops.active_loops import stage
 from flor_plugins.records import Position, Run
-from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.store.layout import Store
+from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_loop
 from tests.cells_loop import Flor
@@ -116,7 +116,7 @@ def test_recorded_loop_trains_as_one_without_flor(name: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("name", CELLS)
 def test_replay_from_epochs_and_steps_is_bit_equal(name: str, tmp_path: Path) -> None:
     run, recorded = record(name, tmp_path, every_n_steps=1)
-    places = places_of(run)
+    places = index_run(run)
     last, starts = max(places.ends), places.starts
     within = [one for one in starts if places.ends.get(one.epoch) != one.step]
     assert within or name in ("only_batches", "three_levels"), [str(one) for one in starts]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flor_plugins as flor
-from flor_plugins.replayer.planning.training_ranges import places_of
+from flor_plugins.store.run_index import index_run
 from tests import cells_hf, cells_lightning, replaying
 from tests.replaying import Project
 
@@ -84,7 +84,7 @@ def test_a_run_is_verified_exact_in_a_new_process(
     ]
     found = json.loads(project.flor("verify", run.run_id, "--json").stdout)
     assert {one["verdict"]: one["detail"] for one in found} == {"exact": ""}
-    places = places_of(run)
+    places = index_run(run)
     assert len(found) == len(places.starts) - 1  # every stretch between two checkpoints
     inside = [one for one in places.starts if places.ends.get(one.epoch) != one.step]
     assert len(inside) >= 2

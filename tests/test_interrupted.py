@@ -103,9 +103,7 @@ class Asking:
     def rows(self) -> Counter[int]:
         """How many values there are of each epoch."""
         [run] = list_runs(self.store)
-        return Counter(
-            row.position.epoch for writer, row in read_run(run.path) if "replay" in writer
-        )
+        return Counter(row.position.epoch for source, row in read_run(run.path) if source.is_replay)
 
     def living(self) -> list[str]:
         """The command lines of its processes."""

@@ -73,7 +73,7 @@ def test_a_damaged_line_in_the_middle_is_left_out_with_its_place(tmp_path: Path)
 def test_rows_are_visible_before_the_journal_is_closed(tmp_path: Path) -> None:
     written = journal(tmp_path)
     written.append(row(1, loss=0.5))
-    assert [(writer, one.values) for writer, one in read_run(tmp_path)] == [
+    assert [(source.writer, one.values) for source, one in read_run(tmp_path)] == [
         ("record-r0", {"loss": 0.5})
     ]
     written.close()
@@ -185,7 +185,7 @@ def test_each_writer_has_its_own_rows(tmp_path: Path) -> None:
         written = journal(tmp_path, writer)
         written.append(row(1, m=writer))
         written.close()
-    assert {writer: one.values["m"] for writer, one in read_run(tmp_path)} == {
+    assert {source.writer: one.values["m"] for source, one in read_run(tmp_path)} == {
         name: name for name in ("record-r0", "replay-20261123-200501-123-9f3a2c-w0")
     }
     assert read_run(tmp_path / "none") == []

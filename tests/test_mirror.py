@@ -144,7 +144,7 @@ def test_a_replays_rows_and_their_files_go_back(home: Mirror, node: Mirror) -> N
     added = objects(home).keys() - before.keys()
     assert {Path(name).suffix for name in added} == {".npy", ".parquet"}
     home.pull_records(media=True)
-    rows = [row for writer, row in read_run(home.store.run(IDS[0])) if writer.startswith("replay")]
+    rows = [row for source, row in read_run(home.store.run(IDS[0])) if source.is_replay]
     assert [row.values["matrix"].load().sum() for row in rows] == [torch.arange(10_000).sum()]
 
 
@@ -199,14 +199,10 @@ def test_a_journal_that_is_written_on_here_is_not_replaced(home: Mirror, node: M
         if epoch != 2:
             node.push(run / "metrics")
         node.pull_records()
-    found = [row.position for writer, row in read_run(run) if writer.startswith("replay")]
+    found = [row.position for source, row in read_run(run) if source.is_replay]
     assert found == [at(1), at(2), at(3)]
     home.pull_records()
-    found = [
-        row.position
-        for writer, row in read_run(home.store.run(IDS[0]))
-        if writer.startswith("replay")
-    ]
+    found = [row.position for source, row in read_run(home.store.run(IDS[0])) if source.is_replay]
     assert found == [at(1), at(2), at(3)]
     journal.close()
 
@@ -221,11 +217,7 @@ def test_a_sealed_journal_that_goes_on_is_open_again_there(home: Mirror, node: M
             journal.seal()
         node.push(run / "metrics")
     home.pull_records()
-    found = [
-        row.position
-        for writer, row in read_run(home.store.run(IDS[0]))
-        if writer.startswith("replay")
-    ]
+    found = [row.position for source, row in read_run(home.store.run(IDS[0])) if source.is_replay]
     assert found == [at(1), at(2)]
 
 

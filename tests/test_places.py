@@ -11,8 +11,14 @@ from hypothesis import strategies as st
 
 from flor_plugins.errors import NoCheckpoint, UnknownRun
 from flor_plugins.records import Checkpoint, Launch, Position, RecordingProcess, Run
-from flor_plugins.replayer.planning.training_ranges import RunIndex
+from flor_plugins.replayer.planning.training_ranges import (
+    count_steps,
+    nearest_start,
+    ranges_between_checkpoints,
+    ranges_through,
+)
 from flor_plugins.store.query.references import RunReference, checkpoint_at, parse_reference
+from flor_plugins.store.run_index import RunIndex, RunProgress
 
 RUN = Run("20261123-200501-123-9f3a2c", "bert", "p", "hf", "finished", "", Launch("script", "t"), None,
           RecordingProcess("h", 1, "2"), Path("/nowhere"))  # fmt: skip
@@ -34,7 +40,7 @@ def places(draw: st.DrawFn) -> RunIndex:
         every.append(Position(epoch, begin + length))
     saved = sorted({Position(0, 0), *draw(st.lists(st.sampled_from(every)))})
     return RunIndex(
-        RUN, ends, {one: checkpoint(one) for one in saved}, frozenset(), every[-1], tuple(saved)
+        RUN, RunProgress(ends, every[-1]), {one: checkpoint(one) for one in saved}, tuple(saved)
     )
 
 
@@ -44,7 +50,7 @@ def test_stretches_lead_through_every_wanted_position_once_and_from_the_nearest_
 ) -> None:
     steps = data.draw(st.sets(st.integers(1, found.last.step)))
     wanted = [found.at_step(step) for step in steps]
-    stretches = found.stretches(wanted)
+    stretches = ranges_through(found, wanted)
     for position in wanted:
         through = [one for one in stretches if one.start < position <= one.end]
         assert [one.start for one in through] == [
@@ -56,11 +62,11 @@ def test_stretches_lead_through_every_wanted_position_once_and_from_the_nearest_
 
 @given(places())
 def test_intervals_cover_the_whole_run_without_a_gap(found: RunIndex) -> None:
-    intervals = found.intervals()
+    intervals = ranges_between_checkpoints(found)
     assert intervals[0].start == Position(0, 0)
     assert intervals[-1].end == found.last
     assert all(a.end == b.start for a, b in pairwise(intervals))
-    assert found.steps_in(intervals) == found.last.step
+    assert count_steps(intervals) == found.last.step
     assert {epoch for one in intervals for epoch in one.epochs} == set(
         range(1, max(found.ends) + 1)
     )
@@ -78,18 +84,18 @@ def test_a_step_has_one_position_and_belongs_to_the_epoch_that_makes_it(found: R
 @given(places())
 def test_whole_epochs_begin_at_an_epochs_end(found: RunIndex) -> None:
     wanted = [found.end_of(epoch) for epoch in found.ends if epoch]
-    for one in found.stretches(wanted, whole=True):
+    for one in ranges_through(found, wanted, whole=True):
         assert found.ends[one.start.epoch] == one.start.step
 
 
 def test_what_was_never_reached_is_told_with_what_was() -> None:
-    found = RunIndex(RUN, {0: 0, 1: 4}, {}, frozenset(), Position(1, 4))
+    found = RunIndex(RUN, RunProgress({0: 0, 1: 4}, Position(1, 4)), {})
     with pytest.raises(NoCheckpoint, match="asked for epoch 3; it completed 0, 1"):
         found.end_of(3)
     with pytest.raises(NoCheckpoint, match="asked for step 9; it made 4"):
         found.at_step(9)
     with pytest.raises(NoCheckpoint, match="no checkpoint before epoch=1,step=4"):
-        found.before(Position(1, 4))
+        nearest_start(found, Position(1, 4))
 
 
 def test_a_name_may_hold_an_at() -> None:

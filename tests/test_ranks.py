@@ -24,10 +24,10 @@ from flor_plugins.recorder.options import RecordOptions, options_of
 from flor_plugins.recorder.start_run import begin
 from flor_plugins.records import Launch, Position, Run
 from flor_plugins.replayer.planning.planner import verification
-from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.state import ddp_buckets, processes
 from flor_plugins.store import checkpoints, codec, ranks, runs
 from flor_plugins.store.layout import Store
+from flor_plugins.store.run_index import index_run
 
 HERE, LATER = Position(0, 0), Position(0, 3)
 
@@ -69,14 +69,14 @@ def test_checkpoint_that_a_process_lacks_has_weights_only(run: Run) -> None:
     first, second = ranks.list_checkpoints(run)
     assert first.is_full and first.can_train
     assert not second.is_full and not second.can_train and "rank 1" in second.lost[-1]
-    assert places_of(run).starts == (HERE,) and set(places_of(run).saved) == {HERE, LATER}
+    assert index_run(run).starts == (HERE,) and set(index_run(run).saved) == {HERE, LATER}
     alone = replace(run, processes=1)
-    assert places_of(alone).starts == (HERE, LATER)
+    assert index_run(alone).starts == (HERE, LATER)
 
 
 def test_run_of_which_no_process_but_the_first_recorded_cant_be_trained_again(run: Run) -> None:
     (ranks.folder(run.path, 1) / "checkpoints").rename(run.path / "gone")
-    assert places_of(run).starts == ()
+    assert index_run(run).starts == ()
     with pytest.raises(ReplayError, match="from which training could go on"):
         verification([run], "all", {})
 

@@ -24,11 +24,11 @@ from flor_plugins.records import (
     SkippedCheckpoint,
     Timing,
 )
-from flor_plugins.replayer.planning.training_ranges import RunIndex
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.run_index import RunIndex, RunProgress
 from flor_plugins.store.runs import save_run
 
 DEAR = "recording would cost more than 2 % of the training's time"
@@ -122,7 +122,7 @@ def places(
     }
     starts = tuple(at for at, one in made.items() if one.can_train)
     ends = {epoch: 10 * epoch for epoch in range(epochs + 1)}
-    return RunIndex(run, ends, made, frozenset(), Position(epochs, 10 * epochs), starts)
+    return RunIndex(run, RunProgress(ends, Position(epochs, 10 * epochs)), made, starts)
 
 
 FULL, WEIGHTS = ("model", "optimizer"), ("model",)

@@ -222,7 +222,7 @@ def test_evaluate_and_predict_afterwards_land_in_the_same_run(plain: Recorded) -
     from flor_plugins.store.metrics.journal import read_run
 
     done, run, _ = plain
-    later = [row for writer, row in read_run(run.path) if writer != "record-r0"]
+    later = [row for source, row in read_run(run.path) if source.writer != "record-r0"]
     assert [(row.position, row.phase) for row in later] == [
         (run.position, "validation"),
         (run.position, "test"),

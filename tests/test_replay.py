@@ -142,7 +142,7 @@ def test_missing_values_alone_are_asked_for(recorded: Project, framework: str, a
         seen: set[tuple[str, object]] = set()
         from flor_plugins.store.metrics.journal import read_run
 
-        for writer, row in read_run(run.path):
-            for name in row.values if writer.startswith("replay") else ():
+        for source, row in read_run(run.path):
+            for name in row.values if source.is_replay else ():
                 assert (name, row.position) not in seen
                 seen.add((name, row.position))

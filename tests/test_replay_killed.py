@@ -100,7 +100,7 @@ def killed_on_the_way(
 def stored(project: Project) -> Counter[tuple[str, int]]:
     """How many values there are of each metric at each epoch, over all journals of replays."""
     [run] = list_runs(project.store)
-    rows = [row for writer, row in read_run(run.path) if writer.startswith("replay")]
+    rows = [row for source, row in read_run(run.path) if source.is_replay]
     return Counter((name, row.position.epoch) for row in rows for name in row.values)
 
 

@@ -25,16 +25,15 @@ from flor_plugins.store.checkpoints import (
 from flor_plugins.store.codec import encode
 from flor_plugins.store.gc import pin, thin
 from flor_plugins.store.gc.checkpoint_sizes import CheckpointContent, CheckpointSizes
-from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up, read_shelf
+from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up, read_sizes
 from flor_plugins.store.gc.eviction import EvictionCandidate, EvictionStep, choose, limits_of
 from flor_plugins.store.gc.leftovers import size_of
 from flor_plugins.store.gc.replay_cost import (
     CheckpointForm,
     QuestionCosts,
-    RunCourse,
-    estimated_course,
 )
 from flor_plugins.store.layout import Store
+from flor_plugins.store.run_index import RunProgress, estimated_progress
 from tests.retaining import (
     STEPS,
     at,
@@ -56,14 +55,14 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / ".flor").make()
 
 
-def course(epochs: int, epoch_s: float = 1.0) -> RunCourse:
-    return RunCourse({epoch: epoch * STEPS for epoch in range(epochs + 1)}, at(epochs), epoch_s)
+def progress_of(epochs: int, epoch_s: float = 1.0) -> RunProgress:
+    return RunProgress({epoch: epoch * STEPS for epoch in range(epochs + 1)}, at(epochs), epoch_s)
 
 
 def mean_of(epochs: int, kept: Iterable[int]) -> float:
     """The expected cost if only these epochs have a checkpoint."""
     there: dict[Position, CheckpointForm] = {at(epoch): "full" for epoch in kept}
-    return QuestionCosts.of(course(epochs), there).mean
+    return QuestionCosts.of(progress_of(epochs), there).mean
 
 
 def equal(epochs: int, weights: int = 1, optimizer: int = 2) -> EvictionCandidate:
@@ -73,7 +72,7 @@ def equal(epochs: int, weights: int = 1, optimizer: int = 2) -> EvictionCandidat
         {one: CheckpointContent(weights, optimizer) for one in positions},
         dict.fromkeys(positions, "full"),
     )
-    return EvictionCandidate("run", course(epochs), [shelf], {positions[0], positions[-1]})
+    return EvictionCandidate("run", progress_of(epochs), [shelf], {positions[0], positions[-1]})
 
 
 def log_spaced(epochs: int, count: int) -> list[set[int]]:
@@ -101,7 +100,7 @@ def test_a_run_with_a_checkpoint_at_each_epoch_answers_everything_at_once() -> N
 
 def test_costs_are_seconds_of_training_from_the_nearest_earlier_full_checkpoint() -> None:
     there: dict[Position, CheckpointForm] = {at(0): "full", at(2): "weights", at(4): "full"}
-    found = QuestionCosts.of(course(4, epoch_s=10.0), there).answers()
+    found = QuestionCosts.of(progress_of(4, epoch_s=10.0), there).answers()
     # weights after 1 and 3: 10 s and 30 s; training from the beginning of 2, 3 and 4: 10 s, 20
     # s and 30 s
     assert found.at_once == (0, 2, 4)
@@ -111,44 +110,44 @@ def test_costs_are_seconds_of_training_from_the_nearest_earlier_full_checkpoint(
 
 def test_checkpoints_inside_an_epoch_are_worth_something_before_its_end() -> None:
     inside = [Position(0, step) for step in range(0, 100, 10)]
-    half = RunCourse({0: 0}, inside[-1])
+    half = RunProgress({0: 0}, inside[-1])
     kept: dict[Position, CheckpointForm] = dict.fromkeys(inside, "full")
     less: dict[Position, CheckpointForm] = {**kept, inside[5]: "gone"}
     assert QuestionCosts.of(half, kept).mean < QuestionCosts.of(half, less).mean
 
 
-def test_the_course_of_a_run_is_estimated_from_its_checkpoints() -> None:
-    found = estimated_course(
+def test_the_progress_of_a_run_is_estimated_from_its_checkpoints() -> None:
+    found = estimated_progress(
         [Position(0, 0), Position(1, 13), Position(2, 20), Position(4, 45)], None
     )
     assert found.ends == {0: 0, 1: 10, 2: 20, 3: 30, 4: 40}
-    assert not found.is_end(Position(1, 13)) and found.progress(Position(1, 13)) == pytest.approx(
-        1.3
-    )
-    assert estimated_course([], None).ends == {0: 0}
+    assert not found.is_end(Position(1, 13)) and found.epochs_done(
+        Position(1, 13)
+    ) == pytest.approx(1.3)
+    assert estimated_progress([], None).ends == {0: 0}
 
 
 @st.composite
-def runs(draw: st.DrawFn) -> tuple[RunCourse, dict[Position, CheckpointForm]]:
+def runs(draw: st.DrawFn) -> tuple[RunProgress, dict[Position, CheckpointForm]]:
     epochs = draw(st.integers(0, 12))
     steps = st.integers(0, (epochs + 1) * STEPS - 1)
     chosen = draw(st.lists(st.tuples(steps, st.sampled_from(FORMS)), max_size=12))
     there: dict[Position, CheckpointForm] = {
         Position(step // STEPS, step): form for step, form in chosen
     }
-    return course(epochs, draw(st.sampled_from([1.0, 7.5]))), there
+    return progress_of(epochs, draw(st.sampled_from([1.0, 7.5]))), there
 
 
 @given(runs(), st.data())
 def test_the_increase_of_a_step_is_the_difference_of_the_costs(
-    run: tuple[RunCourse, dict[Position, CheckpointForm]], data: st.DataObject
+    run: tuple[RunProgress, dict[Position, CheckpointForm]], data: st.DataObject
 ) -> None:
-    its_course, there = run
+    progress, there = run
     there = {**there, Position(0, 0): "full"}
     weights = data.draw(
         st.none() | st.dictionaries(st.integers(1, 12), st.floats(0.1, 9.0), min_size=12)
     )
-    questions = QuestionCosts.of(its_course, there, weights)
+    questions = QuestionCosts.of(progress, there, weights)
     present = [one for one, form in there.items() if form != "gone" and one.step]
     if not present:
         return
@@ -189,7 +188,7 @@ def test_thinning_again_and_again_beside_a_training_beats_the_newest_and_log_spa
             {one: CheckpointContent(1) for one in positions}, dict.fromkeys(positions, "full")
         )
         run = EvictionCandidate(
-            "run", estimated_course(positions, None), [shelf], {positions[0], positions[-1]}
+            "run", estimated_progress(positions, None), [shelf], {positions[0], positions[-1]}
         )
         choose([run], run.nbytes - room)
         kept = [one.epoch for one, form in run.forms.items() if form == "full"]
@@ -223,7 +222,9 @@ def shelves(draw: st.DrawFn) -> list[EvictionCandidate]:
         shelf = CheckpointSizes(contents, {one: draw(st.sampled_from(FORMS)) for one in contents})
         fixed = {at(0), at(epochs)}
         found.append(
-            EvictionCandidate(f"run{number}", course(epochs), [shelf], fixed, draw(st.booleans()))
+            EvictionCandidate(
+                f"run{number}", progress_of(epochs), [shelf], fixed, draw(st.booleans())
+            )
         )
     return found
 
@@ -274,7 +275,7 @@ def test_a_step_that_turned_out_not_to_be_needed_is_taken_back() -> None:
         {at(one): CheckpointContent(size) for one, size in sizes.items()},
         {at(one): "full" for one in sizes},
     )
-    run = EvictionCandidate("run", course(4), [shelf], {at(0), at(4)})
+    run = EvictionCandidate("run", progress_of(4), [shelf], {at(0), at(4)})
     assert choose([run], 400) == [EvictionStep("run", at(3), "full", "gone")]
 
 
@@ -297,7 +298,7 @@ def test_a_tensor_of_an_optimizer_that_another_checkpoint_needs_stays(store: Sto
     same = sections(1)["optimizer"]
     for epoch in (1, 2):
         save_checkpoint(run.path, at(epoch), encode({**sections(epoch), "optimizer": same}), known)
-    shelf, _ = read_shelf(run.path)
+    shelf, _ = read_sizes(run.path)
     assert shelf.freed(at(1), "weights") == 0
     drop_optimizer(run.path, at(1), shelf.kept(at(1)))
     assert forms(run.path) == {1: "weights", 2: "full"}
@@ -308,7 +309,7 @@ def test_a_tensor_of_an_optimizer_that_another_checkpoint_needs_stays(store: Sto
 
 def test_the_bytes_that_were_foreseen_are_freed(store: Store) -> None:
     run = train(store, 4)
-    shelf, _ = read_shelf(run.path)
+    shelf, _ = read_sizes(run.path)
     assert shelf.nbytes == size_of(run.path / "checkpoints")
     foreseen = shelf.freed(at(2), "gone")
     give_up(run.path, at(2))

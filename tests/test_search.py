@@ -377,7 +377,7 @@ def test_a_recorded_run_of_256_epochs_is_evaluated_at_most_9_times(tmp_path: Pat
     frame = flor.first("age >= 137", hooks=[hook], monotone=True, store=project.store.root)
     assert answers(frame) == [("long", 137, 137, True)]
     (run,) = flor.runs(store=project.store.root)
-    computed = [row.position for writer, row in read_run(run.path, ["age"]) if "age" in row.values]
+    computed = [row.position for source, row in read_run(run.path, ["age"]) if "age" in row.values]
     print(
         f"\na run of 256 epochs, first age >= 137: evaluated at "
         f"{', '.join(str(one.epoch) for one in computed)}"

@@ -14,11 +14,11 @@ from transformers import TrainerCallback
 import flor_plugins as flor
 from flor_plugins.hf import FlorCallback, fast_forward, loaders
 from flor_plugins.records import Position, ReplayPass, Run
-from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.state import batch_fingerprint as fingerprints
 from flor_plugins.state.method_wrapper import MethodWrapper
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from flor_plugins.store.layout import Store
+from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_hf
 from tests.conftest import at, table_of
@@ -115,7 +115,7 @@ def test_every_update_has_the_fingerprint_of_its_batches(name: str, tmp_path: Pa
     trainer.compute_loss = compute_loss
     train()
     (run,) = list_runs(Store(tmp_path / "store"))
-    table, places = table_of(run), places_of(run)
+    table, places = table_of(run), index_run(run)
     for step, batches in seen.items():
         position = places.at_step(step)
         values = at(table, position.epoch, position.step)

@@ -95,8 +95,8 @@ def values(project: Project, metric: str) -> list[tuple[str, Any, Any, Any]]:
     """What replays have stored, and how exact they were; then it is gone."""
     found = []
     for run in list_runs(project.store):
-        for writer, row in read_run(run.path, (metric,)):
-            if writer.startswith("replay") and metric in row.values:
+        for source, row in read_run(run.path, (metric,)):
+            if source.is_replay and metric in row.values:
                 found.append((run.name, row.position, row.values[metric], row.verdict))
         for journal in (run.path / "metrics").glob("replay-*"):
             journal.unlink()

@@ -228,7 +228,7 @@ def test_each_journal_is_read_once_for_a_plan(
     read: list[Path] = []
     original = planner.read_run
     for module in (planner, __import__("flor_plugins.store.query.series", fromlist=[""]),
-                   __import__("flor_plugins.replayer.planning.training_ranges", fromlist=[""])):  # fmt: skip
+                   __import__("flor_plugins.store.run_index", fromlist=[""])):  # fmt: skip
         monkeypatch.setattr(
             module, "read_run", lambda path, names=None: read.append(path) or original(path, names)
         )

@@ -18,8 +18,9 @@ from torch.utils.data import Dataset, IterableDataset
 
 from flor_plugins.records import Position, ReplayPass, Run, Task, TrainingRange
 from flor_plugins.records.events import Event, event_to_json
-from flor_plugins.replayer.planning.training_ranges import places_of
+from flor_plugins.replayer.planning.training_ranges import ranges_through
 from flor_plugins.replayer.worker_session.session import WorkerSession
+from flor_plugins.store.run_index import index_run
 
 SETTINGS: dict[str, Any] = {
     "accelerator": "cpu",
@@ -182,13 +183,13 @@ def session_of(
 
     ways: for each way the epochs, by completed count. inside: (start, end) of further stretches.
     """
-    places = places_of(run)
+    places = index_run(run)
     passes = []
     for way, epochs in ways.items():
         positions = tuple(places.end_of(epoch) for epoch in epochs)
         if way == "train":
             stretches = [
-                *places.stretches(positions),
+                *ranges_through(places, positions),
                 *(TrainingRange(*ends, (ends[0].epoch + 1,)) for ends in inside),
             ]
             ordered = tuple(sorted(stretches, key=lambda one: one.start))

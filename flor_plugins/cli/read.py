@@ -17,7 +17,7 @@ from flor_plugins.store.runs import find_run, list_runs
 from flor_plugins.store.sizes import format_size
 
 if TYPE_CHECKING:
-    from flor_plugins.replayer.planning.training_ranges import RunIndex
+    from flor_plugins.store.run_index import RunIndex
 
 _FEW = 5
 
@@ -75,8 +75,8 @@ def sql(query: str, as_json: bool, as_csv: bool) -> None:
 
 
 def checkpoints(name: str, as_json: bool, as_csv: bool) -> None:
-    from flor_plugins.replayer.planning.training_ranges import places_of
     from flor_plugins.store.ranks import list_checkpoints
+    from flor_plugins.store.run_index import index_run
 
     run = find_run(open_any(), name)
     columns = ["run", "name", "epoch", "step", "full", "holds", "bytes", "path", "lost"]
@@ -84,7 +84,7 @@ def checkpoints(name: str, as_json: bool, as_csv: bool) -> None:
         rows = [_checkpoint(run, one) for one in list_checkpoints(run)]
         tables.table(rows, columns, as_json=as_json, as_csv=as_csv)
         return
-    places = places_of(run)
+    places = index_run(run)
     rows = [
         {**_checkpoint(run, one), "bytes": format_size(one.nbytes)} for one in places.saved.values()
     ]
@@ -108,7 +108,9 @@ def reach(places: RunIndex) -> str:
     seconds, last = places.run.timing.epoch_s, ends[-1]
     if seconds is None or not last.step:
         return f"{text}; the others are reached by training again."
-    steps = max(end.step - places.before(end).step for end in missing)
+    from flor_plugins.replayer.planning.training_ranges import nearest_start
+
+    steps = max(end.step - nearest_start(places, end).step for end in missing)
     most = seconds * steps * last.epoch / last.step
     return f"{text}; the others are reached by training again: at most {tables.duration(most)}."
 

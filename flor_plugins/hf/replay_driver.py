@@ -220,7 +220,7 @@ class _ReplayDriver(TrainerCallback):
 
     def _stand_at(self, position: Position) -> None:
         self.session.timeline.jump(position)
-        if self.session.places.ends.get(position.epoch) == position.step:
+        if self.session.places.is_end(position):
             self.session.timeline.complete_epoch(position.epoch)
 
     # ---- values, as in FlorCallback

@@ -257,7 +257,7 @@ class _ReplayDriver(Callback):
 
     def _stand_at(self, position: Position) -> None:
         timeline = self.session.timeline
-        if self.session.places.ends.get(position.epoch) == position.step:
+        if self.session.places.is_end(position):
             timeline.jump(Position(position.epoch - 1, position.step))
             timeline.complete_epoch(position.epoch)
         else:

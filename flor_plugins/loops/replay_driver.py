@@ -257,7 +257,7 @@ class LoopReplayDriver:
 
     def _stand_at(self, position: Position) -> None:
         self._session.timeline.jump(position)
-        if self._session.places.ends.get(position.epoch) == position.step:
+        if self._session.places.is_end(position):
             self._session.timeline.complete_epoch(position.epoch)
 
 

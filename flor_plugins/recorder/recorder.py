@@ -36,6 +36,7 @@ from flor_plugins.records.sections import TIMELINE
 from flor_plugins.state.still import still
 from flor_plugins.store import runs
 from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.metrics.row_source import recording_writer
 from flor_plugins.store.metrics.timeline import Timeline
 from flor_plugins.store.metrics.value_codec import decode_value, encode_value
 
@@ -241,10 +242,8 @@ class Recorder:
         return {**sections, TIMELINE: {**self._open_rows(position), "at": time.time()}}
 
     def _open_journal(self) -> Journal:
-        suffix = "" if self._segment == 1 else f"-{self._segment}"
-        return Journal(
-            self.run.path / "metrics" / f"record-r0{suffix}.jsonl", self.run.path / "media"
-        )
+        writer = recording_writer(self._segment)
+        return Journal(self.run.path / "metrics" / f"{writer}.jsonl", self.run.path / "media")
 
     def _emit(self, row: Row) -> None:
         if self._is_waiting:

@@ -138,9 +138,7 @@ class Asked:
         session.finish()
         [passed] = [one for one in told if isinstance(one, PassResult)]
         rows = [
-            row
-            for writer, row in read_run(self.run.path, (METRIC,))
-            if writer.startswith(f"replay-{number}")
+            row for source, row in read_run(self.run.path, (METRIC,)) if source.replay_id == number
         ]
         for journal in (self.run.path / "metrics").glob(f"replay-{number}-*"):
             journal.unlink()  # a value that is there is not stored again

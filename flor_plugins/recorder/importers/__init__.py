@@ -24,6 +24,7 @@ from flor_plugins.store import checkpoints, codec, runs
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store, find_store, new_id
 from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.metrics.row_source import recording_writer
 
 # In the run's folder: which files it was made of, so that a second import finds it.
 SOURCE = "imported.json"
@@ -135,7 +136,7 @@ def _write(run: Run, found: FoundTraining) -> None:
         encoded = codec.encode({MODEL: one.weights()})
         lost = (*encoded.lost, f"{LOST} {one.path}")
         checkpoints.save_checkpoint(run.path, one.position, replace(encoded, lost=lost), known)
-    journal = Journal(run.path / "metrics" / "record-r0.jsonl", run.path / "media")
+    journal = Journal(run.path / "metrics" / f"{recording_writer()}.jsonl", run.path / "media")
     for row in found.rows:
         journal.append(row)
     journal.seal()

@@ -16,6 +16,7 @@ from flor_plugins.store import ranks
 from flor_plugins.store.checkpoints import folder_of, keys_of, list_checkpoints, manifest
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 from flor_plugins.store.layout import Store
+from flor_plugins.store.metrics.row_source import source_of
 from flor_plugins.store.remote.commits import find_commit
 from flor_plugins.store.remote.mirror import Mirror, mirror_of
 from flor_plugins.store.runs import list_runs, load_run
@@ -65,8 +66,11 @@ def arrive(mirror: Mirror, plan: Plan, task: Task) -> tuple[Run, Plan]:
 def deliver(mirror: Mirror, plan: Plan, task: Task) -> None:
     """Put back what the task has made so far; files that values point to go before the values."""
     run, store = mirror.store.run(task.run_id), mirror.store
-    made = f"/metrics/replay-{plan.replay_id}-"
-    mirror.push(run / "media", run / "metrics", only=lambda path: "/media/" in path or made in path)
+
+    def is_made_here(path: str) -> bool:
+        return "/media/" in path or source_of(Path(path).stem).replay_id == plan.replay_id
+
+    mirror.push(run / "media", run / "metrics", only=is_made_here)
     mirror.push(store.replay(plan.replay_id) / task.run_id)
 
 

@@ -73,7 +73,7 @@ def _seconds(task: Task) -> float:
 def _stored(run: Run, plan: Plan) -> dict[Position, Grade]:
     """The worst verdict of the rows that a replay stored, by position."""
     found: dict[Position, Grade] = {}
-    for writer, row in read_run(run.path, plan.metrics):
-        if writer.startswith(f"replay-{plan.replay_id}-") and row.verdict is not None:
+    for source, row in read_run(run.path, plan.metrics):
+        if source.replay_id == plan.replay_id and row.verdict is not None:
             found[row.position] = worse(row.verdict, found.get(row.position, row.verdict))
     return found

@@ -12,9 +12,10 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.records import ReplayPass, Strategy
-from flor_plugins.replayer.planning.training_ranges import RunIndex
+from flor_plugins.replayer.planning.training_ranges import count_steps
 from flor_plugins.store.checkpoints import manifest
 from flor_plugins.store.files import read_json
+from flor_plugins.store.run_index import RunIndex
 
 # Seconds per position, or per update for the way "train", by run_id and way.
 MeasuredSeconds = Mapping[tuple[str, Strategy], float]
@@ -78,7 +79,7 @@ def costed(
 
 def _count(places: RunIndex, one: ReplayPass) -> int:
     """Positions; updates for the way "train"."""
-    return places.steps_in(one.stretches) if one.way == "train" else len(one.positions)
+    return count_steps(one.stretches) if one.way == "train" else len(one.positions)
 
 
 def _each(places: RunIndex, way: Strategy, earlier: MeasuredSeconds) -> float | None:

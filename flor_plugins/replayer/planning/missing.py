@@ -8,8 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flor_plugins.records import Level, Position, Row, Strategy
-from flor_plugins.replayer.planning.training_ranges import RunIndex
+from flor_plugins.records import Level, Position, Strategy
+from flor_plugins.store.metrics.row_source import SourcedRow
+from flor_plugins.store.run_index import RunIndex
 
 if TYPE_CHECKING:
     from flor_plugins.store.query.where import WhereExpression
@@ -29,14 +30,14 @@ class MissingValues:
 
 @dataclass(frozen=True, slots=True)
 class RunKnowledge:
-    """What is known of a run: where it has been, and the (writer, row) of its journals that
+    """What is known of a run: where it has been, and the (source, row) of its journals that
     count (`of_today`).
 
     looked_for: (metric, position) where it is known that nothing is logged, if there is no value.
     """
 
     places: RunIndex
-    rows: Sequence[tuple[str, Row]]
+    rows: Sequence[SourcedRow]
     looked_for: Collection[tuple[str, Position]] = field(default=())
 
 
@@ -57,8 +58,8 @@ def due_in(
     }
     candidates = [place] if place is not None else _candidates(places, way, epochs)
     if where is not None:
-        inside = [one for one in candidates if places.ends.get(one.epoch) != one.step]
-        at_ends = [one for one in candidates if places.ends.get(one.epoch) == one.step]
+        inside = [one for one in candidates if not places.is_end(one)]
+        at_ends = [one for one in candidates if places.is_end(one)]
         if way == "train":
             inside, at_ends = candidates, []
         held = holding(known, where, inside, "step") | holding(known, where, at_ends, "epoch")

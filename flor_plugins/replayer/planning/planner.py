@@ -26,11 +26,16 @@ from flor_plugins.replayer.planning.estimates import MeasuredSeconds, costed, me
 from flor_plugins.replayer.planning.metric_sources import WAYS, MetricSources, given
 from flor_plugins.replayer.planning.missing import MissingValues, RunKnowledge, due_in
 from flor_plugins.replayer.planning.recorded_values import looked_for, of_today
-from flor_plugins.replayer.planning.training_ranges import RunIndex, places_of
+from flor_plugins.replayer.planning.training_ranges import (
+    range_from_beginning,
+    ranges_between_checkpoints,
+    ranges_through,
+)
 from flor_plugins.store.layout import new_id
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.reserved_names import ASKED
 from flor_plugins.store.query.references import RunReference
+from flor_plugins.store.run_index import RunIndex, index_run
 
 if TYPE_CHECKING:
     from flor_plugins.replayer.backport.request import LoggingEdit
@@ -108,9 +113,11 @@ def verification(
     request = ReplayRequest((), None, epochs, (), at)
 
     def work(run: Run) -> _RunWork:
-        places = places_of(run)
+        places = index_run(run)
         place = _position(places, request)
-        stretches = places.intervals() if place is None else places.stretches([place])
+        stretches = (
+            ranges_between_checkpoints(places) if place is None else ranges_through(places, [place])
+        )
         if place is None and epochs != "all":
             wanted = set(epochs_of(epochs, places.ends))
             stretches = tuple(stretch for stretch in stretches if wanted & set(stretch.epochs))
@@ -296,7 +303,7 @@ def _read(run: Run, asked: MetricSources, where: WhereExpression | None) -> RunK
 
     names = {*asked.ways, *metric_names(where.names if where else ()), ASKED}
     rows = of_today(read_run(run.path, names), asked.hooks)
-    return RunKnowledge(places_of(run, rows), rows, looked_for(rows, asked.hooks))
+    return RunKnowledge(index_run(run, rows), rows, looked_for(rows, asked.hooks))
 
 
 def _restored(
@@ -348,9 +355,9 @@ def _trained(
     reached = tuple(sorted({position for mark in marks for position in mark.positions}))
     is_kept = bool(steps.positions and asked.kept & set(steps.metrics))
     stretches = (
-        places.from_the_beginning(wanted)
+        range_from_beginning(places, wanted)
         if is_kept
-        else spread(places.stretches(wanted, whole=is_whole))
+        else spread(ranges_through(places, wanted, whole=is_whole))
     )
     chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
     return [

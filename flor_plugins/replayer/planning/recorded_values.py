@@ -9,6 +9,7 @@ from typing import Any
 from flor_plugins.records import Level, Phase, Position, Row, Run
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.reserved_names import ASKED
+from flor_plugins.store.metrics.row_source import SourcedRow
 from flor_plugins.store.metrics.value_codec import encode_value
 
 RowPlace = tuple[Position, Phase, Level]
@@ -43,22 +44,22 @@ class RecordedValues:
 
 
 def history_of(
-    run: Run, hooks: HookDigests | None = None, rows: Iterable[tuple[str, Row]] | None = None
+    run: Run, hooks: HookDigests | None = None, rows: Iterable[SourcedRow] | None = None
 ) -> RecordedValues:
     """What all journals of a run say.
 
     hooks: as in `of_today`. rows: those journals, if they were read already.
     """
     history, media = RecordedValues(), run.path / "media"
-    for writer, row in of_today(read_run(run.path) if rows is None else rows, hooks or {}):
+    for source, row in of_today(read_run(run.path) if rows is None else rows, hooks or {}):
         history.note(row, row.values)
-        if writer.startswith("record"):
+        if not source.is_replay:
             values = {name: encode_value(value, media) for name, value in row.values.items()}
             history.values.setdefault((row.position, row.phase, row.level), {}).update(values)
     return history
 
 
-def looked_for(rows: Iterable[tuple[str, Row]], hooks: HookDigests) -> set[tuple[str, Position]]:
+def looked_for(rows: Iterable[SourcedRow], hooks: HookDigests) -> set[tuple[str, Position]]:
     """(metric, position) at which a replay with the sources of today has run the code,
     whether it logged it or not.
     """
@@ -70,8 +71,8 @@ def looked_for(rows: Iterable[tuple[str, Row]], hooks: HookDigests) -> set[tuple
     }
 
 
-def of_today(rows: Iterable[tuple[str, Row]], hooks: HookDigests) -> list[tuple[str, Row]]:
-    """(writer, row) of a run without the values that an earlier source of a hook gave in a replay.
+def of_today(rows: Iterable[SourcedRow], hooks: HookDigests) -> list[SourcedRow]:
+    """(source, row) of a run without the values that an earlier source of a hook gave in a replay.
 
     A value is known by run (and so by its code), position, metric and the source of its hook.
     What the run itself logged is never taken out: it was there when it trained, and is not
@@ -79,13 +80,13 @@ def of_today(rows: Iterable[tuple[str, Row]], hooks: HookDigests) -> list[tuple[
     same: once more would give it once more. A metric without an entry in `hooks` keeps all its
     values. Rows stay, with less in them: they also say where the run has been."""
     kept = []
-    for writer, row in rows:
-        if not writer.startswith("record"):
+    for source, row in rows:
+        if source.is_replay:
             values = {
                 name: one
                 for name, one in row.values.items()
                 if row.hook in hooks.get(name, (row.hook,))
             }
             row = row if len(values) == len(row.values) else replace(row, values=values)
-        kept.append((writer, row))
+        kept.append((source, row))
     return kept

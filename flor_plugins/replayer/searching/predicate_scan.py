@@ -14,10 +14,10 @@ from flor_plugins.replayer.planning.epoch_selection import epochs_of
 from flor_plugins.replayer.planning.metric_sources import known_by
 from flor_plugins.replayer.planning.missing import RunKnowledge, holding
 from flor_plugins.replayer.planning.recorded_values import HookDigests, of_today
-from flor_plugins.replayer.planning.training_ranges import RunIndex, places_of
 from flor_plugins.replayer.searching.bisection import PredicateValue
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.query.dataframe import FIXED, metric_names, positions
+from flor_plugins.store.run_index import RunIndex, index_run
 
 if TYPE_CHECKING:
     from flor_plugins.store.query.where import WhereExpression
@@ -99,7 +99,7 @@ def look(
     epochs: as `epochs_of` reads them.
     """
     rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
-    known = RunKnowledge(places_of(run, rows), rows)
+    known = RunKnowledge(index_run(run, rows), rows)
     places = known.places
     level = _level(known, sought)
     candidates = _candidates(places, level, epochs)

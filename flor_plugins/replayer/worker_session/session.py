@@ -29,7 +29,6 @@ from flor_plugins.records.events import (
 )
 from flor_plugins.records.sections import MODEL
 from flor_plugins.replayer.planning.recorded_values import history_of
-from flor_plugins.replayer.planning.training_ranges import places_of
 from flor_plugins.replayer.verification.comparison import Comparison
 from flor_plugins.replayer.verification.evidence import likely_causes
 from flor_plugins.replayer.verification.second_replay import RepeatedRange
@@ -40,8 +39,10 @@ from flor_plugins.state import processes
 from flor_plugins.store import checkpoints, ranks
 from flor_plugins.store.checkpoints.hashes import PRESENT, hash_tensor
 from flor_plugins.store.metrics.journal import Journal, read_run
+from flor_plugins.store.metrics.row_source import replay_writer
 from flor_plugins.store.metrics.timeline import Timeline
 from flor_plugins.store.metrics.value_codec import encode_value
+from flor_plugins.store.run_index import index_run
 
 
 class WorkerSession:
@@ -75,10 +76,10 @@ class WorkerSession:
         self._comparison = Comparison()
         self._rank, self._path = rank, ranks.folder(run.path, rank)
         self._media = self._path / "media"
-        path = self._path / "metrics" / f"replay-{replay_id}-w0.jsonl"
+        path = self._path / "metrics" / f"{replay_writer(replay_id)}.jsonl"
         self._journal = None if rank else Journal(path, self._media)
         rows = read_run(run.path)
-        self.places = places_of(run, rows)
+        self.places = index_run(run, rows)
         self._states = StatePrefetcher(run, rank, order_of(task), self._say)
         self._batches = BatchCache(self._say, per_pass)
         saved = checkpoints.list_checkpoints(self._path) if rank else self.places.saved.values()
@@ -286,7 +287,7 @@ class WorkerSession:
         return [name for name in one.metrics if name not in self._hooks]
 
     def _looked_for(self, position: Position, one: ReplayPass) -> None:
-        level = "epoch" if self.places.ends.get(position.epoch) == position.step else "step"
+        level = "epoch" if self.places.is_end(position) else "step"
         row, grade = (
             Row(position, "validation", level, {}, time.time()),
             self._comparison.verdict().grade,

@@ -56,7 +56,7 @@ class _RunFolder(ManifestCache):
                 self.listed.append(checkpoint_of(run_path, state))
 
 
-def read_shelf(run_path: Path) -> tuple[CheckpointSizes, list[Checkpoint]]:
+def read_sizes(run_path: Path) -> tuple[CheckpointSizes, list[Checkpoint]]:
     """What the checkpoints of a process hold, and those that can be loaded, by position.
 
     One that can't be read is passed over with a warning.

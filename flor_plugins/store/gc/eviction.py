@@ -12,12 +12,8 @@ from math import inf
 
 from flor_plugins.records import Position
 from flor_plugins.store.gc.checkpoint_sizes import CheckpointSizes
-from flor_plugins.store.gc.replay_cost import (
-    CheckpointForm,
-    QuestionCosts,
-    ReachableEpochs,
-    RunCourse,
-)
+from flor_plugins.store.gc.replay_cost import CheckpointForm, QuestionCosts, ReachableEpochs
+from flor_plugins.store.run_index import RunProgress
 
 # What was agreed to at most: (run_id, position) to the least that is left there.
 FormLimits = Mapping[tuple[str, Position], CheckpointForm]
@@ -49,7 +45,7 @@ class EvictionCandidate:
     If not, only what nobody could use is given up: the optimizer."""
 
     run_id: str
-    course: RunCourse
+    progress: RunProgress
     shelves: Sequence[CheckpointSizes]
     fixed: Collection[Position] = ()
     can_train: bool = True
@@ -58,7 +54,7 @@ class EvictionCandidate:
 
     def __post_init__(self) -> None:
         forms = self.shelves[0].forms
-        self.questions = QuestionCosts.of(self.course, forms, self.weights)
+        self.questions = QuestionCosts.of(self.progress, forms, self.weights)
 
     @property
     def nbytes(self) -> int:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints
-from flor_plugins.store.gc.candidates import standing_of, why_not_trained_again
-from flor_plugins.store.gc.disk_usage import parts_of, read_shelf, reduce
+from flor_plugins.store.gc.candidates import read_candidate
+from flor_plugins.store.gc.disk_usage import parts_of, read_sizes, reduce
 from flor_plugins.store.gc.eviction import (
     EvictionCandidate,
     EvictionStep,
@@ -22,6 +22,7 @@ from flor_plugins.store.gc.leftovers import Leftover, clear, leftovers, size_of
 from flor_plugins.store.gc.pins_and_holds import ReplayHolds, held_by_replays, why_held
 from flor_plugins.store.gc.replay_cost import CheckpointForm, ReachableEpochs
 from flor_plugins.store.layout import Store
+from flor_plugins.store.run_index import why_not_trainable
 from flor_plugins.store.runs import list_runs, load_run
 
 ReportLine = Callable[[str], None]
@@ -123,7 +124,7 @@ def _part(plan: GcPlan, budget: int | None, tell: ReportLine) -> GcPlan:
         why = _give_up(plan.store, share, plan.abandon, tell) if share.steps else ""
         if why:
             problems.append(f"no more of run {share.name} ({share.run_id}) was given up: {why}")
-            now = _summary(standing_of(load_run(plan.store.run(share.run_id))))
+            now = _summary(read_candidate(load_run(plan.store.run(share.run_id))))
             share = dataclasses.replace(share, after=now, steps=(), held=why)
         shares.append(share)
     return dataclasses.replace(part, shares=tuple(shares), problem="; ".join(problems))
@@ -138,22 +139,24 @@ def _over_all(last: RunShare, planned: Iterable[RunShare], first: Iterable[RunSh
 def _plan(store: Store, budget: int | None, abandon: bool, limits: FormLimits | None) -> GcPlan:
     runs, unread = list_runs(store), tuple(leftovers(store)) if limits is None else ()
     holds = held_by_replays(store, abandon=abandon)
-    standings = {run.run_id: standing_of(run, holds.positions.get(run.run_id, ())) for run in runs}
-    before = {run.run_id: _summary(standings[run.run_id]) for run in runs}
+    candidates = {
+        run.run_id: read_candidate(run, holds.positions.get(run.run_id, ())) for run in runs
+    }
+    before = {run.run_id: _summary(candidates[run.run_id]) for run in runs}
     whole = size_of(store.root)
     lost = sum(one.nbytes for one in unread)
     excess = 0 if budget is None else whole - lost - budget
     held = {run.run_id: why_held(run, holds) for run in runs}
-    free = [standings[run.run_id] for run in runs if not held[run.run_id]]
+    free = [candidates[run.run_id] for run in runs if not held[run.run_id]]
     steps = choose(free, excess, limits)
     shares = tuple(
         RunShare(
             run.run_id,
             run.name,
             before[run.run_id],
-            _summary(standings[run.run_id]),
+            _summary(candidates[run.run_id]),
             tuple(step for step in steps if step.run_id == run.run_id),
-            held[run.run_id] or _why_not_more(run, holds, standings[run.run_id].can_train),
+            held[run.run_id] or _why_not_more(run, holds, candidates[run.run_id].can_train),
         )
         for run in runs
     )
@@ -170,8 +173,11 @@ def _summary(one: EvictionCandidate) -> CheckpointTotals:
 
 
 def _why_not_more(run: Run, holds: ReplayHolds, can_train: bool) -> str:
-    reasons = [] if can_train else [why_not_trained_again(run, list_checkpoints(run.path))]
-    return "; ".join([*reasons, *sorted(set(holds.positions.get(run.run_id, {}).values()))])
+    reasons = sorted(set(holds.positions.get(run.run_id, {}).values()))
+    if not can_train:
+        why = why_not_trainable(run, list_checkpoints(run.path))
+        reasons.insert(0, f"what would be given up of it could not be trained again: {why}")
+    return "; ".join(reasons)
 
 
 def _problem(store: Store, budget: int, after: int, shares: Iterable[RunShare]) -> str:
@@ -216,7 +222,7 @@ def _give_up(store: Store, share: RunShare, abandon: bool, tell: ReportLine) -> 
     path = store.run(share.run_id)
     forms: dict[Position, CheckpointForm] = {step.position: step.then for step in share.steps}
     for part in parts_of(path):
-        shelf, _ = read_shelf(part)
+        shelf, _ = read_sizes(part)
         was = dict(shelf.forms)
         for position, form in forms.items():
             if part == path or form == "gone":

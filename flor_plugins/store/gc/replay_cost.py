@@ -16,56 +16,12 @@ from math import ceil, inf
 from typing import Literal
 
 from flor_plugins.records import Position
+from flor_plugins.store.run_index import RunProgress
 
 # How much of a checkpoint is there: training can go on from it; its weights and the rest; nothing.
 CheckpointForm = Literal["full", "weights", "gone"]
 
 MOMENTS = 64  # at least so many are looked at in a run that has checkpoints inside its epochs
-
-
-@dataclass(frozen=True, slots=True)
-class RunCourse:
-    """How a run went. ends: epoch to the step that completed it, 0 for the beginning. last: how
-    far it came.
-
-    epoch_s: seconds of one epoch; 1 where nothing was measured, so that costs count epochs.
-    """
-
-    ends: Mapping[int, int]
-    last: Position
-    epoch_s: float = 1.0
-
-    @property
-    def epochs(self) -> tuple[int, ...]:
-        return tuple(sorted(epoch for epoch in self.ends if epoch > 0))
-
-    def progress(self, position: Position) -> float:
-        """Epochs done at a position, with the part of the one that was begun."""
-        begun = self.ends.get(position.epoch)
-        if begun is None or position.step <= begun:
-            return float(position.epoch)
-        length = self.ends.get(position.epoch + 1, begun + self._steps_per_epoch()) - begun
-        return position.epoch + min((position.step - begun) / max(length, 1), 0.999)
-
-    def is_end(self, position: Position) -> bool:
-        return self.ends.get(position.epoch) == position.step
-
-    def _steps_per_epoch(self) -> int:
-        last = max(self.epochs, default=0)
-        # Before the first epoch is over nobody knows its length: all that was done counts as one.
-        return max(self.last.step + 1, 1) if last == 0 else max(ceil(self.ends[last] / last), 1)
-
-
-def estimated_course(positions: Iterable[Position], epoch_s: float | None) -> RunCourse:
-    """The course of a run as its checkpoints tell it, where the journal is not read: all
-    epochs are equally long.
-    """
-    reached = sorted(positions)
-    last = reached[-1] if reached else Position(0, 0)
-    # A position inside an epoch has more steps for its count of epochs than the end of that epoch.
-    each = min((one.step / one.epoch for one in reached if one.epoch), default=0.0)
-    ends = {epoch: round(each * epoch) for epoch in range(1, last.epoch + 1)}
-    return RunCourse({0: 0, **ends}, last, epoch_s or 1.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +43,7 @@ class QuestionCosts:
     starts: progress at the checkpoints from which training goes on, ascending. saved: epochs
     whose weights are there."""
 
-    course: RunCourse
+    progress: RunProgress
     starts: list[float] = field(default_factory=list)
     saved: set[int] = field(default_factory=set)
     _moments: list[float] = field(default_factory=list)  # from which one may want to train
@@ -97,17 +53,17 @@ class QuestionCosts:
     @classmethod
     def of(
         cls,
-        course: RunCourse,
+        progress: RunProgress,
         forms: Mapping[Position, CheckpointForm],
         weights: Mapping[int, float] | None = None,
     ) -> QuestionCosts:
         """weights: how likely each epoch is asked for; default: all equally."""
-        found = cls(course)
-        epochs = course.epochs
+        found = cls(progress)
+        epochs = progress.epochs
         likely = {epoch: (weights or {}).get(epoch, 0.0 if weights else 1.0) for epoch in epochs}
         whole = sum(likely.values()) or 1.0
         found._weights = {epoch: one / whole / 2 for epoch, one in likely.items()}
-        has_inside = any(not course.is_end(one) for one in forms)
+        has_inside = any(not progress.is_end(one) for one in forms)
         parts = max(2, ceil(MOMENTS / max(len(epochs), 1))) if has_inside else 1
         moments = [
             (epoch - 1 + part / parts, found._weights[epoch] / parts)
@@ -125,22 +81,22 @@ class QuestionCosts:
     def put(self, position: Position, form: CheckpointForm) -> None:
         """A checkpoint is there now."""
         if form == "full":
-            insort(self.starts, self.course.progress(position))
-        if form != "gone" and self.course.is_end(position):
+            insort(self.starts, self.progress.epochs_done(position))
+        if form != "gone" and self.progress.is_end(position):
             self.saved.add(position.epoch)
 
     def take(self, position: Position, form: CheckpointForm) -> None:
         """The inverse of `put`."""
         if form == "full":
-            self.starts.remove(self.course.progress(position))
-        if form != "gone" and self.course.is_end(position):
+            self.starts.remove(self.progress.epochs_done(position))
+        if form != "gone" and self.progress.is_end(position):
             self.saved.discard(position.epoch)
 
     def increase(self, position: Position, now: CheckpointForm, then: CheckpointForm) -> float:
         """By how much the expected cost of a question grows if a checkpoint is reduced to
         another form.
         """
-        here, grows = self.course.progress(position), 0.0
+        here, grows = self.progress.epochs_done(position), 0.0
         if now == "full":
             number = bisect_left(self.starts, here)
             end = self.starts[number + 1] if number + 1 < len(self.starts) else inf
@@ -150,25 +106,25 @@ class QuestionCosts:
             )
             asked += sum(self._weights[one] for one in self._unsaved(here, end))
             grows += asked * (here - self._before(number))
-        if then == "gone" and self.course.is_end(position) and position.epoch in self._weights:
+        if then == "gone" and self.progress.is_end(position) and position.epoch in self._weights:
             start = bisect_right(self.starts, here) - (1 if now == "full" else 0)
             grows += self._weights[position.epoch] * (here - self._before(start))
-        return grows * self.course.epoch_s
+        return grows * self.progress.epoch_s
 
     @property
     def mean(self) -> float:
         """The expected cost of a question."""
-        return sum(weight * cost for weight, cost in self._costs()) * self.course.epoch_s
+        return sum(weight * cost for weight, cost in self._costs()) * self.progress.epoch_s
 
     def answers(self) -> ReachableEpochs:
         """All questions together."""
         worst = max((cost for weight, cost in self._costs() if weight), default=0.0)
-        return ReachableEpochs(tuple(sorted(self.saved)), self.mean, worst * self.course.epoch_s)
+        return ReachableEpochs(tuple(sorted(self.saved)), self.mean, worst * self.progress.epoch_s)
 
     def _costs(self) -> list[tuple[float, float]]:
         costs = [
             (self._weights[one], self._cost(one))
-            for one in self.course.epochs
+            for one in self.progress.epochs
             if one not in self.saved
         ]
         for number, moment in enumerate(self._moments):

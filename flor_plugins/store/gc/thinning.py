@@ -11,13 +11,14 @@ from flor_plugins.errors import StoreError
 from flor_plugins.records import Checkpoint, Position
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.checkpoints.writer import KnownTensors
-from flor_plugins.store.gc.candidates import ends_of
+from flor_plugins.store.gc.candidates import first_and_last
 from flor_plugins.store.gc.checkpoint_sizes import CheckpointSizes
-from flor_plugins.store.gc.disk_usage import read_shelf, reduce
+from flor_plugins.store.gc.disk_usage import read_sizes, reduce
 from flor_plugins.store.gc.eviction import EvictionCandidate, choose
 from flor_plugins.store.gc.pins_and_holds import held_by_replays, is_pinned
-from flor_plugins.store.gc.replay_cost import CheckpointForm, estimated_course
+from flor_plugins.store.gc.replay_cost import CheckpointForm
 from flor_plugins.store.layout import Store
+from flor_plugins.store.run_index import estimated_progress
 from flor_plugins.store.runs import load_run
 
 
@@ -33,7 +34,7 @@ def thin(run_path: Path, budget: int, known: KnownTensors | None = None) -> list
     The part of another process than the first (`ranks/<r>`) follows that one, whatever the budget.
     Raises StoreError if something can't be removed: what was done before stays done.
     """
-    shelf, listed = read_shelf(run_path)
+    shelf, listed = read_sizes(run_path)
     was = dict(shelf.forms)
     if run_path.parent.name == "ranks":
         _follow(run_path, shelf)
@@ -58,9 +59,9 @@ def _decide(run_path: Path, shelf: CheckpointSizes, listed: list[Checkpoint], bu
         epoch_s = load_run(run_path).timing.epoch_s
     except StoreError:  # only the unit of the costs is unknown then
         epoch_s = None
-    course = estimated_course((one.position for one in listed), epoch_s)
-    fixed = ends_of(listed) | set(holds.positions.get(run_id, ()))
-    choose([EvictionCandidate(run_id, course, [shelf], fixed)], shelf.nbytes - budget)
+    progress = estimated_progress((one.position for one in listed), epoch_s)
+    fixed = first_and_last(listed) | set(holds.positions.get(run_id, ()))
+    choose([EvictionCandidate(run_id, progress, [shelf], fixed)], shelf.nbytes - budget)
 
 
 def _follow(part: Path, shelf: CheckpointSizes) -> None:

@@ -18,6 +18,7 @@ from flor_plugins.errors import EncodingError, StoreError
 from flor_plugins.records import Position, Row
 from flor_plugins.store.files import make_folder, sync, whole_file
 from flor_plugins.store.metrics import parquet_journal
+from flor_plugins.store.metrics.row_source import SourcedRow, source_of
 from flor_plugins.store.metrics.value_codec import decode_value, encode_value
 
 FORMAT = 1
@@ -128,15 +129,18 @@ def read_rows(path: Path, names: Collection[str] | None = None) -> list[Row]:
     return [_row(line, media, wanted) for line in _read_lines(path)]
 
 
-def read_run(run_path: Path, names: Collection[str] | None = None) -> list[tuple[str, Row]]:
-    """(writer, row) of all journals of a run, writer by writer; `names` as in `read_rows`.
+def read_run(run_path: Path, names: Collection[str] | None = None) -> list[SourcedRow]:
+    """Return (source, row) of all journals of a run, writer by writer; `names` as in `read_rows`.
 
     A journal that is being sealed has both forms for a moment: the Parquet file counts.
     """
     folder = run_path / "metrics"
     files = [*folder.glob("*.jsonl"), *folder.glob("*.parquet")]
     writers = sorted({file.stem for file in files if not file.name.startswith(".")})
-    return [(writer, row) for writer in writers for row in _read_writer(folder / writer, names)]
+    sources = map(source_of, writers)
+    return [
+        (source, row) for source in sources for row in _read_writer(folder / source.writer, names)
+    ]
 
 
 def _read_writer(stem: Path, names: Collection[str] | None) -> list[Row]:

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from flor_plugins.errors import StoreError, WhereError
-from flor_plugins.records import Level, Row, Run
+from flor_plugins.records import Level, Run
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.reserved_names import is_ours
+from flor_plugins.store.metrics.row_source import SourcedRow
 from flor_plugins.store.query.column_types import typed
 from flor_plugins.store.query.series import (
     PHASES,
@@ -87,14 +88,14 @@ def dataframe(
 
 
 def positions(
-    run: Run, names: Sequence[str], level: Level, rows: Iterable[tuple[str, Row]] | None = None
+    run: Run, names: Sequence[str], level: Level, rows: Iterable[SourcedRow] | None = None
 ) -> pandas.DataFrame:
     """All positions of one run, with or without values: columns epoch, step and `names` as in
     `dataframe`.
 
     level "epoch": every completed epoch 1..N; the step is missing where nothing was
     recorded at the epoch's end. level "step": every recorded step. `run` and `name` are
-    columns only when asked for. rows: (writer, row) of its journals, writer by writer, if they
+    columns only when asked for. rows: (source, row) of its journals, source by source, if they
     were read already."""
     found = collect(run, metric_names(names), rows)
     columns = _resolve(list(dict.fromkeys(names)), [found], _seen([found]))

@@ -4,15 +4,15 @@ them counts.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from flor_plugins.records import Level, Phase, Row, Run
+from flor_plugins.records import Level, Phase, Run
 from flor_plugins.store.metrics.journal import read_run
+from flor_plugins.store.metrics.row_source import RowSource, SourcedRow
 
 PHASES: tuple[Phase, ...] = ("train", "validation", "test")
 # Plain tuples, not Position and a record: a long run has millions of them.
@@ -78,7 +78,7 @@ class RunSeries:
 
 
 def collect(
-    run: Run, names: Collection[str] | None = None, rows: Iterable[tuple[str, Row]] | None = None
+    run: Run, names: Collection[str] | None = None, rows: Iterable[SourcedRow] | None = None
 ) -> RunSeries:
     """Read a run; rows: its journals, writer by writer, if they were read already.
 
@@ -86,16 +86,15 @@ def collect(
     """
     found = RunSeries(run)
     read = read_run(run.path, names) if rows is None else rows
-    by_writer = [
-        (writer, [row for _, row in of_writer])
-        for writer, of_writer in groupby(read, itemgetter(0))
+    by_source = [
+        (source, [row for _, row in sourced]) for source, sourced in groupby(read, itemgetter(0))
     ]
     # The last one that writes a place counts.
-    for writer, written in sorted(by_writer, key=lambda one: _weight(one[0])):
-        source = source_of(writer)
+    for source, written in sorted(by_source, key=lambda group: _precedence(group[0])):
+        origin = str(source)
         for row in written:
             place = (row.position.epoch, row.position.step)
-            if source == "record":
+            if not source.is_replay:
                 found.ends[place[0]] = min(place[1], found.ends.get(place[0], place[1]))
                 if row.level == "step":
                     found.steps.add(place)
@@ -105,18 +104,11 @@ def collect(
                 if track is None:
                     track = found.tracks[key] = MetricSeries()
                 cells = track.steps if row.level == "step" else track.epochs
-                cells[place] = (value, source, row.verdict)
+                cells[place] = (value, origin, row.verdict)
     return found
 
 
-def source_of(writer: str) -> str:
-    """ "record", or "replay <id>" for the writer of a replay."""
-    replay = re.fullmatch(r"replay-(.+)-w\d+", writer)
-    return f"replay {replay[1]}" if replay else "record"
-
-
-def _weight(writer: str) -> tuple[int, int, str]:
-    if source_of(writer) != "record":
-        return 0, 0, writer
-    rank = re.fullmatch(r"record-r(\d+)", writer)
-    return 1, -int(rank[1]) if rank else -1, writer
+def _precedence(source: RowSource) -> tuple[int, int, str]:
+    if source.is_replay:
+        return 0, 0, source.writer
+    return 1, -1 if source.worker is None else -source.worker, source.writer

@@ -11,7 +11,6 @@ from flor_plugins.records import Run
 from flor_plugins.store.layout import Store
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.value_codec import encode_value
-from flor_plugins.store.query.series import source_of
 from flor_plugins.store.runs import list_runs, plain
 
 if TYPE_CHECKING:
@@ -106,11 +105,10 @@ def _runs(store: Store) -> Iterator[tuple[Any, ...]]:
 
 def _metrics(store: Store) -> Iterator[tuple[Any, ...]]:
     for run in list_runs(store):
-        for writer, row in read_run(run.path):
+        for source, row in read_run(run.path):
             place = (run.run_id, row.position.epoch, row.position.step, row.phase, row.level)
-            source = source_of(writer)
             for name, value in row.values.items():
-                yield (*place, name, *_number_and_text(value, run), source, row.verdict)
+                yield (*place, name, *_number_and_text(value, run), str(source), row.verdict)
 
 
 def _number_and_text(value: Any, run: Run) -> tuple[float | None, str | None]:

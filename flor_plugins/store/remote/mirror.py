@@ -18,6 +18,7 @@ from typing import Any
 from flor_plugins.errors import FlorError, MissingDependency, StoreError
 from flor_plugins.store.files import PARTIAL, read_json, whole_file, write_json
 from flor_plugins.store.layout import VARIABLE, Store, find_store, is_url, store_in
+from flor_plugins.store.metrics.row_source import source_of
 
 # in the folder: which object store it mirrors, and which version of each object is here
 NOTES = "mirror.json"
@@ -225,7 +226,7 @@ class Mirror:
         Its writer would go on in a file that is no longer in the folder.
         """
         here = self._here(name)
-        is_journal = "/metrics/replay-" in name and name.endswith(".jsonl")
+        is_journal = name.endswith(".jsonl") and source_of(here.stem).is_replay
         return is_journal and here.exists() and here.stat().st_size >= (there.get("size") or 0)
 
     def _remove(self, path: Path) -> None:

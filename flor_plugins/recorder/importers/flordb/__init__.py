@@ -25,14 +25,15 @@ from flor_plugins.store import runs
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store, find_store
 from flor_plugins.store.metrics.journal import Journal
+from flor_plugins.store.metrics.row_source import recording_writer, replay_writer
 
 SOURCE = "imported.json"  # as of other imports
 FORMAT = 1
 _SECONDS = "time::script"
 _WRITERS = {
-    "forward": "record-r0",
-    "replay": "replay-flordb-w0",
-    "extract": "replay-flordb-extract-w0",
+    "forward": recording_writer(),
+    "replay": replay_writer("flordb"),
+    "extract": replay_writer("flordb-extract"),
 }
 _NO_REPLAY = Obstacle(
     "none",
