@@ -61,9 +61,6 @@ class LoopFollower(Protocol[TrainerT]):
     is_done: bool
     wants_again: bool
 
-    def ends_with(self, done: type[BaseException], again: type[BaseException]) -> None:
-        """Say what ends the script when all is done, and when it has to be started once more."""
-
     def begin_again(self, trainer: TrainerT) -> None:
         """Go on: the script was started once more, and has come to the same loop."""
 

@@ -18,6 +18,7 @@ import flor_plugins
 from flor_plugins.loops import replay_driver
 from flor_plugins.loops.active_loops import stage
 from flor_plugins.records import Position, Run
+from flor_plugins.replayer.execution.launched_fit import RelaunchScript, ReplayDone
 from flor_plugins.store.layout import Store
 from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
@@ -41,14 +42,6 @@ FEW = (
 CELLS = [
     pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in cells_loop.CELLS
 ]
-
-
-class Done(BaseException):
-    """Ends a replayed cell."""
-
-
-class Again(BaseException):
-    """... which is to be started once more."""
 
 
 def alone(act: Callable[[], Any]) -> Any:
@@ -82,12 +75,11 @@ def replay(
             found[0].begin_again((on, main))
         else:
             found.append(replay_driver.drive((on, main), lambda: None, session))
-            found[0].ends_with(Done, Again)
         return found[0]
 
     def train() -> None:
         stage().begin = begin
-        with pytest.raises((Done, Again)):
+        with pytest.raises((ReplayDone, RelaunchScript)):
             cells_loop.train(name, flor)
 
     while not found or not found[0].is_done:

@@ -5,7 +5,6 @@ behind.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from codec_cases import same
 from torch import nn
 
+from flor_plugins.adapter import callback_class, replay_driver_of
 from flor_plugins.records import Position, Run
 from flor_plugins.replayer.worker_session.session import WorkerSession
 from flor_plugins.store import ranks
@@ -34,7 +34,7 @@ def recorded(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Run]:
     folder = tmp_path_factory.mktemp(request.param)
-    callback = import_module(f"flor_plugins.{request.param}").FlorCallback(store=folder / "store")
+    callback = callback_class(request.param)(store=folder / "store")
     _, train = CELLS[request.param](folder / "out", callback)
     train()
     return request.param, list_runs(Store(folder / "store"))[0]
@@ -44,10 +44,8 @@ def driven(
     framework: str, run: Run, ways: dict[str, tuple[int, ...]], folder: Path
 ) -> list[dict[str, Any]]:
     session, events = variants.session_of(run, ways)
-    callback = import_module(f"flor_plugins.{framework}").FlorCallback()
-    import_module(f"flor_plugins.{framework}.drive").drive(
-        *CELLS[framework](folder, callback), session
-    )
+    callback = callback_class(framework)()
+    replay_driver_of(framework).drive(*CELLS[framework](folder, callback), session)
     session.finish()
     return events
 

@@ -29,6 +29,8 @@ from flor_plugins.hooks.hook_files import HookFile, load
 from flor_plugins.lightning.replay_driver import drive
 from flor_plugins.records import Position, ReplayPass, Run, Task
 from flor_plugins.records.events import Event, PassResult
+from flor_plugins.replayer.worker_session import replay_loop
+from flor_plugins.replayer.worker_session.batch_cache import BatchCache
 from flor_plugins.replayer.worker_session.session import WorkerSession
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.metrics.journal import read_run
@@ -123,7 +125,8 @@ class Asked:
             self.run.run_id, self.run.name, "", (ReplayPass("state", (METRIC,), "", positions),)
         )
         number = f"20270101-000000-000-{next(self.numbers):06x}"
-        session = WorkerSession(self.run, task, number, [self.hook], told.append, per_pass=together)
+        session = WorkerSession(self.run, task, number, [self.hook], told.append)
+        replay_loop.BatchCache = partial(BatchCache, positions=together)
         trainer = pl.Trainer(
             accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
             enable_checkpointing=False, max_epochs=1,

@@ -10,7 +10,8 @@ here."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, TypeGuard
 
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
@@ -21,46 +22,41 @@ from flor_plugins.state.tensor_trees import UncopyableBatch, copied, is_same, nb
 
 CHANGES = 3  # of a data set, after which nothing of it is kept
 SHARE = 0.25  # of the available memory: the most that batches may take
-_PLAIN = (
-    "torch.utils.data.dataloader",
-    "accelerate.data_loader",
-)  # whose ways of iterating are known here
+# Whose ways of iterating are known here.
+_PLAIN = ("torch.utils.data.dataloader", "accelerate.data_loader")
+_END = object()  # instead of a batch, where there is none
 
 
 class BatchCache:
     """The batches of the loaders that hooks of one pass ask for.
 
-    positions: for how many the same may serve.
+    positions: for how many the same may serve; None: for all.
     """
 
     def __init__(self, say: Callable[[str], None], positions: int | None = None) -> None:
         self._say, self._positions = say, positions
-        self._kept: list[_CachedBatches] = []
+        self._cached: list[_CachedBatches] = []
         self._count = 0
 
     def begin(self) -> None:
         """The hooks of the next position are about to be called."""
         if self._positions is not None and self._count % self._positions == 0:
-            self.forget()
+            self._cached = []
         self._count += 1
 
-    def of(self, loader: Any) -> Any:
-        """What stands for a loader, or for each of a list of them: the loader itself where
-        it takes no part.
+    def of(self, loader: object) -> object:
+        """Return what stands for a loader, or for each of a list of them: the loader itself
+        where it takes no part.
         """
         if isinstance(loader, list):
-            return [self.of(one) for one in loader]
+            return [self.of(each) for each in loader]
         if not _is_plain(loader):
             return loader
-        for one in self._kept:
-            if one.loader is loader:
-                return _CachedLoader(one)
-        self._kept.append(_CachedBatches(loader, self._say))
-        return _CachedLoader(self._kept[-1])
-
-    def forget(self) -> None:
-        """Let go of all batches."""
-        self._kept = []
+        for cached in self._cached:
+            if cached.loader is loader:
+                return _CachedLoader(cached)
+        self._cached.append(_CachedBatches(loader, self._say))
+        return _CachedLoader(self._cached[-1])
 
 
 class _CachedBatches:
@@ -71,9 +67,9 @@ class _CachedBatches:
     verified: how many batches were the same when they were loaded again.
     """
 
-    def __init__(self, loader: Any, say: Callable[[str], None]) -> None:
+    def __init__(self, loader: DataLoader, say: Callable[[str], None]) -> None:
         self.loader, self._say = loader, say
-        self.batches: list[Any] = []
+        self.batches: list[object] = []
         self.is_on, self.is_whole = True, False
         self.drawn: list[bool] = []
         self.verified = 0
@@ -103,7 +99,7 @@ class _CachedBatches:
         if self._changes == CHANGES:
             self.give_up("its data set is changed again and again")
 
-    def loaded(self, number: int, batch: Any) -> None:
+    def loaded(self, number: int, batch: object) -> None:
         """The batch of that number was loaded; it has not been handed out yet."""
         if not self.is_on:
             return
@@ -146,124 +142,101 @@ class _CachedBatches:
 class _CachedLoader:
     """Stands for a loader: everything but its batches is the loader's own."""
 
-    def __init__(self, kept: _CachedBatches) -> None:
-        self._kept = kept
+    def __init__(self, cached: _CachedBatches) -> None:
+        self._cached = cached
 
     @property
     def __class__(self) -> type:  # type: ignore[override]  # for isinstance
-        return self._kept.loader.__class__
+        return self._cached.loader.__class__
 
-    def __getattr__(self, name: str) -> Any:
-        if name == "_kept":
+    def __getattr__(self, name: str) -> object:
+        if name == "_cached":
             raise AttributeError(name)  # of one that is being copied
-        return getattr(self._kept.loader, name)
+        return getattr(self._cached.loader, name)
 
     def __len__(self) -> int:
-        return len(self._kept.loader)
+        return len(self._cached.loader)
 
-    def __iter__(self) -> Iterator[Any]:
-        kept = self._kept
-        if kept.is_on:
-            kept.begin_pass()
-        if not kept.is_on:
-            return iter(kept.loader)
-        return _CachedIterator(kept) if kept.is_trusted() else _CachingIterator(kept)
-
-
-class _CachingIterator:
-    """A real pass, watched: what it brings is kept, or compared with what was kept."""
-
-    def __init__(self, kept: _CachedBatches) -> None:
-        self._kept, self._number = kept, 0
-        self._served: _CachedIterator | None = None
-        self._loader = self._watched(0, lambda: iter(kept.loader))
-
-    def __iter__(self) -> _CachingIterator:
-        return self
-
-    def __next__(self) -> Any:
-        if self._served is not None:
-            return next(self._served)
-        kept, number = self._kept, self._number
-        try:
-            batch = self._watched(number + 1, lambda: next(self._loader))
-        except StopIteration:
-            kept.is_whole = kept.is_whole or len(kept.batches) == number
-            raise
-        kept.loaded(number, batch)
-        self._number = number + 1
-        if kept.is_trusted():
-            self._served = _CachedIterator(kept, self._number)
-        return batch
-
-    def _watched(self, moment: int, act: Callable[[], Any]) -> Any:
-        """moment: 0 as the pass begins, 1 with the first batch, and so on."""
-        kept = self._kept
-        if not kept.is_on:
-            return act()
-        own = rng.loader_generators([("loader", kept.loader)])
-        before = random_state(own)
-        try:
-            return act()
-        finally:
-            after = random_state(own)
-            has_drawn = not is_equal(before, after)
-            if has_drawn and not (moment < 2 and is_one_seed(kept.loader, own, before, after)):
-                kept.give_up("loading it draws random numbers")
-            if moment < 2:
-                kept.begins_with(moment, has_drawn)
+    def __iter__(self) -> Iterator[object]:
+        cached = self._cached
+        if cached.is_on:
+            cached.begin_pass()
+        if not cached.is_on:
+            return iter(cached.loader)
+        if cached.is_trusted():
+            cached.draw_again(0)
+            return _cached_pass(cached, cached.batches, 0)
+        return _watched_pass(cached, _watched(cached, 0, iter, cached.loader))
 
 
-class _CachedIterator:
+def _watched_pass(cached: _CachedBatches, loaded: Iterator[object]) -> Iterator[object]:
+    """A real pass: what it brings is kept, or compared with what was kept."""
+    number = 0
+    while True:
+        batch = _watched(cached, number + 1, next, loaded, _END)
+        if batch is _END:
+            cached.is_whole = cached.is_whole or len(cached.batches) == number
+            return
+        cached.loaded(number, batch)
+        number += 1
+        rest = _cached_pass(cached, cached.batches, number) if cached.is_trusted() else None
+        yield batch
+        if rest is not None:
+            yield from rest
+            return
+
+
+def _watched(cached: _CachedBatches, moment: int, act: Callable[..., Any], *args: object) -> Any:
+    """moment: 0 as the pass begins, 1 with the first batch, and so on."""
+    if not cached.is_on:
+        return act(*args)
+    own = rng.loader_generators([("loader", cached.loader)])
+    before = random_state(own)
+    try:
+        return act(*args)
+    finally:
+        after = random_state(own)
+        has_drawn = not is_equal(before, after)
+        if has_drawn and not (moment < 2 and is_one_seed(cached.loader, own, before, after)):
+            cached.give_up("loading it draws random numbers")
+        if moment < 2:
+            cached.begins_with(moment, has_drawn)
+
+
+def _cached_pass(cached: _CachedBatches, batches: list[object], number: int) -> Iterator[object]:
     """A pass over what was kept, from a batch on; what was never loaded is loaded."""
-
-    def __init__(self, kept: _CachedBatches, number: int = 0) -> None:
-        self._kept, self._batches, self._number = kept, kept.batches, number
-        self._loader: Iterator[Any] | None = None
-        if number == 0:
-            kept.draw_again(0)
-
-    def __iter__(self) -> _CachedIterator:
-        return self
-
-    def __next__(self) -> Any:
-        number = self._number
-        if number == 0:
-            self._kept.draw_again(1)
-        if self._loader is None and number < len(self._batches):
-            batch = copied(self._batches[number])
-        elif self._loader is None and self._kept.is_whole and self._batches is self._kept.batches:
-            raise StopIteration
+    loaded: Iterator[object] | None = None
+    if number == 0:
+        cached.draw_again(1)
+    while True:
+        if loaded is None and number < len(batches):
+            batch = copied(batches[number])
+        elif loaded is None and cached.is_whole and batches is cached.batches:
+            return
         else:
-            batch = self._loaded(number)
-        self._number += 1
-        return batch
-
-    def _loaded(self, number: int) -> Any:
-        """What no pass has come to yet. All that a real pass draws has been drawn."""
-        own = rng.loader_generators([("loader", self._kept.loader)])
-        states = rng.capture_generators(own)
-        with rng.kept():
-            if self._loader is None:
-                self._loader = iter(self._kept.loader)
-                for _ in range(number):
-                    next(self._loader)
-            try:
-                batch = next(self._loader)
-            except StopIteration:
-                self._kept.is_whole = self._kept.is_whole or len(self._kept.batches) == number
-                raise
-            finally:
-                rng.restore_generators(own, states)
-        self._kept.loaded(number, batch)
-        return batch
+            # What no pass has come to yet. All that a real pass draws has been drawn.
+            own = rng.loader_generators([("loader", cached.loader)])
+            states = rng.capture_generators(own)
+            with rng.kept():
+                try:
+                    if loaded is None:
+                        loaded = islice(cached.loader, number, None)
+                    batch = next(loaded, _END)
+                finally:
+                    rng.restore_generators(own, states)
+            if batch is _END:
+                cached.is_whole = cached.is_whole or len(cached.batches) == number
+                return
+            cached.loaded(number, batch)
+        number += 1
+        yield batch
 
 
-def _is_plain(loader: Any) -> bool:
+def _is_plain(loader: object) -> TypeGuard[DataLoader]:
     """Do its batches come from an index, in order, each pass for itself?"""
     base = getattr(loader, "base_dataloader", loader)
     if not isinstance(base, DataLoader) or any(
-        type(one).__module__ not in _PLAIN for one in (loader, base)
+        type(part).__module__ not in _PLAIN for part in (loader, base)
     ):
         return False
     if (
@@ -278,17 +251,17 @@ def _is_plain(loader: Any) -> bool:
     return type(sampler) is SequentialSampler
 
 
-def _parts(loader: Any) -> list[dict[str, Any]]:
+def _parts(loader: object) -> list[dict[str, object]]:
     """The attributes of what batches are made from: somebody may set one between two passes."""
-    found, one = [], getattr(getattr(loader, "base_dataloader", loader), "dataset", None)
-    while one is not None and len(found) < 10:
-        found.append(dict(getattr(one, "__dict__", {})))
-        one = getattr(one, "dataset", None)
+    found, part = [], getattr(getattr(loader, "base_dataloader", loader), "dataset", None)
+    while part is not None and len(found) < 10:
+        found.append(dict(getattr(part, "__dict__", {})))
+        part = getattr(part, "dataset", None)
     return found
 
 
-def _is_changed(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> bool:
+def _is_changed(before: list[dict[str, object]], now: list[dict[str, object]]) -> bool:
     return len(before) != len(now) or any(
-        one.keys() != other.keys() or any(one[name] is not other[name] for name in one)
-        for one, other in zip(before, now, strict=True)
+        was.keys() != part.keys() or any(was[name] is not part[name] for name in was)
+        for was, part in zip(before, now, strict=True)
     )
