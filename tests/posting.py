@@ -1,4 +1,4 @@
-"""States as bytes in shared memory, sent to a courier without a training."""
+"""States as bytes in shared memory, sent to a writer without a training."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ SIZE = 1 << 18  # elements
 
 
 class Post:
-    """States sent to a courier, and what was answered."""
+    """States sent to a writer, and what was answered."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
-        self.courier = WriterClient(folder, **options)
+        self.client = WriterClient(folder, **options)
         self.buffers: list[SharedBuffer] = []
         self.answers: list[WriterMessage] = []
 
@@ -38,10 +38,10 @@ class Post:
         buffer = SharedBuffer(4 * size)
         self.buffers.append(buffer)
         np.copyto(buffer.array[: 4 * size].view(np.float32), np.float32(step))
-        self.courier.send(WriteOrder(job(step, buffer.handle, size), buffer, self.answers.append))
+        self.client.send(WriteOrder(job(step, buffer.handle, size), buffer, self.answers.append))
 
     def close(self) -> None:
-        self.courier.close()
+        self.client.close()
         for one in self.buffers:
             one.close()
         self.buffers.clear()

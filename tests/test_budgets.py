@@ -168,7 +168,7 @@ def test_steps_that_cost_much_leave_no_time_for_checkpoints() -> None:
         made_up.clock.now += 100.0
         made_up.asked.spent(5.0)
     assert made_up.taken == [START]
-    assert made_up.asked.share == pytest.approx((50 * 5 + 0.1) / (50 * 100 + 0.1))
+    assert made_up.asked.spent_s == pytest.approx(50 * 5 + 0.1)
     assert made_up.asked.skips[0].why == "recording would cost more than 2 % of the training's time"
 
 

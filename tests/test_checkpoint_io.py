@@ -23,7 +23,7 @@ from safetensors import safe_open
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
 from flor_plugins.lightning import FlorCheckpointIO, load_checkpoint
-from flor_plugins.recorder.recorder import FlorWarning
+from flor_plugins.recorder.gaps import FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.store import checkpoints, codec
 from tests.conftest import load_script

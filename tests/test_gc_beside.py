@@ -93,14 +93,14 @@ def test_a_state_that_refers_to_what_was_given_up_is_not_read_and_the_next_one_i
     tmp_path: Path, what: str
 ) -> None:
     """A collection that looked before the run went on, and acted after."""
-    buffer, scribe = SharedBuffer(8 * SIZE), CheckpointWriter(tmp_path)
+    buffer, writer = SharedBuffer(8 * SIZE), CheckpointWriter(tmp_path)
     buffer.array[4 * SIZE : 8 * SIZE] = 1
 
     def write(step: int) -> dict[str, Any]:
         order = job(step, 0) | {"number": step}
         order["tree"]["optimizer"] = {"m": order["tree"]["model"]["w"] | {"key": "optimizer/m"}}
         order["pieces"].append(["optimizer/m", "float32", [SIZE], 4 * SIZE, None])
-        return scribe.write(order, buffer.array.data)
+        return writer.write(order, buffer.array.data)
 
     assert "failed" not in write(0)
     GIVEN_UP[what](tmp_path)

@@ -105,7 +105,7 @@ def test_trainer_that_is_built_otherwise_is_trained_unrecorded(
 ) -> None:
     from flor_plugins.hf import FlorCallback
     from flor_plugins.hf.collector import MetricCollector
-    from flor_plugins.recorder.recorder import FlorWarning
+    from flor_plugins.recorder.gaps import FlorWarning
     from tests.cells_hf import train
 
     def attach(self: MetricCollector) -> None:

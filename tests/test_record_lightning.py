@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 
 import flor_plugins as flor
 from flor_plugins.lightning import FlorCallback
-from flor_plugins.recorder.recorder import FlorWarning
+from flor_plugins.recorder.gaps import FlorWarning
 from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from tests.conftest import Table, at, launched, load_script, table_of

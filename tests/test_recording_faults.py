@@ -19,7 +19,7 @@ import torch
 
 import flor_plugins as flor
 from flor_plugins.recorder.background_writer import BackgroundWriter
-from flor_plugins.recorder.recorder import MOST_GAPS, FlorWarning
+from flor_plugins.recorder.gaps import MOST_GAPS, FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.state import rng
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
@@ -256,7 +256,7 @@ import json, resource, sys, warnings
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 import flor_plugins as flor
-from flor_plugins.recorder.recorder import FlorWarning
+from flor_plugins.recorder.gaps import FlorWarning
 from tests.test_recording_faults import Toy, same
 
 def pad(batch):

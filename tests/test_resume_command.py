@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from flor_plugins.hf import FlorCallback as HfCallback
 from flor_plugins.lightning import FlorCallback as LightningCallback
-from flor_plugins.recorder.recorder import FlorWarning
+from flor_plugins.recorder.gaps import FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs

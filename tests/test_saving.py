@@ -224,16 +224,14 @@ def test_what_is_copied_beside_the_training_is_told_in_seconds_and_what_it_copie
 ) -> None:
     told: list[float] = []
     saver = CheckpointStaging(tmp_path, Told(), put=lambda job: job(), sync=lambda: None)
-    saver._told.copied = told.append  # type: ignore[method-assign]
+    saver._listener.copied = told.append  # type: ignore[method-assign]
     tensor = torch.ones(16 << 20)
     for step in range(2):  # when it was seen to stay it is copied later
         saver.save(
             Position(0, step), {"model": {"w": tensor}}, {tensor.data_ptr()} if is_beside else set()
         )
         end = time.monotonic() + 10
-        while (
-            (state := saver._open) and not state.copies._worked.is_set() and time.monotonic() < end
-        ):
+        while (state := saver._open) and not state.copies._done.done() and time.monotonic() < end:
             time.sleep(0.001)
         saver.close_window()
         tensor.add_(1)

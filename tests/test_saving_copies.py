@@ -86,7 +86,7 @@ def placed(tensors: list[torch.Tensor]) -> Iterator[tuple[SharedBuffer, list[Sta
     items, end = [], 0
     for number, tensor in enumerate(tensors):
         item = StagedTensor.of(f"model/{number}", tensor)
-        item.place = BufferSlot(end, item.nbytes)
+        item.slot = BufferSlot(end, item.nbytes)
         end += -(-item.nbytes // ALIGNMENT) * ALIGNMENT
         items.append(item)
     buffer = SharedBuffer(end)
@@ -98,8 +98,8 @@ def placed(tensors: list[torch.Tensor]) -> Iterator[tuple[SharedBuffer, list[Sta
 
 
 def bytes_at(buffer: SharedBuffer, item: StagedTensor) -> bytes:
-    assert item.place is not None
-    return buffer.array[item.place.offset : item.place.offset + item.place.nbytes].tobytes()
+    assert item.slot is not None
+    return buffer.array[item.slot.offset : item.slot.offset + item.slot.nbytes].tobytes()
 
 
 def closed(copies: PendingCopies) -> None:
@@ -182,7 +182,7 @@ def test_closing_in_the_middle_copies_the_rest_and_waits_for_the_one_that_is_bei
     tensors = [torch.full((1000,), float(number)) for number in range(4)]
     with placed(tensors) as (buffer, items):
         slow = Slow.of(items[0].key, tensors[0])
-        slow.place = items[0].place
+        slow.slot = items[0].slot
         copies, copier = PendingCopies(buffer, [slow, *items[1:]], []), CopyThread()
         copier.start(copies.work)
         assert Slow.begun.wait(60)
@@ -201,7 +201,7 @@ def test_closing_in_the_middle_copies_the_rest_and_waits_for_the_one_that_is_bei
 
 def test_what_goes_wrong_in_the_background_is_raised_when_the_window_closes() -> None:
     with placed([torch.ones(3)]) as (buffer, items):
-        items[0].place = BufferSlot(0, 7)  # no room for 12 bytes
+        items[0].slot = BufferSlot(0, 7)  # no room for 12 bytes
         copies = PendingCopies(buffer, items, [])
         copies.work()
         with pytest.raises(ValueError):
@@ -216,7 +216,7 @@ def test_what_goes_wrong_in_front_waits_for_the_thread_behind_before_the_buffer_
     tensors = [torch.ones(3), torch.ones(3)]
     with placed(tensors) as (buffer, items):
         slow = Slow.of(items[0].key, tensors[0])
-        slow.place, items[1].place = items[0].place, BufferSlot(64, 7)  # no room for 12 bytes
+        slow.slot, items[1].slot = items[0].slot, BufferSlot(64, 7)  # no room for 12 bytes
         copies, copier, raised = PendingCopies(buffer, [slow, items[1]], []), CopyThread(), []
 
         def close() -> None:
@@ -273,7 +273,7 @@ def test_a_tensor_that_is_only_compared_is_torn_if_its_hash_is_another_one() -> 
     tensors = [torch.ones(3), torch.ones(3).to(torch.bfloat16), torch.zeros(4, 4).T]
     with placed(tensors) as (buffer, items):
         for item, tensor in zip(items, tensors, strict=True):
-            item.place, item.hash = None, hash_of(row_major(tensor))
+            item.slot, item.hash = None, hash_of(row_major(tensor))
         tensors[1].data.add_(1)
         copies = PendingCopies(buffer, items, [])
         closed(copies)
@@ -289,7 +289,7 @@ def test_a_watched_tensor_is_still_if_neither_its_version_nor_its_bytes_moved() 
         tensors[2].add_(1).sub_(1)  # as it was, and written to all the same
         copies = PendingCopies(buffer, [], items)
         closed(copies)
-        assert copies.still == {
+        assert copies.unchanged == {
             "model/0": True,
             "model/1": False,
             "model/2": False,
@@ -301,8 +301,12 @@ def test_a_watched_tensor_is_still_if_neither_its_version_nor_its_bytes_moved() 
 # ---- memory
 
 
+def ignore(buffer: SharedBuffer) -> None:
+    """Do nothing before the memory of a buffer is given back."""
+
+
 def test_a_buffer_is_used_again_for_a_state_of_the_same_size_or_a_little_more() -> None:
-    pool = BufferPool()
+    pool = BufferPool(ignore)
     first = pool.take(5 * ROUND)
     assert first is not None and first.nbytes == 5 * ROUND
     handle = first.handle
@@ -314,7 +318,7 @@ def test_a_buffer_is_used_again_for_a_state_of_the_same_size_or_a_little_more() 
 
 
 def test_a_third_large_state_is_refused_until_one_is_written() -> None:
-    pool = BufferPool()
+    pool = BufferPool(ignore)
     size = SMALL // 2 + 1
     taken = [pool.take(size), pool.take(size)]
     assert None not in taken and pool.is_full()
@@ -326,7 +330,7 @@ def test_a_third_large_state_is_refused_until_one_is_written() -> None:
 
 
 def test_small_states_may_wait_side_by_side_up_to_a_limit() -> None:
-    pool = BufferPool()
+    pool = BufferPool(ignore)
     each = SMALL // 8
     taken = [pool.take(each) for _ in range(8)]
     assert None not in taken and len({id(one) for one in taken}) == 8
@@ -335,7 +339,7 @@ def test_small_states_may_wait_side_by_side_up_to_a_limit() -> None:
 
 
 def test_who_waits_for_room_gets_it_when_a_state_is_written() -> None:
-    pool = BufferPool()
+    pool = BufferPool(ignore)
     size, found = SMALL // 2 + 1, []
     held = [pool.take(size), pool.take(size)]
     waiting = threading.Thread(target=lambda: found.append(pool.take(size, wait=True)))

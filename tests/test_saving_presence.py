@@ -99,9 +99,9 @@ def test_a_signal_to_all_processes_of_a_training_does_not_end_its_writer(
 ) -> None:
     # the training ignores it, as one does that saves what it has
     before = f"signal.signal({int(number)}, signal.SIG_IGN)"
-    after = "post.courier.flush(); print(writer_of(post.folder)); post.send(6); post.close()"
+    after = "post.client.flush(); print(writer_of(post.folder)); post.send(6); post.close()"
     each = (
-        f"step == 2 and (post.courier.flush(), os.killpg(0, {int(number)}), "
+        f"step == 2 and (post.client.flush(), os.killpg(0, {int(number)}), "
         f"os.kill(writer_of(post.folder), "
     )
     each += f"{int(number)}))"
@@ -118,7 +118,7 @@ def test_a_writer_has_the_lowest_priority_among_processes_and_among_sessions(
 ) -> None:
     post = Post(tmp_path)
     post.send(0)
-    post.courier.flush()
+    post.client.flush()
     pid = writer_of(tmp_path)
     assert pid is not None
     assert os.getpriority(os.PRIO_PROCESS, pid) == 19
@@ -135,7 +135,7 @@ def test_a_writer_that_is_waited_for_in_the_end_has_its_share_of_the_processors(
 ) -> None:
     post = Post(tmp_path)
     post.send(0)
-    post.courier.flush()
+    post.client.flush()
     pid, seen = writer_of(tmp_path), set()
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)  # else it may be done before anybody looks
@@ -164,7 +164,7 @@ def test_the_package_is_found_where_the_training_found_it(tmp_path: Path) -> Non
         "from pathlib import Path; from posting import Post, writer_of; "
         f"post = Post(Path({str(tmp_path / 'run')!r})); pid = writer_of(post.folder); "
         f"post.send(0); "
-        "post.courier.flush(); assert pid == writer_of(post.folder), 'a second one was "
+        "post.client.flush(); assert pid == writer_of(post.folder), 'a second one was "
         "started'; post.close()"
     )
     env = {**os.environ, "PYTHONPATH": "tests", "PYTHONSAFEPATH": ""}

@@ -154,101 +154,101 @@ def test_constants_are_trained_parameters_and_optimizer_states_and_no_frozen_one
     assert trained.data_ptr() not in window.constants()
 
 
-# ---- habits
+# ---- tracker
 
 KEY = "model/w"
 
 
 def save(
-    habits: MutationTracker, tensor: torch.Tensor, hash: str, constants: set[int] | None = None
+    tracker: MutationTracker, tensor: torch.Tensor, hash: str, constants: set[int] | None = None
 ) -> str:
     """One checkpoint, taken and written; returns how the tensor was treated."""
-    how = habits.treatment(KEY, tensor, constants or set())
-    taken = habits.taken(KEY, tensor, constants or set())
+    how = tracker.copy_mode(KEY, tensor, constants or set())
+    taken = tracker.taken(KEY, tensor, constants or set())
     if taken is not None:
-        habits.written({KEY: taken}, {KEY: hash})
+        tracker.written({KEY: taken}, {KEY: hash})
     return how
 
 
 def test_a_trained_tensor_is_copied_later_only_after_a_window_in_which_nobody_wrote_to_it() -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
+    tensor, tracker = torch.ones(3), MutationTracker()
     constants = {tensor.data_ptr()}
-    assert habits.treatment(KEY, tensor, constants) == "watch"
-    assert habits.treatment(KEY, tensor, constants) == "watch"  # what was seen is not known yet
-    habits.watched(KEY, is_still=True)
-    assert habits.treatment(KEY, tensor, constants) == "later"
+    assert tracker.copy_mode(KEY, tensor, constants) == "watch"
+    assert tracker.copy_mode(KEY, tensor, constants) == "watch"  # what was seen is not known yet
+    tracker.watched(KEY, is_unchanged=True)
+    assert tracker.copy_mode(KEY, tensor, constants) == "later"
 
 
 def test_a_tensor_that_was_written_to_between_updates_is_copied_at_once_ever_after() -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
-    habits.watched(KEY, is_still=False)
-    assert habits.treatment(KEY, tensor, {tensor.data_ptr()}) == "now"
-    habits.watched(KEY, is_still=True)
-    assert habits.treatment(KEY, tensor, {tensor.data_ptr()}) == "now"
+    tensor, tracker = torch.ones(3), MutationTracker()
+    tracker.watched(KEY, is_unchanged=False)
+    assert tracker.copy_mode(KEY, tensor, {tensor.data_ptr()}) == "now"
+    tracker.watched(KEY, is_unchanged=True)
+    assert tracker.copy_mode(KEY, tensor, {tensor.data_ptr()}) == "now"
 
 
 def test_a_frozen_tensor_is_believed_once_its_hash_was_the_same_twice() -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
-    assert [save(habits, tensor, "a") for _ in range(4)] == ["now", "now", "same", "same"]
-    assert habits.known_hash(KEY) == "a"
+    tensor, tracker = torch.ones(3), MutationTracker()
+    assert [save(tracker, tensor, "a") for _ in range(4)] == ["now", "now", "same", "same"]
+    assert tracker.known_hash(KEY) == "a"
 
 
 @pytest.mark.parametrize("change", [lambda one: one.add_(1), lambda one: one.copy_(one)])
 def test_a_write_that_is_counted_makes_a_tensor_unknown_again(
     change: Callable[[torch.Tensor], Any],
 ) -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
+    tensor, tracker = torch.ones(3), MutationTracker()
     for _ in range(3):
-        save(habits, tensor, "a")
+        save(tracker, tensor, "a")
     change(tensor)
-    assert [save(habits, tensor, "b") for _ in range(3)] == ["now", "now", "same"]
-    assert habits.known_hash(KEY) == "b"
+    assert [save(tracker, tensor, "b") for _ in range(3)] == ["now", "now", "same"]
+    assert tracker.known_hash(KEY) == "b"
 
 
 def test_a_tensor_that_changed_without_a_trace_is_never_believed_again() -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
-    assert [save(habits, tensor, one) for one in "abbbbbb"] == ["now"] * 7
+    tensor, tracker = torch.ones(3), MutationTracker()
+    assert [save(tracker, tensor, one) for one in "abbbbbb"] == ["now"] * 7
 
 
 def test_a_tensor_that_was_not_what_it_was_believed_to_be_is_never_believed_again() -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
+    tensor, tracker = torch.ones(3), MutationTracker()
     for _ in range(2):
-        save(habits, tensor, "a")
-    assert habits.treatment(KEY, tensor, set()) == "same"
-    habits.surprised(KEY)
-    assert [save(habits, tensor, "a") for _ in range(4)] == ["now"] * 4
-    assert habits.treatment(KEY, tensor, {tensor.data_ptr()}) == "now"
+        save(tracker, tensor, "a")
+    assert tracker.copy_mode(KEY, tensor, set()) == "same"
+    tracker.torn(KEY)
+    assert [save(tracker, tensor, "a") for _ in range(4)] == ["now"] * 4
+    assert tracker.copy_mode(KEY, tensor, {tensor.data_ptr()}) == "now"
 
 
 def test_what_is_written_of_an_older_checkpoint_says_nothing_of_a_newer_version() -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
-    older = [habits.taken(KEY, tensor, set()) for _ in range(3)]
+    tensor, tracker = torch.ones(3), MutationTracker()
+    older = [tracker.taken(KEY, tensor, set()) for _ in range(3)]
     tensor.add_(1)
-    newer = habits.taken(KEY, tensor, set())
+    newer = tracker.taken(KEY, tensor, set())
     for one in older:
         assert one is not None
-        habits.written({KEY: one}, {KEY: "a"})
-    assert habits.treatment(KEY, tensor, set()) == "now"
+        tracker.written({KEY: one}, {KEY: "a"})
+    assert tracker.copy_mode(KEY, tensor, set()) == "now"
     assert newer is not None
-    habits.written({KEY: newer}, {KEY: "b"})
-    assert habits.treatment(KEY, tensor, set()) == "now"
-    habits.written({KEY: newer}, {KEY: "b"})
-    assert habits.treatment(KEY, tensor, set()) == "same" and habits.known_hash(KEY) == "b"
+    tracker.written({KEY: newer}, {KEY: "b"})
+    assert tracker.copy_mode(KEY, tensor, set()) == "now"
+    tracker.written({KEY: newer}, {KEY: "b"})
+    assert tracker.copy_mode(KEY, tensor, set()) == "same" and tracker.known_hash(KEY) == "b"
 
 
 def test_what_was_known_of_a_frozen_tensor_is_forgotten_while_it_is_trained() -> None:
-    tensor, habits = torch.ones(3), MutationTracker()
+    tensor, tracker = torch.ones(3), MutationTracker()
     for _ in range(3):
-        save(habits, tensor, "a")
-    assert save(habits, tensor, "b", {tensor.data_ptr()}) == "watch"
+        save(tracker, tensor, "a")
+    assert save(tracker, tensor, "b", {tensor.data_ptr()}) == "watch"
     with torch.no_grad():
         tensor.data.add_(1)  # as a fused optimizer does: no version counts it
-    assert [save(habits, tensor, "c") for _ in range(3)] == ["now", "now", "same"]
-    assert habits.known_hash(KEY) == "c"
+    assert [save(tracker, tensor, "c") for _ in range(3)] == ["now", "now", "same"]
+    assert tracker.known_hash(KEY) == "c"
 
 
 def test_a_fused_optimizer_leaves_the_versions_of_what_it_changes() -> None:
-    """Why versions alone are not believed. Should it change: habits.py says that they are not."""
+    """Why versions alone are not believed. Should it change: tracker.py says that they are not."""
     weight = torch.nn.Parameter(torch.ones(64))
     optimizer = torch.optim.AdamW([weight], 0.1, fused=True)
     weight.sum().backward()
@@ -259,22 +259,22 @@ def test_a_fused_optimizer_leaves_the_versions_of_what_it_changes() -> None:
 
 
 def test_memory_that_was_freed_and_given_to_another_tensor_is_not_taken_for_the_first_one() -> None:
-    habits = MutationTracker()
+    tracker = MutationTracker()
     memory = np.zeros(8)
     for _ in range(
         4
     ):  # states of random generators come so: a fresh tensor each time, often at the same address
         tensor = torch.from_numpy(memory)
         assert (tensor.data_ptr(), tensor._version) == (memory.ctypes.data, 0)
-        assert save(habits, tensor, "a") == "now"
+        assert save(tracker, tensor, "a") == "now"
         del tensor
 
 
 def test_inference_tensors_and_empty_ones_are_copied_at_once() -> None:
-    habits = MutationTracker()
+    tracker = MutationTracker()
     with torch.inference_mode():
         tensor = torch.ones(3)
     empty = torch.empty(0)
     for _ in range(3):
-        assert habits.treatment(KEY, empty, {empty.data_ptr()}) == "now"
-        assert save(habits, tensor, "a") == "now"
+        assert tracker.copy_mode(KEY, empty, {empty.data_ptr()}) == "now"
+        assert save(tracker, tensor, "a") == "now"

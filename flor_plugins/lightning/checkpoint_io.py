@@ -20,7 +20,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from flor_plugins.errors import NoCheckpoint, StoreError
 from flor_plugins.recorder.importers.lightning import position_of, read_file
-from flor_plugins.recorder.recorder import FlorWarning
+from flor_plugins.recorder.gaps import FlorWarning
 from flor_plugins.records import Position
 from flor_plugins.records.sections import MODEL, OPTIMIZER, TRAINER
 from flor_plugins.store import checkpoints, codec

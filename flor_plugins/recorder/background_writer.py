@@ -2,7 +2,8 @@
 
 It and the training take turns at the interpreter's lock, and each turn costs the training more
 than what is written in it: so it sleeps a little after it was woken, and writes the rows of
-many steps at once."""
+many steps at once.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +12,10 @@ import queue
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-BackgroundJob = Callable[[], Any]
-PAUSE = (
-    0.05  # seconds between two wakings; as much of the last rows is lost when the process is killed
-)
+BackgroundJob = Callable[[], object]
+# Seconds between two wakings; as much of the last rows is lost when the process is killed.
+PAUSE = 0.05
 
 
 class BackgroundWriter:
@@ -25,7 +24,7 @@ class BackgroundWriter:
     def __init__(self, failed: Callable[[Exception], None]) -> None:
         self._jobs: queue.SimpleQueue[BackgroundJob | None] = queue.SimpleQueue()
         self._failed = failed
-        self._hurry = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._run, name="flor-writer", daemon=True)
         self._thread.start()
         # A daemon thread dies with the interpreter: what is queued must be written before.
@@ -35,7 +34,7 @@ class BackgroundWriter:
         """Queue a job. soon: it and all before it are done without a pause."""
         self._jobs.put(job)
         if soon:
-            self._hurry.set()
+            self._wake.set()
 
     def flush(self) -> None:
         """Wait until everything queued so far is done."""
@@ -49,7 +48,7 @@ class BackgroundWriter:
         atexit.unregister(self.close)
         if self._thread.is_alive():
             self._jobs.put(None)
-            self._hurry.set()
+            self._wake.set()
             self._thread.join()
 
     def _run(self) -> None:
@@ -65,6 +64,6 @@ class BackgroundWriter:
         with suppress(queue.Empty):
             return self._jobs.get_nowait()
         job = self._jobs.get()
-        self._hurry.wait(PAUSE)
-        self._hurry.clear()
+        self._wake.wait(PAUSE)
+        self._wake.clear()
         return job

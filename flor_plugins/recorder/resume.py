@@ -1,4 +1,4 @@
-"""Going on with an interrupted run: which one, from where, and was it the same run?"""
+"""Resuming an interrupted run: which one, from where, and was it the same run?"""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import shutil
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, FlorError, NoCheckpoint
 from flor_plugins.recorder.checkpointing.writer_lock import wait_for_writer
 from flor_plugins.recorder.code_snapshot import snapshot
 from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.records import (
+    JsonObject,
     Launch,
     Level,
     Obstacle,
@@ -51,29 +52,42 @@ TASKS = (
 
 @dataclass(slots=True)
 class Resumption:
-    """An interrupted run and the State from which it goes on.
+    """An interrupted run and the State from which it is resumed.
 
     again: rows that were recorded after that State, by step; the resumed run makes them again,
     and they are compared. (By step: what an exception cut short stands at a position whose
-    epoch was not known to be over.) damaged: what was wrong with later checkpoints."""
+    epoch was not known to be over.) damaged: what was wrong with later checkpoints.
+    is_restored: the training has come to the State.
+    """
 
     run: Run
     position: Position
-    sections: dict[str, Any]
-    again: dict[tuple[int, Phase, Level], dict[str, Any]] = field(default_factory=dict)
+    sections: JsonObject
+    again: dict[tuple[int, Phase, Level], JsonObject] = field(default_factory=dict)
     damaged: tuple[str, ...] = ()
+    is_restored: bool = False
 
     def compare(self, row: Row, media: Path) -> str | None:
-        """What is not as it was recorded before the interruption; None where all is."""
-        was = self.again.pop((row.position.step, row.phase, row.level), {})
-        for name in sorted(was.keys() & row.values.keys()):
-            now = encode_value(row.values[name], media)
-            if now != was[name] and not is_measured(name):
+        """Return what is not as it was recorded before the interruption; None where all is."""
+        recorded = self.again.pop((row.position.step, row.phase, row.level), {})
+        for name in sorted(recorded.keys() & row.values.keys()):
+            value = encode_value(row.values[name], media)
+            if value != recorded[name] and not is_measured(name):
                 return (
-                    f"{name} at {row.position} was {was[name]!r} before the interruption "
-                    f"and is {now!r} after it"
+                    f"{name} at {row.position} was {recorded[name]!r} before the interruption "
+                    f"and is {value!r} after it"
                 )
         return None
+
+    def unfinished(self) -> Iterator[str]:
+        """Yield what a resumed run that has finished did not come to."""
+        if not self.is_restored:
+            yield "the interrupted run was to go on, and this training never came to where it stood"
+        elif self.again:
+            yield (
+                f"recorded before the interruption and not again: values of step "
+                f"{min(self.again)[0]} and later ones"
+            )
 
     def take_out(self, journal: Journal, media: Path) -> None:
         """Remove what was recorded after the State from the journal, so that each value stands
@@ -85,11 +99,9 @@ class Resumption:
 
         def is_after(row: Row) -> bool:
             nonlocal here
-            if (
-                row.position == self.position
-            ):  # those that were open when the State was taken are made again
+            if row.position == self.position:
                 here -= 1
-                return here < 0
+                return here < 0  # open when the State was taken: it is made again
             return row.position > self.position
 
         for row in journal.take_out(is_after):
@@ -100,32 +112,40 @@ class Resumption:
 
 
 def resumption(store: Store, options: RecordOptions, first: Run) -> Resumption | None:
-    """What a training goes on with: the run that FLOR_RESUME or `options.resume` names; None
+    """Return what a training resumes: the run that FLOR_RESUME or `options.resume` names; None
     for a new run.
 
     first: the run that would be begun otherwise. Of an interrupted launch that trains several
     times, the trainings that had finished are gone through once more from their last State,
-    without a step. Raises UnknownRun, NoCheckpoint, or FlorError where the run can't be gone on
-    with."""
-    named = os.environ.get(VARIABLE)
-    wanted = find_run(store, named) if named else None
-    if wanted is not None and wanted.launch.call > first.launch.call:
-        run = _before(store, wanted, first.launch.call)
-    elif wanted is not None and wanted.launch.call == first.launch.call:
-        check(run := wanted, first.framework)
-    elif options.resume == "auto":
-        run = _interrupted(store, first, options.name)
-    elif options.resume is not None:
-        check(run := find_run(store, options.resume), first.framework)
-    else:
-        run = None
-    if run is not None and run.processes != first.processes:
+    without a step. Raises UnknownRun, NoCheckpoint, or FlorError where the run can't be resumed.
+    """
+    run = _wanted(store, options, first)
+    if run is None:
+        return None
+    if run.processes != first.processes:
         raise FlorError(
-            f"run {run.name} ({run.run_id}) was trained by {run.processes} processes together, "
-            f"and here are "
+            f"{_named(run)} was trained by {run.processes} processes together, and here are "
             f"{first.processes}; start as many"
         )
-    return None if run is None else _at_last_state(run)
+    return _at_last_state(run)
+
+
+def _wanted(store: Store, options: RecordOptions, first: Run) -> Run | None:
+    named = os.environ.get(VARIABLE)
+    if named:
+        run = find_run(store, named)
+        if run.launch.call > first.launch.call:
+            return _before(store, run, first.launch.call)
+        if run.launch.call == first.launch.call:
+            check(run, first.framework)
+            return run
+    if options.resume == "auto":
+        return _interrupted(store, first, options.name)
+    if options.resume is None:
+        return None
+    run = find_run(store, options.resume)
+    check(run, first.framework)
+    return run
 
 
 def _at_last_state(run: Run) -> Resumption:
@@ -135,47 +155,47 @@ def _at_last_state(run: Run) -> Resumption:
     damaged: list[str] = []
     while (position := last_full(run)) is not None:
         try:
-            for rank in range(1, run.processes):  # else that process would find out alone
-                checkpoints.load_checkpoint(ranks.folder(run.path, rank), position)
-            return Resumption(
-                run,
-                position,
-                checkpoints.load_checkpoint(run.path, position),
-                damaged=tuple(damaged),
-            )
+            for folder in _folders(run)[1:]:  # else that process would find out alone
+                checkpoints.load_checkpoint(folder, position)
+            sections = checkpoints.load_checkpoint(run.path, position)
+            return Resumption(run, position, sections, damaged=tuple(damaged))
         except DamagedCheckpoint as error:  # as a machine leaves it that lost its power
             damaged.append(f"run {run.name} goes on from an earlier checkpoint: {error}")
             _put_aside(run, position)
-    raise NoCheckpoint(
-        f"run {run.name} ({run.run_id}) can't be resumed: every checkpoint in {run.path} is damaged"
-    )
+    raise NoCheckpoint(f"{_named(run)} can't be resumed: every checkpoint in {run.path} is damaged")
 
 
 def last_full(run: Run) -> Position | None:
-    """The last position from which the run can go on bit for bit; None without one."""
+    """Return the last position from which the run can be resumed bit for bit; None without one."""
     _wait_for_writers(run)
-    found = ranks.list_checkpoints(run)
-    whole = (
-        one.position for one in found if one.is_full and one.can_train and TIMELINE in one.sections
+    positions = (
+        checkpoint.position
+        for checkpoint in ranks.list_checkpoints(run)
+        if checkpoint.is_full and checkpoint.can_train and TIMELINE in checkpoint.sections
     )
-    return max(whole, default=None)
+    return max(positions, default=None)
 
 
 def _wait_for_writers(run: Run) -> None:
-    """What a killed training had handed over is still written."""
+    """Wait until what a killed training had handed over is written."""
     if is_interrupted(run):
-        for rank in range(run.processes):
-            wait_for_writer(ranks.folder(run.path, rank))
+        for folder in _folders(run):
+            wait_for_writer(folder)
 
 
 def _put_aside(run: Run, position: Position) -> None:
-    """Out of the way of the checkpoint that will be made there; names that begin with a dot
-    are not read.
+    """Move a checkpoint out of the way of the one that will be made there; names that begin with
+    a dot are not read.
     """
-    for part in (run.path, *(ranks.folder(run.path, rank) for rank in range(1, run.processes))):
+    for part in _folders(run):
         folder = part / checkpoints.FOLDER / str(position)
         if folder.exists():
             folder.rename(folder.with_name(f".damaged-{time.time_ns()}-{folder.name}"))
+
+
+def _folders(run: Run) -> list[Path]:
+    """Return the folder of each process, the first one's first."""
+    return [ranks.folder(run.path, rank) for rank in range(run.processes)]
 
 
 def is_interrupted(run: Run) -> bool:
@@ -184,29 +204,33 @@ def is_interrupted(run: Run) -> bool:
     """
     if run.status in ("killed", "failed"):
         return True
-    if run.status != "running" or run.process.host == socket.gethostname():
+    if run.status != "running" or _is_here(run):
         return False
-    return _is_same_job(run) or time.time() - _touched(run) > SILENT_S
+    return _is_same_job(run) or time.time() - _written_at(run) > SILENT_S
+
+
+def _is_here(run: Run) -> bool:
+    return run.process.host == socket.gethostname()
 
 
 def job() -> dict[str, str]:
-    """What the scheduler of this process calls it; empty without one."""
+    """Return what the scheduler of this process calls it; empty without one."""
     return {name: os.environ[name] for name in (*JOBS, *TASKS) if os.environ.get(name)}
 
 
 def _is_same_job(run: Run) -> bool:
-    was, now = run.environment.get("job", {}), job()
-    return was == now and any(name in now for name in JOBS)
+    recorded, present = run.environment.get("job", {}), job()
+    return recorded == present and any(name in present for name in JOBS)
 
 
 def _is_same_task(run: Run) -> bool:
-    """Jobs of an array have one command line."""
-    was, now = run.environment.get("job", {}), job()
-    return all(was.get(name) == now.get(name) for name in TASKS)
+    """Is it the same task of an array of jobs? They have one command line."""
+    recorded, present = run.environment.get("job", {}), job()
+    return all(recorded.get(name) == present.get(name) for name in TASKS)
 
 
 def check(run: Run, framework: str) -> None:
-    """Can this run be resumed? Raises FlorError or NoCheckpoint, which say why not.
+    """Check that a run can be resumed. Raises FlorError or NoCheckpoint, which say why not.
 
     Who names a run of another host is believed that it was interrupted.
     """
@@ -216,134 +240,133 @@ def check(run: Run, framework: str) -> None:
             f"{framework}"
         )
     if run.status == "finished":
-        raise FlorError(f"run {run.name} ({run.run_id}) is finished; there is nothing to resume")
-    if run.status == "running" and run.process.host == socket.gethostname():
+        raise FlorError(f"{_named(run)} is finished; there is nothing to resume")
+    if run.status == "running" and _is_here(run):
         raise FlorError(
-            f"run {run.name} ({run.run_id}) is running on {run.process.host} (process "
-            f"{run.process.pid}); "
+            f"{_named(run)} is running on {run.process.host} (process {run.process.pid}); "
             "end that process first"
         )
     if last_full(run) is None:
         raise NoCheckpoint(
-            f"run {run.name} ({run.run_id}) can't be resumed: there is no full checkpoint in "
-            f"{run.path}"
+            f"{_named(run)} can't be resumed: there is no full checkpoint in {run.path}"
         )
 
 
 def _interrupted(store: Store, first: Run, name: str | None) -> Run | None:
-    """The newest run of this very launch, if the launch was interrupted.
+    """Return the newest run of this very launch, if the launch was interrupted.
 
     Raises FlorError if its code was another.
     """
     runs = list_runs(store)
+    identity = _identity(first.launch)
     same = [
         run
         for run in runs
         if run.run_id != first.run_id
         and run.framework == first.framework
-        and _identity(run.launch) == _identity(first.launch)
+        and _identity(run.launch) == identity
         and name in (None, run.name)
         and _is_same_task(run)
     ]
     newest = same[-1] if same else None
     if newest is None or last_full(newest) is None:
         return None
-    later = [
-        run
-        for run in runs
-        if run.process == newest.process and run.launch.call > newest.launch.call
-    ]
-    if not any(is_interrupted(run) for run in (newest, *later)):
-        _say_if_silent(newest)
+    launched = [run for run in runs if run.process == newest.process]
+    later = [run for run in launched if run.launch.call > newest.launch.call]
+    if not any(map(is_interrupted, (newest, *later))):
+        _refuse_if_silent(newest)
         return None
     _check_code(newest, first)
     return newest
 
 
-def _say_if_silent(run: Run) -> None:
-    """Raises FlorError for a run of another host: whether it runs on, nobody here knows."""
-    if run.status == "running" and run.process.host != socket.gethostname():
+def _refuse_if_silent(run: Run) -> None:
+    """Raise FlorError for a run of another host: whether it runs on, nobody here knows."""
+    if run.status == "running" and not _is_here(run):
         raise FlorError(
             f"the last run of this command, {run.name} ({run.run_id}), is not known to have "
-            f"ended: {run.process.host} "
-            f"wrote to it {time.time() - _touched(run):.0f} s ago, and only after "
-            f"{SILENT_S:.0f} s it counts as "
-            f"interrupted. To go on with it now: flor-hf resume {run.run_id}"
-        )
-
-
-def _before(store: Store, run: Run, call: int) -> Run | None:
-    """An earlier training of the process that recorded `run`."""
-    same = [
-        one for one in list_runs(store) if one.process == run.process and one.launch.call == call
-    ]
-    return next((one for one in same if last_full(one) is not None), None)
-
-
-def _identity(launch: Launch) -> tuple[Any, ...]:
-    params = plain(dict(launch.params))
-    return (
-        launch.kind,
-        launch.target,
-        tuple(launch.argv),
-        launch.cwd,
-        launch.call,
-        params,
-        launch.recipe,
-    )
-
-
-def _check_code(run: Run, first: Run) -> None:
-    then, now = run.code, first.code
-    if then is None or now is None:
-        raise FlorError(
-            f"the interrupted run {run.name} ({run.run_id}) can't go on by itself: its code is "
-            f"not known"
-        )
-    changed = snapshot.changes(then, now)
-    if changed:
-        raise FlorError(
-            f"the code of the interrupted run {run.name} ({run.run_id}) has changed since: "
-            f"{', '.join(changed[:5])}. "
-            f"To go on with it all the same: FlorCallback(resume={run.run_id!r}); under its "
-            f"own code: "
+            f"ended: {run.process.host} wrote to it {time.time() - _written_at(run):.0f} s ago, "
+            f"and only after {SILENT_S:.0f} s it counts as interrupted. To go on with it now: "
             f"flor-hf resume {run.run_id}"
         )
 
 
-def reopened(found: Resumption, process: RecordingProcess, at: str) -> Run:
-    """The run.json of a run that goes on in `process`."""
-    resumed = (*found.run.resumed, f"{at} at {found.position}")
+def _before(store: Store, run: Run, call: int) -> Run | None:
+    """Return an earlier training of the process that recorded `run`."""
+    for earlier in list_runs(store):
+        is_wanted = earlier.process == run.process and earlier.launch.call == call
+        if is_wanted and last_full(earlier) is not None:
+            return earlier
+    return None
+
+
+def _identity(launch: Launch) -> Launch:
+    """Return the launch without what differs from one start of it to the next."""
+    params = plain(dict(launch.params))
     return replace(
-        found.run, status="running", process=process, finished_at=None, error=None, resumed=resumed
+        launch, params=params, argv=tuple(launch.argv), env={}, folder="", injected=False
     )
 
 
-def obstacles(was: Run, now: Run) -> list[Obstacle]:
-    """What decides about bits and is not in the process that goes on as in the one that was
-    interrupted.
+def _check_code(run: Run, first: Run) -> None:
+    if run.code is None or first.code is None:
+        raise FlorError(
+            f"the interrupted {_named(run)} can't go on by itself: its code is not known"
+        )
+    changed = snapshot.changes(run.code, first.code)
+    if changed:
+        raise FlorError(
+            f"the code of the interrupted {_named(run)} has changed since: "
+            f"{', '.join(changed[:5])}. To go on with it all the same: "
+            f"FlorCallback(resume={run.run_id!r}); under its own code: flor-hf resume {run.run_id}"
+        )
+
+
+def _named(run: Run) -> str:
+    return f"run {run.name} ({run.run_id})"
+
+
+def reopened(resumed: Resumption, process: RecordingProcess, at: str) -> Run:
+    """Return the run.json of a run that is resumed in `process`."""
+    run = resumed.run
+    return replace(
+        run,
+        status="running",
+        process=process,
+        finished_at=None,
+        error=None,
+        resumed=(*run.resumed, f"{at} at {resumed.position}"),
+    )
+
+
+def obstacles(interrupted: Run, present: Run) -> list[Obstacle]:
+    """Return what decides about bits and is not in the process that resumes a run as in the one
+    that was interrupted.
     """
-    before, after = plain(dict(was.environment)), plain(dict(now.environment))
-    names = [name for name in DECIDING if before.get(name) != after.get(name)]
-    differ = [f"{name} {_short(before.get(name), after.get(name))}" for name in names]
-    if not differ:
+    before, after = plain(dict(interrupted.environment)), plain(dict(present.environment))
+    differences = [
+        f"{name} {_difference(before.get(name), after.get(name))}"
+        for name in DECIDING
+        if before.get(name) != after.get(name)
+    ]
+    if not differences:
         return []
-    reason = f"it was interrupted and went on elsewhere: {'; '.join(differ)}"
+    reason = f"it was interrupted and went on elsewhere: {'; '.join(differences)}"
     return [
         Obstacle("close", reason, "resume where the run began: same machine, packages and settings")
     ]
 
 
-def _short(before: Any, after: Any) -> str:
-    """Of two mappings only what differs."""
+def _difference(before: object, after: object) -> str:
+    """Return both values; of two mappings only what differs."""
     if not isinstance(before, dict) or not isinstance(after, dict):
         return f"{before} then, {after} now"
-    names = sorted(
-        name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
-    )
-    return ", ".join(f"{name} {before.get(name)} then, {after.get(name)} now" for name in names[:5])
+    names = before.keys() | after.keys()
+    changed = sorted(name for name in names if before.get(name) != after.get(name))
+    pairs = (f"{name} {before.get(name)} then, {after.get(name)} now" for name in changed[:5])
+    return ", ".join(pairs)
 
 
-def _touched(run: Run) -> float:
+def _written_at(run: Run) -> float:
     files = [*run.path.glob("metrics/*"), *run.path.glob("checkpoints/*"), run.path / "run.json"]
     return max((file.stat().st_mtime for file in files if file.exists()), default=0.0)

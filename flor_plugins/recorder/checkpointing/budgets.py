@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -12,6 +13,12 @@ from flor_plugins.records import Position
 
 ALLOWANCE_S = 2.0  # nobody minds two seconds: a short training keeps every epoch
 SERIES = (1, 2, 5, 10, 20, 50, 100)
+# A run of unknown length is expected to go on for twice as long as it did so far, and for so
+# many checkpoints at least. So what is left of the disk is spent ever more slowly: of 50 GB at
+# 1.3 GB each, 15 are left after a hundred epochs and 7 after a thousand; and a short run is not
+# thinned much for the sake of a long one that never comes.
+LEAST_EXPECTED = 20
+UNKNOWN_LENGTH = 10**6  # boundaries: for data without a length the HF Trainer names sys.maxsize
 RECENT = 5  # costs and sizes change while a model trains (caches warm up, layers are unfrozen)
 
 
@@ -19,8 +26,8 @@ class TimeBudget:
     """Seconds of training that recording may cost: a share of those that have passed, and
     ALLOWANCE_S.
 
-    Whoever takes a checkpoint whenever the budget allows it takes them as far apart as they are
-    dear.
+    Whoever takes a checkpoint whenever the budget allows it takes them the further apart the more
+    they cost.
     share: None for no limit.
     """
 
@@ -36,25 +43,25 @@ class TimeBudget:
         self._weights_share = 1.0
 
     def begin(self) -> None:
-        """The training begins now, if it has not: what came before it (imports, data) is
-        nothing to take a share of.
+        """Begin to count with the training, if it has not begun: of what came before it (imports,
+        data) no share is taken.
         """
         if self._began is None:
             self._began = self._clock()
 
     def trains(self, parameters: int, states: int) -> None:
-        """So many bytes does an update change: of the model and of the optimizer."""
+        """Note how many bytes of the model and of the optimizer an update changes."""
         self._weights_share = parameters / (parameters + states) if parameters else 1.0
 
     def spend(self, seconds: float) -> None:
-        """So much of the training's time went into checkpoints."""
+        """Note how much of the training's time went into checkpoints."""
         self.begin()
         with self._lock:
             self.spent_s += seconds
             self._latest[-1] += seconds
 
     def took(self, *, is_full: bool) -> None:
-        """A checkpoint was taken: what is spent from now on is its cost."""
+        """Note that a checkpoint was taken: what is spent from now on is its cost."""
         with self._lock:
             self._latest = self._full if is_full else self._weights
             self._latest.append(0.0)
@@ -68,11 +75,8 @@ class TimeBudget:
             if not is_full:  # while none was measured: by its bytes
                 needed = _typical(self._weights) or self._weights_share * needed
             needed += self.spent_s
-        return needed <= self._share * self.elapsed_s + ALLOWANCE_S
-
-    @property
-    def elapsed_s(self) -> float:
-        return 0.0 if self._began is None else self._clock() - self._began
+        elapsed = 0.0 if self._began is None else self._clock() - self._began
+        return needed <= self._share * elapsed + ALLOWANCE_S
 
     @property
     def refusal(self) -> str:
@@ -82,8 +86,8 @@ class TimeBudget:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSpacing:
-    """Of the wishes every `taken`-th becomes a checkpoint (None: none does), of those every
-    `full`-th is full.
+    """Every `taken`-th wish becomes a checkpoint (None: none does), and every `full`-th of those
+    is full.
     """
 
     taken: int | None
@@ -91,7 +95,7 @@ class CheckpointSpacing:
 
 
 # First optimizers are left out, up to 99 of 100. Then weights, too: of a hundred wishes one is
-# still full, so that no place is ever further than that from one that training goes on from;
+# still full, so that no place is ever further than that from one that training resumes from;
 # and at last full ones are thinned.
 SPACINGS = (
     *(CheckpointSpacing(1, k) for k in SERIES),
@@ -100,15 +104,66 @@ SPACINGS = (
 )
 
 
+class WishForecast:
+    """How many wishes for a checkpoint the rest of the training will have.
+
+    epoch: that a resumed run has reached. since_taken: wishes that were refused since the last
+    checkpoint.
+    """
+
+    def __init__(self, epoch: int) -> None:
+        self.since_taken = 0
+        self._wishes = 0  # for which there was time
+        self._epoch, self._boundaries = epoch, 0
+        self._to_come: int | None = None
+
+    def expects(self, boundaries: int | None) -> None:
+        """Note how many epoch boundaries are to come; None where nobody knows."""
+        is_known = boundaries is not None and 0 <= boundaries < UNKNOWN_LENGTH
+        self._to_come = boundaries if is_known else None
+
+    def reaches(self, epoch: int) -> None:
+        """Note that the training has come to an epoch boundary."""
+        passed = epoch - self._epoch
+        if passed > 0:
+            self._epoch = epoch
+            self._boundaries += passed
+            if self._to_come is not None:
+                self._to_come -= passed
+
+    def met(self, *, is_wish: bool) -> None:
+        """Note that a checkpoint was taken."""
+        self._wishes += is_wish
+        self.since_taken = 0
+
+    def refused(self) -> None:
+        """Note that a wish was refused because the disk is short."""
+        self._wishes += 1
+        self.since_taken += 1
+
+    def is_thinned(self, spacing: CheckpointSpacing) -> bool:
+        """Does this spacing refuse the next wish?"""
+        return spacing.taken is None or self.since_taken + 1 < spacing.taken
+
+    def remaining(self) -> int:
+        """Return how many wishes are to be met, the one at hand included; the last state has its
+        reserve and is not.
+        """
+        if self._to_come is None or self._to_come < 0:
+            return 1 + max(2 * self._wishes, LEAST_EXPECTED)
+        each = (self._wishes + 1) / max(self._boundaries, 1)
+        return max(math.ceil(self._to_come * each), 1)
+
+
 class DiskBudget:
-    """Bytes that the checkpoints of a run may take; the writer tells from its own thread what
+    """Bytes that the checkpoints of a run may take; the writer reports from its own thread what
     they took.
 
     nbytes: None for no limit. used: by checkpoints that are there already.
     """
 
     def __init__(self, nbytes: int | None, used: int) -> None:
-        self._nbytes = nbytes
+        self.nbytes = nbytes
         self._used = used
         self._lock = Lock()
         self._coming: dict[Position, bool] = {}  # taken and not yet written; is it full?
@@ -119,7 +174,7 @@ class DiskBudget:
         self._optimizer: deque[int] = deque(maxlen=RECENT)
 
     def trains(self, parameters: int, states: int) -> None:
-        """So many bytes does an update change: of the model and of the optimizer.
+        """Note how many bytes of the model and of the optimizer an update changes.
 
         What is frozen is stored once.
         """
@@ -127,17 +182,17 @@ class DiskBudget:
             self._trained = (parameters, states)
 
     def took(self, position: Position, *, is_full: bool) -> None:
-        """A checkpoint will be written."""
+        """Note that a checkpoint will be written."""
         with self._lock:
             self._coming[position] = is_full
 
     def dropped(self, position: Position) -> None:
-        """... and will not be."""
+        """Note that a checkpoint will not be written."""
         with self._lock:
             self._coming.pop(position, None)
 
     def wrote(self, position: Position, weights: int, optimizer: int) -> None:
-        """It is on disk, and took so many bytes there."""
+        """Note that a checkpoint is on disk, and how many bytes it took there."""
         with self._lock:
             is_full = self._coming.pop(position, optimizer > 0)
             self._used += weights + optimizer
@@ -149,48 +204,46 @@ class DiskBudget:
                 self._optimizer.append(optimizer)
 
     def freed(self, nbytes: int) -> None:
-        """Checkpoints were deleted or made smaller."""
+        """Note that checkpoints were deleted or made smaller."""
         with self._lock:
             self._used = max(self._used - nbytes, 0)
 
     def spacing(self, wishes: int, since_taken: int = 0, since_full: int = 0) -> CheckpointSpacing:
-        """The densest with which so many more checkpoints fit, and the last one after them, whole.
+        """Return the densest spacing with which so many more checkpoints fit, and the last one
+        after them, whole.
 
         since_taken: wishes that were not met since the last one; since_full: checkpoints since
         the last full one. While sizes are unknown all are taken: one has to be, to be measured.
         """
         with self._lock:
-            if self._nbytes is None or not self._weights:
+            if self.nbytes is None or not self._weights:
                 return CheckpointSpacing(1, 1)
             weights, optimizer = _mean(self._weights), _mean(self._optimizer)
-            left = self._nbytes - self._reserved()
-            for one in SPACINGS:
-                taken = _every(one.taken or 1, wishes, since_taken)
-                if taken * weights + _every(one.full, taken, since_full) * optimizer <= left:
-                    return one
+            left = self.nbytes - self._reserved()
+            for spacing in SPACINGS:
+                taken = _every(spacing.taken or 1, wishes, since_taken)
+                full = _every(spacing.full, taken, since_full)
+                if taken * weights + full * optimizer <= left:
+                    return spacing
             return CheckpointSpacing(None, 1)
 
     def fits(self, *, is_full: bool) -> bool:
         """Is there room for one more, and for the last one after it?"""
         with self._lock:
-            if self._nbytes is None:
+            if self.nbytes is None:
                 return True
             if self._trained is None and not (is_full or self._weights or self._coming):
                 # The first one says too much where most weights are frozen. To be measured, one
                 # is let in as if the optimizer had no state.
-                return self._used + 2 * (self._first or 0) <= self._nbytes
-            return self._reserved() + self._size(is_full) <= self._nbytes
-
-    @property
-    def nbytes(self) -> int | None:
-        return self._nbytes
+                return self._used + 2 * (self._first or 0) <= self.nbytes
+            return self._reserved() + self._size(is_full) <= self.nbytes
 
     def _reserved(self) -> int:
-        """What is there, what is being written, and the last one."""
+        """Return the bytes of what is there, of what is being written, and of the last one."""
         return self._used + sum(map(self._size, self._coming.values())) + self._size(True)
 
     def _size(self, is_full: bool) -> int:
-        """Of one checkpoint, at most."""
+        """Return the most that one checkpoint takes."""
         # Adam keeps two numbers for each weight; other optimizers keep less.
         parameters, states = self._trained or (self._first or 0, None)
         weights = max(self._weights, default=parameters)
@@ -199,12 +252,12 @@ class DiskBudget:
 
 
 def _typical(costs: Iterable[float]) -> float:
-    """The median of those that are known: that of the checkpoint in the making may still be 0."""
+    """Return the median of those that are known: that of the newest checkpoint may still be 0."""
     return median([cost for cost in costs if cost > 0] or [0.0])
 
 
 def _every(n: int, count: int, since: int) -> int:
-    """How many of `count` are an n-th one, when `since` have gone by since the last."""
+    """Return how many of `count` are an n-th one, when `since` have gone by since the last."""
     return (min(since, n - 1) + count) // n
 
 

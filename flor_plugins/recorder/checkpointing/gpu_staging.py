@@ -2,13 +2,13 @@
 to the host, beside it.
 
 A copy within a device takes a twentieth of the time of one to the host (H100: 0.7 and 18 ms for
-each GB), and because it is queued where the training's kernels are queued, nothing has to wait:
-what comes after it may change the tensors. Where the device has no memory for that, tensors go
-to the host directly, and an update's kernels wait for it."""
+each GB). Because it is queued where the training's kernels are queued, nothing has to wait: what
+comes after it may change the tensors. Where the device has no memory for that, tensors go to the
+host directly, and an update's kernels wait for it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -34,9 +34,8 @@ class GpuStaging:
         self._done: Any = None
         self._is_direct = False
 
-    def begin(self, items: Iterable[StagedTensor], constants: set[int]) -> None:
-        """On the training's thread: queue the copies on the device. Does not wait for them."""
-        items = list(items)
+    def begin(self, items: list[StagedTensor], constants: set[int]) -> None:
+        """Queue the copies on the device, on the training's thread; nothing waits for them."""
         current = self._api.current_stream(self._device)
         if self._done is not None:
             current.wait_event(self._done)  # the memory for copies is still being read from
@@ -51,27 +50,24 @@ class GpuStaging:
         self._stream.wait_stream(current)
 
     def copy_to_host(self, buffer: SharedBuffer) -> None:
-        """On the thread that copies: queue the copies to the host, on a stream of their own."""
+        """Queue the copies to the host on a stream of their own, on the thread that copies."""
         with self._api.stream(self._stream), torch.no_grad():
             for item, source in self._sources:
-                assert item.place is not None
-                memory = buffer.array[item.place.offset : item.place.offset + item.place.nbytes]
-                target = torch.from_numpy(memory).view(source.dtype).view(source.shape)
+                target = torch.from_numpy(item.copied(buffer))
+                target = target.view(source.dtype).view(source.shape)
                 target.copy_(source, non_blocking=True)
             done = self._api.Event()
             done.record(self._stream)
         self._done = done
 
     def before_update(self) -> None:
-        """On the training's thread, after `copy_to_host`: what it queues from now on may
-        change the tensors.
-        """
+        """Let the training's thread, after `copy_to_host`, queue what changes the tensors."""
         if self._is_direct:
             self._api.current_stream(self._device).wait_event(self._done)
         self._sources = []
 
     def wait(self) -> None:
-        """On any other thread: return when all is on the host."""
+        """Return when all is on the host; for any thread but the training's."""
         self._done.synchronize()
 
     def _has_memory(self, items: list[StagedTensor]) -> bool:
@@ -84,10 +80,8 @@ class GpuStaging:
         return missing <= MOST_OF_FREE * free
 
     def _fits(self, item: StagedTensor) -> bool:
-        held = self._staged.get(item.key)
-        return (
-            held is not None and held.shape == item.live().shape and held.dtype == item.live().dtype
-        )
+        staged, live = self._staged.get(item.key), item.live()
+        return staged is not None and (staged.shape, staged.dtype) == (live.shape, live.dtype)
 
     def _memory(self, item: StagedTensor) -> torch.Tensor:
         if not self._fits(item):
@@ -97,19 +91,19 @@ class GpuStaging:
 
 
 def pin(buffer: SharedBuffer) -> None:
-    """Lock a buffer in memory, so that a GPU copies to it without the processor; done once.
+    """Lock a buffer in memory once, so that a GPU copies to it without the processor.
 
     Where that is refused (`ulimit -l`) copies are only slower.
     """
     runtime: Any = torch.cuda.cudart()
     if not buffer.is_pinned:
-        answer = runtime.cudaHostRegister(buffer.array.ctypes.data, buffer.nbytes, 0)
+        answer = runtime.cudaHostRegister(buffer.address, buffer.nbytes, 0)
         buffer.is_pinned = answer == runtime.cudaError.success
 
 
 def unpin(buffer: SharedBuffer) -> None:
-    """Before its memory is given back."""
+    """Unlock a buffer before its memory is given back."""
     if buffer.is_pinned:
         runtime: Any = torch.cuda.cudart()
-        runtime.cudaHostUnregister(buffer.array.ctypes.data)
+        runtime.cudaHostUnregister(buffer.address)
         buffer.is_pinned = False

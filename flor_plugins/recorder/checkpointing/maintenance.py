@@ -16,8 +16,8 @@ from flor_plugins.store.checkpoints.writer import KnownTensors
 
 QUIET_S = 30.0  # without a state to write, before anything is compressed
 IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and the machine is idle
-# of the budget: thinning reads all of the run's state.json, so it frees more than the one byte
-# too many
+# Thinning reads all of the run's state.json, so it frees more than the one byte too many: down to
+# this share of the budget.
 ROOM = 0.9
 
 
@@ -26,21 +26,23 @@ class MaintenanceInterrupted(Exception):
 
 
 class Maintenance:
-    """Of one run.
+    """The maintenance of one run's checkpoints.
 
     known: what the writer takes to be on the disk. is_needed: is a state waiting to be written?
     """
 
-    def __init__(self, run_path: Path, known: KnownTensors, is_needed: Callable[[], bool]) -> None:
+    def __init__(
+        self, run_path: Path, known: KnownTensors, is_needed: Callable[[], bool] | None
+    ) -> None:
         self._run_path, self._known, self._is_needed = run_path, known, is_needed
         self._used = self._on_disk()
         self._freed = 0
 
     def wrote(self, nbytes: int, budget: int | None) -> int:
-        """A checkpoint was written; older ones are reduced where all have more than `budget`
-        bytes together.
+        """Count a checkpoint that was written, and reduce older ones where all have more than
+        `budget` bytes together.
 
-        Returns the bytes that were freed since the last one was written.
+        Return the bytes that were freed since the last one was written.
         """
         self._used += nbytes
         if budget is not None and self._used > budget:
@@ -58,28 +60,25 @@ class Maintenance:
         """
         if os.getloadavg()[0] > IDLE_LOAD * (os.cpu_count() or 1):
             return
-        from flor_plugins.store.checkpoints.compression import (
-            cool_run,  # loads numpy and pyarrow: not before it is used
-        )
+        # It loads numpy and pyarrow: not before it is used.
+        from flor_plugins.store.checkpoints.compression import cool_run
 
-        with suppress(
-            MaintenanceInterrupted, StoreError, OSError
-        ):  # what is done is done; gc does the rest one day
-            cool_run(self._run_path, pace=self._pace)
+        # What is done is done; gc does the rest one day.
+        with suppress(MaintenanceInterrupted, StoreError, OSError):
+            cool_run(self._run_path, pace=self._stop_if_needed)
         self._count()
 
     def _count(self) -> None:
         before, self._used = self._used, self._on_disk()
         self._freed += before - self._used
 
-    def _pace(self) -> None:
-        if self._is_needed():
+    def _stop_if_needed(self) -> None:
+        if self._is_needed is not None and self._is_needed():
             raise MaintenanceInterrupted
 
     def _on_disk(self) -> int:
-        with suppress(
-            Exception
-        ):  # damaged, or deleted this moment; it is counted again after the next thinning
-            found = list_checkpoints(self._run_path)
-            return sum(one.nbytes + (one.path / STATE).stat().st_size for one in found)
+        # Damaged, or deleted this moment: it is counted again after the next thinning.
+        with suppress(Exception):
+            saved = list_checkpoints(self._run_path)
+            return sum(one.nbytes + (one.path / STATE).stat().st_size for one in saved)
         return 0

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from operator import attrgetter
 from threading import Lock
 
 from flor_plugins.recorder.checkpointing.budgets import (
@@ -13,32 +13,29 @@ from flor_plugins.recorder.checkpointing.budgets import (
     CheckpointSpacing,
     DiskBudget,
     TimeBudget,
+    WishForecast,
 )
 from flor_plugins.recorder.options import CheckpointSchedule
 from flor_plugins.records import Position, SkippedCheckpoint
 from flor_plugins.store.sizes import format_size
 
-# A run of unknown length is expected to go on for twice as long as it did so far, and for so
-# many checkpoints at least. So what is left of the disk is spent ever more slowly: of 50 GB at
-# 1.3 GB each, 15 are left after a hundred epochs and 7 after a thousand; and a short run is not
-# thinned much for the sake of a long one that never comes.
-LEAST_EXPECTED = 20
-NOBODY_KNOWS = 10**6
-MOST_SKIPS = 100  # so many of the first, and so many of the last
+MOST_SKIPS = 100  # that are listed of the first, and as many of the last
+Clock = Callable[[], float]  # seconds
 
 
 class CheckpointPolicy:
-    """At epoch boundaries, at every n-th update, and inside long epochs by the clock; no
-    position twice.
+    """Wishes for a checkpoint at epoch boundaries, at every n-th update, and inside long epochs by
+    the clock; at no position twice.
 
     The first state (no step made) and the last are always taken, whole. What else is wished for
     is taken if both budgets have room for it: of the training's time the share
     `schedule.overhead`, of the disk `disk_bytes`. Where one is short, the optimizer's state is
     left out first.
-    saved: positions that have a checkpoint, and used_bytes: what those hold, in a run that goes on.
+    saved: positions that have a checkpoint, and used_bytes: what those hold, in a resumed run.
 
     `wants...`, `takes_optimizer` and `saved` are for the thread that trains; the others may be
-    called from any."""
+    called from any.
+    """
 
     def __init__(
         self,
@@ -47,146 +44,120 @@ class CheckpointPolicy:
         *,
         disk_bytes: int | None = None,
         used_bytes: int = 0,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Clock = time.monotonic,
     ) -> None:
-        self._schedule = schedule
-        self._clock = clock
+        self._saved = set(saved)
         self._time = TimeBudget(schedule.overhead, clock)
         self._disk = DiskBudget(disk_bytes, used_bytes)
+        self._timer = _CheckpointTimer(
+            schedule, clock, max((position.step for position in self._saved), default=0)
+        )
+        self._forecast = WishForecast(max((position.epoch for position in self._saved), default=0))
+        self._full = _FullCheckpoints(clock)
         self._skips = SkipLog()
-        self._saved = set(saved)
-        self._last_step = max((one.step for one in self._saved), default=0)
-        self._timed_at = self._full_at = self._full_before = clock()
-        self._full: Position | None = (
-            None  # the last one that was taken at `_full_at`; before it: at `_full_before`
-        )
-        self._is_late = (
-            False  # the clock's wish was refused, and is granted as soon as there is time
-        )
         self._end: Position | None = None
         self._refused: Position | None = None
-        self._chosen: tuple[Position, bool] | None = None  # what `takes_optimizer` said last
-        self._costs: dict[Position, float] = {}  # to come there again, for what is not written yet
-        self._to_come: int | None = None
-        self._epoch = max((one.epoch for one in self._saved), default=0)
-        self._boundaries = 0
-        self._wishes = 0  # for which there was time
-        self._since_taken = 0  # of these wishes
-        self._since_full = 0  # of the checkpoints
+        self._choice: tuple[Position, bool] | None = None  # the last answer of `takes_optimizer`
 
-    # ---- what is asked
+    # ---- questions
 
     def expects(self, boundaries: int | None) -> None:
-        """So many epoch boundaries are still to come, the last state included; None where
-        nobody knows.
-
-        All of them, not only every n-th.
+        """Note how many epoch boundaries are still to come, the last state included and not only
+        every n-th; None where nobody knows.
         """
-        # For data without a length the HF Trainer counts epochs up to sys.maxsize.
-        self._to_come = (
-            boundaries if boundaries is not None and 0 <= boundaries < NOBODY_KNOWS else None
-        )
+        self._forecast.expects(boundaries)
 
     def wants(self, position: Position, *, last: bool = False) -> bool:
-        """Is one due at this epoch boundary? last: the training ends here."""
-        self._arrive(position)
+        """Is a checkpoint due at this epoch boundary? last: the training ends here."""
+        self._time.begin()
+        self._forecast.reaches(position.epoch)
         if position in self._saved:
             return False
         if last:
             self._end = position
             return True
-        if position.step == 0:
-            return True
-        is_due = position.epoch % self._schedule.every_n_epochs == 0 or self._is_due(position.step)
-        return is_due and self._grants(position)
+        return position.step == 0 or (self._timer.is_due_at(position) and self._grants(position))
 
     def wants_inside(self, position: Position) -> bool:
-        """Is one due at this step, inside an epoch?"""
+        """Is a checkpoint due at this step, inside an epoch?"""
         if position in self._saved:
             return False
-        if self._is_due(position.step):
+        if self._timer.is_step_due(position.step):
             return self._grants(position)
         return self._is_time() and self._grants(position, by_clock=True)
 
     def is_near(self, position: Position) -> bool:
-        """Will one be due inside the epoch once the next update is made?
+        """Will a checkpoint be due inside the epoch once the next update is made?
 
         Asked at every step boundary: a checkpoint there needs the RNG state of the boundary
-        before it."""
-        return self._is_due(position.step + 1) or self._is_time()
+        before it.
+        """
+        return self._timer.is_step_due(position.step + 1) or self._is_time()
 
     def takes_optimizer(self, position: Position) -> bool:
         """Shall the checkpoint that is about to be taken be full? Else it holds the weights."""
         is_full = position.step == 0 or position == self._end
         if not is_full and self._disk.fits(is_full=True) and self._time.allows(is_full=True):
-            is_full = self._since_full + 1 >= self._spacing().full
-        self._chosen = (position, is_full)
+            is_full = self._full.since + 1 >= self._spacing().full
+        self._choice = (position, is_full)
         return is_full
 
-    # ---- what is told
+    # ---- reports
 
     def saved(self, position: Position) -> None:
-        """A checkpoint was taken there."""
-        is_full = self._chosen is None or self._chosen[0] != position or self._chosen[1]
-        self._costs[position] = self._clock() - self._full_at
+        """Note that a checkpoint was taken there."""
+        is_full = self._choice is None or self._choice[0] != position or self._choice[1]
         self._saved.add(position)
         self._skips.remove(position)
         self._time.took(is_full=is_full)
         self._disk.took(position, is_full=is_full)
-        self._handled(position)
-        self._timed_at = self._clock()
-        self._wishes += position.step > 0
-        self._since_taken = 0
-        self._since_full += 1
-        if is_full:
-            self._since_full, self._full = 0, position
-            self._full_before, self._full_at = self._full_at, self._timed_at
+        self._timer.restart(position)
+        self._forecast.met(is_wish=position.step > 0)
+        self._full.took(position, is_full=is_full)
 
     def skipped(self, position: Position, why: str) -> None:
-        """None was taken there, or what was taken there is not written: the writer was busy,
-        the disk full, ...
+        """Note that no checkpoint was taken there, or that what was taken is not written: the
+        writer was busy, the disk full, ...
         """
         self._saved.discard(position)
         self._disk.dropped(position)
-        self._refused, self._timed_at = position, self._clock()
-        self._handled(position)
-        if position == self._full:  # so the next one is
-            self._full, self._full_at, self._since_full = None, self._full_before, SERIES[-1]
+        self._refused = position
+        self._timer.restart(position)
+        self._full.dropped(position)
         self._skip(position, why)
 
     def spent(self, seconds: float) -> None:
-        """So many seconds of the training went into checkpoints; what rows of steps cost is not
-        counted.
+        """Note that so many seconds of the training went into checkpoints; what rows of steps
+        cost is not counted.
 
         What is copied beside the training shares the memory with it, and counts as if the
         training copied it: by about so much its steps are longer
-        (tests/benchmarks/overhead.py)."""
+        (tests/benchmarks/overhead.py).
+        """
         self._time.spend(seconds)
 
     def wrote(self, position: Position, weights: int, optimizer: int) -> None:
-        """So many bytes it took on disk.
+        """Note how many bytes a checkpoint took on disk.
 
         optimizer: those that a checkpoint of the weights alone would not take.
         """
-        self._costs.pop(position, None)
+        self._full.wrote(position)
         self._disk.wrote(position, weights, optimizer)
 
     def trains(self, parameters: int, states: int) -> None:
-        """So many bytes of the model and of the optimizer's state does an update change."""
+        """Note how many bytes of the model and of the optimizer's state an update changes."""
         self._disk.trains(parameters, states)
         self._time.trains(parameters, states)
 
     def freed(self, nbytes: int) -> None:
-        """So many bytes of this run's checkpoints are no more."""
+        """Note that so many bytes of this run's checkpoints are no more."""
         self._disk.freed(nbytes)
 
-    # ---- what came of it
+    # ---- results
 
     @property
     def skips(self) -> tuple[SkippedCheckpoint, ...]:
-        """What was due and not taken, in order: the first and the last ones if there are
-        very many.
-        """
+        """What was due and not taken, in order: the first and the last if there are very many."""
         return self._skips.listed
 
     @property
@@ -204,90 +175,122 @@ class CheckpointPolicy:
         """Seconds of training that recording has cost."""
         return self._time.spent_s
 
-    @property
-    def share(self) -> float | None:
-        """Of the training's time; None before it began."""
-        elapsed = self._time.elapsed_s
-        return self.spent_s / elapsed if elapsed > 0 else None
-
     # ---- inside
-
-    def _arrive(self, position: Position) -> None:
-        self._time.begin()
-        if position.epoch > self._epoch:
-            self._boundaries += position.epoch - self._epoch
-            if self._to_come is not None:
-                self._to_come -= position.epoch - self._epoch
-            self._epoch = position.epoch
 
     def _grants(self, position: Position, *, by_clock: bool = False) -> bool:
         """Is there room for what is due here? A refusal is noted once."""
         if self._refused == position:
             return False
         if not self._has_time():
-            self._is_late = self._is_late or by_clock
-            return self._refuse(position, self._time.refusal)
-        spacing = self._spacing()
-        if (
-            spacing.taken is None
-            or self._since_taken + 1 < spacing.taken
-            or not self._disk.fits(is_full=False)
-        ):
-            self._wishes += 1
-            self._since_taken += 1
-            self._timed_at = self._clock()
-            self._is_late = False
-            return self._refuse(
-                position,
-                f"checkpoints are thinned to fit into {format_size(self._disk.nbytes or 0)}",
-            )
-        return True
-
-    def _refuse(self, position: Position, why: str) -> bool:
+            self._timer.is_late |= by_clock
+            why = self._time.refusal
+        elif self._forecast.is_thinned(self._spacing()) or not self._disk.fits(is_full=False):
+            self._forecast.refused()
+            self._timer.restart()
+            why = f"checkpoints are thinned to fit into {format_size(self._disk.nbytes or 0)}"
+        else:
+            return True
         self._refused = position
-        self._last_step = max(self._last_step, position.step)
+        self._timer.passed(position.step)
         self._skip(position, why)
         return False
 
     def _skip(self, position: Position, why: str) -> None:
-        cost = self._costs.pop(position, None)
-        cost = self._clock() - self._full_at if cost is None else cost
-        self._skips.add(SkippedCheckpoint(position, why, round(cost, 3)))
-
-    def _handled(self, position: Position) -> None:
-        """The wish that fell due here is answered: the next one counts from here."""
-        self._last_step = max(self._last_step, position.step)
-        self._is_late = False
+        self._skips.add(SkippedCheckpoint(position, why, round(self._full.cost(position), 3)))
 
     def _spacing(self) -> CheckpointSpacing:
-        return self._disk.spacing(self._expected(), self._since_taken, self._since_full)
-
-    def _expected(self) -> int:
-        """How many wishes are to be met, the one at hand included and the last state, which
-        has its reserve, not.
-        """
-        if self._to_come is None or self._to_come < 0:
-            return 1 + max(2 * self._wishes, LEAST_EXPECTED)
-        each = (self._wishes + 1) / max(self._boundaries, 1)
-        return max(math.ceil(self._to_come * each), 1)
-
-    def _is_due(self, step: int) -> bool:
-        every = self._schedule.every_n_steps
-        # Not `step % every`: with several optimizers a batch makes more than one update.
-        return every is not None and step // every > self._last_step // every
+        return self._disk.spacing(
+            self._forecast.remaining(), self._forecast.since_taken, self._full.since
+        )
 
     def _is_time(self) -> bool:
-        minutes = self._schedule.every_minutes
-        if minutes is None or self._clock() - self._timed_at < 60 * minutes:
-            return False
-        return not self._is_late or self._has_time()
+        return self._timer.is_time() and (not self._timer.is_late or self._has_time())
 
     def _has_time(self) -> bool:
-        """For one more checkpoint.
+        """Is there time for one more checkpoint?
 
-        Of a hundred one is full: no place is ever further from one to go on from.
+        Of a hundred one is full: no place is ever further from one that training resumes from.
         """
-        return self._time.allows(is_full=self._since_full + 1 >= SERIES[-1])
+        return self._time.allows(is_full=self._full.since + 1 >= SERIES[-1])
+
+
+class _CheckpointTimer:
+    """When the schedule wishes for a checkpoint.
+
+    step: of the last checkpoint that was due.
+    is_late: the clock's wish was refused, and is granted as soon as there is time.
+    """
+
+    def __init__(self, schedule: CheckpointSchedule, clock: Clock, step: int) -> None:
+        self._schedule, self._clock = schedule, clock
+        self._step, self._restarted = step, clock()
+        self.is_late = False
+
+    def is_due_at(self, boundary: Position) -> bool:
+        """Is this an n-th epoch, or an n-th update?"""
+        is_nth = boundary.epoch % self._schedule.every_n_epochs == 0
+        return is_nth or self.is_step_due(boundary.step)
+
+    def is_step_due(self, step: int) -> bool:
+        """Has an n-th update come since the last checkpoint that was due?"""
+        every = self._schedule.every_n_steps
+        # Not `step % every`: with several optimizers a batch makes more than one update.
+        return every is not None and step // every > self._step // every
+
+    def is_time(self) -> bool:
+        """Have the minutes passed?"""
+        minutes = self._schedule.every_minutes
+        return minutes is not None and self._clock() - self._restarted >= 60 * minutes
+
+    def restart(self, position: Position | None = None) -> None:
+        """Count the minutes, and from a position where a wish was answered the updates, from
+        here.
+        """
+        self._restarted, self.is_late = self._clock(), False
+        if position is not None:
+            self.passed(position.step)
+
+    def passed(self, step: int) -> None:
+        """Count updates from here."""
+        self._step = max(self._step, step)
+
+
+class _FullCheckpoints:
+    """The last full checkpoint: from there the training would be run again to a skipped position.
+
+    since: checkpoints that were taken after it.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self.since = 0
+        self._clock = clock
+        self._position: Position | None = None
+        self._taken_at = self._previous_at = clock()
+        self._costs: dict[Position, float] = {}  # to come there again, for what is not written yet
+
+    def took(self, position: Position, *, is_full: bool) -> None:
+        """Note that a checkpoint was taken."""
+        now = self._clock()
+        self._costs[position] = now - self._taken_at
+        self.since += 1
+        if is_full:
+            self.since, self._position = 0, position
+            self._previous_at, self._taken_at = self._taken_at, now
+
+    def dropped(self, position: Position) -> None:
+        """Note that what was taken there is not written: if it was full, the next one is."""
+        if position == self._position:
+            self._position, self._taken_at = None, self._previous_at
+            self.since = SERIES[-1]
+
+    def wrote(self, position: Position) -> None:
+        """Note that a checkpoint is on disk."""
+        self._costs.pop(position, None)
+
+    def cost(self, position: Position) -> float:
+        """Return the seconds of training from the last full checkpoint to a skipped position."""
+        cost = self._costs.pop(position, None)
+        return self._clock() - self._taken_at if cost is None else cost
 
 
 class SkipLog:
@@ -299,23 +302,23 @@ class SkipLog:
         self._first: list[SkippedCheckpoint] = []
         self._last: deque[SkippedCheckpoint] = deque(maxlen=MOST_SKIPS)
 
-    def add(self, one: SkippedCheckpoint) -> None:
-        """The later word on a position stands."""
-        self.remove(one.position)
+    def add(self, skip: SkippedCheckpoint) -> None:
+        """Add a skip, in place of an earlier one of its position."""
+        self.remove(skip.position)
         with self._lock:
             self.count += 1
-            (self._first if len(self._first) < MOST_SKIPS else self._last).append(one)
+            (self._first if len(self._first) < MOST_SKIPS else self._last).append(skip)
 
     def remove(self, position: Position) -> None:
-        """A checkpoint was taken there after all."""
+        """Note that a checkpoint was taken there after all."""
         with self._lock:
-            for kept in (self._first, self._last):
-                for one in [one for one in kept if one.position == position]:
-                    kept.remove(one)
+            for listed in (self._first, self._last):
+                for skip in [skip for skip in listed if skip.position == position]:
+                    listed.remove(skip)
                     self.count -= 1
 
     @property
     def listed(self) -> tuple[SkippedCheckpoint, ...]:
         with self._lock:
-            # What was not written is told later.
-            return tuple(sorted((*self._first, *self._last), key=lambda one: one.position))
+            # What was not written is reported later.
+            return tuple(sorted((*self._first, *self._last), key=attrgetter("position")))

@@ -1,7 +1,8 @@
 """Memory that this process fills and the writer's process reads: allocated once, used again.
 
 Fresh memory is zeroed page by page as it is touched, several times slower than copying into
-memory that was used before."""
+memory that was used before.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable
+from operator import attrgetter
 
 import numpy as np
 
@@ -26,7 +28,7 @@ class SharedBuffer:
     """
 
     def __init__(self, nbytes: int) -> None:
-        """Raises StoreError if the system has no such memory."""
+        """Allocate the memory. Raises StoreError if the system has none."""
         self.nbytes = -(-max(nbytes, 1) // ROUND) * ROUND
         try:
             self.handle = _shared_memory()
@@ -47,9 +49,7 @@ class SharedBuffer:
         self.is_pinned = False
 
     def close(self) -> None:
-        """Give the memory back; views of it that somebody still holds keep it until they are
-        gone.
-        """
+        """Give the memory back. Views of it that somebody still holds keep it alive."""
         del self.array
         os.close(self.handle)
 
@@ -61,35 +61,35 @@ class BufferPool:
     dropped: called for each buffer before its memory is given back.
     """
 
-    def __init__(self, dropped: Callable[[SharedBuffer], None] = lambda _: None) -> None:
+    def __init__(self, dropped: Callable[[SharedBuffer], None]) -> None:
         self._dropped = dropped
         self._free: list[SharedBuffer] = []
-        self._used: dict[int, SharedBuffer] = {}
+        self._used: list[SharedBuffer] = []
         self._changed = threading.Condition()
 
     def take(self, nbytes: int, *, wait: bool = False) -> SharedBuffer | None:
-        """A buffer of at least that many bytes; None, or a wait, while those in use are too
-        many.
+        """Return a buffer of at least that many bytes. While too many are in use, wait for one
+        or return None.
         """
         with self._changed:
             while not self._has_room(nbytes):
                 if not wait:
                     return None
                 self._changed.wait()
-            fitting = [one for one in self._free if one.nbytes >= nbytes]
-            buffer = min(fitting, key=lambda one: one.nbytes, default=None)
+            fitting = [buffer for buffer in self._free if buffer.nbytes >= nbytes]
+            buffer = min(fitting, key=attrgetter("nbytes"), default=None)
             if buffer is None:
                 self._drop_free()
                 buffer = SharedBuffer(nbytes)
             else:
                 self._free.remove(buffer)
-            self._used[id(buffer)] = buffer
+            self._used.append(buffer)
             return buffer
 
     def prepare(self, nbytes: int) -> None:
         """Have a buffer of that size ready, its pages touched; any thread may do that."""
         with self._changed:
-            if any(one.nbytes >= nbytes for one in self._free):
+            if any(buffer.nbytes >= nbytes for buffer in self._free):
                 return
         buffer = SharedBuffer(nbytes)
         buffer.array[:: mmap.PAGESIZE] = 0
@@ -97,16 +97,17 @@ class BufferPool:
             self._free.append(buffer)
 
     def give(self, buffer: SharedBuffer) -> None:
-        """It was written, or is not needed."""
+        """Take a buffer back whose state was written or given up; a second time does nothing."""
         with self._changed:
-            if self._used.pop(id(buffer), None) is not None:
+            if buffer in self._used:
+                self._used.remove(buffer)
                 self._free.append(buffer)
                 self._changed.notify_all()
 
     def is_full(self) -> bool:
         """Would a state as large as the largest one in use have to wait?"""
         with self._changed:
-            return not self._has_room(max((one.nbytes for one in self._used.values()), default=0))
+            return not self._has_room(max((buffer.nbytes for buffer in self._used), default=0))
 
     def close(self) -> None:
         """Give all free memory back."""
@@ -114,13 +115,13 @@ class BufferPool:
             self._drop_free()
 
     def _has_room(self, nbytes: int) -> bool:
-        used = sum(one.nbytes for one in self._used.values())
+        used = sum(buffer.nbytes for buffer in self._used)
         return len(self._used) < 2 or used + nbytes <= SMALL
 
     def _drop_free(self) -> None:
-        for one in self._free:
-            self._dropped(one)
-            one.close()
+        for buffer in self._free:
+            self._dropped(buffer)
+            buffer.close()
         self._free = []
 
 

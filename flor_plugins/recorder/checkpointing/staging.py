@@ -1,14 +1,15 @@
-"""States of a training on their way to the disk: taken between two updates, copied beside
-it, written behind it.
+"""States of a training on their way to the disk: taken between two updates, copied beside the
+training, written behind it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -26,31 +27,32 @@ from flor_plugins.recorder.checkpointing.staging_copy import (
 from flor_plugins.recorder.checkpointing.writer_client import WriteOrder, WriterClient
 from flor_plugins.recorder.checkpointing.writer_process import WriterMessage
 from flor_plugins.records import Position
+from flor_plugins.records.sections import Sections
 from flor_plugins.store.codec import Encoded, survey
 
 
 class SaveListener(Protocol):
     """Who wants to know what became of a state.
 
-    The last two are called on other threads than the training's, too.
+    The last two methods are called on other threads than the training's, too.
     """
 
     def copied(self, seconds: float) -> None:
-        """It was copied, for so long beside the training, by another thread."""
+        """Hear for how long another thread copied a state beside the training."""
 
     def written(self, position: Position, files: Mapping[str, int], freed: int) -> None:
-        """It is on the disk.
+        """Hear that a state is on the disk.
 
         files: bytes of each file that was written for it. freed: bytes of older checkpoints.
         """
 
     def not_written(self, position: Position, error: Exception) -> None:
-        """It is not."""
+        """Hear that a state will not be on the disk."""
 
 
 @dataclass(slots=True)
 class _BufferLayout:
-    """The tensors of a state, each with its place in a buffer of `nbytes`: copied at once, or
+    """The tensors of a state, each with its slot in a buffer of `nbytes`: copied at once, or
     later, or only read.
 
     Those at once may be watched besides. Those on a GPU are copied there first.
@@ -63,8 +65,9 @@ class _BufferLayout:
     on_devices: dict[torch.device, list[StagedTensor]] = field(default_factory=dict)
     nbytes: int = 0
 
-    def place(self, item: StagedTensor) -> None:
-        item.place = BufferSlot(self.nbytes, item.nbytes)
+    def add_slot(self, item: StagedTensor) -> None:
+        """Give a tensor the next place in the buffer."""
+        item.slot = BufferSlot(self.nbytes, item.nbytes)
         self.nbytes += -(-item.nbytes // staging_copy.ALIGNMENT) * staging_copy.ALIGNMENT
 
 
@@ -75,22 +78,20 @@ class _StagedState:
     position: Position
     encoded: Encoded
     is_full: bool
-    buffer: SharedBuffer
     items: list[StagedTensor]
     copies: PendingCopies
     taken: dict[str, WrittenTensor]
 
-    def job(self) -> WriterMessage:
-        pieces = [
-            [
-                one.key,
-                one.dtype,
-                list(one.shape),
-                None if one.place is None else one.place.offset,
-                one.hash,
-            ]
-            for one in self.items
-        ]
+    @property
+    def buffer(self) -> SharedBuffer:
+        return self.copies.buffer
+
+    def message(self, budget: int | None) -> WriterMessage:
+        """Return what the writer needs to know."""
+        pieces = []
+        for item in self.items:
+            offset = None if item.slot is None else item.slot.offset
+            pieces.append([item.key, item.dtype, list(item.shape), offset, item.hash])
         return {
             "position": str(self.position),
             "buffer": self.buffer.handle,
@@ -98,33 +99,41 @@ class _StagedState:
             "lost": list(self.encoded.lost),
             "full": self.is_full,
             "pieces": pieces,
+            "budget": budget,
         }
+
+    def let_go(self) -> None:
+        """Forget the training's own tensors: their memory must not be kept until all is written."""
+        for item in self.items:
+            item.tensor = None
+        self.encoded.tensors.clear()
 
 
 class CheckpointStaging:
     """Saves the states of one run.
 
     put: runs a job on the thread that writes the run's rows, in order. sync: makes those rows
-    safe; called there before a state is handed over, because a run that goes on from a
-    checkpoint needs the rows before it."""
+    safe. It is called there before a state is handed over, because a run that is resumed from a
+    checkpoint needs the rows before it.
+    """
 
     def __init__(
         self,
         run_path: Path,
-        told: SaveListener,
+        listener: SaveListener,
         *,
-        put: Callable[[Callable[[], Any]], None],
-        sync: Callable[[], Any],
+        put: Callable[[Callable[[], None]], None],
+        sync: Callable[[], None],
         budget: int | None = None,
         in_process: bool = True,
     ) -> None:
-        self._told, self._budget = told, budget
+        self._listener, self._budget = listener, budget
         self._put, self._sync = put, sync
-        self._courier = WriterClient(run_path, in_process=in_process)
-        self._pool = BufferPool(self._dropped)
+        self._writer = WriterClient(run_path, in_process=in_process)
+        self._pool = BufferPool(self._drop)
         self._devices: dict[torch.device, GpuStaging] = {}
         self._copier: CopyThread | None = None
-        self._habits = MutationTracker()
+        self._tracker = MutationTracker()
         self._open: _StagedState | None = None
 
     def has_room(self) -> bool:
@@ -132,10 +141,10 @@ class CheckpointStaging:
         return not self._pool.is_full()
 
     def prepare(self, nbytes: int) -> None:
-        """States of that size are to come: have the memory ready when the first one does."""
+        """Have the memory ready when the first state of that size comes."""
 
         def prepare() -> None:
-            with suppress(StoreError):  # it is tried again, and said, when the state is there
+            with suppress(StoreError):  # it is tried again, and reported, when the state is there
                 self._pool.prepare(nbytes)
 
         self._in_background(prepare)
@@ -143,48 +152,39 @@ class CheckpointStaging:
     def save(
         self,
         position: Position,
-        sections: Mapping[str, Any],
+        sections: Sections,
         constants: set[int],
         *,
         is_full: bool = True,
         wait: bool = False,
     ) -> tuple[str, ...] | None:
-        """Take a state as it is now; returns what of it could not be encoded.
+        """Take a state as it is now; return what of it could not be encoded.
 
         constants: addresses of the tensors that stay as they are until `close_window` is
         called. wait: for room; else None is returned where there is none. Raises EncodingError
-        as `codec.encode` does."""
+        as `codec.encode` does.
+        """
         self.close_window()
         encoded = survey(sections)
         layout = self._lay_out(encoded.tensors, constants)
         buffer = self._pool.take(layout.nbytes, wait=wait)
         if buffer is None:
             return None
-        try:
-            copies = PendingCopies(
-                buffer,
-                layout.later,
-                layout.watched,
-                self._begin_on(layout.on_devices, constants, buffer),
-            )
-            for item in layout.at_once:
-                staging_copy.copy(item, buffer)
-        except BaseException:
-            self._pool.give(buffer)
-            raise
-        taken = {
-            item.key: self._habits.taken(item.key, item.live(), constants) for item in layout.items
-        }
-        known = {key: entry for key, entry in taken.items() if entry is not None}
-        self._open = _StagedState(position, encoded, is_full, buffer, layout.items, copies, known)
+        copies = self._begin_copies(layout, buffer, constants)
+        taken: dict[str, WrittenTensor] = {}
+        for item in layout.items:
+            entry = self._tracker.taken(item.key, item.live(), constants)
+            if entry is not None:
+                taken[item.key] = entry
+        self._open = _StagedState(position, encoded, is_full, layout.items, copies, taken)
         if layout.later or layout.on_devices:
             self._in_background(copies.work)
         else:
-            copies.work(beside=False)
+            copies.work(in_background=False)
         return encoded.lost
 
     def close_window(self) -> None:
-        """The constants are about to change: see that all is copied, and hand the state over."""
+        """See that all is copied before the constants change, and hand the state over."""
         state, self._open = self._open, None
         if state is None:
             return
@@ -195,28 +195,24 @@ class CheckpointStaging:
             self._pool.give(state.buffer)
             if not isinstance(error, Exception):
                 raise
-            self._told.not_written(state.position, error)
+            self._listener.not_written(state.position, error)
             return
-        self._told.copied(copies.beside_s)
-        for key, is_still in copies.still.items():
-            self._habits.watched(key, is_still=is_still)
+        self._listener.copied(copies.background_s)
+        for key, is_unchanged in copies.unchanged.items():
+            self._tracker.watched(key, is_unchanged=is_unchanged)
         if copies.torn:
-            self._give_up(state, copies.torn)
+            self._give_up(state)
             return
-        for (
-            item
-        ) in state.items:  # the training's own memory must not be kept alive until all is written
-            item.tensor = None
-        state.encoded.tensors.clear()
-        self._put(lambda: self._hand_over(state))
+        state.let_go()
+        self._put(partial(self._hand_over, state))
 
     def flush(self) -> None:
         """Wait until everything is written that was handed over. Not on the thread of `put`."""
-        self._courier.flush()
+        self._writer.flush()
 
     def close(self) -> None:
         """End threads and process; what was handed over is written before."""
-        self._courier.close()
+        self._writer.close()
         if self._copier is not None:
             self._copier.close()
         self._pool.close()
@@ -230,74 +226,77 @@ class CheckpointStaging:
     def _lay_out(self, tensors: Mapping[str, torch.Tensor], constants: set[int]) -> _BufferLayout:
         layout = _BufferLayout()
         for key, tensor in tensors.items():
-            how, item = self._habits.treatment(key, tensor, constants), StagedTensor.of(key, tensor)
-            is_small = how == "later" and tensor.is_cpu and item.nbytes <= staging_copy.AT_ONCE
+            item = StagedTensor.of(key, tensor)
+            mode = self._tracker.copy_mode(key, tensor, constants)
+            is_small = mode == "later" and tensor.is_cpu and item.nbytes <= staging_copy.AT_ONCE
             if is_small or tensor.device.type not in ("cpu", "cuda"):
-                how = "now"
+                mode = "now"
             layout.items.append(item)
-            if how == "same":
-                item.hash = self._habits.known_hash(key)
+            if mode == "same":
+                item.hash = self._tracker.known_hash(key)
             else:
-                layout.place(item)
+                layout.add_slot(item)
             if tensor.device.type == "cuda":
-                if item.place is not None:
+                if item.slot is not None:
                     layout.on_devices.setdefault(tensor.device, []).append(item)
                 continue
-            (layout.later if how in ("later", "same") else layout.at_once).append(item)
-            if how == "watch":
+            (layout.later if mode in ("later", "same") else layout.at_once).append(item)
+            if mode == "watch":
                 layout.watched.append(item)
         return layout
 
-    def _begin_on(
-        self,
-        items: Mapping[torch.device, list[StagedTensor]],
-        constants: set[int],
-        buffer: SharedBuffer,
-    ) -> list[GpuStaging]:
-        for device, ones in items.items():
-            gpu_staging.pin(buffer)
-            if device not in self._devices:
-                self._devices[device] = GpuStaging(device)
-            self._devices[device].begin(ones, constants)
-        return [self._devices[device] for device in items]
+    def _begin_copies(
+        self, layout: _BufferLayout, buffer: SharedBuffer, constants: set[int]
+    ) -> PendingCopies:
+        """Copy what is copied at once, and begin with what is on a GPU."""
+        try:
+            devices = []
+            for device, items in layout.on_devices.items():
+                gpu_staging.pin(buffer)
+                if device not in self._devices:
+                    self._devices[device] = GpuStaging(device)
+                self._devices[device].begin(items, constants)
+                devices.append(self._devices[device])
+            copies = PendingCopies(buffer, layout.later, layout.watched, devices)
+            for item in layout.at_once:
+                staging_copy.copy(item, buffer)
+        except BaseException:
+            self._pool.give(buffer)
+            raise
+        return copies
 
-    def _dropped(self, buffer: SharedBuffer) -> None:
+    def _drop(self, buffer: SharedBuffer) -> None:
         gpu_staging.unpin(buffer)
-        self._courier.forget(buffer)
+        self._writer.forget(buffer)
 
-    def _give_up(self, state: _StagedState, torn: Collection[str]) -> None:
+    def _give_up(self, state: _StagedState) -> None:
+        torn = state.copies.torn
         for key in torn:
-            self._habits.surprised(key)
+            self._tracker.torn(key)
         self._pool.give(state.buffer)
-        names = ", ".join(sorted(torn)[:3])
-        self._told.not_written(
-            state.position,
-            StoreError(
-                f"no checkpoint at {state.position}: {names} changed before they were copied, "
-                f"though no optimizer "
-                f"had made an update. They are copied at once from now on"
-            ),
+        reason = (
+            f"no checkpoint at {state.position}: {', '.join(torn[:3])} changed before they were "
+            f"copied, though no optimizer had made an update. They are copied at once from now on"
         )
+        self._listener.not_written(state.position, StoreError(reason))
 
     def _hand_over(self, state: _StagedState) -> None:
-        """On the thread that writes rows."""
+        """Send a state to the writer, on the thread that writes rows."""
 
         def answered(answer: WriterMessage) -> None:
             self._pool.give(state.buffer)
             if "failed" in answer:
-                self._habits.not_written(state.taken)
-                self._told.not_written(state.position, StoreError(answer["failed"]))
+                self._tracker.not_written(state.taken)
+                self._listener.not_written(state.position, StoreError(answer["failed"]))
             else:
-                self._habits.written(state.taken, answer["hashes"])
-                self._told.written(state.position, answer["files"], answer.get("freed", 0))
+                self._tracker.written(state.taken, answer["hashes"])
+                self._listener.written(state.position, answer["files"], answer.get("freed", 0))
 
         try:
             for device in state.copies.devices:
                 device.wait()
             self._sync()
-            self._courier.send(
-                WriteOrder({**state.job(), "budget": self._budget}, state.buffer, answered)
-            )
+            self._writer.send(WriteOrder(state.message(self._budget), state.buffer, answered))
         except Exception as error:
             self._pool.give(state.buffer)
-            self._told.not_written(state.position, error)
+            self._listener.not_written(state.position, error)

@@ -1,8 +1,9 @@
-"""Copies of a state's tensors, made by a thread of their own until the next update of an
+"""Copies of the tensors of a state. A thread of their own makes them until the next update of an
 optimizer is due.
 
-What that thread has not come to by then, the training's own thread copies: it waits for no more
-than that."""
+The training's own thread copies what that thread has not reached by then, and waits for no more
+than that.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,11 +25,9 @@ from flor_plugins.store.checkpoints.hashes import hash_of
 from flor_plugins.store.codec.tensors import DTYPE_NAMES
 
 ALIGNMENT = LINE = 64  # bytes of a cache line
-AT_ONCE = 4096  # bytes of a tensor that is copied as fast as it is looked at to be copied later
-LINES, ELEMENTS = (
-    4,
-    16,
-)  # that are sampled of a tensor that is copied later: lines where it is row-major
+AT_ONCE = 4096  # bytes of a tensor that is copied as fast as it is sampled to be copied later
+# How much is sampled of a tensor that is copied later: lines where it is row-major, else elements.
+LINES, ELEMENTS = 4, 16
 _INTS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -43,9 +43,9 @@ class BufferSlot:
 class StagedTensor:
     """One tensor of a state.
 
-    place: where its copy goes, or has gone; None: it is not copied, and has to have the hash
-    `hash`.
+    slot: where its copy goes, or has gone; None: it is not copied, and must have the hash `hash`.
     version: of the tensor when the state was taken. tensor: None once nobody needs it any more.
+    sample: some of its bytes when the state was taken, if it is copied later.
     """
 
     key: str
@@ -54,39 +54,52 @@ class StagedTensor:
     shape: tuple[int, ...]
     nbytes: int
     version: int
-    place: BufferSlot | None = None
+    slot: BufferSlot | None = None
     hash: str | None = None
+    sample: bytes = b""
 
     @classmethod
     def of(cls, key: str, tensor: torch.Tensor) -> StagedTensor:
-        dtype = DTYPE_NAMES[tensor.dtype]
+        """Describe a tensor as it is now."""
         version = 0 if tensor.is_inference() else tensor._version
-        return cls(
-            key, tensor, dtype, tuple(tensor.shape), tensor.numel() * tensor.element_size(), version
-        )
+        nbytes = tensor.numel() * tensor.element_size()
+        return cls(key, tensor, DTYPE_NAMES[tensor.dtype], tuple(tensor.shape), nbytes, version)
 
     def live(self) -> torch.Tensor:
+        """Return the training's own tensor."""
         assert self.tensor is not None
         return self.tensor
 
+    def copied(self, buffer: SharedBuffer) -> np.ndarray:
+        """Return the bytes of its slot."""
+        assert self.slot is not None
+        return buffer.array[self.slot.offset : self.slot.offset + self.slot.nbytes]
+
     def is_touched(self) -> bool:
-        """Was anything written to it, as far as its version says, since the state was taken?"""
+        """Does its version say that something was written to it since the state was taken?"""
         return self.live()._version != self.version
 
 
 class DeviceCopy(Protocol):
-    """Copies that a device makes by itself; see devices.py."""
+    """Copies that a device makes by itself; see gpu_staging.py."""
 
-    def copy_to_host(self, buffer: SharedBuffer) -> None: ...
-    def before_update(self) -> None: ...
-    def wait(self) -> None: ...
+    def copy_to_host(self, buffer: SharedBuffer) -> None:
+        """Queue the copies to the host."""
+
+    def before_update(self) -> None:
+        """See that the next update does not change what is still copied."""
+
+    def wait(self) -> None:
+        """Return when all is on the host."""
 
 
 class PendingCopies:
-    """The tensors of one state that are copied later, or compared: worked on by two threads,
-    until none is left.
+    """The tensors of one state that are copied later, or compared. Two threads work on them until
+    none is left.
 
     devices: copies of tensors that are not on the CPU, begun already.
+    After `close`, torn holds the keys of tensors that were written to before they were copied, and
+    unchanged says of each watched tensor whether it stayed as it was.
     """
 
     def __init__(
@@ -97,74 +110,69 @@ class PendingCopies:
         devices: Sequence[DeviceCopy] = (),
     ) -> None:
         self.buffer, self.devices = buffer, devices
-        self.torn: list[str] = []  # keys of tensors that were written to before they were copied
-        self.still: dict[str, bool] = {}  # key of each watched tensor: did it stay as it was?
+        self.torn: list[str] = []
+        self.unchanged: dict[str, bool] = {}
+        self.background_s = 0.0  # seconds of a processor, taken beside the training
         self._later, self._watched = later, watched
-        self._left = deque(later)
-        self._samples = {
-            item.key: _sample(item, array_of(item.live()))
-            for item in later
-            if item.place is not None
-        }
-        self._begun = threading.Lock()  # held by the one that sees to the devices
-        self._worked = threading.Event()
-        self.beside_s = 0.0  # seconds of a processor that copying beside the training has taken
-        self._error: BaseException | None = None
+        self._queue = deque(later)
+        for item in later:
+            if item.slot is not None:
+                item.sample = _sample(item, array_of(item.live()))
+        self._begun = threading.Lock()  # held by the thread that sees to the devices
+        self._done: Future[None] = Future()  # of the thread that holds `_begun`
 
-    def work(self, *, beside: bool = True) -> None:
-        """What the background thread does: copy, first come first, until nothing is left."""
-        if not self._begun.acquire(blocking=False):  # it came too late
+    def work(self, *, in_background: bool = True) -> None:
+        """Copy, first come first, until nothing is left."""
+        if not self._begun.acquire(blocking=False):  # the other thread was faster
             return
-        began = time.thread_time()
+        began, failure = time.thread_time(), None
         try:
             for device in self.devices:
                 device.copy_to_host(self.buffer)
-            while self._step(from_end=False):
+            while self._step(self._queue.popleft):
                 pass
         except BaseException as error:
-            self._error = error
-        finally:
-            if beside:
-                self.beside_s = time.thread_time() - began
-            self._worked.set()
+            failure = error
+        if in_background:
+            self.background_s = time.thread_time() - began
+        self._done.set_exception(failure)
 
     def close(self) -> None:
-        """Copy what is left, together with the background thread, and look whether anything was
+        """Copy what is left, together with the background thread, and see whether anything was
         written to meanwhile.
 
-        Called by the training's own thread when the first update is about to be made. Raises
-        what went wrong in the background."""
-        self.work(
-            beside=False
-        )  # unless the other thread has begun: it may have been busy with something else
+        The training's own thread calls it when the first update is about to be made. Raises what
+        went wrong in the background.
+        """
+        # unless the other thread has begun: it may have been busy with something else
+        self.work(in_background=False)
         try:
-            while self._step(from_end=True):
+            while self._step(self._queue.pop):
                 pass
         finally:
-            self._worked.wait()  # for the one tensor that the other thread may still be copying
-        if self._error is not None:
-            raise self._error
+            self._done.exception()  # waits for the one tensor that the other may still be copying
+        self._done.result()
         for device in self.devices:
             device.before_update()
         self.torn = sorted({*self.torn, *(item.key for item in self._later if item.is_touched())})
-        self.still = {item.key: self._is_as_it_was(item) for item in self._watched}
+        self.unchanged = {item.key: self._is_unchanged(item) for item in self._watched}
 
-    def _step(self, *, from_end: bool) -> bool:
+    def _step(self, take: Callable[[], StagedTensor]) -> bool:
         try:
-            item = self._left.pop() if from_end else self._left.popleft()
+            item = take()
         except IndexError:
             return False
-        if item.place is not None:
+        if item.slot is None:
+            is_torn = hash_of(memory_of(item.live())) != item.hash
+        else:
             copy(item, self.buffer)
-            if _sample(item, _copied(item, self.buffer)) != self._samples[item.key]:
-                self.torn.append(item.key)
-        elif hash_of(memory_of(item.live())) != item.hash:
+            is_torn = _sample(item, _copied(item, self.buffer)) != item.sample
+        if is_torn:
             self.torn.append(item.key)
         return True
 
-    def _is_as_it_was(self, item: StagedTensor) -> bool:
-        assert item.place is not None
-        copied = self.buffer.array[item.place.offset : item.place.offset + item.place.nbytes]
+    def _is_unchanged(self, item: StagedTensor) -> bool:
+        copied = item.copied(self.buffer)
         return not item.is_touched() and hash_of(memory_of(item.live())) == hash_of(copied.data)
 
 
@@ -177,7 +185,7 @@ class CopyThread:
         self._thread.start()
 
     def start(self, job: Callable[[], None]) -> None:
-        """Do this when what was begun before is done. A job raises nothing."""
+        """Queue a job, which must not raise."""
         self._jobs.put(job)
 
     def close(self) -> None:
@@ -191,41 +199,39 @@ class CopyThread:
 
 
 def copy(item: StagedTensor, buffer: SharedBuffer) -> None:
-    """Copy a tensor to its place, row-major, on the thread that calls and on no other.
+    """Copy a tensor to its slot, row-major, on the calling thread and on no other.
 
     Not by torch: `Tensor.copy_` on a second thread would start a second team of threads beside
-    the training's."""
-    assert item.place is not None
-    tensor, place = item.live(), item.place
-    if not place.nbytes:
+    the training's.
+    """
+    tensor, target = item.live(), item.copied(buffer)
+    if not target.size:
         return
     if not tensor.is_cpu:
-        memory = buffer.array[place.offset : place.offset + place.nbytes]
-        torch.from_numpy(memory).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        torch.from_numpy(target).view(tensor.dtype).view(tensor.shape).copy_(tensor)
     elif tensor.is_contiguous():  # several times faster than the next one where tensors are small
-        ctypes.memmove(buffer.address + place.offset, tensor.data_ptr(), place.nbytes)
+        assert item.slot is not None
+        ctypes.memmove(buffer.address + item.slot.offset, tensor.data_ptr(), item.slot.nbytes)
     else:
         source = array_of(tensor)
-        memory = buffer.array[place.offset : place.offset + place.nbytes]
-        np.copyto(memory.view(source.dtype).reshape(source.shape), source)
+        np.copyto(target.view(source.dtype).reshape(source.shape), source)
 
 
 def array_of(tensor: torch.Tensor) -> np.ndarray:
-    """A CPU tensor's memory as integers as wide as its elements, strides and all; nothing is
-    copied.
-    """
+    """View a CPU tensor's memory as integers as wide as its elements, strides and all."""
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     return tensor.detach().view(_INTS[tensor.element_size()]).numpy()
 
 
 def _sample(item: StagedTensor, array: np.ndarray) -> bytes:
-    """Some elements of the tensor or of its copy, spread over all, by which a write that no
+    """Return some elements of the tensor or of its copy, spread over all, by which a write that no
     version counts is found.
 
     Such a write changes most elements and seldom all: `data.add_(1)` and `data.sub_(1)` leave
     half of them as they were. What costs time is a cache line that has to be fetched; all that
-    it holds is looked at, if it can be."""
+    it holds is looked at, if it can be.
+    """
     if array.nbytes <= LINES * LINE:
         return array.tobytes()
     if not item.live().is_contiguous():
@@ -235,14 +241,10 @@ def _sample(item: StagedTensor, array: np.ndarray) -> bytes:
 
 
 def _copied(item: StagedTensor, buffer: SharedBuffer) -> np.ndarray:
-    """What `array_of` was copied, in one row."""
-    assert item.place is not None
-    source = array_of(item.live())
-    return buffer.array[item.place.offset : item.place.offset + item.place.nbytes].view(
-        source.dtype
-    )
+    """View the copy as `array_of` views the tensor, in one row."""
+    return item.copied(buffer).view(array_of(item.live()).dtype)
 
 
 def memory_of(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a CPU tensor, row-major; copied only if they don't lie so."""
+    """Return the bytes of a CPU tensor, row-major; they are copied only if they don't lie so."""
     return np.ascontiguousarray(array_of(tensor)).reshape(-1).view(np.uint8).data

@@ -2,16 +2,19 @@
 to the next.
 
 A copy of parameters and optimizer states may be made at any moment of it, beside validation,
-forward and backward. `UpdateWindow` knows those tensors, and calls when an update is about to end it.
+forward and backward. `UpdateWindow` knows those tensors, and calls when an update is about to end
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
 from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
+
+StepArguments = tuple[tuple[Any, ...], dict[str, Any]]  # of `Optimizer.step`
 
 
 class UpdateWindow:
@@ -23,44 +26,49 @@ class UpdateWindow:
     def __init__(self, about_to_close: Callable[[], None]) -> None:
         self._about_to_close = about_to_close
         self._optimizers: list[torch.optim.Optimizer] = []
-        self._handles: list[Any] = []
+        self._handles: list[RemovableHandle] = []
 
-    def attach(self, optimizers: Iterable[Any]) -> None:
+    def attach(self, optimizers: Iterable[object]) -> None:
         """Watch these optimizers; a wrapper that keeps the real one as `optimizer` is looked
         through.
         """
-        for one in optimizers:
-            real = one
-            while not isinstance(real, torch.optim.Optimizer) or hasattr(real, "optimizer"):
-                real = getattr(real, "optimizer", None)
-                if real is None:
-                    break
-            if real is not None and not any(real is known for known in self._optimizers):
-                self._optimizers.append(real)
-                self._handles.append(real.register_step_pre_hook(self._before_step))
+        for optimizer in map(_unwrapped, optimizers):
+            if optimizer is not None and not any(optimizer is held for held in self._optimizers):
+                self._optimizers.append(optimizer)
+                self._handles.append(optimizer.register_step_pre_hook(self._before_step))
 
     def detach(self) -> None:
-        """Let go of them."""
+        """Let go of the optimizers."""
         for handle in self._handles:
             handle.remove()
         self._handles, self._optimizers = [], []
 
     def constants(self) -> set[int]:
-        """The addresses of all tensors that only an update changes: trained parameters and
+        """Return the addresses of all tensors that only an update changes: trained parameters and
         optimizer states.
         """
-        return {
-            one.data_ptr()
-            for held in self._optimizers
-            for one in chain(_parameters(held), _states(held))
-        }
+        parameters, states = self._parameters(), self._states()
+        return {tensor.data_ptr() for tensors in (parameters, states) for tensor in tensors}
 
     def nbytes(self) -> tuple[int, int]:
-        """Bytes of the trained parameters, and of the optimizers' states."""
-        parameters = sum(one.nbytes for held in self._optimizers for one in _parameters(held))
-        return parameters, sum(one.nbytes for held in self._optimizers for one in _states(held))
+        """Return the bytes of the trained parameters, and of the optimizers' states."""
+        parameters = sum(tensor.nbytes for tensor in self._parameters())
+        return parameters, sum(tensor.nbytes for tensor in self._states())
 
-    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> Any:
+    def _parameters(self) -> Iterator[torch.Tensor]:
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                yield from (p for p in group["params"] if p.requires_grad)
+
+    def _states(self) -> Iterator[torch.Tensor]:
+        for optimizer in self._optimizers:
+            for state in optimizer.state.values():
+                if isinstance(state, dict):
+                    yield from (one for one in state.values() if isinstance(one, torch.Tensor))
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> StepArguments | None:
         # args begin with the optimizer itself (torch/optim/optimizer.py, `profile_hook_step`)
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         # torch's own optimizers call the closure (with Lightning it is the whole forward and
@@ -69,7 +77,7 @@ class UpdateWindow:
             self._about_to_close()
             return None
 
-        def closes_after() -> Any:
+        def closes_after() -> object:
             result = closure()
             self._about_to_close()
             return result
@@ -79,12 +87,9 @@ class UpdateWindow:
         return args, {**kwargs, "closure": closes_after}
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    for group in optimizer.param_groups:
-        yield from (parameter for parameter in group["params"] if parameter.requires_grad)
-
-
-def _states(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    for state in optimizer.state.values():
-        if isinstance(state, dict):
-            yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+def _unwrapped(wrapper: object) -> torch.optim.Optimizer | None:
+    while not isinstance(wrapper, torch.optim.Optimizer) or hasattr(wrapper, "optimizer"):
+        wrapper = getattr(wrapper, "optimizer", None)
+        if wrapper is None:
+            return None
+    return wrapper

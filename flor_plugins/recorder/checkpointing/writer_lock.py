@@ -1,7 +1,8 @@
 """Who writes checkpoints of a run: `writer.json` in its folder, as long as that process is at work.
 
-A training that is killed leaves a writer that still has states to write; whoever goes on with
-the run waits for it."""
+A training that is killed leaves a writer that still has states to write; whoever resumes the run
+waits for it.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +20,12 @@ WAIT_S = 600.0
 
 
 def announce(run_path: Path, pid: int) -> None:
-    """That process writes the checkpoints of this run."""
+    """Note that a process writes the checkpoints of this run."""
     write_json(run_path / FILE, asdict(process_of(pid)))
 
 
 def leave(run_path: Path) -> None:
-    """... and has written all it was given."""
+    """Note that it has written all it was given."""
     with suppress(OSError):
         (run_path / FILE).unlink()
 
@@ -39,8 +40,7 @@ def wait_for_writer(run_path: Path, timeout_s: float = WAIT_S) -> None:
         if time.monotonic() > end:
             raise StoreError(
                 f"the checkpoints of {run_path.name} are still being written by process "
-                f"{writer.pid}, "
-                f"{timeout_s:.0f} s after its training ended. Wait for it, or end it: kill -9 "
-                f"{writer.pid}"
+                f"{writer.pid}, {timeout_s:.0f} s after its training ended. Wait for it, or end "
+                f"it: kill -9 {writer.pid}"
             )
         time.sleep(0.02)

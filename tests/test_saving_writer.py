@@ -84,10 +84,10 @@ def test_a_writer_that_dies_again_and_again_is_followed_by_a_thread(
         pids.add(writer_of(post.folder))
         kill_writer(post.folder)
         post.send(step)
-        post.courier.flush()
+        post.client.flush()
     assert len(pids) == RESTARTS and writer_of(post.folder) is None
     assert [one.name for one in threading.enumerate() if one.name.startswith("flor-")] == [
-        "flor-scribe"
+        "flor-checkpoint-writer"
     ]
     post.send(RESTARTS)
     post.close()
@@ -99,7 +99,7 @@ def test_a_writer_that_died_between_two_states_is_started_for_the_next_one(
 ) -> None:
     post = make()
     post.send(0)
-    post.courier.flush()
+    post.client.flush()
     kill_writer(post.folder)
     post.send(1)
     post.close()
@@ -128,7 +128,7 @@ def test_where_a_process_cannot_even_begin_a_thread_writes(
     post = make()
     for step in range(2 * RESTARTS):
         post.send(step)
-        post.courier.flush()
+        post.client.flush()
     post.close()
     assert post.arrived() == [*range(2 * RESTARTS)]
 
@@ -142,7 +142,7 @@ def test_a_run_that_cannot_be_written_to_is_answered_so_and_not_a_reason_to_die(
     post.folder.rmdir()
     post.folder.write_text("no folder")
     post.send(0)
-    post.courier.flush()
+    post.client.flush()
     assert pid is not None and Path(f"/proc/{pid}").exists()
     os.kill(pid, signal.SIGKILL)
     post.send(1)
@@ -156,10 +156,10 @@ def test_a_state_that_makes_no_sense_costs_only_itself(make: Callable[..., Post]
     buffer = post.buffers[0]
     poison = job(1, buffer.handle)
     poison["pieces"][0][1] = "float7"
-    post.courier.send(WriteOrder(poison, buffer, post.answers.append))
+    post.client.send(WriteOrder(poison, buffer, post.answers.append))
     pid = writer_of(post.folder)
     post.send(2)
-    post.courier.flush()
+    post.client.flush()
     assert writer_of(post.folder) == pid
     assert post.arrived() == [0, 2] and "float7" in post.answers[1]["failed"]
 
@@ -169,7 +169,7 @@ def test_a_state_that_is_no_json_is_refused_before_it_is_sent(make: Callable[...
     post.send(0)
     bad = job(1, post.buffers[0].handle) | {"tree": {"model": float("nan")}}
     with pytest.raises(ValueError, match="JSON"):
-        post.courier.send(WriteOrder(bad, post.buffers[0], post.answers.append))
+        post.client.send(WriteOrder(bad, post.buffers[0], post.answers.append))
     post.close()
     assert post.arrived() == [0] and len(post.answers) == 1
 
@@ -187,7 +187,7 @@ def test_who_stumbles_over_an_answer_does_not_keep_the_others_from_theirs(
 
     buffer = SharedBuffer(4 * SIZE)
     post.buffers.append(buffer)
-    post.courier.send(WriteOrder(job(0, buffer.handle), buffer, stumble))
+    post.client.send(WriteOrder(job(0, buffer.handle), buffer, stumble))
     post.send(1)
     post.close()
     assert said == [ValueError] and [one["position"] for one in post.answers] == ["epoch=0,step=1"]
@@ -220,12 +220,12 @@ def test_a_damaged_checkpoint_keeps_no_writer_from_starting(tmp_path: Path, warn
     buffer = SharedBuffer(4 * SIZE)
     with warnings.catch_warnings():
         warnings.simplefilter(warned)
-        scribe = CheckpointWriter(tmp_path)
-    assert "failed" in scribe.write(
+        writer = CheckpointWriter(tmp_path)
+    assert "failed" in writer.write(
         job(1, 0) | {"number": 0}, buffer.array.data
     )  # there is one of that name
     assert (
-        scribe.write(job(2, 0) | {"number": 1}, buffer.array.data)["files"]["model.safetensors"]
+        writer.write(job(2, 0) | {"number": 1}, buffer.array.data)["files"]["model.safetensors"]
         > 4 * SIZE
     )
     buffer.close()
@@ -270,7 +270,7 @@ def test_sending_never_waits_for_a_writer_that_does_not_read(make: Callable[...,
 def test_the_writer_loads_neither_torch_nor_numpy(make: Callable[..., Post]) -> None:
     post = make()
     post.send(0)
-    post.courier.flush()
+    post.client.flush()
     mapped = Path(f"/proc/{writer_of(post.folder)}/maps").read_text()
     assert "xxhash" in mapped and "libtorch" not in mapped and "numpy" not in mapped
     assert os.getpriority(os.PRIO_PROCESS, writer_of(post.folder) or 0) == 19
