@@ -172,15 +172,18 @@ def test_steps_that_cost_much_leave_no_time_for_checkpoints() -> None:
     assert made_up.asked.skips[0].why == "recording would cost more than 2 % of the training's time"
 
 
-def test_no_share_is_known_before_the_training_began() -> None:
+@pytest.mark.parametrize(("cost", "is_taken"), [(3.4, True), (3.6, False)])
+def test_no_share_is_taken_of_the_time_before_the_training_began(
+    cost: float, is_taken: bool
+) -> None:
     clock = Clock()
-    asked = made(clock=clock)
+    asked = made(clock=clock, overhead=0.5)
     clock.now += 60.0  # the data are read
-    assert asked.share is None
     asked.wants(START)
     clock.now += 10.0
-    asked.spent(1.0)
-    assert asked.share == 0.1 and asked.spent_s == 1.0
+    asked.saved(START)
+    asked.spent(cost)  # once more it would cost as much: 0.5 * 10 s and the allowance are 7 s
+    assert asked.wants(Position(1, 1)) is is_taken and asked.spent_s == cost
 
 
 def test_a_wish_of_the_clock_is_refused_once_and_granted_when_there_is_time() -> None:
