@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flor_plugins.records import Level, Run, Task
+from flor_plugins.records import JsonObject, Level, ReplayRequest, Run, Task
 from flor_plugins.records.sections import MODEL
 from flor_plugins.store.layout import Store, find_store, store_in
 from flor_plugins.store.remote.mirror import open_any
@@ -16,10 +16,13 @@ from flor_plugins.store.runs import find_run, list_runs
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flor_plugins.hooks.metric import Metric
+    from flor_plugins.replayer.requests import RangeRow
+
 
 def runs(*, store: str | Path | None = None) -> list[Run]:
     """All recorded runs, oldest first; running ones, too."""
-    return list_runs(_store(store))
+    return list_runs(open_any(store))
 
 
 def dataframe(
@@ -39,7 +42,7 @@ def dataframe(
     """
     from flor_plugins.store.query import dataframe
 
-    return dataframe.dataframe(_store(store), *names, where=where, source=source, level=level)
+    return dataframe.dataframe(open_any(store), *names, where=where, source=source, level=level)
 
 
 def query(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
@@ -54,7 +57,7 @@ def sql(query: str, *, store: str | Path | None = None) -> pd.DataFrame:
     """DuckDB over the tables runs, metrics, checkpoints and replays. StoreError if it refuses."""
     from flor_plugins.store.query import sql as tables
 
-    return tables.sql(_store(store), query)
+    return tables.sql(open_any(store), query)
 
 
 def replay(
@@ -62,13 +65,13 @@ def replay(
     where: str | None = None,
     *,
     epochs: str | Sequence[int] = "all",
-    hooks: Sequence[Any] = (),
+    hooks: Sequence[str | Path | Metric] = (),
     run: str | Sequence[str] | None = None,
     patch: Mapping[str, str | Path] | None = None,
     workers: int = 1,
     engine: str = "local",
     store: str | Path | None = None,
-    progress: Callable[[Task, dict[str, Any]], None] | None = None,
+    progress: Callable[[Task, JsonObject], None] | None = None,
 ) -> pd.DataFrame:
     """Compute metrics for past runs where they are missing, and return them in a dataframe.
 
@@ -88,42 +91,35 @@ def replay(
     ReplayError when a run could not be replayed, Diverged when what was recomputed differs
     from the recording: the values are stored, marked as diverged.
     """
-    from flor_plugins.errors import Diverged, HookError, ReplayError
     from flor_plugins.replayer import requests
-    from flor_plugins.replayer.planning import planner
     from flor_plugins.store.query import dataframe
 
-    home = _store(store)
-    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    asked = [run] if isinstance(run, str) else run
-    at = requests.places_asked(home, asked or ())
-    found = list_runs(home) if asked is None else [find_run(home, run_id) for run_id in at]
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    files = requests.hooks_for(found, hooks, main)
-    request = requests.request(home, found, names, where, epochs, hooks=files, at=at, patch=patch)
-    answer = requests.execute(
-        home, found, planner.make(found, request), workers=workers, engine=engine, progress=progress
+    home = open_any(store)
+    request = ReplayRequest(
+        _texts(metrics),
+        where,
+        epochs,
+        None if run is None else _texts(run),
+        requests.hook_files(hooks, _main_script()),
+        {method: str(function) for method, function in (patch or {}).items()},
     )
-    if answer.failures:
-        kind = HookError if any(o.hook_failures for o in answer.outcomes) else ReplayError
-        raise kind("\n".join(answer.failures))
-    if answer.has_diverged:
-        rows = [row for row in answer.rows if row["verdict"] == "diverged"]
-        raise Diverged("\n".join(f"run {row['name']} diverged: {row['detail']}" for row in rows))
-    return dataframe.dataframe(home, *answer.plan.metrics, runs=found)
+    result = requests.replay(home, request, workers=workers, engine=engine, progress=progress)
+    requests.raise_failures(result)
+    requests.raise_diverged(result)
+    return dataframe.dataframe(home, *result.plan.metrics, runs=result.runs)
 
 
 def first(
     when: str,
     *,
     run: str | Sequence[str] | None = None,
-    hooks: Sequence[Any] = (),
+    hooks: Sequence[str | Path | Metric] = (),
     monotone: bool = False,
     epochs: str | Sequence[int] = "all",
     workers: int = 1,
     engine: str = "local",
     store: str | Path | None = None,
-    progress: Callable[[Task, dict[str, Any]], None] | None = None,
+    progress: Callable[[Task, JsonObject], None] | None = None,
 ) -> pd.DataFrame:
     """The first place of each run at which a predicate holds, computing no more values than
     that takes.
@@ -139,22 +135,15 @@ def first(
     epoch and step are missing where it holds nowhere (or where detail says what can't be
     computed). With metrics of updates a place is an update, else an epoch's end. Raises
     WhereError for a wrong expression; HookError, ReplayError and Diverged as `replay`."""
-    from flor_plugins.errors import Diverged, HookError, ReplayError
     from flor_plugins.replayer import requests
     from flor_plugins.replayer.searching import search
 
-    home = _store(store)
-    found = _named(home, run)
-    main = getattr(sys.modules.get("__main__"), "__file__", None)
-    query = search.SearchQuery(when, monotone, epochs, requests.hooks_for(found, hooks, main))
-    begun = search.begin(home, found, query)
+    home = open_any(store)
+    query = search.SearchQuery(when, monotone, epochs, requests.hook_files(hooks, _main_script()))
+    begun = search.begin(home, _runs(home, run), query)
     begun.run(workers=workers, engine=engine, progress=progress)
-    if begun.failures:
-        raise (HookError if begun.has_hook_failures else ReplayError)("\n".join(begun.failures))
-    if begun.diverged:
-        raise Diverged(
-            "\n".join(f"run {row['name']} diverged: {row['detail']}" for row in begun.diverged)
-        )
+    requests.raise_failures(*begun.results)
+    requests.raise_diverged(*begun.results)
     return begun.frame()
 
 
@@ -165,8 +154,8 @@ def verify(
     workers: int = 1,
     engine: str = "local",
     store: str | Path | None = None,
-    progress: Callable[[Task, dict[str, Any]], None] | None = None,
-) -> list[dict[str, Any]]:
+    progress: Callable[[Task, JsonObject], None] | None = None,
+) -> list[RangeRow]:
     """Train a run again, from checkpoint to checkpoint, and compare everything that is
     recomputed, bit for bit.
 
@@ -176,18 +165,14 @@ def verify(
     (the first differing Position or None), detail (both values there), causes (likely ones,
     most likely first). Raises UnknownRun, and ReplayError when the run can't be trained again.
     """
-    from flor_plugins.errors import ReplayError
     from flor_plugins.replayer import requests
-    from flor_plugins.replayer.planning import planner
 
-    home = _store(store)
-    at = requests.places_asked(home, [run])
-    found = [find_run(home, run_id) for run_id in at]
-    made = planner.verification(found, epochs, at)
-    answer = requests.execute(home, found, made, workers=workers, engine=engine, progress=progress)
-    if answer.failures:
-        raise ReplayError("\n".join(answer.failures))
-    return answer.stretches
+    request = ReplayRequest(epochs=epochs, runs=(run,), is_verification=True)
+    result = requests.replay(
+        open_any(store), request, workers=workers, engine=engine, progress=progress
+    )
+    requests.raise_failures(result)
+    return result.stretches
 
 
 def checkpoint(
@@ -203,7 +188,7 @@ def checkpoint(
     from flor_plugins.store.query.references import RunReference, checkpoint_at, parse_reference
 
     asked = parse_reference(run) if epoch is None else RunReference(run, epoch=epoch)
-    home = _store(store)
+    home = open_any(store)
     found = find_run(home, asked.run)
     known = checkpoints.list_checkpoints(found.path)
     position = checkpoint_at(found, known, asked).position
@@ -227,13 +212,8 @@ def import_flordb(
     Returns the runs, the oldest first. StoreError if there is nothing."""
     from flor_plugins.recorder.importers import flordb
 
-    home = find_store() if store is None else store_in(store)
+    home = _local_store(store)
     return [one.run for one in flordb.import_flordb(Path(path), epoch=epoch, step=step, store=home)]
-
-
-def _named(home: Store, run: str | Sequence[str] | None) -> list[Run]:
-    names = [run] if isinstance(run, str) else run
-    return list_runs(home) if names is None else [find_run(home, name) for name in names]
 
 
 def upload(
@@ -248,12 +228,21 @@ def upload(
     refuses, MissingDependency without the package for that kind of url."""
     from flor_plugins.replayer.execution.remote_sync import upload as put
 
-    home = find_store() if store is None else store_in(store)
-    asked = [run] if isinstance(run, str) else run
-    return put(
-        home, url, list_runs(home) if asked is None else [find_run(home, name) for name in asked]
-    )
+    home = _local_store(store)
+    return put(home, url, _runs(home, run))
 
 
-def _store(store: str | Path | None) -> Store:
-    return open_any(store)
+def _runs(home: Store, run: str | Sequence[str] | None) -> list[Run]:
+    return list_runs(home) if run is None else [find_run(home, name) for name in _texts(run)]
+
+
+def _texts(texts: str | Sequence[str]) -> tuple[str, ...]:
+    return (texts,) if isinstance(texts, str) else tuple(texts)
+
+
+def _main_script() -> str | None:
+    return getattr(sys.modules.get("__main__"), "__file__", None)
+
+
+def _local_store(store: str | Path | None) -> Store:
+    return find_store() if store is None else store_in(store)

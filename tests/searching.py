@@ -85,7 +85,7 @@ def _write(run: Run, writer: str, rows: Sequence[Row]) -> None:
 
 @dataclass
 class Workers:
-    """In the place of `ask.execute`. truth: what a hook gives at a place. called: (run_id,
+    """In the place of `requests.execute`. truth: what a hook gives at a place. called: (run_id,
     metric, place), in order.
 
     fails: names of runs of which a hook fails. diverges: names of runs that are not as they were.
@@ -105,7 +105,7 @@ class Workers:
         by_id = {run.run_id: run for run in runs}
         outcomes = [self._do(by_id[task.run_id], plan, task, {one.name: one.digest for one in hooks})
                     for task in plan.tasks]  # fmt: skip
-        return requests.ReplayResult(plan, tuple(outcomes))
+        return requests.ReplayResult(plan, tuple(runs), tuple(outcomes))
 
     def _do(self, run: Run, plan: Plan, task: Task, digests: dict[str, str]) -> Outcome:
         grade = "diverged" if run.name in self.diverges else "exact"

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flor_plugins.errors import ReplayError
 from flor_plugins.hooks.hook_files import load, scan
 from flor_plugins.hooks.source_digest import digest_of, digests, joined
-from flor_plugins.records import Grade, Position, Row, Run
+from flor_plugins.records import Grade, Position, ReplayRequest, Row, Run
 from flor_plugins.replayer.planning import planner
 from flor_plugins.replayer.planning.epoch_selection import epochs_of, sample, spread
 from flor_plugins.replayer.planning.recorded_values import of_today
@@ -252,8 +252,6 @@ def test_each_beginning_of_the_order_is_spread_over_all(size: int) -> None:
 def test_positions_come_in_an_order_of_which_a_tenth_shows_the_curve(
     store: Store, hooks: Path
 ) -> None:
-    made = planner.make(
-        [record(store)], planner.ReplayRequest(("accuracy",), None, "all", (hooks,))
-    )
+    made = planner.make(store, [record(store)], ReplayRequest(("accuracy",), hooks=(hooks,)))
     assert [one.epoch for one in made.tasks[0].passes[0].positions] == [1, 3, 2]
     assert made.tasks[0].passes[0].epochs == (1, 2, 3)

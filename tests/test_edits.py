@@ -12,14 +12,14 @@ import pytest
 
 from flor_plugins.errors import EditRefused, HookError, NoCheckpoint
 from flor_plugins.recorder.code_snapshot.snapshot import take
-from flor_plugins.records import Launch, Plan, Position, Row, Run, Task
-from flor_plugins.replayer import requests
+from flor_plugins.records import Launch, Plan, Position, ReplayRequest, Row, Run, Task
 from flor_plugins.replayer.backport.request import find
 from flor_plugins.replayer.planning import planner
 from flor_plugins.replayer.planning.training_ranges import range_from_beginning
 from flor_plugins.replayer.sandbox.worktree import write_sources
 from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.metrics.reserved_names import ASKED
+from flor_plugins.store.run_index import index_run
 from tests.editing import changed
 from tests.replaying import Project
 from tests.test_plan import HOOKS, STEPS, boundary, record
@@ -55,10 +55,9 @@ def runs_of(project: Project, *versions: str) -> list[Run]:
 def ask_for(
     project: Project, runs: list[Run], *metrics: str, where: str | None = None, epochs: str = "all"
 ) -> Plan:
-    hooks = [project.write("hooks/mine.py", HOOKS)]
-    return planner.make(
-        runs, requests.request(project.store, runs, metrics, where, epochs, hooks=hooks)
-    )
+    hooks = (project.write("hooks/mine.py", HOOKS),)
+    request = ReplayRequest(metrics, where, epochs, hooks=hooks)
+    return planner.make(project.store, runs, request)
 
 
 def test_the_edit_comes_from_the_newest_version_that_does_not_log_it(project: Project):
@@ -164,7 +163,7 @@ def test_an_edit_that_keeps_something_is_run_from_the_beginning(
     ]
     assert one.positions == (boundary(2), boundary(3)) and "begins with the run" in one.reason
     late = replace(runs[0], name="late")
-    places = planner.index_run(late)
+    places = index_run(late)
     with pytest.raises(NoCheckpoint, match="from its beginning"):
         range_from_beginning(replace(places, starts=places.starts[1:]), [boundary(3)])
 

@@ -48,8 +48,9 @@ if asked["nodes"]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=100 << 20,
              runtime_env={"env_vars": asked["nodes"]}, log_to_driver=False)
 
+from flor_plugins.records import ReplayRequest
 from flor_plugins.records.events import event_to_json
-from flor_plugins.replayer.planning import planner as planning
+from flor_plugins.replayer.planning import planner
 from flor_plugins.replayer.execution.executors import executor_of
 from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.mirror import open_url
@@ -58,8 +59,8 @@ from flor_plugins.store.runs import list_runs
 def main():
     store = open_url(asked["store"]) if "://" in asked["store"] else Store(Path(asked["store"]))
     runs = list_runs(store)
-    request = planning.ReplayRequest(tuple(asked["metrics"]), None, "all", (Path(asked["hook"]),))
-    made = replace(planning.make(runs, request), replay_id=asked["replay_id"])
+    request = ReplayRequest(tuple(asked["metrics"]), hooks=(Path(asked["hook"]),))
+    made = replace(planner.make(store, runs, request), replay_id=asked["replay_id"])
     if "://" in asked["store"]:
         kept = store.replay(made.replay_id) / "hooks" / Path(asked["hook"]).name
         kept.parent.mkdir(parents=True)

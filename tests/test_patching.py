@@ -74,7 +74,7 @@ def method(file: Path, target: str, function: str) -> MethodPatch:
 
 def refusal(given: dict[str, str], folder: Path) -> str:
     with pytest.raises(HookError) as error:
-        read(given, folder)
+        read({target: str(folder / source) for target, source in given.items()})
     return str(error.value)
 
 

@@ -21,6 +21,7 @@ from flor_plugins.records import (
     Plan,
     Position,
     RecordingProcess,
+    ReplayRequest,
     Row,
     Run,
     Timing,
@@ -28,7 +29,7 @@ from flor_plugins.records import (
 )
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.replayer.planning import planner
-from flor_plugins.replayer.requests import ReplayResult, hooks_for
+from flor_plugins.replayer.requests import ReplayResult, hook_files, recipe_hooks
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.files import write_json
@@ -110,7 +111,8 @@ def hooks(tmp_path: Path) -> Path:
 def ask(
     runs: list[Run], hooks: Path, *metrics: str, where: str | None = None, epochs: Any = "all"
 ) -> Plan:
-    return planner.make(runs, planner.ReplayRequest(metrics, where, epochs, (hooks,)))
+    store = Store(runs[0].path.parents[1])
+    return planner.make(store, runs, ReplayRequest(metrics, where, epochs, hooks=(hooks,)))
 
 
 def ways(made: Plan) -> dict[str, tuple[int, ...]]:
@@ -178,7 +180,7 @@ def test_after_a_replay_the_estimate_stands_beside_what_it_took(store: Store, ho
         }
         for one in task.passes
     ]
-    rows = ReplayResult(made, (Outcome(task, passed=told),)).rows
+    rows = ReplayResult(made, (), (Outcome(task, passed=told),)).rows
     assert [(row["estimated"], row["seconds"]) for row in rows] == [
         (one.seconds, 0.13) for one in task.passes
     ]
@@ -310,7 +312,7 @@ def test_an_unknown_metric_is_told_with_the_hooks_and_their_file(store: Store, h
     with pytest.raises(HookError, match=r"'acuracy'.*accuracy, wrong, norm.*hooks\.py"):
         ask([record(store)], hooks, "acuracy")
     with pytest.raises(HookError, match="which metrics"):
-        planner.make([], planner.ReplayRequest((), None, "all", ()))
+        planner.make(store, [], ReplayRequest())
 
 
 def test_a_run_that_cannot_be_replayed_is_skipped_with_its_reason(
@@ -364,6 +366,6 @@ def test_hooks_are_those_named_else_those_of_the_asking_script(
     other = tmp_path / "other.py"
     other.write_text("x = 1\n")
     run = record(store)
-    assert hooks_for([run], [other], str(hooks)) == (other.resolve(),)
-    assert hooks_for([run], [], str(hooks)) == (hooks.resolve(),)
-    assert hooks_for([run], [], str(other)) == ()
+    assert hook_files([other], str(hooks)) == (other.resolve(),)
+    assert hook_files([], str(hooks)) == (hooks.resolve(),)
+    assert hook_files([], str(other)) == recipe_hooks([run]) == ()

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 import flor_plugins as flor
-from flor_plugins.records import Plan
-from flor_plugins.replayer import requests
+from flor_plugins.records import Plan, ReplayRequest
 from flor_plugins.replayer.backport.backport import Backport, carry
-from flor_plugins.replayer.planning import planner as planning
+from flor_plugins.replayer.planning import planner
 from flor_plugins.store.remote.commits import find_commit
 from flor_plugins.store.runs import list_runs
 from tests.editing import edit_of
@@ -138,7 +137,7 @@ def asked(recorded: Project) -> str:
 
 def planned(project: Project, *metrics: str) -> Plan:
     runs = list_runs(project.store)
-    return planning.make(runs, requests.request(project.store, runs, metrics, None, "all"))
+    return planner.make(project.store, runs, ReplayRequest(metrics))
 
 
 def test_a_version_with_the_edit_trains_and_logs_every_step(trained: Trained) -> None:

@@ -22,8 +22,8 @@ from flor_plugins.lightning import obstacles as lit
 from flor_plugins.recorder import resume
 from flor_plugins.recorder.options import RecordOptions, options_of
 from flor_plugins.recorder.start_run import begin
-from flor_plugins.records import Launch, Position, Run
-from flor_plugins.replayer.planning.planner import verification
+from flor_plugins.records import Launch, Position, ReplayRequest, Run
+from flor_plugins.replayer.planning.planner import make
 from flor_plugins.state import ddp_buckets, processes
 from flor_plugins.store import checkpoints, codec, ranks, runs
 from flor_plugins.store.layout import Store
@@ -78,7 +78,7 @@ def test_run_of_which_no_process_but_the_first_recorded_cant_be_trained_again(ru
     (ranks.folder(run.path, 1) / "checkpoints").rename(run.path / "gone")
     assert index_run(run).starts == ()
     with pytest.raises(ReplayError, match="from which training could go on"):
-        verification([run], "all", {})
+        make(Store(run.path.parents[1]), [run], ReplayRequest(is_verification=True))
 
 
 def test_resume_goes_on_from_where_every_process_can(run: Run) -> None:

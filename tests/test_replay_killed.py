@@ -28,8 +28,9 @@ import json, os, random, signal, sys, threading
 from glob import glob
 from pathlib import Path
 
+from flor_plugins.records import ReplayRequest
 from flor_plugins.records.events import event_to_json
-from flor_plugins.replayer.planning import planner as planning
+from flor_plugins.replayer.planning import planner
 from flor_plugins.replayer.execution.executors import executor_of
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
@@ -63,15 +64,15 @@ def tell(task, told):
 def main():
     store = Store(Path(asked["store"]))
     runs = list_runs(store)
-    request = planning.ReplayRequest(tuple(asked["metrics"]), None, "all", (Path(asked["hook"]),))
-    made = planning.make(runs, request)
+    request = ReplayRequest(tuple(asked["metrics"]), hooks=(Path(asked["hook"]),))
+    made = planner.make(store, runs, request)
     outcomes = executor_of("local").run_all(store, {run.run_id: run for run in runs}, made, tell)
     print(json.dumps({
         "kills": len(killed), "lost": events.count("lost"), "positions": events.count("position"),
         "failures": [line for o in outcomes for line in [*o.hook_failures, *([o.failure] if o.failure else [])]],
         "passed": [[one.way, one.epochs, one.verdict.grade] for o in outcomes for one in o.passed],
         "planned": [[one.way, list(one.epochs)] for task in made.tasks for one in task.passes],
-        "again": len(planning.make(list_runs(store), request).tasks),
+        "again": len(planner.make(store, list_runs(store), request).tasks),
     }))
 
 main()

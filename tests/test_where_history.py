@@ -14,8 +14,17 @@ import pytest
 import torch
 
 from flor_plugins.hooks.hook_files import scan
-from flor_plugins.records import Code, Launch, Position, RecordingProcess, Row, Run, Timing
-from flor_plugins.replayer.planning import planner
+from flor_plugins.records import (
+    Code,
+    Launch,
+    Position,
+    RecordingProcess,
+    ReplayRequest,
+    Row,
+    Run,
+    Timing,
+)
+from flor_plugins.replayer.planning import missing, planner
 from flor_plugins.store.checkpoints import save_checkpoint
 from flor_plugins.store.codec import encode
 from flor_plugins.store.layout import Store
@@ -175,6 +184,13 @@ def table(history: list[Run], asked: str, hooks: Path) -> Table:
     return pandas.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
 
 
+def plan_of(
+    history: list[Run], hooks: Path, *metrics: str, where: str | None = None
+) -> planner.Plan:
+    store = Store(history[0].path.parents[1])
+    return planner.make(store, history, ReplayRequest(metrics, where, hooks=(hooks,)))
+
+
 def chosen(made: planner.Plan) -> set[tuple[str, int]]:
     """(run, step) of all that is to be computed."""
     return {
@@ -210,7 +226,7 @@ def test_a_predicate_chooses_what_pandas_chooses(
     rows = table(history, metric, hooks)
     expected = rows[mask(rows) & rows[metric].isna()]
     assert 0 < len(expected) < len(rows)
-    made = planner.make(history, planner.ReplayRequest((metric,), where, "all", (hooks,)))
+    made = plan_of(history, hooks, metric, where=where)
     counts.append((where, metric, len(rows), len(chosen(made)), len(expected)))
     assert chosen(made) == set(zip(expected["run"], expected["step"], strict=True))
 
@@ -218,7 +234,7 @@ def test_a_predicate_chooses_what_pandas_chooses(
 def test_without_a_predicate_all_that_is_missing_is_chosen(history: list[Run], hooks: Path) -> None:
     rows = table(history, "accuracy", hooks)
     missing = rows[rows["accuracy"].isna()]
-    made = planner.make(history, planner.ReplayRequest(("accuracy",), None, "all", (hooks,)))
+    made = plan_of(history, hooks, "accuracy")
     assert chosen(made) == set(zip(missing["run"], missing["step"], strict=True))
 
 
@@ -226,14 +242,11 @@ def test_each_journal_is_read_once_for_a_plan(
     history: list[Run], hooks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[Path] = []
-    original = planner.read_run
-    for module in (planner, __import__("flor_plugins.store.query.series", fromlist=[""]),
+    original = missing.read_run
+    for module in (planner, missing, __import__("flor_plugins.store.query.series", fromlist=[""]),
                    __import__("flor_plugins.store.run_index", fromlist=[""])):  # fmt: skip
         monkeypatch.setattr(
             module, "read_run", lambda path, names=None: read.append(path) or original(path, names)
         )
-    planner.make(
-        history,
-        planner.ReplayRequest(("accuracy", "norm"), "lr < 1 or accuracy.isna()", "all", (hooks,)),
-    )
+    plan_of(history, hooks, "accuracy", "norm", where="lr < 1 or accuracy.isna()")
     assert sorted(read) == [run.path for run in history]

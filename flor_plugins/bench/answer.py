@@ -12,11 +12,10 @@ from typing import Any
 from flor_plugins.bench.values import by_epoch, values_of
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
+from flor_plugins.records import ReplayRequest
 from flor_plugins.replayer import requests
-from flor_plugins.replayer.planning import planner
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import find_store
-from flor_plugins.store.runs import find_run
 
 
 def answer(recipe: Recipe, metric: str, run_ids: list[str]) -> dict[str, Any]:
@@ -25,33 +24,29 @@ def answer(recipe: Recipe, metric: str, run_ids: list[str]) -> dict[str, Any]:
     """
     store = find_store()
     began = time.perf_counter()
-    runs = [find_run(store, run_id) for run_id in run_ids]
     preset = recipe.replay
-    request = requests.request(
-        store,
-        runs,
+    request = ReplayRequest(
         (metric,),
-        None,
-        preset.epochs,
+        epochs=preset.epochs,
+        runs=tuple(run_ids),
         hooks=recipe.hook_paths,
-        patch=preset.patch,
-        folder=recipe.folder,
+        patch=recipe.patch_paths,
     )
-    made = planner.make(runs, request)
-    answered = requests.execute(store, runs, made)
+    result = requests.replay(store, request)
+    runs = result.runs
     found = values_of(store, runs, metric)
     seconds = time.perf_counter() - began
     failures = [
-        *answered.failures,
-        *(f"run {run_id} is skipped: {why}" for run_id, why in made.skipped.items()),
+        *result.failures,
+        *(f"run {run_id} is skipped: {why}" for run_id, why in result.plan.skipped.items()),
     ]
     failures += [
         f"{metric} has no value in run {run.name}" for run in runs if not found[run.run_id]
     ]
     return {
         "asked_s": seconds,
-        "ways": sorted({row["way"] for row in answered.rows}),
-        "verdicts": [row["verdict"] for row in answered.rows],
+        "ways": sorted({row["way"] for row in result.rows}),
+        "verdicts": [row["verdict"] for row in result.rows],
         "count": sum(map(len, found.values())),
         "values": {run_id: by_epoch(rows) for run_id, rows in found.items()},
         "error": "; ".join(failures) or None,

@@ -37,7 +37,6 @@ def first(asked: FirstOptions, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed or a person said no, 3 when a replay
     diverged.
     """
-    from flor_plugins.replayer import requests
     from flor_plugins.replayer.searching import search
 
     store = open_any()
@@ -46,9 +45,7 @@ def first(asked: FirstOptions, yes: bool, as_json: bool, as_csv: bool) -> int:
         raise FlorError(
             f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer."
         )
-    query = search.SearchQuery(
-        asked.when, asked.is_monotone, asked.epochs, requests.hooks_for(found, asked.hooks)
-    )
+    query = search.SearchQuery(asked.when, asked.is_monotone, asked.epochs, asked.hooks)
     begun = search.begin(store, found, query)
     human = not (as_json or as_csv)
     if human and not _agreed(*begun.estimate(), yes):
@@ -59,11 +56,13 @@ def first(asked: FirstOptions, yes: bool, as_json: bool, as_csv: bool) -> int:
     tables.frame(frame, as_json=as_json, as_csv=as_csv)
     if human:
         print(_told(asked.when, frame))
-    for line in begun.failures:
+    failures = [line for result in begun.results for line in result.failures]
+    diverged = [row for result in begun.results for row in result.diverged]
+    for line in failures:
         print(f"flor: {line}", file=sys.stderr)
-    for row in begun.diverged:
+    for row in diverged:
         print(f"flor: run {row['name']} diverged ({row['way']}): {row['detail']}", file=sys.stderr)
-    return 1 if begun.failures else 3 if begun.diverged else 0
+    return 1 if failures else 3 if diverged else 0
 
 
 def _agreed(count: int, seconds: float | None, yes: bool) -> bool:

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
+
+import typer
 
 from flor_plugins.cli import show_plan, tables
 from flor_plugins.cli.record import record_versions
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
-from flor_plugins.records import Plan, Run, Task
+from flor_plugins.records import JsonObject, Plan, ReplayRequest, Run, Task
 from flor_plugins.store.layout import Store
 from flor_plugins.store.query.references import parse_reference
 from flor_plugins.store.remote.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
 
-Progress = Callable[[Task, dict[str, Any]], None]
+if TYPE_CHECKING:
+    from rich.progress import Progress as ProgressBar
+
+    from flor_plugins.replayer.requests import ReplayResult
 
 SCHEDULE = ["run", "name", "vid", "epochs", "way", "seconds", "estimated", "verdict"]
 
@@ -41,41 +44,36 @@ class ReplayOptions:
     show_patches: bool = False
 
 
-def replay(asked: ReplayOptions, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
+def replay(options: ReplayOptions, dry_run: bool, yes: bool, as_json: bool, as_csv: bool) -> int:
     """Exit status 0, 1 when a hook or a run failed, 3 when a replay diverged."""
     from flor_plugins.replayer import requests
-    from flor_plugins.replayer.planning import planner
 
-    recipe = load_recipe(asked.recipe) if asked.recipe else None
+    recipe = load_recipe(options.recipe) if options.recipe else None
     store = open_any(start=recipe.folder if recipe else None)
     if recipe and not dry_run:
         _record_missing(store, recipe)
-    found = _runs(store, asked, recipe)
-    hooks = requests.hooks_for(found, asked.hooks)
-    request = _request(store, found, asked, recipe, hooks)
-    made = planner.make(found, request)
-    human = not (as_json or as_csv)
+    request = _request(options, recipe, _runs(store, options, recipe))
     if dry_run:
-        show_plan.show(made, as_json, as_csv, asked.show_patches)
+        show_plan.show(requests.plan(store, request), as_json, as_csv, options.show_patches)
         return 0
-    if human:
-        show_plan.show(made, False, False, asked.show_patches)
-        if not show_plan.agreed(made, yes):
-            return 1
-    with _progress(made, human) as progress:
-        answer = requests.execute(
-            store, found, made, workers=asked.workers, engine=asked.engine, progress=progress
+    is_human = not (as_json or as_csv)
+    with _Display(options.show_patches, yes) as display:
+        result = requests.replay(
+            store,
+            request,
+            workers=options.workers,
+            engine=options.engine,
+            progress=display.show_progress if is_human else None,
+            approve=display.approve if is_human else None,
         )
-    _print_answer(store, found, answer, as_json, as_csv, asked.show_patches)
-    for line in [
-        *answer.failures,
-        *(f"{run_id} is skipped: {why}" for run_id, why in made.skipped.items()),
-    ]:
+    _print_result(store, result, as_json, as_csv, options.show_patches)
+    skipped = [f"{run_id} is skipped: {why}" for run_id, why in result.plan.skipped.items()]
+    for line in [*result.failures, *skipped]:
         print(f"flor: {line}", file=sys.stderr)
-    if answer.failures:
+    if result.failures:
         return 1
     verify = recipe.replay.verify if recipe else "exact"
-    return 3 if answer.has_diverged and verify != "off" else 0
+    return 3 if result.diverged and verify != "off" else 0
 
 
 def _record_missing(store: Store, recipe: Recipe) -> None:
@@ -90,43 +88,36 @@ def _record_missing(store: Store, recipe: Recipe) -> None:
         raise FlorError(f"{recipe.path}: recording failed, so there is nothing to replay")
 
 
-def _runs(store: Store, asked: ReplayOptions, recipe: Recipe | None) -> list[Run]:
-    if asked.runs:
-        return [find_run(store, parse_reference(name).run) for name in asked.runs]
-    found = list_runs(store)
-    if recipe is not None:
-        found = [run for run in found if run.project == recipe.name]
-    if not found:
+def _runs(store: Store, options: ReplayOptions, recipe: Recipe | None) -> list[Run]:
+    if options.runs:
+        return [find_run(store, parse_reference(name).run) for name in options.runs]
+    runs = [run for run in list_runs(store) if recipe is None or run.project == recipe.name]
+    if not runs:
         raise FlorError(
             f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer, "
             "or give a recipe: flor-hf replay recipes/bert.yaml"
         )
-    return found
+    return runs
 
 
-def _request(
-    store: Store,
-    found: list[Run],
-    asked: ReplayOptions,
-    recipe: Recipe | None,
-    hooks: tuple[Path, ...],
-) -> Any:
-    from flor_plugins.replayer import requests
+def _request(options: ReplayOptions, recipe: Recipe | None, runs: list[Run]) -> ReplayRequest:
+    """What the words ask; where they say nothing, the recipe does."""
+    from flor_plugins.replayer.requests import recipe_hooks
 
-    preset = recipe.replay if recipe else None
-    patch: Mapping[str, str] = preset.patch if preset else {}
-    return requests.request(
-        store,
-        found,
-        tuple(asked.metrics.split(","))
-        if asked.metrics
-        else tuple(preset.metrics if preset else ()),
-        asked.where if asked.where is not None else (preset.where if preset else None),
-        asked.epochs or (preset.epochs if preset else "all"),
-        hooks=hooks or tuple(recipe.hook_paths if recipe else ()),
-        at=requests.places_asked(store, asked.runs),
-        patch=_patch(asked.patch) or patch,
-        folder=recipe.folder if recipe and not asked.patch else None,
+    metrics = tuple(options.metrics.split(",")) if options.metrics else ()
+    names = options.runs or tuple(run.run_id for run in runs)
+    patch = _patch(options.patch)
+    if recipe is None:
+        epochs = options.epochs or "all"
+        return ReplayRequest(metrics, options.where, epochs, names, options.hooks, patch)
+    preset = recipe.replay
+    return ReplayRequest(
+        metrics or preset.metrics,
+        preset.where if options.where is None else options.where,
+        options.epochs or preset.epochs,
+        names,
+        options.hooks or recipe_hooks(runs) or recipe.hook_paths,
+        patch or recipe.patch_paths,
     )
 
 
@@ -142,34 +133,46 @@ def _patch(given: tuple[str, ...]) -> dict[str, str]:
     return {target: source for target, _, source in parts}
 
 
-@contextmanager
-def _progress(made: Plan, human: bool) -> Iterator[Progress | None]:
-    """A bar on a terminal, plain lines elsewhere, nothing for programs."""
-    if not human or not sys.stderr.isatty():
-        yield plain_progress if human else None
-        return
-    from rich.console import Console
-    from rich.progress import Progress as Bar
+class _Display:
+    """What a person sees of a replay: its plan, then a bar on a terminal, plain lines elsewhere."""
 
-    with Bar(console=Console(stderr=True), transient=True) as bar:
-        job = bar.add_task(
-            "replaying", total=sum(len(one.epochs) for task in made.tasks for one in task.passes)
-        )
+    def __init__(self, show_patches: bool, yes: bool) -> None:
+        self._show_patches, self._yes = show_patches, yes
+        self._bar: ProgressBar | None = None
 
-        def tell(task: Task, event: dict[str, Any]) -> None:
-            if event["event"] == "position":
-                bar.update(
-                    job,
-                    advance=1,
-                    description=f"{task.name} epoch {event['epoch']} ({event['way']})",
-                )
-            elif event["event"] == "lost":
-                bar.console.print(f"{task.name}: {event['message']}", markup=False)
+    def __enter__(self) -> _Display:
+        return self
 
-        yield tell
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def approve(self, plan: Plan) -> None:
+        """Show the plan; ends the command where a person says no."""
+        show_plan.show(plan, False, False, self._show_patches)
+        if not show_plan.agreed(plan, self._yes):
+            raise typer.Exit(1)
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress as ProgressBar
+
+            passes = [replay_pass for task in plan.tasks for replay_pass in task.passes]
+            self._bar = ProgressBar(console=Console(stderr=True), transient=True)
+            self._bar.add_task("replaying", total=sum(len(one.epochs) for one in passes))
+            self._bar.start()
+
+    def show_progress(self, task: Task, event: JsonObject) -> None:
+        """Hear an event of a task."""
+        if self._bar is None:
+            plain_progress(task, event)
+        elif event["event"] == "position":
+            place = f"{task.name} epoch {event['epoch']} ({event['way']})"
+            self._bar.update(self._bar.task_ids[0], advance=1, description=place)
+        elif event["event"] == "lost":
+            self._bar.console.print(f"{task.name}: {event['message']}", markup=False)
 
 
-def plain_progress(task: Task, event: dict[str, Any]) -> None:
+def plain_progress(task: Task, event: JsonObject) -> None:
     if event["event"] == "pass":
         print(
             f"{task.name}: {event['way']} epochs {','.join(map(str, event['epochs']))}",
@@ -179,20 +182,20 @@ def plain_progress(task: Task, event: dict[str, Any]) -> None:
         print(f"{task.name}: {event['message']}", file=sys.stderr)
 
 
-def _print_answer(
-    store: Store, found: list[Run], answer: Any, as_json: bool, as_csv: bool, show_patches: bool
+def _print_result(
+    store: Store, result: ReplayResult, as_json: bool, as_csv: bool, show_patches: bool
 ) -> None:
     from flor_plugins.store.query import dataframe
 
-    if answer.rows and not (as_json or as_csv):
-        tables.table(answer.rows, SCHEDULE, as_json=False, as_csv=False)
-        for row in answer.rows:
+    if result.rows and not (as_json or as_csv):
+        tables.table(result.rows, SCHEDULE, as_json=False, as_csv=False)
+        for row in result.rows:
             if row["detail"]:
                 print(f"{row['name']} ({row['way']}) first differs at {row['detail']}")
         print()
-    data = dataframe.dataframe(store, *answer.plan.metrics, runs=found)
+    frame = dataframe.dataframe(store, *result.plan.metrics, runs=result.runs)
     if as_json and show_patches:
-        rows = tables.records(data)
-        print(json.dumps({"patches": show_plan.patches_of(answer.plan), "rows": rows}, indent=1))
+        rows = tables.records(frame)
+        print(json.dumps({"patches": show_plan.patches_of(result.plan), "rows": rows}, indent=1))
         return
-    tables.frame(data, as_json=as_json, as_csv=as_csv)
+    tables.frame(frame, as_json=as_json, as_csv=as_csv)

@@ -158,6 +158,12 @@ class Recipe:
         """The hook files, absolute."""
         return tuple(self.folder / hook for hook in self.replay.hooks)
 
+    @property
+    def patch_paths(self) -> dict[str, str]:
+        """The methods that a replay replaces, each with `file.py:function`, the file absolute."""
+        patch = self.replay.patch.items()
+        return {method: str(self.folder / function) for method, function in patch}
+
     def params_of(self, version: RecipeVersion | str) -> dict[str, Any]:
         """The trainer's arguments for one version, as a copy.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from flor_plugins.records.json_form import JsonObject, to_json
 from flor_plugins.records.run import Grade, Position, Strategy
@@ -99,6 +100,31 @@ class Task:
     digests: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
     edit: BackportedEdit | None = None
     methods: tuple[MethodPatch, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRequest:
+    """What is asked of past runs.
+
+    metrics: names; none means all that the hook files define. where: only positions at which
+    this expression holds. epochs: "all", "last", "1:3", "1,3", "sample:5" or numbers.
+    runs: names, ids or places of runs (`bert@step=1200`); None means all runs.
+    hooks: files; none means those of the recipes that the runs were recorded from.
+    patch: `module:Class.method` to the `file.py:function` that replaces it.
+    only: run_id to epochs of that run, of those that there are; a search asks for them. Of
+    validations only those at their ends count, and a run that can't be replayed is no error:
+    the plan says so in `skipped`.
+    is_verification: training is run again and compared with the recording, for no metric.
+    """
+
+    metrics: tuple[str, ...] = ()
+    where: str | None = None
+    epochs: str | Sequence[int] = "all"
+    runs: tuple[str, ...] | None = None
+    hooks: tuple[Path, ...] = ()
+    patch: Mapping[str, str] = field(default_factory=dict)
+    only: Mapping[str, Collection[int]] = field(default_factory=dict)
+    is_verification: bool = False
 
 
 @dataclass(frozen=True, slots=True)

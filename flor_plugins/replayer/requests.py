@@ -1,72 +1,105 @@
 """Asking the past: request → plan → workers → verdicts.
 
-What `flor.replay` and `flor-hf replay` call.
+`flor.replay` and `flor-hf replay`, `verify` and the searches call `replay`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
+from flor_plugins.errors import Diverged, HookError, ReplayError
 from flor_plugins.hooks.hook_files import scan
 from flor_plugins.hooks.metric import Metric
 from flor_plugins.recipe import load_recipe
-from flor_plugins.records import Plan, Run, Task, Verdict
+from flor_plugins.records import (
+    Grade,
+    JsonObject,
+    Plan,
+    Position,
+    ReplayRequest,
+    Run,
+    Strategy,
+    Task,
+    Verdict,
+)
 from flor_plugins.records.events import Event, PassResult, event_to_json
-from flor_plugins.replayer.backport import request as backport_request
-from flor_plugins.replayer.backport.snapshots import SnapshotSources
 from flor_plugins.replayer.execution.executors import executor_of
 from flor_plugins.replayer.execution.remote_sync import put_back
 from flor_plugins.replayer.execution.task_runner import Outcome
-from flor_plugins.replayer.method_patching import patches
-from flor_plugins.replayer.planning import planner as planning
-from flor_plugins.replayer.planning.metric_sources import without_hook
+from flor_plugins.replayer.planning import planner
 from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import Store
-from flor_plugins.store.query.references import RunReference, parse_reference
-from flor_plugins.store.runs import find_run, plain, this_process
+from flor_plugins.store.query.references import parse_reference
+from flor_plugins.store.runs import find_run, list_runs, plain, this_process
 
-Progress = Callable[[Task, dict[str, Any]], None]
+# Hears each event of a task, as the JSON that its worker sent.
+Progress = Callable[[Task, JsonObject], None]
+
+
+class PassRow(TypedDict):
+    """A pass as the schedule shows it."""
+
+    run: str
+    name: str
+    vid: str
+    epochs: str
+    way: Strategy
+    seconds: float
+    estimated: float | None
+    verdict: Grade
+    compared: int
+    detail: str
+
+
+class RangeRow(TypedDict):
+    """Training that was run again. first: the first differing position. causes: likely ones."""
+
+    run: str
+    name: str
+    start: Position
+    end: Position
+    verdict: Grade
+    compared: int
+    first: Position | None
+    detail: str
+    causes: list[str]
 
 
 @dataclass(frozen=True, slots=True)
 class ReplayResult:
-    """What a replay did.
-
-    rows: one per pass, as the schedule shows them. failures: one line each.
-    """
+    """What a replay did. runs: all that were asked, also those without a task."""
 
     plan: Plan
+    runs: tuple[Run, ...]
     outcomes: tuple[Outcome, ...] = ()
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
-        found = []
-        for outcome in self.outcomes:
-            task = outcome.task
-            for one in outcome.passed:
-                found.append(
-                    {
-                        "run": task.run_id,
-                        "name": task.name,
-                        "vid": task.vid[:12],
-                        "epochs": _span(one.epochs),
-                        "way": one.way,
-                        "seconds": round(one.seconds, 2),
-                        "estimated": _estimate(task, one),
-                        "verdict": one.verdict.grade,
-                        "compared": one.verdict.compared,
-                        "detail": _detail(one.verdict),
-                    }
-                )
-        return found
+    def rows(self) -> list[PassRow]:
+        """One row per pass."""
+        return [
+            {
+                "run": outcome.task.run_id,
+                "name": outcome.task.name,
+                "vid": outcome.task.vid[:12],
+                "epochs": _span(passed.epochs),
+                "way": passed.way,
+                "seconds": round(passed.seconds, 2),
+                "estimated": _estimate(outcome.task, passed),
+                "verdict": passed.verdict.grade,
+                "compared": passed.verdict.compared,
+                "detail": _detail(passed.verdict),
+            }
+            for outcome in self.outcomes
+            for passed in outcome.passed
+        ]
 
     @property
-    def stretches(self) -> list[dict[str, Any]]:
-        """One mapping per stretch of training that was run again, in the order of the run."""
-        told = [
+    def stretches(self) -> list[RangeRow]:
+        """One row per range of training that was run again, in the order of the run."""
+        rows: list[RangeRow] = [
             {
                 "run": outcome.task.run_id,
                 "name": outcome.task.name,
@@ -81,10 +114,11 @@ class ReplayResult:
             for outcome in self.outcomes
             for one in outcome.stretches
         ]
-        return sorted(told, key=lambda one: (one["run"], one["start"]))
+        return sorted(rows, key=lambda row: (row["run"], row["start"]))
 
     @property
     def failures(self) -> list[str]:
+        """One line each."""
         return [
             line if f"run {outcome.task.name}" in line else f"run {outcome.task.name}: {line}"
             for outcome in self.outcomes
@@ -92,67 +126,91 @@ class ReplayResult:
         ]
 
     @property
-    def has_diverged(self) -> bool:
-        return any(row["verdict"] == "diverged" for row in self.rows)
+    def diverged(self) -> list[PassRow]:
+        """The passes that computed something else than what was recorded."""
+        return [row for row in self.rows if row["verdict"] == "diverged"]
 
 
-def hooks_for(
-    runs: Sequence[Run], hooks: Sequence[Any], main_file: str | None = None
-) -> tuple[Path, ...]:
-    """Where hooks come from: those named; else the script that asks; else the recipes of the runs.
+def plan(store: Store, request: ReplayRequest) -> Plan:
+    """What a replay would do. Nothing is run and nothing is written. Raises as `replay`."""
+    return _planned(store, request)[1]
+
+
+def replay(
+    store: Store,
+    request: ReplayRequest,
+    *,
+    workers: int = 1,
+    engine: str = "local",
+    progress: Progress | None = None,
+    approve: Callable[[Plan], None] | None = None,
+) -> ReplayResult:
+    """Compute what is asked and missing. Rows land as they are computed; plan and verdicts stay
+    under replays/<id>/.
+
+    workers, engine: as in `Executor.run_all`. progress: hears each event of a task.
+    approve: is shown the plan before anything is run, and raises to end the request.
+    Raises UnknownRun, the errors of `planner.make` and those of the engine; what became of the
+    tasks is in the result (`raise_failures`).
+    """
+    runs, plan = _planned(store, request)
+    if approve is not None:
+        approve(plan)
+    return execute(store, runs, plan, workers=workers, engine=engine, progress=progress)
+
+
+def raise_failures(*results: ReplayResult) -> None:
+    """Raise HookError where a hook failed, ReplayError where a run could not be replayed."""
+    failures = [line for result in results for line in result.failures]
+    if failures:
+        outcomes = [outcome for result in results for outcome in result.outcomes]
+        has_hook_failures = any(outcome.hook_failures for outcome in outcomes)
+        raise (HookError if has_hook_failures else ReplayError)("\n".join(failures))
+
+
+def raise_diverged(*results: ReplayResult) -> None:
+    """Raise Diverged where something else was recomputed than was recorded."""
+    diverged = [row for result in results for row in result.diverged]
+    if diverged:
+        raise Diverged(
+            "\n".join(f"run {row['name']} diverged: {row['detail']}" for row in diverged)
+        )
+
+
+def hook_files(hooks: Sequence[str | Path | Metric], script: str | None = None) -> tuple[Path, ...]:
+    """The files of the hooks that were named, else the script that asks, if it defines metrics.
 
     hooks: paths of hook files, or @flor.metric functions (their file is taken).
     """
-    named = [
-        Path(h.function.__code__.co_filename) if isinstance(h, Metric) else Path(h) for h in hooks
+    paths = [
+        Path(hook.function.__code__.co_filename) if isinstance(hook, Metric) else Path(hook)
+        for hook in hooks
     ]
-    if not named and main_file and _has_metrics(Path(main_file)):
-        named = [Path(main_file)]
-    if not named:
-        recipes = dict.fromkeys(run.launch.recipe for run in runs if run.launch.recipe)
-        named = [
-            hook
-            for recipe in recipes
-            if Path(recipe).exists()
-            for hook in load_recipe(Path(recipe)).hook_paths
-        ]
-    return tuple(dict.fromkeys(path.resolve() for path in named))
+    if not paths and script and _has_metrics(Path(script)):
+        paths = [Path(script)]
+    return tuple(dict.fromkeys(path.resolve() for path in paths))
 
 
-def request(
-    store: Store,
-    runs: Sequence[Run],
-    metrics: Sequence[str],
-    where: str | None,
-    epochs: str | Sequence[int],
-    *,
-    hooks: Sequence[Path] = (),
-    at: Mapping[str, RunReference] | None = None,
-    patch: Mapping[str, str | Path] | None = None,
-    folder: Path | None = None,
-) -> planning.ReplayRequest:
-    """A request as it is planned: what no hook and no replaced method gives is looked for in
-    the working tree's edit.
-
-    patch: `module:Class.method` to `file.py:function`, relative to `folder`. Raises HookError
-    for hooks and patches that can't be read, EditRefused where the edit would change the
-    training."""
-    methods = patches.read(patch or {}, folder)
-    found = [one for path in hooks for one in scan(path)]
-    rest = [name for name in without_hook(metrics, found) if not patches.may_log(methods, name)]
-    edit = backport_request.find(store, runs, rest) if rest else None
-    patched = (
-        patches.MethodPatches(methods, SnapshotSources(store, Path.cwd())) if methods else None
-    )
-    return planning.ReplayRequest(
-        tuple(metrics), where, epochs, tuple(hooks), at or {}, edit=edit, patch=patched
-    )
+def recipe_hooks(runs: Sequence[Run]) -> tuple[Path, ...]:
+    """The hook files of the recipes that runs were recorded from."""
+    recipes = dict.fromkeys(Path(run.launch.recipe) for run in runs if run.launch.recipe)
+    paths = [
+        path for recipe in recipes if recipe.exists() for path in load_recipe(recipe).hook_paths
+    ]
+    return tuple(dict.fromkeys(path.resolve() for path in paths))
 
 
-def places_asked(store: Store, runs: Sequence[str]) -> dict[str, RunReference]:
-    """The places of `RUN@epoch=3` and `RUN@step=1200`, by run_id. Raises UnknownRun."""
-    references = [parse_reference(text) for text in runs]
-    return {find_run(store, one.run).run_id: one for one in references}
+def _planned(store: Store, request: ReplayRequest) -> tuple[list[Run], Plan]:
+    """The runs that are asked, and the plan for them."""
+    if request.runs is None:
+        runs, references = list_runs(store), {}
+    else:
+        places = [parse_reference(name) for name in request.runs]
+        named = [(find_run(store, place.run), place) for place in places]
+        runs = list({run.run_id: run for run, _ in named}.values())
+        references = {run.run_id: place for run, place in named}
+    request = replace(request, hooks=request.hooks or recipe_hooks(runs))
+    return runs, planner.make(store, runs, request, references)
 
 
 def execute(
@@ -164,14 +222,10 @@ def execute(
     engine: str = "local",
     progress: Progress | None = None,
 ) -> ReplayResult:
-    """Do a plan. Rows land as they are computed; request, plan and verdicts stay under
-    replays/<id>/.
-
-    workers, engine: as in `Executor.run_all`; raises its errors.
-    """
+    """Do a plan: write it down, run its tasks, and write down what they came to."""
     executor = executor_of(engine)
     if not plan.tasks:
-        return ReplayResult(plan)
+        return ReplayResult(plan, tuple(runs))
     plan = _with_kept_hooks(store, plan)
     folder = store.replay(plan.replay_id)
     write_json(
@@ -185,15 +239,15 @@ def execute(
             progress(task, event_to_json(event))
 
     outcomes = executor.run_all(store, by_id, plan, tell, workers=workers)
-    answer = ReplayResult(plan, tuple(outcomes))
+    result = ReplayResult(plan, tuple(runs), tuple(outcomes))
     verdicts = {
-        "passes": answer.rows,
-        "stretches": plain(answer.stretches),
-        "failures": answer.failures,
+        "passes": result.rows,
+        "stretches": plain(result.stretches),
+        "failures": result.failures,
     }
     write_json(folder / "verdicts.json", {"format": 1, **verdicts})
     put_back(store, plan.replay_id)
-    return answer
+    return result
 
 
 def _with_kept_hooks(store: Store, plan: Plan) -> Plan:

@@ -83,9 +83,9 @@ def find_run(store: Store, text: str) -> Run:
 
     A beginning counts from four characters on and only if one run has it. UnknownRun otherwise.
     """
-    ids = [path.name for path in _folders(store)]
-    if text in ids:
-        return load_run(store.run(text))
+    path = store.run(text)
+    if path.name == text and not text.startswith(".") and (path / "run.json").exists():
+        return load_run(path)
     runs = list_runs(store)
     named = [run for run in runs if run.name == text]
     if named:

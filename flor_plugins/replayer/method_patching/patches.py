@@ -42,17 +42,15 @@ class MethodPatches:
             signatures.check(one, version, entry_of(run, version) or "")
 
 
-def read(patch: Mapping[str, str | Path], folder: Path | None = None) -> tuple[MethodPatch, ...]:
+def read(patch: Mapping[str, str]) -> tuple[MethodPatch, ...]:
     """The functions that a `patch` names. patch: `module:Class.method` to `file.py:function`.
 
-    folder: what paths of files are relative to; default the working directory. Raises HookError
-    for a target or a function that is not there."""
-    return tuple(
-        _read(target, str(source), folder or Path.cwd()) for target, source in patch.items()
-    )
+    Raises HookError for a target or a function that is not there.
+    """
+    return tuple(_read(target, source) for target, source in patch.items())
 
 
-def _read(target: str, source: str, folder: Path) -> MethodPatch:
+def _read(target: str, source: str) -> MethodPatch:
     if not _TARGET.fullmatch(target):
         raise HookError(
             f"patch: {target!r} was to be replaced; write it as module:Class.method, like "
@@ -63,7 +61,7 @@ def _read(target: str, source: str, folder: Path) -> MethodPatch:
         raise HookError(
             f"patch: {target} was to be replaced by {source!r}; write that as file.py:function"
         )
-    path = (folder / name).absolute()
+    path = Path(name).absolute()
     try:
         text = path.read_text(encoding="utf-8")
         tree = ast.parse(text)

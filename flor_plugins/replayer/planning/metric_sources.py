@@ -7,17 +7,16 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from flor_plugins.errors import HookError
 from flor_plugins.hooks.hook_files import DeclaredHook
 from flor_plugins.hooks.source_digest import joined
-from flor_plugins.records import MethodPatch, Strategy
+from flor_plugins.records import ReplayRequest, Run, Strategy
+from flor_plugins.replayer.backport import request as backport_request
+from flor_plugins.replayer.backport.request import LoggingEdit
+from flor_plugins.replayer.backport.snapshots import SnapshotSources
 from flor_plugins.replayer.method_patching import patches
-from flor_plugins.replayer.planning.recorded_values import HookDigests
-
-if TYPE_CHECKING:
-    from flor_plugins.replayer.backport.request import LoggingEdit
+from flor_plugins.store.layout import Store
 
 WAYS: tuple[Strategy, ...] = ("state", "validate", "train")
 _REASONS: dict[Strategy, str] = {
@@ -31,18 +30,30 @@ _REASONS: dict[Strategy, str] = {
 
 @dataclass(frozen=True, slots=True)
 class MetricSources:
-    """The metrics by their ways. whole: those that only whole epochs give. hooks: what their
-    sources are known by.
+    """What gives each metric.
 
-    edited: those that the working tree's edit logs; kept: and that depend on all steps before.
-    patched: those that a replaced method logs."""
+    ways: metric to the cheapest way that reaches it. digests: metric to what its source is known
+    by, today's first. whole: the metrics that only whole epochs give. edit: of the working tree,
+    if it logs a metric; edited: those that it logs. patch: methods to be replaced; patched: the
+    metrics that they log.
+    """
 
-    ways: Mapping[str, Strategy]
-    whole: frozenset[str]
-    hooks: HookDigests
+    ways: Mapping[str, Strategy] = field(default_factory=dict)
+    digests: Mapping[str, tuple[str | None, ...]] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+    edit: LoggingEdit | None = None
     edited: frozenset[str] = frozenset()
+    patch: patches.MethodPatches | None = None
     patched: frozenset[str] = frozenset()
-    kept: frozenset[str] = field(default=frozenset())
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """The edited metrics that depend on all steps before."""
+        return self.edited if self.edit is not None and self.edit.is_kept else frozenset()
+
+    def names(self, way: Strategy) -> tuple[str, ...]:
+        """The metrics that are reached that way."""
+        return tuple(name for name, reached in self.ways.items() if reached == way)
 
     def without(self, names: Collection[str]) -> MetricSources:
         """The others."""
@@ -69,88 +80,59 @@ class MetricSources:
         return "; ".join(parts)
 
 
-def given(
-    metrics: Sequence[str],
-    hooks: Sequence[DeclaredHook],
-    files: Sequence[Path],
-    edit: LoggingEdit | None = None,
-    methods: Sequence[MethodPatch] = (),
+def find_sources(
+    store: Store, runs: Sequence[Run], request: ReplayRequest, hooks: Sequence[DeclaredHook]
 ) -> MetricSources:
-    """Which source gives each metric: a function of its name, else a method, else the edit,
-    else a callback.
+    """Find what gives each metric: a function of its name, else a method, else the edit, else
+    a callback.
 
-    Raises HookError for a metric that none of them gives.
+    Raises HookError for a metric that nothing gives, or a `patch` that can't be read; EditRefused
+    where the edit would change the training.
     """
-    own = {found.name for found in hooks if found.kind == "metric"}
-    patched = frozenset(
-        name for name in metrics if name not in own and patches.may_log(methods, name)
-    )
-    edited = (
-        frozenset(name for name in metrics if edit is not None and name in edit.ways)
-        - own
-        - patched
-    )
-    hooked = [name for name in metrics if name not in edited | patched]
-    ways = _ways(hooked, hooks, files)
-    known = known_by(hooked, hooks)
-    if edit is not None:
-        for name in edited:
-            ways[name] = edit.ways[name]
-        known |= dict.fromkeys(edited, (edit.edit.digest,))
-    for name in patched:
-        ways[name] = patches.way_of(methods)
-    known |= dict.fromkeys(patched, (patches.digest_of(methods),))
-    kept = edited if edit is not None and edit.is_kept else frozenset()
-    ordered: dict[str, Strategy] = {name: ways[name] for name in metrics}
-    return MetricSources(ordered, frozenset(set(metrics) - own), known, edited, patched, kept)
-
-
-def known_by(
-    metrics: Sequence[str], hooks: Sequence[DeclaredHook]
-) -> dict[str, tuple[str | None, ...]]:
-    """metric to the digests that its hook goes by: its own, and the file's, which it went by at
-    first.
-
-    A metric without a function of its own goes by all callbacks and compute_metrics together;
-    at first, by nothing."""
-    of_own = {
-        found.name: (found.digest, found.file_digest) for found in hooks if found.kind == "metric"
-    }
-    others = joined(found.file_digest for found in hooks if found.kind != "metric")
-    return {name: of_own.get(name, (others, None)) for name in metrics}
-
-
-def without_hook(metrics: Sequence[str], hooks: Sequence[DeclaredHook]) -> list[str]:
-    """The metrics that have no function of their own."""
-    own = {found.name for found in hooks if found.kind == "metric"}
-    return [name for name in metrics if name not in own]
-
-
-def _ways(
-    metrics: Sequence[str], hooks: Sequence[DeclaredHook], files: Sequence[Path]
-) -> dict[str, Strategy]:
-    """The way of each metric.
-
-    One that no @flor.metric has may come from a callback or compute_metrics.
-    """
-    named: dict[str, Strategy] = {
-        found.name: found.way for found in hooks if found.kind == "metric"
-    }
-    others: list[Strategy] = [found.way for found in hooks if found.kind != "metric"]
+    methods = patches.read(request.patch)
+    own = {hook.name: hook for hook in hooks if hook.kind == "metric"}
+    others = [hook for hook in hooks if hook.kind != "metric"]
+    other_ways: list[Strategy] = [hook.way for hook in others]
+    unhooked = [name for name in request.metrics if name not in own]
+    patched = [name for name in unhooked if patches.may_log(methods, name)]
+    rest = [name for name in unhooked if name not in patched]
+    edit = backport_request.find(store, runs, rest) if rest else None
     ways: dict[str, Strategy] = {}
-    for name in metrics:
-        if name in named:
-            ways[name] = named[name]
+    digests: dict[str, tuple[str | None, ...]] = {}
+    for name in request.metrics:
+        if name in own:
+            ways[name], digests[name] = own[name].way, known_by(own[name])
+        elif name in patched:
+            ways[name], digests[name] = patches.way_of(methods), (patches.digest_of(methods),)
+        elif edit is not None and name in edit.ways:
+            ways[name], digests[name] = edit.ways[name], (edit.edit.digest,)
         elif others:
-            ways[name] = max(others, key=WAYS.index)
+            ways[name] = max(other_ways, key=WAYS.index)
+            # At first the values of callbacks were known by nothing.
+            digests[name] = (joined(hook.file_digest for hook in others), None)
         else:
-            known = ", ".join(named) or "none"
-            listed = ", ".join(map(str, files)) or "no hook file was given"
-            raise HookError(
-                f"no hook computes {name!r}; hooks found: {known} (in {listed}), and the "
-                f"working tree does not log it "
-                f"beyond what was recorded. Write `@flor.metric(at='epoch')` on `def "
-                f"{name}(ctx)`, and name its file "
-                "with hooks= or --hook, or log it in the training code"
-            )
-    return ways
+            raise HookError(_nothing_computes(name, own, request.hooks))
+    return MetricSources(
+        ways,
+        digests,
+        frozenset(unhooked),
+        edit,
+        frozenset(rest) & (frozenset() if edit is None else edit.ways.keys()),
+        patches.MethodPatches(methods, SnapshotSources(store, Path.cwd())) if methods else None,
+        frozenset(patched),
+    )
+
+
+def known_by(hook: DeclaredHook) -> tuple[str | None, ...]:
+    """The digests that the values of a hook go by: its own, and the file's, as at first."""
+    return hook.digest, hook.file_digest
+
+
+def _nothing_computes(metric: str, known: Iterable[str], files: Sequence[Path]) -> str:
+    listed = ", ".join(map(str, files)) or "no hook file was given"
+    return (
+        f"no hook computes {metric!r}; hooks found: {', '.join(known) or 'none'} (in {listed}), "
+        f"and the working tree does not log it beyond what was recorded. Write "
+        f"`@flor.metric(at='epoch')` on `def {metric}(ctx)`, and name its file with hooks= or "
+        f"--hook, or log it in the training code"
+    )

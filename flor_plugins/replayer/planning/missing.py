@@ -5,27 +5,17 @@ and nothing is there.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flor_plugins.records import Level, Position, Strategy
+from flor_plugins.records import Level, Position, Run, Strategy
+from flor_plugins.replayer.planning.recorded_values import HookDigests, looked_for, of_today
+from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.row_source import SourcedRow
-from flor_plugins.store.run_index import RunIndex
+from flor_plugins.store.run_index import RunIndex, index_run
 
 if TYPE_CHECKING:
     from flor_plugins.store.query.where import WhereExpression
-
-
-@dataclass(frozen=True, slots=True)
-class MissingValues:
-    """metrics are missing at positions.
-
-    is_every: nothing was chosen among the steps of those epochs.
-    """
-
-    metrics: tuple[str, ...]
-    positions: tuple[Position, ...]
-    is_every: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,39 +23,42 @@ class RunKnowledge:
     """What is known of a run: where it has been, and the (source, row) of its journals that
     count (`of_today`).
 
-    looked_for: (metric, position) where it is known that nothing is logged, if there is no value.
+    present: (metric, position) at which there is a value, or known to be none.
     """
 
     places: RunIndex
     rows: Sequence[SourcedRow]
-    looked_for: Collection[tuple[str, Position]] = field(default=())
+    present: Collection[tuple[str, Position]]
 
 
-def due_in(
+def read_knowledge(run: Run, names: Collection[str], digests: HookDigests) -> RunKnowledge:
+    """Read the journals of a run once. names: the metrics that matter."""
+    rows = of_today(read_run(run.path, names), digests)
+    logged = {(name, row.position) for _, row in rows for name in row.values}
+    return RunKnowledge(index_run(run, rows), rows, logged | looked_for(rows, digests))
+
+
+def missing_positions(
     known: RunKnowledge,
     names: Sequence[str],
     way: Strategy,
     where: WhereExpression | None,
     epochs: Collection[int],
     place: Position | None,
-) -> MissingValues:
-    """What is due of the metrics of one way, in those epochs or at that one place."""
+) -> list[Position]:
+    """Where one of these metrics of one way is missing, in those epochs or at that one place."""
     if not names:
-        return MissingValues((), (), True)
+        return []
     places = known.places
-    present = {(name, row.position) for _, row in known.rows for name in row.values} | {
-        *known.looked_for
-    }
     candidates = [place] if place is not None else _candidates(places, way, epochs)
     if where is not None:
-        inside = [one for one in candidates if not places.is_end(one)]
-        at_ends = [one for one in candidates if places.is_end(one)]
+        ends = {one for one in candidates if places.is_end(one)}
         if way == "train":
-            inside, at_ends = candidates, []
-        held = holding(known, where, inside, "step") | holding(known, where, at_ends, "epoch")
+            ends = set()
+        inside = {*candidates} - ends
+        held = holding(known, where, inside, "step") | holding(known, where, ends, "epoch")
         candidates = [one for one in candidates if one in held]
-    missing = [one for one in candidates if any((name, one) not in present for name in names)]
-    return MissingValues(tuple(names), tuple(missing), where is None and place is None)
+    return [one for one in candidates if any((name, one) not in known.present for name in names)]
 
 
 def _candidates(places: RunIndex, way: Strategy, epochs: Collection[int]) -> list[Position]:
@@ -83,7 +76,7 @@ def _candidates(places: RunIndex, way: Strategy, epochs: Collection[int]) -> lis
 
 
 def holding(
-    known: RunKnowledge, where: WhereExpression, candidates: Sequence[Position], level: Level
+    known: RunKnowledge, where: WhereExpression, candidates: Collection[Position], level: Level
 ) -> set[Position]:
     """Those candidates at which the predicate holds."""
     import pandas as pd

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flor_plugins.errors import CannotCarry, HookError, NoCheckpoint, ReplayError, WhereError
@@ -16,6 +15,7 @@ from flor_plugins.records import (
     Plan,
     Position,
     ReplayPass,
+    ReplayRequest,
     Run,
     Strategy,
     Task,
@@ -23,161 +23,94 @@ from flor_plugins.records import (
 from flor_plugins.replayer.planning.eligibility import why_not
 from flor_plugins.replayer.planning.epoch_selection import epochs_of, names_them, spread
 from flor_plugins.replayer.planning.estimates import MeasuredSeconds, costed, measured
-from flor_plugins.replayer.planning.metric_sources import WAYS, MetricSources, given
-from flor_plugins.replayer.planning.missing import MissingValues, RunKnowledge, due_in
-from flor_plugins.replayer.planning.recorded_values import looked_for, of_today
+from flor_plugins.replayer.planning.metric_sources import WAYS, MetricSources, find_sources
+from flor_plugins.replayer.planning.missing import RunKnowledge, missing_positions, read_knowledge
 from flor_plugins.replayer.planning.training_ranges import (
     range_from_beginning,
     ranges_between_checkpoints,
     ranges_through,
 )
-from flor_plugins.store.layout import new_id
+from flor_plugins.store.layout import Store, new_id
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.reserved_names import ASKED
 from flor_plugins.store.query.references import RunReference
 from flor_plugins.store.run_index import RunIndex, index_run
 
 if TYPE_CHECKING:
-    from flor_plugins.replayer.backport.request import LoggingEdit
-    from flor_plugins.replayer.method_patching.patches import MethodPatches
     from flor_plugins.store.query.where import WhereExpression
 
-
-@dataclass(frozen=True, slots=True)
-class ReplayRequest:
-    """What was asked. epochs: as `epochs_of` reads them.
-
-    at: run_id to the one place of that run that was asked for.
-    only: run_id to epochs of that run, of those that there are; a search asks for them. Of
-    validations only those at their ends count, and a run that can't be replayed is no error:
-    the plan says so in `skipped`.
-    edit: of the working tree, if it logs a metric. patch: methods to be replaced.
-    """
-
-    metrics: tuple[str, ...]
-    where: str | None
-    epochs: str | Sequence[int]
-    hooks: tuple[Path, ...]
-    at: Mapping[str, RunReference] = field(default_factory=dict)
-    only: Mapping[str, Collection[int]] = field(default_factory=dict)
-    edit: LoggingEdit | None = None
-    patch: MethodPatches | None = None
+MissingPositions = Mapping[Strategy, Sequence[Position]]
 
 
 @dataclass(frozen=True, slots=True)
-class _RunWork:
-    """What is to be done with a run. why_not: why not all that was asked, if so.
+class _Question:
+    """What is asked of each of the runs.
 
-    Else as in a Task.
+    references: run_id to the one place of that run that is asked for. earlier: what replays took.
     """
 
-    passes: list[ReplayPass]
-    why_not: str = ""
-    edit: BackportedEdit | None = None
-    methods: tuple[MethodPatch, ...] = ()
+    request: ReplayRequest
+    references: Mapping[str, RunReference]
+    earlier: MeasuredSeconds
+    sources: MetricSources = field(default_factory=MetricSources)
+    where: WhereExpression | None = None
 
 
-def make(runs: Sequence[Run], request: ReplayRequest) -> Plan:
+def make(
+    store: Store,
+    runs: Sequence[Run],
+    request: ReplayRequest,
+    references: Mapping[str, RunReference] | None = None,
+) -> Plan:
     """Plan a replay of `runs`. Nothing is run and nothing is written.
 
-    Raises HookError when no hook computes a requested metric, WhereError for a wrong `where`,
-    ReplayError for epochs that can't be understood. A run that can't be replayed is in
-    `skipped` with its reason.
+    references: run_id to the one place of that run that is asked for. Raises HookError when
+    nothing computes a requested metric, EditRefused where the edit that does would change the
+    training, WhereError for a wrong `where`, ReplayError for epochs that can't be understood. A
+    run that can't be replayed is in `skipped` with its reason.
     """
-    hooks = [found for path in request.hooks for found in scan(path)]
-    metrics = request.metrics or tuple(found.name for found in hooks if found.kind == "metric")
+    question = _question(store, runs, request, references or {})
+    tasks: list[Task] = []
+    skipped: dict[str, str] = {}
+    for run in runs:
+        reason = why_not(run)
+        if reason is None:
+            try:
+                task, reason = _task(run, question)
+                tasks += [task] if task.passes else []
+            except NoCheckpoint as error:
+                reason = str(error)
+        if reason:
+            skipped[run.run_id] = reason
+    if len(skipped) == len(runs) > 0 and not tasks and not request.only:
+        raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
+    hooks = tuple(map(str, request.hooks))
+    metrics = tuple(question.sources.ways)
+    return Plan(new_id(), metrics, request.where, hooks, tuple(tasks), skipped)
+
+
+def _question(
+    store: Store,
+    runs: Sequence[Run],
+    request: ReplayRequest,
+    references: Mapping[str, RunReference],
+) -> _Question:
+    from flor_plugins.store.query.where import WhereExpression as Expression
+
+    earlier = measured(store.replays)
+    if request.is_verification:
+        return _Question(request, references, earlier)
+    hooks = [hook for path in request.hooks for hook in scan(path)]
+    metrics = request.metrics or tuple(hook.name for hook in hooks if hook.kind == "metric")
     if not metrics:
         raise HookError(
             "which metrics? Name them, or give a hook file that has @flor.metric functions"
         )
-    methods = request.patch.methods if request.patch else ()
-    asked = given(metrics, hooks, request.hooks, request.edit, methods)
-    from flor_plugins.store.query.where import WhereExpression as Expression
-
+    sources = find_sources(store, runs, replace(request, metrics=metrics), hooks)
     where = Expression.parse(request.where) if request.where else None
     if where is not None:
         refuse_unknown(where, runs, metrics)
-    earlier = measured(runs[0].path.parent.parent / "replays") if runs else {}
-    return _of_all(
-        runs, request, metrics, lambda run: _work(run, asked, where, request, earlier), asked
-    )
-
-
-def verification(
-    runs: Sequence[Run], epochs: str | Sequence[int], at: Mapping[str, RunReference]
-) -> Plan:
-    """Plan to run everything again, from checkpoint to checkpoint, and only compare.
-
-    Errors as `make`.
-    """
-    request = ReplayRequest((), None, epochs, (), at)
-
-    def work(run: Run) -> _RunWork:
-        places = index_run(run)
-        place = _position(places, request)
-        stretches = (
-            ranges_between_checkpoints(places) if place is None else ranges_through(places, [place])
-        )
-        if place is None and epochs != "all":
-            wanted = set(epochs_of(epochs, places.ends))
-            stretches = tuple(stretch for stretch in stretches if wanted & set(stretch.epochs))
-        if not stretches:
-            raise NoCheckpoint(
-                f"run {run.name} ({run.run_id}) can't be verified: nothing was trained after a "
-                f"checkpoint of it "
-                f"from which training could go on; it has "
-                f"{'; '.join(map(str, places.saved)) or 'none'}"
-            )
-        again = ReplayPass("train", (), "compares what it recomputes", stretches=stretches)
-        return _RunWork(costed(places, [again], measured(run.path.parent.parent / "replays")))
-
-    return _of_all(runs, request, (), work)
-
-
-def _of_all(
-    runs: Sequence[Run],
-    request: ReplayRequest,
-    metrics: tuple[str, ...],
-    work_on: Callable[[Run], _RunWork],
-    asked: MetricSources | None = None,
-) -> Plan:
-    tasks, skipped = [], {}
-    for run in runs:
-        reason = why_not(run)
-        if reason:
-            skipped[run.run_id] = reason
-            continue
-        try:
-            work = work_on(run)
-        except NoCheckpoint as error:
-            skipped[run.run_id] = str(error)
-            continue
-        if work.why_not:
-            skipped[run.run_id] = work.why_not
-        if work.passes:
-            assert run.code is not None
-            digests = (
-                {name: asked.hooks[name] for one in work.passes for name in one.metrics}
-                if asked
-                else {}
-            )
-            known = {name: tuple(its) for name, its in digests.items()}
-            tasks.append(
-                Task(
-                    run.run_id,
-                    run.name,
-                    run.code.vid,
-                    tuple(work.passes),
-                    known,
-                    work.edit,
-                    work.methods,
-                )
-            )
-    if len(skipped) == len(runs) > 0 and not tasks and not request.only:
-        raise ReplayError("no run can be replayed: " + "; ".join(dict.fromkeys(skipped.values())))
-    return Plan(
-        new_id(), metrics, request.where, tuple(map(str, request.hooks)), tuple(tasks), skipped
-    )
+    return _Question(request, references, earlier, sources, where)
 
 
 def refuse_unknown(where: WhereExpression, runs: Sequence[Run], metrics: Sequence[str]) -> None:
@@ -202,166 +135,190 @@ def refuse_unknown(where: WhereExpression, runs: Sequence[Run], metrics: Sequenc
 
 def _logged(run: Run, names: Collection[str] | None) -> set[str]:
     """What its metrics are called in a predicate. names: look for these only."""
-    found: set[str] = set()
+    logged: set[str] = set()
     for _, row in read_run(run.path, names):
-        found |= row.values.keys() | {f"{row.phase}/{name}" for name in row.values}
-    return found | {f"{name}.value" for name in found & {"run", "name", "epoch", "step"}}
+        logged |= row.values.keys() | {f"{row.phase}/{name}" for name in row.values}
+    return logged | {f"{name}.value" for name in logged & {"run", "name", "epoch", "step"}}
 
 
-def _position(places: RunIndex, request: ReplayRequest) -> Position | None:
+def _task(run: Run, question: _Question) -> tuple[Task, str]:
+    """Return what is to be done with a run; and why not all that was asked, if so.
+
+    Where its version can't take an edit or a method, the other metrics are computed.
+    """
+    assert run.code is not None
+    if question.request.is_verification:
+        passes = _comparison(question, index_run(run))
+        return Task(run.run_id, run.name, run.code.vid, tuple(passes)), ""
+    sources, known = question.sources, _read(run, question)
+    passes, reason = _passes(question, known, sources)
+    edit, methods, refused = _changes(run, sources, passes)
+    if refused:
+        passes, _ = _passes(question, known, sources.without(refused))
+    digests = {
+        name: sources.digests[name] for replay_pass in passes for name in replay_pass.metrics
+    }
+    task = Task(run.run_id, run.name, run.code.vid, tuple(passes), digests, edit, methods)
+    reasons = [reason, *refused.values()]
+    return task, "; ".join(dict.fromkeys(reason for reason in reasons if reason))
+
+
+def _changes(
+    run: Run, sources: MetricSources, passes: Sequence[ReplayPass]
+) -> tuple[BackportedEdit | None, tuple[MethodPatch, ...], dict[str, str]]:
+    """Return what is other in the run's own code; and the metrics that it refuses, with reasons."""
+    names = {name for replay_pass in passes for name in replay_pass.metrics}
+    edit, methods = None, ()
+    refused: dict[str, str] = {}
+    if sources.edit is not None and names & sources.edited:
+        own = set(sources.edit.own(run)) & names  # it logged them itself: no replay gives more
+        if own == names & sources.edited:
+            refused |= dict.fromkeys(own, "")
+        else:
+            try:
+                edit = sources.edit.carried_to(run)
+            except CannotCarry as error:
+                why = f"the edit of the working tree can't be carried to run {run.name}: {error}"
+                refused |= dict.fromkeys(sources.edited, why)
+    if sources.patch is not None and names & sources.patched:
+        try:
+            sources.patch.check(run)
+            methods = sources.patch.methods
+        except CannotCarry as error:
+            refused |= dict.fromkeys(sources.patched, f"run {run.name}: {error}")
+    return edit, methods, refused
+
+
+def _read(run: Run, question: _Question) -> RunKnowledge:
+    """The journals of a run, read once: what the request and its predicate look at."""
+    from flor_plugins.store.query.dataframe import metric_names
+
+    sources, where = question.sources, question.where
+    names = {*sources.ways, *metric_names(where.names if where else ()), ASKED}
+    known = read_knowledge(run, names, sources.digests)
+    if question.request.only:
+        return replace(known, places=replace(known.places, validated=frozenset()))
+    return known
+
+
+def _position(places: RunIndex, question: _Question) -> Position | None:
     """The one place that was asked for, if one was.
 
     Raises NoCheckpoint when the run was never there.
     """
-    at = request.at.get(places.run.run_id)
-    if at is None or (at.epoch is None and at.step is None):
+    reference = question.references.get(places.run.run_id)
+    if reference is None or (reference.epoch is None and reference.step is None):
         return None
-    return places.end_of(at.epoch) if at.epoch is not None else places.at_step(at.step or 0)
+    if reference.epoch is not None:
+        return places.end_of(reference.epoch)
+    return places.at_step(reference.step or 0)
 
 
-def _work(
-    run: Run,
-    asked: MetricSources,
-    where: WhereExpression | None,
-    request: ReplayRequest,
-    earlier: MeasuredSeconds,
-) -> _RunWork:
-    """What is to be done with a run.
-
-    Where its version can't take an edit or a method, the other metrics are.
-    """
-    passes, why_not = _passes(run, asked, where, request, earlier)
-    names = {name for one in passes for name in one.metrics}
-    edit, methods, refused = None, (), set()
-    reasons = [why_not] if why_not else []
-    if request.edit is not None and names & asked.edited:
-        own = set(request.edit.own(run)) & names  # it logged them itself: no replay gives more
-        if own == names & asked.edited:
-            refused |= own
-        else:
-            try:
-                edit = request.edit.carried_to(run)
-            except CannotCarry as error:
-                refused |= asked.edited
-                reasons.append(
-                    f"the edit of the working tree can't be carried to run {run.name}: {error}"
-                )
-    if request.patch is not None and names & asked.patched:
-        try:
-            request.patch.check(run)
-            methods = request.patch.methods
-        except CannotCarry as error:
-            refused |= asked.patched
-            reasons.append(f"run {run.name}: {error}")
-    if refused:
-        passes, why_not = _passes(run, asked.without(refused), where, request, earlier)
-    return _RunWork(passes, "; ".join(dict.fromkeys(reasons)), edit, methods)
+def _comparison(question: _Question, places: RunIndex) -> list[ReplayPass]:
+    """Train everything again, from checkpoint to checkpoint, and only compare."""
+    run, epochs, place = places.run, question.request.epochs, _position(places, question)
+    ranges = (
+        ranges_between_checkpoints(places) if place is None else ranges_through(places, [place])
+    )
+    if place is None and epochs != "all":
+        wanted = set(epochs_of(epochs, places.ends))
+        ranges = tuple(trained for trained in ranges if wanted & set(trained.epochs))
+    if not ranges:
+        raise NoCheckpoint(
+            f"run {run.name} ({run.run_id}) can't be verified: nothing was trained after a "
+            f"checkpoint of it from which training could go on; it has "
+            f"{'; '.join(map(str, places.saved)) or 'none'}"
+        )
+    again = ReplayPass("train", (), "compares what it recomputes", stretches=ranges)
+    return costed(places, [again], question.earlier)
 
 
 def _passes(
-    run: Run,
-    asked: MetricSources,
-    where: WhereExpression | None,
-    request: ReplayRequest,
-    earlier: MeasuredSeconds,
+    question: _Question, known: RunKnowledge, sources: MetricSources
 ) -> tuple[list[ReplayPass], str]:
     """The passes over a run; and why not all that was asked, if so."""
-    known = _read(run, asked, where)
-    if request.only:
-        known = replace(known, places=replace(known.places, validated=frozenset()))
-    places = known.places
-    place = _position(places, request)
+    request, places, run = question.request, known.places, known.places.run
+    place = _position(places, question)
     epochs = {places.epoch_of(place)} if place else set(epochs_of(request.epochs, places.ends))
     epochs = set(request.only.get(run.run_id, epochs))
     for epoch in () if place else epochs:
         places.end_of(epoch)  # says so, if the run has not completed it
-    due: dict[Strategy, MissingValues] = {
-        way: due_in(
-            known, [n for n, its in asked.ways.items() if its == way], way, where, epochs, place
-        )
+    missing: MissingPositions = {
+        way: missing_positions(known, sources.names(way), way, question.where, epochs, place)
         for way in WAYS
     }
-    explicit = place is not None or names_them(request.epochs)
-    is_kept = bool(due["train"].positions and asked.kept & set(due["train"].metrics))
-    passes, marks = _restored(places, due, asked, is_kept)
-    unreachable = ""
-    if not places.starts and (due["train"].positions or marks):
-        names = dict.fromkeys(name for one in [due["train"], *marks] for name in one.metrics)
-        unreachable = (
+    passes, unrestored = _restored(places, sources, missing)
+    unreached: MissingPositions = {"train": missing["train"], **unrestored}
+    if not places.starts and any(unreached.values()):
+        names = dict.fromkeys(name for way in unreached for name in sources.names(way))
+        return costed(places, passes, question.earlier), (
             f"run {run.name} ({run.run_id}) has no checkpoint from which training or "
-            f"validation could go on, "
-            f"so that {', '.join(names)} can't be computed; metrics of the weights can (at='epoch')"
+            f"validation could go on, so that {', '.join(names)} can't be computed; metrics of "
+            f"the weights can (at='epoch')"
         )
-    else:
-        passes += _trained(places, due["train"], marks, asked, explicit)
-    return costed(places, passes, earlier), unreachable
-
-
-def _read(run: Run, asked: MetricSources, where: WhereExpression | None) -> RunKnowledge:
-    """The journals of a run, read once: what the request and its predicate look at."""
-    from flor_plugins.store.query.dataframe import metric_names
-
-    names = {*asked.ways, *metric_names(where.names if where else ()), ASKED}
-    rows = of_today(read_run(run.path, names), asked.hooks)
-    return RunKnowledge(index_run(run, rows), rows, looked_for(rows, asked.hooks))
+    passes += _trained(
+        places,
+        sources,
+        unreached,
+        is_every=place is None and question.where is None,
+        is_named=place is not None or names_them(request.epochs),
+    )
+    return costed(places, passes, question.earlier), ""
 
 
 def _restored(
-    places: RunIndex, due: Mapping[Strategy, MissingValues], asked: MetricSources, is_kept: bool
-) -> tuple[list[ReplayPass], list[MissingValues]]:
-    """Passes over checkpoints; and what has none, so that training must lead there.
-
-    is_kept: what an edit keeps must see no validation but those of the training.
-    """
-    passes, marks = [], []
+    places: RunIndex, sources: MetricSources, missing: MissingPositions
+) -> tuple[list[ReplayPass], MissingPositions]:
+    """Passes over checkpoints; and the positions that have none, to which training must lead."""
+    # What an edit keeps must see no validation but those of the training.
+    is_kept = bool(missing["train"] and sources.kept & set(sources.names("train")))
+    passes: list[ReplayPass] = []
+    unrestored: dict[Strategy, Sequence[Position]] = {}
     for way in ("state", "validate"):
-        known = [
+        names = sources.names(way)
+        restored = [
             position
-            for position in due[way].positions
+            for position in missing[way]
             if position in places.saved
             and (way == "state" or (places.saved[position].can_validate and not is_kept))
         ]
-        if known:
-            reason = asked.reason(way, due[way].metrics)
-            passes.append(ReplayPass(way, due[way].metrics, reason, spread(known)))
-        rest = tuple(position for position in due[way].positions if position not in known)
-        if rest:
-            marks.append(replace(due[way], positions=rest))
-    return passes, marks
+        if restored:
+            passes.append(ReplayPass(way, names, sources.reason(way, names), spread(restored)))
+        if len(restored) < len(missing[way]):
+            unrestored[way] = sorted({*missing[way]} - {*restored})
+    return passes, unrestored
 
 
 def _trained(
     places: RunIndex,
-    steps: MissingValues,
-    marks: Sequence[MissingValues],
-    asked: MetricSources,
-    explicit: bool,
+    sources: MetricSources,
+    unreached: MissingPositions,
+    *,
+    is_every: bool,
+    is_named: bool,
 ) -> list[ReplayPass]:
-    is_whole = bool(asked.whole & set(steps.metrics))
-    wanted = [*steps.positions, *(position for mark in marks for position in mark.positions)]
+    """The pass that trains again, if one is needed.
+
+    is_every: nothing was chosen among the steps of the epochs. is_named: certain epochs or a
+    place were asked for, not all that can be reached.
+    """
+    stepwise, steps = set(sources.names("train")), unreached["train"]
+    ends = {position for way in unreached if way != "train" for position in unreached[way]}
+    wanted = [*steps, *ends]
+    is_whole = bool(sources.whole & stepwise)
     if is_whole:
-        wanted = [
-            places.end_of(places.epoch_of(one))
-            for one in wanted
-            if places.epoch_of(one) in places.ends
-        ]
-    if not explicit:  # of all, what can be reached
-        wanted = [one for one in wanted if places.starts and places.starts[0] < one]
+        touched = {places.epoch_of(position) for position in wanted}
+        wanted = [places.end_of(epoch) for epoch in touched if epoch in places.ends]
+    if not is_named:
+        wanted = [position for position in wanted if places.starts and places.starts[0] < position]
     if not wanted:
         return []
-    metrics = tuple(
-        dict.fromkeys([*steps.metrics, *(name for mark in marks for name in mark.metrics)])
-    )
-    reached = tuple(sorted({position for mark in marks for position in mark.positions}))
-    is_kept = bool(steps.positions and asked.kept & set(steps.metrics))
-    stretches = (
-        range_from_beginning(places, wanted)
-        if is_kept
-        else spread(ranges_through(places, wanted, whole=is_whole))
-    )
-    chosen = None if steps.is_every and not marks else tuple(one.step for one in steps.positions)
-    return [
-        ReplayPass(
-            "train", metrics, asked.reason("train", metrics), reached, stretches, steps=chosen
-        )
-    ]
+    if steps and sources.kept & stepwise:
+        ranges = range_from_beginning(places, wanted)
+    else:
+        ranges = spread(ranges_through(places, wanted, whole=is_whole))
+    metrics = tuple(dict.fromkeys(name for way in unreached for name in sources.names(way)))
+    is_all = (is_every or not stepwise) and not ends
+    chosen = None if is_all else tuple(position.step for position in steps)
+    reason = sources.reason("train", metrics)
+    return [ReplayPass("train", metrics, reason, tuple(sorted(ends)), ranges, steps=chosen)]

@@ -12,12 +12,12 @@ from flor_plugins.hooks.hook_files import DeclaredHook
 from flor_plugins.records import Level, Position, Run
 from flor_plugins.replayer.planning.epoch_selection import epochs_of
 from flor_plugins.replayer.planning.metric_sources import known_by
-from flor_plugins.replayer.planning.missing import RunKnowledge, holding
+from flor_plugins.replayer.planning.missing import RunKnowledge, holding, read_knowledge
 from flor_plugins.replayer.planning.recorded_values import HookDigests, of_today
 from flor_plugins.replayer.searching.bisection import PredicateValue
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.query.dataframe import FIXED, metric_names, positions
-from flor_plugins.store.run_index import RunIndex, index_run
+from flor_plugins.store.run_index import RunIndex
 
 if TYPE_CHECKING:
     from flor_plugins.store.query.where import WhereExpression
@@ -38,9 +38,10 @@ class Predicate:
     @classmethod
     def of(cls, when: WhereExpression, hooks: Sequence[DeclaredHook]) -> Predicate:
         names = metric_names(when.names)
-        own = {one.name: one.way for one in hooks if one.kind == "metric" and one.name in names}
-        at_steps = frozenset(name for name, way in own.items() if way == "train")
-        return cls(when, tuple(own), at_steps, known_by(tuple(own), hooks))
+        own = {hook.name: hook for hook in hooks if hook.kind == "metric" and hook.name in names}
+        at_steps = frozenset(name for name, hook in own.items() if hook.way == "train")
+        digests = {name: known_by(hook) for name, hook in own.items()}
+        return cls(when, tuple(own), at_steps, digests)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +99,7 @@ def look(
 
     epochs: as `epochs_of` reads them.
     """
-    rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
-    known = RunKnowledge(index_run(run, rows), rows)
+    known = read_knowledge(run, metric_names(sought.when.names), sought.digests)
     places = known.places
     level = _level(known, sought)
     candidates = _candidates(places, level, epochs)
@@ -109,9 +109,7 @@ def look(
         if not metric_names(part.names) & set(sought.metrics):
             possible &= holding(known, part, every, level)
     holds = holding(known, sought.when, every, level)
-    values = _ValueAvailability(
-        places, {(name, row.position) for _, row in rows for name in row.values}, given_up
-    )
+    values = _ValueAvailability(places, known.present, given_up)
     return PredicateScan(
         tuple(
             _unit(epoch, ones, possible, holds, values, sought)

@@ -7,15 +7,15 @@ there already cost nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flor_plugins.hooks.hook_files import scan
-from flor_plugins.records import Position, Run
+from flor_plugins.records import Position, ReplayRequest, Run
 from flor_plugins.replayer import requests
-from flor_plugins.replayer.planning import planner
+from flor_plugins.replayer.planning.planner import refuse_unknown
 from flor_plugins.replayer.searching import bisection
 from flor_plugins.replayer.searching.predicate_scan import Predicate, PredicateScan, look, values_at
 from flor_plugins.store.layout import Store
@@ -32,6 +32,7 @@ class SearchQuery:
     """What was asked.
 
     is_monotone: within a run, once it holds it goes on to hold. epochs: as `epochs_of` reads.
+    hooks: files; none means those of the recipes that the runs were recorded from.
     """
 
     when: str
@@ -93,39 +94,22 @@ class Search:
     query: SearchQuery
     sought: Predicate
     findings: tuple[SearchState, ...]
-    answers: list[requests.ReplayResult] = field(default_factory=list)
-
-    @property
-    def failures(self) -> list[str]:
-        return [line for answer in self.answers for line in answer.failures]
-
-    @property
-    def has_hook_failures(self) -> bool:
-        return any(outcome.hook_failures for answer in self.answers for outcome in answer.outcomes)
-
-    @property
-    def diverged(self) -> list[dict[str, Any]]:
-        """The passes that computed something else than what was recorded."""
-        return [
-            row for answer in self.answers for row in answer.rows if row["verdict"] == "diverged"
-        ]
+    results: list[requests.ReplayResult] = field(default_factory=list)
 
     def run(
         self, *, workers: int = 1, engine: str = "local", progress: requests.Progress | None = None
     ) -> None:
         """Ask and ask again, until every run is decided or can't be. The rounds of a scan double.
 
-        workers, engine: as in `ask.execute`; raises its errors.
+        workers, engine: as in `requests.replay`; raises its errors.
         """
         count = 2
         while only := self._next(count):
-            runs = [one.run for one in self.findings if one.run.run_id in only]
-            made = planner.make(runs, self._request(only))
-            answer = requests.execute(
-                self.store, runs, made, workers=workers, engine=engine, progress=progress
+            result = requests.replay(
+                self.store, self._request(only), workers=workers, engine=engine, progress=progress
             )
-            self.answers.append(answer)
-            self._take(only, answer)
+            self.results.append(result)
+            self._take(only, result)
             count *= 2
 
     def estimate(self) -> tuple[int, float | None]:
@@ -134,11 +118,10 @@ class Search:
         """
         count, seconds = 0, 0.0
         every = {one.run.run_id: _missing(one, range(len(one.look.units))) for one in self.findings}
-        runs = [one.run for one in self.findings if every[one.run.run_id]]
-        if not runs:
+        only = {run_id: epochs for run_id, epochs in every.items() if epochs}
+        if not only:
             return 0, 0.0
-        made = planner.make(runs, self._request({run.run_id: every[run.run_id] for run in runs}))
-        for task in made.tasks:
+        for task in requests.plan(self.store, self._request(only)).tasks:
             units = next(one.look.units for one in self.findings if one.run.run_id == task.run_id)
             unknown = sum(unit.truth is None for unit in units)
             most = bisection.at_most(unknown, is_monotone=self.query.is_monotone)
@@ -185,13 +168,14 @@ class Search:
         }
         return {run_id: epochs for run_id, epochs in found.items() if epochs}
 
-    def _request(self, only: dict[str, set[int]]) -> planner.ReplayRequest:
-        return planner.ReplayRequest(self.sought.metrics, None, "all", self.query.hooks, only=only)
+    def _request(self, only: Mapping[str, Collection[int]]) -> ReplayRequest:
+        hooks = self.query.hooks
+        return ReplayRequest(self.sought.metrics, runs=tuple(only), hooks=hooks, only=only)
 
-    def _take(self, only: dict[str, set[int]], answer: requests.ReplayResult) -> None:
+    def _take(self, only: dict[str, set[int]], result: requests.ReplayResult) -> None:
         """Read again what was asked for. What was asked and did not come is not asked again."""
-        tasks = {task.run_id for task in answer.plan.tasks}
-        failed = {outcome.task.run_id: outcome.failure for outcome in answer.outcomes}
+        tasks = {task.run_id for task in result.plan.tasks}
+        failed = {outcome.task.run_id: outcome.failure for outcome in result.outcomes}
         for one in self.findings:
             run_id = one.run.run_id
             if run_id not in only:
@@ -201,7 +185,7 @@ class Search:
                     unit.missing <= only[run_id] and unit.truth is None for unit in one.look.units
                 )
             one.asked |= only[run_id]
-            one.why = answer.plan.skipped.get(run_id) or failed.get(run_id) or ""
+            one.why = result.plan.skipped.get(run_id) or failed.get(run_id) or ""
             one.look = look(one.run, self.sought, self.query.epochs, one.asked)
 
     def _row(self, one: SearchState, *, is_first: bool) -> dict[str, Any]:
@@ -223,10 +207,11 @@ def begin(store: Store, runs: Sequence[Run], query: SearchQuery) -> Search:
 
     Raises WhereError for a wrong predicate, HookError for a hook file that can't be read,
     ReplayError for epochs that can't be understood."""
+    query = replace(query, hooks=query.hooks or requests.recipe_hooks(runs))
     when = WhereExpression.parse(query.when)
     hooks = [found for path in query.hooks for found in scan(path)]
     sought = Predicate.of(when, hooks)
-    planner.refuse_unknown(when, runs, sought.metrics)
+    refuse_unknown(when, runs, sought.metrics)
     ordered = sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.run_id)
     return Search(
         store,
