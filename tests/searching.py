@@ -24,7 +24,9 @@ from flor_plugins.records import (
     Run,
     Task,
     Timing,
+    Verdict,
 )
+from flor_plugins.records.events import PassResult
 from flor_plugins.replayer import requests
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.store.checkpoints import save_checkpoint
@@ -109,8 +111,9 @@ class Workers:
 
     def _do(self, run: Run, plan: Plan, task: Task, digests: dict[str, str]) -> Outcome:
         grade = "diverged" if run.name in self.diverges else "exact"
-        passed = [{"way": one.way, "epochs": list(one.epochs), "seconds": 0.1, "grade": grade, "compared": 1,
-                   "first": None, "detail": ""} for one in task.passes]  # fmt: skip
+        passed = [
+            PassResult(one.way, one.epochs, 0.1, Verdict(grade, compared=1)) for one in task.passes
+        ]
         if run.name in self.fails:
             return Outcome(task, passed, hook_failures=["metric 'acc' failed"])
         rows = []

@@ -26,7 +26,9 @@ from flor_plugins.records import (
     Run,
     Timing,
     TrainingRange,
+    Verdict,
 )
+from flor_plugins.records.events import PassResult
 from flor_plugins.replayer.execution.task_runner import Outcome
 from flor_plugins.replayer.planning import planner
 from flor_plugins.replayer.requests import ReplayResult, hook_files, recipe_hooks
@@ -170,17 +172,10 @@ def test_what_the_newest_replay_of_a_way_took_is_the_estimate(store: Store, hook
 def test_after_a_replay_the_estimate_stands_beside_what_it_took(store: Store, hooks: Path) -> None:
     made = ask([record(store)], hooks)
     task = made.tasks[0]
-    told = [
-        {
-            "way": one.way,
-            "epochs": list(one.epochs),
-            "seconds": 0.126,
-            "grade": "exact",
-            "compared": 1,
-        }
-        for one in task.passes
+    passed = [
+        PassResult(one.way, one.epochs, 0.126, Verdict("exact", compared=1)) for one in task.passes
     ]
-    rows = ReplayResult(made, (), (Outcome(task, passed=told),)).rows
+    rows = ReplayResult(made, (), (Outcome(task, passed=passed),)).rows
     assert [(row["estimated"], row["seconds"]) for row in rows] == [
         (one.seconds, 0.13) for one in task.passes
     ]
