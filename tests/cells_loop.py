@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from threading import Thread
 from typing import Any
 
 import gymnasium
@@ -498,10 +499,28 @@ def own_environment(flor: Flor) -> None:
     )
 
 
+def logged_in_threads(flor: Flor) -> None:
+    def log(name: str, value: Any) -> None:
+        thread = Thread(target=flor.log, args=(name, value))
+        thread.start()
+        thread.join()
+
+    net, optimizer = built()
+    flor.checkpoints(net, optimizer)
+    for epoch in flor.loop("epoch", range(3)):
+        for x, y in flor.loop("step", DataLoader(Points(), batch_size=8, shuffle=True)):
+            loss = flor.loss(epoch, F.cross_entropy(net(x), y))
+            log("loss_in_thread", loss.item())
+            step(net, optimizer, loss)
+        log("norm_in_thread", sum(float(one.detach().norm()) for one in net.parameters()))
+    flor.end(net)
+
+
 _ALL: tuple[Cell, ...] = (
     plain, workers, persistent_workers, own_generator, stream, accumulate, break_and_continue, generators, own_trainer,
     counters, two_networks, average_and_scaler, only_batches, three_levels, no_optimizer, lbfgs, accelerated,
     arrays, vector_environment, wrapped_environments, own_environment,
+    logged_in_threads,
 )  # fmt: skip
 CELLS: dict[str, Cell] = {one.__name__: one for one in _ALL}
 

@@ -16,7 +16,8 @@ import torch
 
 import flor_plugins
 from flor_plugins.loops import replay_driver
-from flor_plugins.loops.active_loops import stage
+from flor_plugins.loops.api import loop_stack
+from flor_plugins.loops.collector import MetricCollector
 from flor_plugins.records import Position, Run
 from flor_plugins.replayer.execution.launched_fit import RelaunchScript, ReplayDone
 from flor_plugins.store.layout import Store
@@ -24,6 +25,7 @@ from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_loop
 from tests.cells_loop import Flor
+from tests.conftest import table_of
 from tests.variants import session_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -78,7 +80,7 @@ def replay(
         return found[0]
 
     def train() -> None:
-        stage().begin = begin
+        loop_stack().begin = begin
         with pytest.raises((ReplayDone, RelaunchScript)):
             cells_loop.train(name, flor)
 
@@ -128,6 +130,28 @@ def test_replay_from_epochs_and_steps_is_bit_equal(name: str, tmp_path: Path) ->
     assert {bits for _, bits in replayed.told} <= {*known} and len(replayed.told) >= len(
         known
     ) / last
+
+
+def test_values_logged_in_threads_are_recorded_at_their_steps_and_replayed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = record("logged_in_threads", tmp_path)
+    rows = table_of(run).items()
+    steps = [row for _, row in rows if "loss_in_thread" in row]
+    assert len(steps) == 18 and all(row["loss_in_thread"] == row["loss"] for row in steps)
+    epochs = [str(place[0]) for place, row in rows if "norm_in_thread" in row]
+    assert epochs == ["epoch=1,step=6", "epoch=2,step=12", "epoch=3,step=18"]
+
+    heard, original = [], MetricCollector.log
+
+    def log(self: MetricCollector, name: str, value: object) -> None:
+        heard.append(name)
+        original(self, name, value)
+
+    monkeypatch.setattr(MetricCollector, "log", log)
+    events, _ = replay("logged_in_threads", run, {"train": (2,)})
+    assert passed(events)["train"] == ("exact", "")
+    assert heard.count("loss_in_thread") == 6 and heard.count("norm_in_thread") == 1
 
 
 def test_epoch_without_a_checkpoint_before_it_is_reached_by_going_on(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ wrong.
 from __future__ import annotations
 
 import random
+import threading
+from contextvars import copy_context
 from pathlib import Path
 
 import numpy as np
@@ -211,6 +213,51 @@ def test_log_does_nothing_outside_a_training_and_feeds_the_sink_within() -> None
         flor.log("x", 2)
     flor.log("x", 3)
     assert seen == [("x", 2)]
+
+
+def log_in_thread(name: str) -> None:
+    thread = threading.Thread(target=flor.log, args=(name, 1))
+    thread.start()
+    thread.join()
+
+
+def test_log_in_a_thread_reaches_the_only_training_as_long_as_it_is_connected() -> None:
+    seen: list[str] = []
+    log_in_thread("before")
+    log.connect(lambda name, value: seen.append(name))
+    log_in_thread("during")
+    with log.connected(lambda name, value: seen.append(f"{name} an update")):
+        log_in_thread("within")
+    log_in_thread("after it")
+    log.connect(None)
+    log_in_thread("later")
+    assert seen == ["during", "within an update", "after it"]
+
+
+def test_log_in_a_thread_warns_where_several_trainings_are_recorded() -> None:
+    seen: list[str] = []
+    is_connected, is_over = threading.Event(), threading.Event()
+
+    def train() -> None:
+        with log.connected(lambda name, value: seen.append(f"other {name}")):
+            is_connected.set()
+            is_over.wait()
+
+    other = threading.Thread(target=train)
+    other.start()
+    is_connected.wait()
+    try:
+        with log.connected(lambda name, value: seen.append(name)):
+            flor.log("own", 1)
+            with pytest.warns(RuntimeWarning, match=r"flor.log\('lost'\).*2 trainings"):
+                log_in_thread("lost")
+            known = threading.Thread(target=copy_context().run, args=(flor.log, "known", 1))
+            known.start()
+            known.join()
+    finally:
+        is_over.set()
+        other.join()
+    assert seen == ["own", "known"]
 
 
 # ---- finding

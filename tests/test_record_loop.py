@@ -20,7 +20,7 @@ from xxhash import xxh3_64
 
 import flor_plugins as flor
 from flor_plugins.errors import FlorError
-from flor_plugins.loops.active_loops import stage
+from flor_plugins.loops.api import loop_stack
 from flor_plugins.records import Run
 from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
@@ -56,7 +56,7 @@ def recorded(tmp_path: Path) -> Callable[[Callable[[Toy], Any]], list[Run]]:
         def act() -> None:
             flor.checkpoints(toy.net, toy.optimizer, store=tmp_path, **options)
             train(toy)
-            stage().recent.close()  # as when the process ends
+            loop_stack().recent.close()  # as when the process ends
 
         if error is None:
             Context().run(act)
@@ -461,7 +461,7 @@ def test_a_main_loop_that_nobody_follows_is_one_and_the_loops_in_it_are_none():
     asked = []
 
     def train():
-        stage().begin = lambda on, main: asked.append(main.name)  # returns None
+        loop_stack().begin = lambda on, main: asked.append(main.name)  # returns None
         for epoch in flor.loop("epoch", range(3)):
             for _ in flor.loop("step", range(2)):
                 pass

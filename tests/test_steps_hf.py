@@ -196,7 +196,7 @@ class GoOn(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         fast_forward.resume_at(
-            self.trainer, self.sections, MethodWrapper(), restored=self.sections.clear
+            self.trainer, self.sections, MethodWrapper(), lambda: None, self.sections.clear
         )  # type: ignore[arg-type]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Unpack
 
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from flor_plugins.errors import FlorError
-from flor_plugins.hf import fast_forward, loaders, state
+from flor_plugins.hf import loaders, state
 from flor_plugins.hf.collector import MetricCollector
+from flor_plugins.hf.fast_forward import RESTORED, resume_at
 from flor_plugins.hf.obstacles import obstacles_of
 from flor_plugins.hf.params import params_of
 from flor_plugins.hf.rng_history import RngHistory
-from flor_plugins.recorder import recorder as recording
-from flor_plugins.recorder.distributed import begin_together
+from flor_plugins.recorder.framework_callback import RunCallback
 from flor_plugins.recorder.options import OptionKeywords, lists_options, options_of
-from flor_plugins.records import Launch, Position
+from flor_plugins.recorder.recorder import Recorder
+from flor_plugins.records import Position
 from flor_plugins.state import processes
-from flor_plugins.state.method_wrapper import MethodWrapper
+from flor_plugins.state.method_wrapper import Method
 from flor_plugins.state.module import parameter_names
 
+Logged = dict[str, Any] | None
 
-class FlorCallback(TrainerCallback):
-    """Records a training: every logged value, the code, and checkpoints from which it can be
-    replayed.
+
+class FlorCallback(RunCallback[MetricCollector], TrainerCallback):
+    """Records a training: values, code, and checkpoints from which it can be replayed bit for bit.
 
     metrics: `@flor.metric` hooks to compute live. every_n_epochs: checkpoints at every n-th epoch
     boundary; before the first batch and after the last always. every_n_steps: also inside an
@@ -36,88 +45,65 @@ class FlorCallback(TrainerCallback):
     disk: what the run's checkpoints may take ("50GB", or bytes); None for half of what is free
     when the run begins. resume: "auto" or a run to go on with. store: a folder; default
     FLOR_DIR, else `.flor/` at the top of the git repository. One `train()` is one run. A
-    failure of ours is warned about once and noted in the run; it never ends the training."""
+    failure of ours is warned about once and noted in the run; it never ends the training.
+    """
 
     @lists_options
     def __init__(self, name: str | None = None, **options: Unpack[OptionKeywords]) -> None:
-        self.options = options_of(name, **options)
-        self.launch: Launch | None = None
-        self._recorder: recording.Recorder | None = None
-        self._harvest: MetricCollector | None = None
-        self._wrapped = MethodWrapper()
-        self._trail = RngHistory()
-        self._step = 0  # at the last boundary
+        super().__init__(options_of(name, **options))
+        self._history = RngHistory()
         self._has_trained = False
         self._is_evaluating = False
 
     # ---- begin and end
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         """Model, optimizer and loader are prepared; no epoch has begun."""
         # Of processes that torch doesn't know of (XLA) the first one records.
         if not (processes.is_one_of_several() or state.is_world_process_zero):
             return
         trainer = calling_trainer()
         model: Any = trainer.model
-        self._harvest, self._trail, self._step = (
-            None,
-            RngHistory(),
-            0,
-        )  # not those of an earlier training
-        self._has_trained = False
-        self._recorder = begin_together(
+        # not those of an earlier training
+        self._history, self._has_trained = RngHistory(), False
+        self._begin(
             "hf",
-            self.options,
-            lambda: params_of(trainer),
-            self.launch,
-            lambda: parameter_names(model),
+            partial(params_of, trainer),
+            partial(parameter_names, model),
+            partial(self._attach, trainer),
         )
-        if self._recorder is None:
-            return
-        recorder = self._recorder
-        try:
-            self._attach(trainer, recorder)
-        except Exception as error:  # a version of transformers whose Trainer is built otherwise
-            recorder.warn(f"this Trainer can't be recorded: {type(error).__name__}: {error}")
-            self._end("failed", error)
-            self._harvest = self._recorder = None
 
-    def _attach(self, trainer: Trainer, recorder: recording.Recorder) -> None:
-        self._harvest = MetricCollector(
-            trainer, recorder.timeline, recorder.hooks, recorder.run.name, self._ours
-        )
-        self._harvest.attach()
-        self._ours(lambda: recorder.note_obstacles(obstacles_of(trainer)))
-        self._ours(lambda: recorder.watch([trainer.optimizer]))
+    def _attach(self, trainer: Trainer, recorder: Recorder) -> None:
+        self._collector = MetricCollector(trainer, recorder, self._guard)
+        self._collector.attach()
+        self._guard(recorder.note_obstacles, self._guard(obstacles_of, trainer) or ())
+        self._guard(recorder.watch, [trainer.optimizer])
         done = 0 if recorder.resumption is None else recorder.resumption.position.epoch
         recorder.policy.expects(trainer.state.num_train_epochs - done)
-        self._wrapped.around(trainer, "_run_epoch", self._run_epoch)
-        self._wrapped.around(trainer, "get_batch_samples", self._get_batch_samples)
-        self._wrapped.around(trainer, "evaluate", self._evaluate)
-        self._wrapped.before(
-            trainer, "_finalize_training", lambda: self._ours(lambda: self._last(trainer))
-        )
+        wrapped = self._wrapped
+        wrapped.around(trainer, "_run_epoch", self._run_epoch)
+        wrapped.around(trainer, "get_batch_samples", self._get_batch_samples)
+        wrapped.around(trainer, "evaluate", self._validation)
+        wrapped.before(trainer, "_finalize_training", self._guard, self._last_boundary, trainer)
         if recorder.resumption is not None:
-            state = recorder.resumption.sections
+            sections = recorder.resumption.sections
             # When it is restored it is let go: it is as large as the model and its optimizer.
-            fast_forward.resume_at(
-                trainer, state, self._wrapped, lambda: self._enter(recorder), state.clear
-            )
-        self._wrapped.around(trainer, "_finalize_training", self._outside_epochs)
-        self._wrapped.around(trainer.callback_handler, "on_epoch_begin", self._outside_epochs)
+            resume_at(trainer, sections, wrapped, partial(self._entering, recorder), sections.clear)
+        wrapped.around(trainer, "_finalize_training", self._outside_epochs)
+        wrapped.around(trainer.callback_handler, "on_epoch_begin", self._outside_epochs)
 
-    def _enter(self, recorder: recording.Recorder) -> None:
-        """The trainer will stand where the interrupted run stood: what came before is no
-        part of it.
+    def _entering(self, recorder: Recorder) -> None:
+        """Begin the recording where the interrupted run stood.
+
+        What came before is no part of it.
         """
         assert recorder.resumption is not None
-        self._trail, self._step = (
-            RngHistory.of(recorder.resumption.sections),
-            recorder.resumption.position.step,
-        )
+        self._history.resume(recorder.resumption.sections, recorder.resumption.position.step)
         recorder.go_on()
 
-    def _outside_epochs(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _outside_epochs(self, original: Method, *args: Any, **kwargs: Any) -> Any:
         """What ends the training there: no event tells of it."""
         try:
             return original(*args, **kwargs)
@@ -125,116 +111,100 @@ class FlorCallback(TrainerCallback):
             self._end("failed", error)
             raise
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """After the last log; a best model may be loaded by now: the last State was taken
-        before.
-        """
-        if self._recorder is not None:
-            self._end("finished", None)
-
-    def _end(self, status: Any, error: BaseException | None) -> None:
-        recorder = self._recorder
-        if recorder is None or recorder.run.status != "running":
-            return
-        self._wrapped.undo()
-        if self._harvest is not None:
-            self._harvest.detach()
-        self._ours(lambda: recorder.finish(status, error))
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """After the last log; a best model may be loaded by now: the last State is taken."""
+        self._end("finished", None)
 
     # ---- boundaries
 
-    def _run_epoch(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run_epoch(self, original: Method, *args: Any, **kwargs: Any) -> Any:
         """Entry: the epoch before is over. Return: this one is, its log and evaluation included."""
-        assert self._recorder is not None and self._harvest is not None
-        recorder, trainer = self._recorder, self._harvest.trainer
-        self._ours(lambda: self._epoch_begins(trainer, kwargs))
+        assert self._recorder is not None and self._collector is not None
+        recorder, trainer = self._recorder, self._collector.trainer
+        self._guard(self._epoch_boundary, trainer, kwargs)
         recorder.start("epoch")
-        try:
-            result = original(*args, **kwargs)
-        except BaseException as error:
-            self._end("failed", error)
-            raise
+        result = self._outside_epochs(original, *args, **kwargs)
         recorder.stop("epoch")
-        self._ours(lambda: self._epoch_over(trainer))
+        self._guard(self._epoch_over, trainer)
         return result
 
-    def _epoch_begins(self, trainer: Trainer, kwargs: Mapping[str, Any]) -> None:
-        recorder, harvest = self._recorder, self._harvest
-        assert recorder is not None and harvest is not None
+    def _epoch_boundary(self, trainer: Trainer, kwargs: Mapping[str, Any]) -> None:
+        recorder, collector, history = self._recorder, self._collector, self._history
+        assert recorder is not None and collector is not None
         epoch, position = kwargs["epoch"], Position(kwargs["epoch"], trainer.state.global_step)
-        skipped = (
-            kwargs["steps_trained_in_current_epoch"] if epoch == kwargs["epochs_trained"] else 0
-        )
-        if skipped and kwargs["resume_from_checkpoint"] == fast_forward.RESTORED:
-            return  # in the middle of an epoch; whoever restores it sets trail and timeline
+        is_first, resumed_from = epoch == kwargs["epochs_trained"], kwargs["resume_from_checkpoint"]
+        skipped = kwargs["steps_trained_in_current_epoch"] if is_first else 0
+        if skipped and resumed_from == RESTORED:
+            return  # in the middle of an epoch; whoever restores it sets history and timeline
         recorder.timeline.jump(position)
-        self._step = position.step
-        self._trail.begin_epoch(trainer, epoch)
-        if skipped and kwargs["resume_from_checkpoint"] is not None:
+        history.step = position.step
+        history.begin_epoch(trainer, epoch)
+        if skipped and resumed_from is not None:
             # The trainer leaves samples out without drawing them: nobody can come to this
             # moment again.
-            self._trail.beginning = None
+            history.beginning = None
             recorder.warn(
                 f"epoch {epoch + 1} was resumed in its middle by the Trainer: it can't be replayed"
             )
             return
-        harvest.begin_epoch()
+        collector.begin_epoch()
         if recorder.policy.wants(position):
-            recorder.checkpoint(position, lambda: self._state(trainer))
+            recorder.checkpoint(position, partial(self._state, trainer))
 
     def _epoch_over(self, trainer: Trainer) -> None:
-        recorder, harvest = self._recorder, self._harvest
-        assert recorder is not None and harvest is not None
-        self._trail.end_epoch(trainer)
-        recorder.timeline.add(recorder.hooks.epoch(harvest.context()), "validation", "epoch")
+        recorder, collector = self._recorder, self._collector
+        assert recorder is not None and collector is not None
+        self._history.end_epoch(trainer)
+        recorder.timeline.add(recorder.hooks.epoch(collector.context()), "validation", "epoch")
         self._has_trained = True
 
-    def _last(self, trainer: Trainer) -> None:
+    def _last_boundary(self, trainer: Trainer) -> None:
         """Entry of `_finalize_training`: no epoch follows, and a best model is not loaded yet."""
         recorder = self._recorder
         assert recorder is not None
-        position = Position(self._trail.epoch, trainer.state.global_step)
+        position = Position(self._history.epoch, trainer.state.global_step)
         if self._has_trained and recorder.policy.wants(position, last=True):
-            recorder.checkpoint(position, lambda: self._state(trainer), last=True)
+            recorder.checkpoint(position, partial(self._state, trainer), last=True)
 
-    def _get_batch_samples(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _get_batch_samples(self, original: Method, *args: Any, **kwargs: Any) -> Any:
         """Entry: the update before is logged and evaluated.
 
         Return: the batches of the next one are drawn.
         """
-        assert self._recorder is not None and self._harvest is not None
-        trainer = self._harvest.trainer
+        assert self._recorder is not None and self._collector is not None
         if self._recorder.resumption is not None:
             # restored by now, and as large as the model and its optimizer
             self._recorder.resumption.sections.clear()
-        self._ours(lambda: self._at_step(trainer))
+        self._guard(self._step_boundary, self._collector.trainer)
         drawn = original(*args, **kwargs)
-        self._trail.batch += len(drawn[0])
+        self._history.batch += len(drawn[0])
         return drawn
 
-    def _at_step(self, trainer: Trainer) -> None:
-        recorder = self._recorder
+    def _step_boundary(self, trainer: Trainer) -> None:
+        recorder, history = self._recorder, self._history
         assert recorder is not None
-        if loaders.is_exhausted(trainer) and self._trail.batch:
+        if loaders.is_exhausted(trainer) and history.batch:
             return  # this moment is the epoch's end
-        position = Position(self._trail.epoch, trainer.state.global_step)
-        is_new, self._step = position.step != self._step, position.step
-        if is_new and self._trail.is_complete and recorder.policy.wants_inside(position):
-            recorder.checkpoint(position, lambda: self._state(trainer))
-        self._trail.step(is_near=recorder.policy.is_near(position))
+        position = Position(history.epoch, trainer.state.global_step)
+        is_known = history.has_moved(position.step) and history.is_complete
+        if is_known and recorder.policy.wants_inside(position):
+            recorder.checkpoint(position, partial(self._state, trainer))
+        history.enter_step(is_near=recorder.policy.is_near(position))
 
     def _state(self, trainer: Trainer) -> dict[str, Any]:
         assert self._recorder is not None
         if self._recorder.run.is_weights_only:
             return state.only_weights(trainer)
-        return state.capture(trainer, self._trail)
+        return state.capture(trainer, self._history)
 
-    def _evaluate(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _validation(self, original: Method, *args: Any, **kwargs: Any) -> Any:
         if self._is_evaluating:  # of several data sets `evaluate` calls itself for each
             return original(*args, **kwargs)
-        assert self._recorder is not None and self._harvest is not None
-        trainer, self._is_evaluating = self._harvest.trainer, True
-        self._ours(lambda: self._trail.evaluate(trainer))
+        assert self._recorder is not None and self._collector is not None
+        self._is_evaluating = True
+        self._guard(self._history.begin_validation, self._collector.trainer)
         self._recorder.start("validation")
         try:
             return original(*args, **kwargs)
@@ -244,53 +214,73 @@ class FlorCallback(TrainerCallback):
 
     # ---- values
 
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._feed(lambda harvest: harvest.on_pre_optimizer_step())
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Gradients are complete."""
+        self._feed(MetricCollector.on_pre_optimizer_step)
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._feed(lambda harvest: harvest.on_optimizer_step())
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The update is made."""
+        self._feed(MetricCollector.on_optimizer_step)
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._feed(lambda harvest: harvest.on_step_end())
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The step is counted."""
+        self._feed(MetricCollector.on_step_end)
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._feed(lambda harvest: harvest.on_epoch_end(self._trail.epoch + 1))
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """The epoch is over, but for its log and evaluation."""
+        self._feed(MetricCollector.on_epoch_end, self._history.epoch + 1)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: Logged = None,
+        **kwargs: Any,
+    ) -> None:
+        """Values were logged."""
         if self._is_recording():
-            self._feed(lambda harvest: harvest.on_log(dict(logs or {})))
+            self._feed(MetricCollector.on_log, logs or {})
 
     def on_evaluate(
-        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Logged = None,
+        **kwargs: Any,
     ) -> None:
-        self._afterwards(lambda harvest: harvest.on_evaluate(dict(metrics or {})))
+        """An evaluation is over, in the training or after it."""
+        self._feed_again(MetricCollector.on_evaluate, metrics or {})
 
     def on_predict(
-        self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: Logged = None,
+        **kwargs: Any,
     ) -> None:
-        self._afterwards(lambda harvest: harvest.on_predict(dict(metrics or {})))
+        """A prediction is over."""
+        self._feed_again(MetricCollector.on_predict, metrics or {})
 
-    def _is_recording(self) -> bool:
-        return self._recorder is not None and self._recorder.run.status == "running"
-
-    def _afterwards(self, act: Callable[[MetricCollector], Any]) -> None:
-        """evaluate and predict may come after the training: same run, at its last position."""
-        if self._is_recording() or self._recorder is None:
-            self._feed(act)
-            return
+    def _feed_again(self, act: Callable[..., object], metrics: Mapping[str, Any]) -> None:
+        """Evaluate and predict may come after the training: same run, at its last position."""
         recorder = self._recorder
-        self._ours(recorder.reopen)
-        self._feed(act)
-        self._ours(recorder.close_again)
-
-    def _feed(self, act: Callable[[MetricCollector], Any]) -> None:
-        if self._harvest is not None:
-            harvest = self._harvest
-            self._ours(lambda: act(harvest))
-
-    def _ours(self, act: Callable[[], Any]) -> Any:
-        assert self._recorder is not None
-        return recording.harmless(self._recorder, act)
+        if recorder is None or self._is_recording():
+            self._feed(act, metrics)
+            return
+        self._guard(recorder.reopen)
+        self._feed(act, metrics)
+        self._guard(recorder.close_again)
 
 
 def calling_trainer() -> Trainer:

@@ -1,10 +1,10 @@
-"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and
-for resumed runs.
+"""Going on at a State, also in the middle of an epoch, for replays and for resumed runs.
 
 The trainer runs its own `_run_epoch`, with the counters of a resumed training. What it would do to
 resume is replaced: `skip_first_batches` (transformers/trainer.py) leaves out samples without
 drawing them, and `_load_rng_state` reads a file. Here batches are drawn, so that workers and
-generators are as they were."""
+generators are as they were.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from transformers import Trainer
 from flor_plugins.hf import loaders, state
 from flor_plugins.records.sections import RNG, TRAINER
 from flor_plugins.state import loader_iteration
-from flor_plugins.state.method_wrapper import MethodWrapper
+from flor_plugins.state.method_wrapper import Method, MethodWrapper
 
 _MODULE: Any = transformers.trainer  # `_run_epoch` looks `skip_first_batches` up in it
-RESTORED = (
-    "<restored by flor>"  # what `_run_epoch` hears as resume_from_checkpoint; no such file is read
-)
+# What `_run_epoch` hears as resume_from_checkpoint; no such file is read.
+RESTORED = "<restored by flor>"
 
 
 def run_epoch(
     trainer: Trainer,
-    original: Callable[..., Any],
+    original: Method,
     kwargs: Mapping[str, Any],
     sections: Mapping[str, Any],
-    restored: Callable[[], Any] = lambda: None,
+    restored: Callable[[], object],
 ) -> Any:
     """Call `_run_epoch` so that it goes on from a State; returns when the epoch is over.
 
     At the first `get_batch_samples` everything is restored, RNG included. restored: called
-    then; the State is not needed any more."""
+    then; the State is not needed any more.
+    """
     epoch, batch = completed_epochs(sections), sections[TRAINER].get("batch", 0)
     loaders.restore_evaluated(trainer, sections[TRAINER].get("evaluated", []))
     loaders.drain(trainer, sections[RNG].get("epochs", []))
@@ -79,21 +79,21 @@ def resume_at(
     trainer: Trainer,
     sections: Mapping[str, Any],
     wrapped: MethodWrapper,
-    entering: Callable[[], Any] = lambda: None,
-    restored: Callable[[], Any] = lambda: None,
+    entering: Callable[[], object],
+    restored: Callable[[], object],
 ) -> None:
-    """In `on_train_begin`: the training begins at a State and goes on by itself to its natural
-    end, mid-epoch too.
+    """In `on_train_begin`: let the training begin at a State and go on to its natural end.
 
     Call it after everything else that is put around `_run_epoch`: the epochs before the State's are
     passed over, and nothing else hears of them. entering: called once, right before the epoch
     in which the training goes on, or before its end where no epoch is left. restored: called
     once, when the State has been put into the trainer and is not needed any more.
-    `Trail.of(sections)` is what a recording goes on with. `wrapped.undo()` takes it off."""
+    `RngHistory.resume` takes what a recording goes on with. `wrapped.undo()` takes it off.
+    """
     entered, completed = False, completed_epochs(sections)
     was_complete = sections[TRAINER]["control"]["should_training_stop"]
 
-    def _run_epoch(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _run_epoch(original: Method, *args: Any, **kwargs: Any) -> Any:
         nonlocal entered
         if entered:
             return original(*args, **kwargs)
@@ -132,14 +132,10 @@ class _SkippingLoader:
         loader: Any,
         trainer: Trainer,
         sections: Mapping[str, Any],
-        restored: Callable[[], Any],
+        restored: Callable[[], object],
     ) -> None:
-        self._loader, self._trainer, self._sections, self._restored = (
-            loader,
-            trainer,
-            sections,
-            restored,
-        )
+        self._loader, self._trainer = loader, trainer
+        self._sections, self._restored = sections, restored
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -161,7 +157,7 @@ class _SkippingLoader:
 
 @contextmanager
 def _skipping(
-    trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], Any]
+    trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], object]
 ) -> Iterator[None]:
     """Within the block the trainer's own skipping is replaced, and put back after its first use."""
     wrapped, arguments = MethodWrapper(), trainer.args
@@ -171,7 +167,7 @@ def _skipping(
         _MODULE.skip_first_batches = skip
         return _SkippingLoader(loader, trainer, sections, restored)
 
-    wrapped.around(trainer, "_load_rng_state", lambda original, *args, **kwargs: None)
+    wrapped.around(trainer, "_load_rng_state", _pass_over)
     arguments.ignore_data_skip = False
     _MODULE.skip_first_batches = first_batches
     try:
@@ -180,3 +176,7 @@ def _skipping(
         _MODULE.skip_first_batches = skip
         arguments.ignore_data_skip = ignored
         wrapped.undo()
+
+
+def _pass_over(original: Method, *args: Any, **kwargs: Any) -> None:
+    """Stands in for a method that is not to run."""

@@ -1,6 +1,4 @@
-"""Meeting an HF Trainer at `train`: in a worker process to replay it, in `flor record` to
-record it.
-"""
+"""Meeting an HF Trainer at `train`: to replay it, or to record it."""
 
 from __future__ import annotations
 
@@ -36,8 +34,9 @@ def intercept(arrived: Callable[[Trainer, Proceed], Any], *, inject: bool) -> No
 
 
 def train_alone() -> None:
-    """From now on no Trainer of this process shards its model; that it is alone accelerate
-    reads in the environment.
+    """From now on no Trainer of this process shards its model.
+
+    That it is alone accelerate reads in the environment.
     """
     for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
         del os.environ[name]  # `accelerate launch` says so what it was told to use

@@ -1,24 +1,24 @@
-"""The loaders of an HF training: what they have drawn, and how they are brought to a moment
-again.
-"""
+"""The loaders of an HF training: what they have drawn, and the way back to a moment."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
+from accelerate.data_loader import prepare_data_loader
 from transformers import Trainer
 
 from flor_plugins.state import loader_iteration, rng
+from flor_plugins.state.epoch_rng import Moment
+from flor_plugins.state.method_wrapper import Method, MethodWrapper
 
 
-def sources(trainer: Trainer) -> Iterator[tuple[str, Any]]:
-    """Whatever of a training may own generators, by name: loaders, data sets, the model."""
+def sources(trainer: Trainer) -> Iterator[tuple[str, object]]:
+    """Yield whatever of a training may own generators, by name: loaders, data sets, the model."""
     handler = trainer.callback_handler
     yield "train", handler.train_dataloader
-    held = (
-        trainer.eval_dataset
-    )  # before its loader, which does not exist before the first evaluation
+    # before its loader, which does not exist before the first evaluation
+    held: Any = trainer.eval_dataset
     for name, dataset in held.items() if isinstance(held, dict) else [("eval", held)]:
         yield f"validation.{name}", dataset
     yield "validation", handler.eval_dataloader
@@ -26,17 +26,18 @@ def sources(trainer: Trainer) -> Iterator[tuple[str, Any]]:
 
 
 def generators(trainer: Trainer) -> dict[str, rng.RandomGenerator]:
-    """Every generator of the training but the global ones, by a stable name."""
-    return rng.loader_generators(
-        (name, owner) for name, owner in sources(trainer) if owner is not None
-    )
+    """Return every generator of the training but the global ones, by a stable name."""
+    return rng.loader_generators(sources(trainer))
 
 
 # ---- a moment of the training loader
 
 
 def capture(trainer: Trainer) -> dict[str, Any]:
-    """All that the next batches depend on: global RNG, generators, the loader's own counters."""
+    """Return all that the next batches depend on.
+
+    These are the global RNG, the other generators, and the loader's own counters.
+    """
     return {
         "now": rng.capture(),
         "generators": rng.capture_generators(generators(trainer)),
@@ -44,16 +45,17 @@ def capture(trainer: Trainer) -> dict[str, Any]:
     }
 
 
-def restore(trainer: Trainer, state: Mapping[str, Any]) -> None:
+def restore(trainer: Trainer, moment: Moment) -> None:
     """Put `capture`'s result back. RNG comes last: the rest may draw."""
-    loader_iteration.restore_loader(trainer.callback_handler.train_dataloader, state["loader"])
-    rng.restore_generators(generators(trainer), state["generators"])
-    rng.restore(state["now"])
+    loader_iteration.restore_loader(trainer.callback_handler.train_dataloader, moment["loader"])
+    rng.restore_generators(generators(trainer), moment["generators"])
+    rng.restore(moment["now"])
 
 
 def is_exhausted(trainer: Trainer) -> bool:
-    """Has the epoch given its last batch? Accelerate fetches one ahead, so it knows without
-    a length, too.
+    """Tell whether the epoch has given its last batch.
+
+    Accelerate fetches one ahead, so it knows without a length, too.
     """
     return bool(getattr(trainer.callback_handler.train_dataloader, "end_of_dataloader", False))
 
@@ -62,23 +64,24 @@ def is_exhausted(trainer: Trainer) -> bool:
 
 
 def are_persistent(trainer: Trainer) -> bool:
-    """Does the random state of the training loader's workers reach from epoch to epoch?"""
+    """Tell whether the random state of the training workers reaches from epoch to epoch."""
     return loader_iteration.has_persistent_workers(trainer.callback_handler.train_dataloader)
 
 
-def drain(trainer: Trainer, epochs: list[Mapping[str, Any]]) -> None:
+def drain(trainer: Trainer, epochs: list[Moment]) -> None:
     """Bring persistent workers to where they were: draw the data of all earlier epochs again.
 
     epochs: of each its `capture`d beginning, its number ("epoch") and how many batches it drew
-    ("batches")."""
+    ("batches").
+    """
     if not are_persistent(trainer):
         return
     loader: Any = trainer.callback_handler.train_dataloader
-    loader_iteration.end_workers(_base(loader))
-    for one in epochs:
-        restore(trainer, one)
-        set_epoch(loader, one["epoch"])
-        loader_iteration.skip(iter(loader), one["batches"], 0, None)
+    loader_iteration.end_workers(loader_iteration.base(loader))
+    for epoch in epochs:
+        restore(trainer, epoch)
+        set_epoch(loader, epoch["epoch"])
+        loader_iteration.skip(iter(loader), epoch["batches"], 0, None)
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
@@ -90,41 +93,66 @@ def set_epoch(loader: Any, epoch: int) -> None:
             announce(epoch)
 
 
+# ---- those of evaluation
+
+
 def evaluated(trainer: Trainer) -> list[str]:
-    """The persistent evaluation loaders whose workers run: the first use of a loader draws a
-    seed, later ones don't.
-    """
-    made = getattr(trainer, "_eval_dataloaders", {})
-    return [
-        name
-        for name, loader in made.items()
-        if getattr(_base(loader), "_iterator", None) is not None
-    ]
+    """Return the names of the persistent evaluation loaders whose workers run."""
+    has_running = loader_iteration.has_running_workers
+    return [name for name, loader in _kept(trainer).items() if has_running(loader)]
 
 
 def restore_evaluated(trainer: Trainer, names: list[str]) -> None:
-    """Start the workers of these evaluation loaders, end those of all others."""
-    for name, loader in getattr(trainer, "_eval_dataloaders", {}).items():
+    """Start the workers of these evaluation loaders, end those of all others.
+
+    The first use of a loader draws a seed, later ones don't.
+    """
+    for name, loader in _kept(trainer).items():
         if name not in names:
-            loader_iteration.end_workers(_base(loader))
+            loader_iteration.end_workers(loader)
     for name in names:
-        loader = _base(trainer.get_eval_dataloader(None if name == "eval" else name))
-        if getattr(loader, "_iterator", None) is None:
-            iter(loader)
+        loader = trainer.get_eval_dataloader(None if name == "eval" else name)
+        loader_iteration.run_workers(loader_iteration.base(loader), is_running=True)
+
+
+def val_dataloader(trainer: Trainer) -> object:
+    """Make an evaluation loader for hooks.
+
+    Not the one that the trainer keeps where workers persist: its first use draws a seed, a
+    later one doesn't. Where several processes train it has all of the data, not this one's
+    share: as in a replay by one process.
+    """
+    kept, wrapped = getattr(trainer, "_eval_dataloaders", {}), MethodWrapper()
+    device = trainer.accelerator.device
+
+    def prepare(original: Method, loader: Any, *args: Any, **kwargs: Any) -> object:
+        """As accelerate does in a process that is alone."""
+        return prepare_data_loader(
+            loader, device, num_processes=1, process_index=0, put_on_device=True
+        )
+
+    trainer._eval_dataloaders = {}
+    if trainer.args.world_size > 1:
+        wrapped.around(trainer.accelerator, "prepare", prepare)
+    try:
+        return trainer.get_eval_dataloader()
+    finally:
+        wrapped.undo()
+        trainer._eval_dataloaders = kept
 
 
 def end_workers(trainer: Trainer) -> None:
     """Stop all persistent workers of a trainer that is no longer needed.
 
     Found by the garbage collector together with their queues they could not be told, and were
-    waited for."""
-    for loader in (
-        trainer.callback_handler.train_dataloader,
-        *getattr(trainer, "_eval_dataloaders", {}).values(),
-    ):
-        loader_iteration.end_workers(_base(loader))
+    waited for.
+    """
+    training = loader_iteration.base(trainer.callback_handler.train_dataloader)
+    for loader in (training, *_kept(trainer).values()):
+        loader_iteration.end_workers(loader)
 
 
-def _base(loader: Any) -> Any:
-    """torch's loader below accelerate's."""
-    return getattr(loader, "base_dataloader", loader)
+def _kept(trainer: Trainer) -> dict[str, Any]:
+    """Return the evaluation loaders that the trainer keeps, below accelerate's."""
+    kept = getattr(trainer, "_eval_dataloaders", {})
+    return {name: loader_iteration.base(loader) for name, loader in kept.items()}

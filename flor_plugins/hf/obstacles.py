@@ -30,7 +30,8 @@ def obstacles_of(trainer: Trainer) -> list[Obstacle]:
     """What is known to break exactness of this training.
 
     Call it when loaders and optimizers exist: from `on_train_begin` on. It draws, copies and
-    changes nothing."""
+    changes nothing.
+    """
     outside = [*obstacles.of_kernels(trainer.args.device), *_of_strategy(trainer)]
     if any(one.grade == "weights" for one in outside):
         return outside  # no state is restored, so that none need be looked for

@@ -79,9 +79,7 @@ class _ReplayDriver(TrainerCallback):
 
     def __init__(self, trainer: Trainer, session: WorkerSession) -> None:
         self.trainer, self.session = trainer, session
-        self.collector = MetricCollector(
-            trainer, session.timeline, session.hooks, session.run.name, guarded
-        )
+        self.collector = MetricCollector(trainer, session, guarded)
         self._loop = ReplayLoop(
             session,
             context=self.collector.context,

@@ -5,7 +5,8 @@ Both belong to the same moment. At an epoch boundary it is the entry of `Trainer
 drawn: accelerate's loader makes its iterator at the first `next()` (accelerate/data_loader.py,
 `DataLoaderShard.__iter__`). Inside an epoch it is the entry of `get_batch_samples`: the update
 before is logged and evaluated, and of the next one only the batch that accelerate fetches ahead
-is drawn."""
+is drawn.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ _SUMS = (
 )
 
 
-def capture(trainer: Trainer, trail: RngHistory) -> dict[str, Any]:
-    """The sections of a State, at the moment that `trail` has come to."""
+def capture(trainer: Trainer, history: RngHistory) -> dict[str, Any]:
+    """Return the sections of a State, at the moment that `history` has come to."""
     # Declared optional, because they are None before `train`; here they are built.
     model: Any = trainer.model
     optimizer: Any = trainer.optimizer
@@ -71,19 +72,20 @@ def capture(trainer: Trainer, trail: RngHistory) -> dict[str, Any]:
             "loader": moment.pop("loader"),
             "gradient_order": ddp_buckets.capture(trainer.model_wrapped),
             "evaluated": loaders.evaluated(trainer),
-            "epoch": trail.epoch,
-            "batch": trail.batch,
+            "epoch": history.epoch,
+            "batch": history.batch,
         },
         # At a step's end gradients are None (`model.zero_grad()` in `_run_epoch`), but for
         # those of an accumulation that the end of a stream cut short.
         MODULE: module_state.capture(model, saved=saved, gradients=True),
-        RNG: {**moment, **trail.section()},
+        RNG: {**moment, **history.moments(history.batch)},
     }
 
 
 def only_weights(trainer: Trainer) -> dict[str, Any]:
-    """The sections of a State where processes share a model's parts: all of them call this,
-    the first gets it whole.
+    """Return the sections of a State of a sharded model.
+
+    All processes call this, the first gets it whole.
     """
     return {MODEL: trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}}
 
@@ -98,13 +100,13 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     restore_weights(trainer, sections)
     model: Any = trainer.model
     scheduler: Any = trainer.lr_scheduler
-    raw: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    optimizer: Any = trainer.optimizer
     if OPTIMIZER in sections:
-        optimizer_state.restore(raw, sections[OPTIMIZER][0])
+        optimizer_state.restore(optimizer, sections[OPTIMIZER][0])
     scheduler.load_state_dict(held["scheduler"])
     if held["scaler"] is not None and trainer.accelerator.scaler is not None:
         trainer.accelerator.scaler.load_state_dict(held["scaler"])
-    module_state.restore(model, copied(sections[MODULE], "attributes", "parts", "metrics"))
+    module_state.restore(model, module_state.copied(sections[MODULE]))
     restore_progress(trainer, sections)
     for name, value in held["sums"].items():
         moved = value.to(trainer.args.device).clone() if isinstance(value, torch.Tensor) else value
@@ -131,7 +133,8 @@ def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
 
     What `save_pretrained` wrote lacks all but one name of a tied weight; those are set with it.
     Raises ReplayError, naming them, for weights that are missing or that the model doesn't
-    know."""
+    know.
+    """
     model: Any = trainer.model
     if fast_load.copy_into(model, sections[MODEL]):
         return
@@ -150,13 +153,6 @@ def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
         )
 
 
-def copied(section: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    """The section with copies of some entries: a State may be restored twice, and what it
-    gave away has changed.
-    """
-    return {**section, **{name: copy.deepcopy(section[name]) for name in names if name in section}}
-
-
 def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
     """Those that say themselves what they save."""
     callbacks = trainer.callback_handler.callbacks
@@ -164,8 +160,9 @@ def _stateful_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
 
 
 def _users_callbacks(trainer: Trainer) -> Iterator[tuple[str, Any]]:
-    """Those that the user wrote: transformers asks no callback for its state that isn't
-    ExportableState.
+    """Yield the user's own callbacks.
+
+    Transformers asks no callback for its state that isn't ExportableState.
     """
     return user_objects.numbered(
         one for one in trainer.callback_handler.callbacks if user_objects.is_users(one)

@@ -1,8 +1,10 @@
-"""`flor.arg`: a hyper-parameter of a script, with a default, settable from the command line.
+"""`flor.arg`: a hyper-parameter of a script, settable from the command line.
+
 Imports no torch.
 
 Only what is written out is read (`--lr 0.1`, `--lr=0.1`, `--kwargs lr=0.1`); `sys.argv` stays
-as it is, for whatever else the script reads from it."""
+as it is, for whatever else the script reads from it.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,9 @@ _MISSING: Any = object()
 
 @dataclass(slots=True)
 class _ScriptArguments:
-    """recorded: the values of the run that is replayed. read: those that the script has
-    asked for.
+    """The hyper-parameters of a script.
+
+    recorded: the values of the run that is replayed. read: those that the script has asked for.
     """
 
     recorded: Mapping[str, Any] = field(default_factory=dict)
@@ -38,13 +41,13 @@ _arguments: ContextVar[_ScriptArguments | None] = ContextVar("flor_arguments", d
 
 
 def arg(name: str, default: Any = _MISSING) -> Any:
-    """The value of a hyper-parameter, which becomes a parameter of the runs that this process
-    records.
+    """Return the value of a hyper-parameter; it becomes a parameter of the runs of this process.
 
     It is, in this order: what the run had that is replayed or gone on with; what the command
     line says; the default. A text from the command line becomes what the default is: bool, int,
     float, str, list, tuple or dict. Raises FlorError where there is no value, and for a text
-    that does not fit."""
+    that does not fit.
+    """
     known = _known()
     if name in known.recorded:
         value = _like(known.recorded[name], default)
@@ -106,8 +109,9 @@ def _pairs(argv: Sequence[str], flag: str | None) -> Iterator[tuple[str, str]]:
 
 
 def _cast(name: str, text: str, default: Any) -> Any:
-    """The text as what the default is; without a default, as the Python literal that it is,
-    else as text.
+    """Return the text as what the default is.
+
+    Without a default it is the Python literal that it looks like, else text.
     """
     if isinstance(default, str):
         return text

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import traceback
 from collections import abc
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from flor_plugins.hooks.metric import Context, Metric
 from flor_plugins.hooks.side_effects import undisturbed
 from flor_plugins.records import Position
 from flor_plugins.state.rng import RandomGenerator
-from flor_plugins.state.still import still
+from flor_plugins.state.tensor_trees import still
 
 RunningHook = abc.Generator[Any, Any, Any]
 
@@ -40,31 +39,22 @@ class HookDispatcher:
 
     def epoch(self, ctx: Context) -> dict[str, Any]:
         """Values of the epoch metrics, with the weights as they stand."""
-        return self._all(self.at("epoch"), ctx, lambda metric: metric(ctx))
+        return self._call(self.at("epoch"), ctx, Metric.__call__)
 
     def before_update(self, ctx: Context) -> None:
         """Run generator metrics up to their yield; ctx.step is the step that the update makes."""
-        for metric in self.at("step"):
-            if inspect.isgeneratorfunction(metric.function):
-                started = metric(ctx)
-                self._started[metric.name] = started
-                if not self._all([metric], ctx, lambda _, g=started: _first_yield(g)):
-                    del self._started[metric.name]
+        generators = [metric for metric in self.at("step") if metric.is_generator]
+        self._call(generators, ctx, self._start)
 
     def after_update(self, ctx: Context) -> dict[str, Any]:
         """Values of the step metrics, right after the update."""
-        due = [
-            m
-            for m in self.at("step")
-            if m.name in self._started or not inspect.isgeneratorfunction(m.function)
-        ]
-        return self._all(due, ctx, lambda metric: self._finish(metric, ctx))
+        metrics = self.at("step")
+        due = [one for one in metrics if one.name in self._started or not one.is_generator]
+        return self._call(due, ctx, self._finish)
 
     def validation_batch(self, ctx: Context) -> None:
         """Collect one validation batch."""
-        for name, value in self._all(
-            self.at("validation"), ctx, lambda metric: metric(ctx)
-        ).items():
+        for name, value in self._call(self.at("validation"), ctx, Metric.__call__).items():
             self._batches.setdefault(name, []).append(value)
 
     def validation_end(self, position: Position) -> dict[str, Any]:
@@ -79,12 +69,17 @@ class HookDispatcher:
                 self._report(reducers[name], position, error)
         return found
 
+    def _start(self, metric: Metric, ctx: Context) -> None:
+        started = metric(ctx)
+        next(started)
+        self._started[metric.name] = started
+
     def _finish(self, metric: Metric, ctx: Context) -> Any:
         started = self._started.pop(metric.name, None)
         return metric(ctx) if started is None else _last_value(started, metric)
 
-    def _all(
-        self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric], Any]
+    def _call(
+        self, metrics: Sequence[Metric], ctx: Context, call: Callable[[Metric, Context], object]
     ) -> dict[str, Any]:
         position = Position(ctx.epoch, ctx.step)
         found: dict[str, Any] = {}
@@ -92,7 +87,7 @@ class HookDispatcher:
         for metric in metrics:
             try:
                 with undisturbed(ctx.model, metric, position, generators):
-                    value = call(metric)
+                    value = call(metric, ctx)
                     found.update(still({metric.name: value}))  # it may be a part of what is trained
             except Exception as error:
                 found.pop(metric.name, None)
@@ -103,15 +98,9 @@ class HookDispatcher:
         if self.failed is None:
             raise error
         if not isinstance(error, HookError):
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            place = next(
-                (
-                    f
-                    for f in traceback.extract_tb(error.__traceback__)
-                    if f.filename == metric.function.__code__.co_filename
-                ),
-                where,
-            )
+            frames = traceback.extract_tb(error.__traceback__)
+            file = metric.function.__code__.co_filename
+            place = next((frame for frame in frames if frame.filename == file), frames[-1])
             wrapped = HookError(
                 f"{place.filename}:{place.lineno}: metric {metric.name!r} raised at {position}: "
                 f"{type(error).__name__}: {error}"
@@ -119,11 +108,6 @@ class HookDispatcher:
             wrapped.__cause__ = error
             error = wrapped
         self.failed(metric, position, error)
-
-
-def _first_yield(generator: RunningHook) -> bool:
-    next(generator)
-    return True
 
 
 def _last_value(generator: RunningHook, metric: Metric) -> Any:

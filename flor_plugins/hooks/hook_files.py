@@ -51,13 +51,17 @@ class HookFile:
     digests: Mapping[str, str] = field(default_factory=dict)
 
     def digest_of(self, metric: str) -> str:
-        """What the values of a metric of this file are known by: the same as `DeclaredHook.digest`."""
+        """Return what the values of a metric of this file are known by.
+
+        It is the same as `DeclaredHook.digest`.
+        """
         return self.digests.get(metric, self.digest)
 
 
 def scan(path: Path) -> list[DeclaredHook]:
-    """The hooks of a file, in order, without importing it: @metric functions, callbacks,
-    compute_metrics.
+    """Return the hooks of a file, in order, without importing it.
+
+    They are @metric functions, callbacks and compute_metrics.
 
     Raises HookError when the file can't be read or parsed, or when `at` is unknown.
     """

@@ -56,7 +56,13 @@ class Metric:
 
     @property
     def name(self) -> str:
+        """The name of the metric is that of the function."""
         return self.function.__name__
+
+    @property
+    def is_generator(self) -> bool:
+        """Tell whether it yields at the update, with a part before and a part after it."""
+        return inspect.isgeneratorfunction(self.function)
 
     @property
     def place(self) -> str:
@@ -126,7 +132,7 @@ def _checked(function: Any, at: Any, reduce: Any, grad: bool) -> Metric:
             f"{made.place}: metric {made.name!r} must take one argument, the context ({error}): "
             f"def {made.name}(ctx): ..."
         ) from error
-    if inspect.isgeneratorfunction(function) and at != "step":
+    if made.is_generator and at != "step":
         raise HookError(
             f"{made.place}: metric {made.name!r} yields; only at='step' has a before and an "
             f"after the update"

@@ -1,7 +1,8 @@
 """What a hook's source is: the function and everything of its file that it uses, as one sha256.
 
 A value that was computed in hindsight is known by it, so that editing one hook of a file leaves
-the values of the others alone."""
+the values of the others alone.
+"""
 
 from __future__ import annotations
 
@@ -85,8 +86,9 @@ def _bound(node: ast.stmt) -> Iterator[str]:
 
 
 def _acts(node: ast.stmt) -> bool:
-    """Does it do more than give names their values? Then every hook of the file may depend
-    on it.
+    """Tell whether it does more than give names their values.
+
+    Then every hook of the file may depend on it.
     """
     match node:
         case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.ClassDef() | ast.Import():

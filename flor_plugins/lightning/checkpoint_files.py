@@ -17,8 +17,7 @@ CLOCK_S = 0.01  # the times of files are as coarse as the kernel's clock
 
 
 def keep_files(trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: MethodWrapper) -> None:
-    """In `setup` of a fit, before that of ModelCheckpoint: its files go where they went, under
-    the same names.
+    """In `setup` of a fit, before that of ModelCheckpoint: let its files go where they went.
 
     What was written after the State will be written again. Without this it would get a new
     folder (each start of a logger makes a version of its own) or the name of a second version.

@@ -19,8 +19,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from lightning_utilities.core.apply_func import apply_to_collection
 
 from flor_plugins.errors import NoCheckpoint, StoreError
-from flor_plugins.recorder.importers.lightning import position_of, read_file
 from flor_plugins.recorder.gaps import FlorWarning
+from flor_plugins.recorder.importers.lightning import position_of, read_file
 from flor_plugins.records import Position
 from flor_plugins.records.sections import MODEL, OPTIMIZER, TRAINER
 from flor_plugins.store import checkpoints, codec
@@ -33,14 +33,14 @@ _KEYS = {MODEL: "state_dict", OPTIMIZER: "optimizer_states"}
 
 
 class FlorCheckpointIO(CheckpointIO):
-    """`Trainer(plugins=[FlorCheckpointIO()])`: checkpoints are folders of JSON and safetensors
-    files.
+    """`Trainer(plugins=[FlorCheckpointIO()])`: checkpoints are folders of JSON and safetensors.
 
     Saving is whole or not at all; where a checkpoint is overwritten, the old one stays until
     the new one is whole. What can't be stored without pickle is warned about once, by its path,
     and the rest is saved. Loading also takes `.ckpt` files of Lightning that hold nothing but
     data (they are read with `weights_only=True`). Strategies that write shards themselves
-    (FSDP, DeepSpeed) do not ask a CheckpointIO, and only local paths are possible."""
+    (FSDP, DeepSpeed) do not ask a CheckpointIO, and only local paths are possible.
+    """
 
     def __init__(self) -> None:
         self._told: set[str] = set()
@@ -79,19 +79,19 @@ class FlorCheckpointIO(CheckpointIO):
         map_location: MapLocation = None,
         weights_only: bool | None = None,
     ) -> dict[str, Any]:
-        """The dict that was saved; tensors on the CPU, or where `map_location` says (as in
-        torch.load).
+        """Return the dict that was saved.
+
+        Tensors are on the CPU, or where `map_location` says (as in torch.load).
 
         weights_only: has no effect, nothing in a checkpoint is ever run. Raises as
-        `load_checkpoint`."""
+        `load_checkpoint`.
+        """
         checkpoint = load_checkpoint(path)
         self._tell(_local(path), "was saved without", _lost(checkpoint))
         return checkpoint if map_location is None else _moved(checkpoint, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Delete a checkpoint, or a link to one (`save_last="link"`), and nothing if there
-        is none.
-        """
+        """Delete a checkpoint, or a link to one (`save_last="link"`); nothing if there is none."""
         target = _local(path)
         if target.is_symlink() or target.is_file():
             target.unlink()
@@ -113,14 +113,16 @@ class FlorCheckpointIO(CheckpointIO):
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The dict of a checkpoint that FlorCheckpointIO wrote: "state_dict", "hyper_parameters",
-    "loops" ...
+    """Return the dict of a checkpoint that FlorCheckpointIO wrote.
+
+    Its keys are Lightning's: "state_dict", "hyper_parameters", "loops" ...
 
     Tensors are on the CPU; every hash is checked. Instead of `Net.load_from_checkpoint(path)`,
     which unpickles: `net = Net(**held["hyper_parameters"])` and
     `net.load_state_dict(held["state_dict"])`. A `.ckpt` file of Lightning is read with
     `weights_only=True`. Raises NoCheckpoint if there is nothing at `path`, DamagedCheckpoint if
-    a file is missing, torn or altered, StoreError for what is no such checkpoint."""
+    a file is missing, torn or altered, StoreError for what is no such checkpoint.
+    """
     target = _local(path)
     if not target.exists():
         raise NoCheckpoint(
@@ -165,8 +167,9 @@ def _local(path: str | os.PathLike[str]) -> Path:
 
 
 def _lost(value: Any) -> tuple[str, ...]:
-    """Why each leaf that is not there was lost: while saving, or because its class is not
-    loaded here.
+    """Return why each leaf that is missing was lost.
+
+    It was lost while saving, or its class is not loaded here.
     """
     if isinstance(value, codec.LostLeaf):
         return (value.why,)
@@ -181,9 +184,7 @@ def _lost(value: Any) -> tuple[str, ...]:
 
 
 def _moved(value: Any, where: MapLocation) -> Any:
-    """Every tensor where `torch.load(map_location=where)` would put one that lies on the
-    CPU; ties stay.
-    """
+    """Put every tensor where `torch.load(map_location=where)` would put it; ties stay."""
     moved: dict[int, torch.Tensor] = {}
 
     def move(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,4 @@
-"""Meeting a Lightning trainer at `fit`: in a worker process to replay it, in `flor record`
-to record it.
-"""
+"""Meeting a Lightning trainer at `fit`: to replay it, or to record it."""
 
 from __future__ import annotations
 
@@ -34,8 +32,9 @@ def intercept(arrived: Callable[[pl.Trainer, Proceed], Any], *, inject: bool) ->
 
 
 def train_alone() -> None:
-    """From now on every Trainer of this process is one for a single device: it sees all of
-    the validation data.
+    """From now on every Trainer of this process is one for a single device.
+
+    It sees all of the validation data.
     """
     original = pl.Trainer.__init__
 
@@ -46,8 +45,9 @@ def train_alone() -> None:
 
 
 def train(built: Any, callback: FlorCallback | None) -> None:
-    """Train what a recipe's function returned: (trainer, module, data), with the callback
-    on, if there is one.
+    """Train what a recipe's function returned: (trainer, module, data).
+
+    callback: put on, if there is one.
     """
     trainer, module, data = built
     if callback is not None:

@@ -1,9 +1,9 @@
-"""What `self.log` has gathered in an epoch that is not over: running means, and what the
-connector knows of it.
+"""What `self.log` has gathered in an epoch that is not over: running means.
 
 The objects are private to Lightning
 (lightning/pytorch/trainer/connectors/logger_connector/result.py) and in no checkpoint of its
-own."""
+own.
+"""
 
 from __future__ import annotations
 

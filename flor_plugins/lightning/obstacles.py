@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from flor_plugins.lightning import state
+from flor_plugins.lightning import loaders
 from flor_plugins.recorder.replayability import hidden_state, obstacles
 from flor_plugins.records import Obstacle
 from flor_plugins.state import user_objects
@@ -26,7 +26,8 @@ def obstacles_of(trainer: pl.Trainer) -> list[Obstacle]:
     """What is known to break exactness of this fit.
 
     Call it when loaders and optimizers exist: from `on_train_start` on. It draws, copies and
-    changes nothing."""
+    changes nothing.
+    """
     outside = [*obstacles.of_kernels(trainer.strategy.root_device), *_of_strategy(trainer)]
     if any(one.grade == "weights" for one in outside):
         return outside  # no state is restored, so that none need be looked for
@@ -35,7 +36,7 @@ def obstacles_of(trainer: pl.Trainer) -> list[Obstacle]:
         *_of_clock(trainer),
         *(
             one
-            for name, loader in state.loaders(trainer)
+            for name, loader in loaders.sources(trainer)
             for one in obstacles.of_loader(_role(name), loader)
         ),
         *_of_callbacks(trainer),
@@ -102,7 +103,7 @@ def _of_data(trainer: pl.Trainer) -> Iterator[Obstacle]:
 
 
 def _brings_state(value: Any, base: type, *methods: str) -> bool:
-    """Does its class write one of the methods that put state into a checkpoint?"""
+    """Tell whether its class writes one of the methods that put state into a checkpoint."""
     names = methods or ("state_dict", "on_save_checkpoint")
     return any(getattr(type(value), name, None) is not getattr(base, name, None) for name in names)
 

@@ -23,7 +23,7 @@ _SETTINGS = (
 
 
 def params_of(trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, Any]:
-    """hparams of module and data module by their names, the trainer's settings under `trainer.`."""
+    """Hparams of module and data module by their names, the trainer's settings under `trainer.`."""
     params: dict[str, Any] = {}
     for owner in (getattr(trainer, "datamodule", None), module):
         if owner is not None:

@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from flor_plugins.adapter import Proceed
 from flor_plugins.errors import HookError
 from flor_plugins.hooks.hook_files import check_callback
-from flor_plugins.lightning import state
+from flor_plugins.lightning import loaders, state
 from flor_plugins.lightning.callback import FlorCallback
 from flor_plugins.lightning.collector import MetricCollector
 from flor_plugins.lightning.fast_forward import FastForward, is_boundary, prepare
@@ -84,9 +84,7 @@ class _ReplayDriver(Callback):
 
     def __init__(self, trainer: pl.Trainer, session: WorkerSession) -> None:
         self.trainer, self.session = trainer, session
-        self.collector = MetricCollector(
-            trainer, session.timeline, session.hooks, session.run.name, guarded
-        )
+        self.collector = MetricCollector(trainer, session, guarded)
         self.wrapped = MethodWrapper()
         self.error: BaseException | None = None
         # Of the range that is being run, as long as its State is not all in place.
@@ -118,7 +116,7 @@ class _ReplayDriver(Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(lambda o, *_: self.collector.on_after_step(o))
+            optimizer.register_step_post_hook(lambda o, *_: self.collector.after_update(o))
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.collector.detach()
@@ -217,7 +215,7 @@ class _ReplayDriver(Callback):
         held = sections[RNG]
         moment = held.get("validation_moment")
         if moment is not None:
-            state.restore_moment(trainer, moment)
+            loaders.restore(trainer, moment)
         else:  # recorded by an earlier version, or never validated
             rng.restore(held.get("validation", held["now"]))
 

@@ -4,7 +4,8 @@ Both belong to the same moment. At an epoch's beginning that is the entry of `Fi
 (lightning/pytorch/loops/fit_loop.py): all `on_train_epoch_start` hooks have run, the epoch's
 iterator is not made yet (except epoch 0, whose iterator is made in `FitLoop.setup_data`).
 Inside an epoch it is the entry of `_TrainingEpochLoop.advance`: all of the last batch is done,
-validation and logging included, the next is not drawn."""
+validation and logging included, the next is not drawn.
+"""
 
 from __future__ import annotations
 
@@ -16,23 +17,17 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.loops.loop import _Loop
 from torch import nn
 
-from flor_plugins.lightning import log_results
+from flor_plugins.lightning import loaders, log_results
+from flor_plugins.lightning.rng_history import RngHistory
 from flor_plugins.records.sections import MODEL, MODULE, OPTIMIZER, RNG, TRAINER
-from flor_plugins.state import ddp_buckets, rng, user_objects
-from flor_plugins.state import fast_load as weights_of_module
+from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
-from flor_plugins.state.loader_iteration import (
-    end_workers,
-    has_persistent_workers,
-    has_running_workers,
-)
 
 
-def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) -> dict[str, Any]:
-    """The sections of a State.
+def capture(trainer: pl.Trainer, history: RngHistory, *, batch: int = 0) -> dict[str, Any]:
+    """Return the sections of a State, at the moment that `history` has come to.
 
-    trail: what of the moments before it belongs to the section "rng" (see `Trail.section`).
     batch: micro-batches of this epoch that are done; 0 at an epoch's beginning.
     """
     module = trainer.lightning_module
@@ -47,7 +42,7 @@ def capture(trainer: pl.Trainer, trail: Mapping[str, Any], *, batch: int = 0) ->
         MODULE: module_state.capture(
             module, saved=saved, gradients=not module.automatic_optimization
         ),
-        RNG: {**trail, **moment(trainer)},
+        RNG: {**history.moments(batch), **loaders.capture(trainer)},
     }
 
 
@@ -70,32 +65,9 @@ def _trainer(trainer: pl.Trainer) -> dict[str, Any]:
         "max_batches": loop.max_batches,
         "skip_backward": loop._skip_backward,
         "loaders_of_epoch": loop._last_train_dl_reload_epoch,
-        "validated": [
-            name for name, loader in validation_loaders(trainer) if has_running_workers(loader)
-        ],
+        "validated": loaders.evaluated(trainer),
         "gradient_order": ddp_buckets.capture(trainer.strategy.model),
     }
-
-
-def moment(trainer: pl.Trainer) -> dict[str, Any]:
-    """The state of every random number generator: the global ones, and those that belong to
-    somebody.
-    """
-    return {"now": rng.capture(), "generators": rng.capture_generators(generators(trainer))}
-
-
-def restore_moment(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
-    """Put `moment`'s result back."""
-    rng.restore_generators(generators(trainer), held["generators"])
-    rng.restore(held["now"])
-
-
-def beginning_of(sections: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The moment at which the epoch of a State began, and the one of the loaders' first
-    iterator if they were new.
-    """
-    held = sections[RNG]
-    return held.get("epoch") or {name: held.get(name) for name in ("iterator", "now", "generators")}
 
 
 def weights(trainer: pl.Trainer) -> dict[str, Any]:
@@ -144,8 +116,9 @@ def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     for name, owned in _callback_modules(trainer):
         module_state.restore_buffers(owned, held["callback_buffers"].get(name, {}))
     _restore_trainer(trainer, held)
-    _restore_workers(trainer, held)
-    restore_moment(trainer, sections[RNG])
+    if "validated" in held:
+        loaders.restore_evaluated(trainer, held["validated"])
+    loaders.restore(trainer, sections[RNG])
 
 
 def _restore_trainer(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
@@ -159,19 +132,6 @@ def _restore_trainer(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
     loop._skip_backward = held.get("skip_backward", loop._skip_backward)
 
 
-def _restore_workers(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
-    """Persistent workers of validation run or don't: a loader draws a seed when it starts
-    them, and never again.
-    """
-    for name, loader in validation_loaders(trainer):
-        if not has_persistent_workers(loader) or "validated" not in held:
-            continue
-        if name not in held["validated"]:
-            end_workers(loader)
-        elif not has_running_workers(loader):
-            iter(loader)
-
-
 def _rebuild_parameter_groups(trainer: pl.Trainer) -> None:
     """The groups that a finetuning callback had added by then: it adds them when a fit starts."""
     for callback in cast(Any, trainer).callbacks:
@@ -181,15 +141,16 @@ def _rebuild_parameter_groups(trainer: pl.Trainer) -> None:
 
 def restore_weights(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
     """Only the model's weights and buffers, in place."""
-    if not weights_of_module.copy_into(trainer.lightning_module, sections[MODEL]):
+    if not fast_load.copy_into(trainer.lightning_module, sections[MODEL]):
         trainer.lightning_module.load_state_dict(sections[MODEL])
 
 
 def restore_progress(
     trainer: pl.Trainer, sections: Mapping[str, Any], completed: int, *, has_begun: bool = False
 ) -> None:
-    """Loop counters as they were with `completed` epochs done; has_begun: the next one's start
-    hooks have run.
+    """Set loop counters as they were with `completed` epochs done.
+
+    has_begun: the next one's start hooks have run.
 
     The trainer's own restart flags are cleared: they change control flow and data order
     (fit_loop.py `restarted_*`, training_epoch_loop.py `on_run_start`).
@@ -221,37 +182,14 @@ def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
 
 
 def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that callbacks keep (averaged models): their own state has no non-persistent
-    buffers.
+    """Yield modules that callbacks keep: averaged models.
+
+    Their own state has no non-persistent buffers.
     """
     for callback in cast(Any, trainer).callbacks:
         for attribute, value in vars(callback).items():
             if isinstance(value, nn.Module) and value is not trainer.lightning_module:
                 yield f"{type(callback).__qualname__}.{attribute}", value
-
-
-def loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
-    """The loaders of a fit, by name."""
-    loops = {"train": trainer.fit_loop, "validation": trainer.fit_loop.epoch_loop.val_loop}
-    for name, loop in loops.items():
-        combined = loop._combined_loader
-        for index, loader in enumerate(combined.flattened if combined is not None else []):
-            yield f"{name}.{index}", loader
-
-
-def validation_loaders(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
-    """Those of `loaders` that are no training loaders."""
-    return ((name, loader) for name, loader in loaders(trainer) if name.startswith("validation."))
-
-
-def generators(trainer: pl.Trainer) -> dict[str, rng.RandomGenerator]:
-    """Generators that belong to the loaders of a fit, to the module or to the data module."""
-    owners = [
-        *loaders(trainer),
-        ("module", trainer.lightning_module),
-        ("data", cast(Any, trainer).datamodule),
-    ]
-    return rng.loader_generators(owners)
 
 
 def _clear_restart(loop: _Loop) -> None:

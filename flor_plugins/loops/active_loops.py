@@ -3,14 +3,14 @@
 A `for` statement tells nobody that it was left. Its iterator is let go of at once when it is
 (CPython clears it off the frame's stack, for `break`, `return` and exceptions alike); where
 somebody still holds it, the loop is over when one around it goes on, or one of the same name
-begins."""
+begins.
+"""
 
 from __future__ import annotations
 
 import dis
 import sys
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import CodeType, FrameType
 from typing import Any, Protocol
@@ -23,13 +23,18 @@ from flor_plugins.records import Phase
 _AT_WILL = ("POP_TOP", "POP_ITER", "END_FOR", "SWAP", "RETURN", "STORE", "DELETE", "COPY")
 
 
+def _gone() -> None:
+    """Stands in for a reference to an iterator."""
+
+
 @dataclass(slots=True, eq=False)
 class ActiveLoop:
     """One loop that runs. count: items it has given. source: its iterator, once it is needed.
 
     code: of the function whose `for` it is. is_direct: that `for` has the iterator itself.
     iteration: the iterator that it has, if that is still there. shown: items that went through
-    it."""
+    it.
+    """
 
     name: str
     iterable: Any
@@ -37,10 +42,9 @@ class ActiveLoop:
     code: CodeType
     count: int = 0
     source: Iterator[Any] | None = None
-    is_main: bool = False
     is_over: bool = False
     is_direct: bool = True
-    iteration: Callable[[], Any] = lambda: None
+    iteration: Callable[[], object] = _gone
     shown: int = 0
 
 
@@ -68,44 +72,33 @@ class LoopObserver(Protocol):
 
 @dataclass(slots=True)
 class LoopStack:
-    """begin: asked at each main loop who follows it; None for nobody. calls: main loops so far.
+    """The loops of a thread. begin: asked at each main loop who follows it; None for nobody.
 
-    options: as `options_of` takes them. early: what was logged between `flor.checkpoints` and
-    the main loop.
-    recent: the recording of the last main loop. alone: the last main loop that nobody followed.
+    levels: the loops that run, the main one first. early: what was logged between
+    `flor.checkpoints` and the main loop. recent: the recording of the last main loop. alone: the
+    last main loop that nobody followed.
     """
 
     begin: Callable[[LoopStack, ActiveLoop], LoopObserver | None]
     registered: ObjectRegistry = field(default_factory=ObjectRegistry)
-    options: dict[str, Any] = field(default_factory=dict)
     follower: LoopObserver | None = None
     levels: list[ActiveLoop] = field(default_factory=list)
     early: dict[str, Any] = field(default_factory=dict)
-    calls: int = 0
     recent: Any = None
     alone: ActiveLoop | None = None
 
     def enter(self, level: ActiveLoop) -> bool:
         """A loop takes its first item. False: nobody follows it."""
-        same = next(
-            (index for index, one in enumerate(self.levels) if one.name == level.name), None
-        )
-        if (
-            same is not None
-        ):  # a loop is not nested in itself: that one was left, and somebody holds its iterator
-            self._drop(same)
+        names = [loop.name for loop in self.levels]
+        if level.name in names:
+            # A loop is not nested in itself: that one was left, and somebody holds its iterator.
+            self._drop(names.index(level.name))
         if not self.levels:
-            if level.phase != "train" or self._is_inside_alone(level):
-                return False
-            level.is_main = True
-            self.follower = self.begin(self, level)
-            self.calls += 1
-            self.alone = level if self.follower is None else None
+            return self._enter_main(level)
         if self.follower is None:
             return False
         self.levels.append(level)
-        if not level.is_main:
-            self.follower.begins(level)
+        self.follower.begins(level)
         return True
 
     def advance(self, level: ActiveLoop) -> Any:
@@ -113,10 +106,9 @@ class LoopStack:
         if level not in self.levels or self.follower is None:  # its run has ended
             return next(source_of(level))
         self._drop(self.levels.index(level) + 1)
+        is_main = level is self.levels[0]
         try:
-            return (
-                self.follower.next_epoch(level) if level.is_main else self.follower.next_item(level)
-            )
+            return self.follower.next_epoch(level) if is_main else self.follower.next_item(level)
         except BaseException:
             self.ended(level)
             raise
@@ -124,48 +116,39 @@ class LoopStack:
     def ended(self, level: ActiveLoop) -> None:
         """It has no more items, or its run is over."""
         if level in self.levels:
-            self._drop(self.levels.index(level) + 1)
-            self.levels.remove(level)
-            if not level.is_main and self.follower is not None:
-                self.follower.over(level)
+            self._drop(self.levels.index(level))
 
     def left(self, level: ActiveLoop, frame: FrameType) -> None:
         """Its iterator was let go of."""
         if level not in self.levels or self.follower is None:
             return
-        if level.is_main:
-            self._drop(1)
-            self.levels.clear()
-            at = (
-                frame_variables.users_frame(frame) or frame
-            )  # below a generator that went over the loop, as tqdm's
+        is_main = level is self.levels[0]
+        self.ended(level)
+        if is_main:
+            # below a generator that went over the loop, as tqdm's
+            at = frame_variables.users_frame(frame) or frame
             self.follower.left(level, _by_error(level, at), at)
-        else:
-            self.ended(level)
 
-    def _is_inside_alone(self, level: ActiveLoop) -> bool:
-        """Is it part of a main loop that nobody follows? It is none of its own then."""
-        return self.alone is not None and not self.alone.is_over and self.alone.name != level.name
+    def _enter_main(self, level: ActiveLoop) -> bool:
+        # A loop inside a main one that nobody follows is no main one itself.
+        is_inside_alone = (
+            self.alone is not None and not self.alone.is_over and self.alone.name != level.name
+        )
+        if level.phase != "train" or is_inside_alone:
+            return False
+        self.follower = self.begin(self, level)
+        self.registered.is_used = True
+        self.alone = level if self.follower is None else None
+        if self.follower is not None:
+            self.levels.append(level)
+        return self.follower is not None
 
     def _drop(self, index: int) -> None:
+        """The loops from this level on are over."""
         while len(self.levels) > index:
             level = self.levels.pop()
-            if self.follower is not None and not level.is_main:
+            if self.follower is not None and self.levels:
                 self.follower.over(level)
-
-
-_stage: ContextVar[LoopStack | None] = ContextVar("flor_stage", default=None)
-
-
-def stage() -> LoopStack:
-    """That of this thread."""
-    found = _stage.get()
-    if found is None:
-        from flor_plugins.loops.callback import begin
-
-        found = LoopStack(begin)
-        _stage.set(found)
-    return found
 
 
 def source_of(level: ActiveLoop) -> Iterator[Any]:

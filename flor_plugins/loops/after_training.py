@@ -1,6 +1,4 @@
-"""A run whose main loop is over, while its script goes on: values that still come, and the
-error that had ended it.
-"""
+"""A run whose main loop is over, while its script goes on: late values, and a late error."""
 
 from __future__ import annotations
 
@@ -12,13 +10,15 @@ from typing import Any
 
 from flor_plugins.hooks import log
 from flor_plugins.recorder.recorder import Recorder, harmless
-from flor_plugins.state.still import still
+from flor_plugins.state.tensor_trees import still
 from flor_plugins.store import runs
 
 
 class AfterTraining:
-    """ends: called with an error, or with None as the process ends: the run is over, whatever
-    its loop does.
+    """Follows what comes after the main loop of a run.
+
+    ends: called with an error, or with None as the process ends: the run is over, whatever its loop
+    does.
 
     was_left: did an error leave the main loop? None where nobody knows.
     """
@@ -52,7 +52,7 @@ class AfterTraining:
             self._recorder.run, status="failed", error=f"{type(error).__name__}: {error}"[:2000]
         )
         self._recorder.run = run
-        harmless(self._recorder, lambda: runs.save_run(run))
+        harmless(self._recorder, runs.save_run, run)
 
     def close(self) -> None:
         """Nothing more comes: the process ends, or another run begins."""
@@ -62,17 +62,15 @@ class AfterTraining:
             self._is_reopened = False
             harmless(self._recorder, self._recorder.close_again)
 
-    def _log(self, name: str, value: Any) -> None:
+    def _log(self, name: str, value: object) -> None:
         """Into a journal of their own: that of the training is sealed."""
         if not self._is_reopened:
             self._is_reopened = True
             harmless(self._recorder, self._recorder.reopen)
             self.listen()
+            # so that it comes before the end of the thread that writes, which is new
             atexit.unregister(self.close)
-            atexit.register(
-                self.close
-            )  # so that it comes before the end of the thread that writes, which is new
+            atexit.register(self.close)
         harmless(
-            self._recorder,
-            lambda: self._recorder.timeline.add(still({name: value}), "train", "epoch"),
+            self._recorder, self._recorder.timeline.add, still({name: value}), "train", "epoch"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -14,9 +15,9 @@ from flor_plugins.loops.active_loops import (
     LoopStack,
     phase_of,
     source_of,
-    stage,
     users_code,
 )
+from flor_plugins.loops.callback import begin
 from flor_plugins.loops.enumerate_counter import is_direct
 from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.recorder.options import OptionKeywords, options_of
@@ -24,6 +25,16 @@ from flor_plugins.recorder.options import OptionKeywords, options_of
 T = TypeVar("T")
 
 OPTIONS = ("name", *OptionKeywords.__annotations__)
+_stack: ContextVar[LoopStack | None] = ContextVar("flor_loop_stack", default=None)
+
+
+def loop_stack() -> LoopStack:
+    """Return the loops of this thread."""
+    found = _stack.get()
+    if found is None:
+        found = LoopStack(begin)
+        _stack.set(found)
+    return found
 
 
 class loop(Generic[T]):  # a verb of the public face; `for` makes an object of it
@@ -32,7 +43,8 @@ class loop(Generic[T]):  # a verb of the public face; `for` makes an object of i
     The outermost one after `flor.checkpoints` is the main loop: it is one run, and each of its
     iterations an epoch. Loops inside it, in functions that its body calls as well, are training
     loops (steps), or of validation or test where their name begins with val, eval or test. An
-    iterable is asked for one item at a time, as `for` would."""
+    iterable is asked for one item at a time, as `for` would.
+    """
 
     def __init__(self, name: str, iterable: Iterable[T]) -> None:
         self.name, self.iterable = name, iterable
@@ -46,7 +58,7 @@ class loop(Generic[T]):  # a verb of the public face; `for` makes an object of i
             users_code(frame),
             is_direct=is_direct(frame),
         )
-        return LoopIterator(stage(), level)
+        return LoopIterator(loop_stack(), level)
 
     def __len__(self) -> int:
         return len(self.iterable)  # type: ignore[arg-type]
@@ -55,8 +67,8 @@ class loop(Generic[T]):  # a verb of the public face; `for` makes an object of i
 class LoopIterator(Iterator[T]):
     """One pass over a loop. That it is let go of says that the loop was left."""
 
-    def __init__(self, on: LoopStack, level: ActiveLoop) -> None:
-        self._stage, self._level = on, level
+    def __init__(self, stack: LoopStack, level: ActiveLoop) -> None:
+        self._stack, self._level = stack, level
         level.iteration = weakref.ref(self)
         self._is_followed: bool | None = None
 
@@ -66,10 +78,10 @@ class LoopIterator(Iterator[T]):
             raise StopIteration
         try:
             if self._is_followed is None:
-                self._is_followed = self._stage.enter(level)
+                self._is_followed = self._stack.enter(level)
             if not self._is_followed:
                 return next(source_of(level))
-            item = self._stage.advance(level)
+            item = self._stack.advance(level)
         except BaseException:
             level.is_over = True
             raise
@@ -78,7 +90,7 @@ class LoopIterator(Iterator[T]):
 
     def __del__(self) -> None:
         if self._is_followed and not self._level.is_over:
-            self._stage.left(self._level, sys._getframe(1))
+            self._stack.left(self._level, sys._getframe(1))
         elif not self._is_followed:
             self._level.is_over = True
 
@@ -96,40 +108,38 @@ class checkpoints:  # see `loop`
 
     Can be used as `with flor.checkpoints(...):`; the run ends with the block at the latest.
     Raises FlorError for an object of which no State can be taken, ValueError and HookError for
-    options."""
+    options.
+    """
 
     def __init__(self, *objects: Any, **named: Any) -> None:
-        on = self._stage = stage()
-        if (
-            on.follower is None and on.calls
-        ):  # a training was followed before: these are the next one's
-            on.registered, on.options, on.calls = ObjectRegistry(), {}, 0
+        stack = self._stack = loop_stack()
+        if stack.follower is None and stack.registered.is_used:
+            # a training was followed before: these are the next one's
+            stack.registered = ObjectRegistry()
         given = {name: named.pop(name) for name in OPTIONS if name in named}
         options_of(**given)
-        on.registered.val_dataloader = named.pop("val_dataloader", on.registered.val_dataloader)
-        on.registered.add(objects, named)
-        on.options |= given
-        if on.follower is None:
-            log.connect(lambda name, value: on.early.update({name: value}))
+        registered = stack.registered
+        registered.val_dataloader = named.pop("val_dataloader", registered.val_dataloader)
+        registered.add(objects, named)
+        registered.options |= given
+        if stack.follower is None:
+            log.connect(stack.early.__setitem__)
 
     def __enter__(self) -> checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: TracebackType | None) -> None:
-        on = self._stage
-        following = on.follower or on.recent
+        following = self._stack.follower or self._stack.recent
         if following is not None:
             following.block_over(error)
-        on.registered, on.options = ObjectRegistry(), {}
+        self._stack.registered = ObjectRegistry()
 
 
 checkpointing = checkpoints  # FlorDB's name for it
 
 
 def commit() -> None:
-    """The present run ends here, if one is recorded; without this call it ends with its main
-    loop.
-    """
-    follower = stage().follower
+    """End the present run, if one is recorded; else it ends with its main loop."""
+    follower = loop_stack().follower
     if follower is not None:
         follower.block_over(None)

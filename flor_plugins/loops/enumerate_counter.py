@@ -1,6 +1,4 @@
-"""`enumerate(flor.loop(...))`: a counter outside of the loop, which has to go on where it
-was in a State.
-"""
+"""`enumerate(flor.loop(...))`: a counter outside of the loop, which goes on as in a State."""
 
 from __future__ import annotations
 
@@ -14,14 +12,13 @@ from flor_plugins.loops.active_loops import ActiveLoop
 
 
 def is_direct(frame: FrameType) -> bool:
-    """Does a `for` statement ask for the iterator itself, and no function that was given the
-    loop?
-    """
+    """Tell whether a `for` asks for the iterator, and no function that was given the loop."""
     return dis.opname[frame.f_code.co_code[frame.f_lasti]] == "GET_ITER"
 
 
 def can_go_on_inside(level: ActiveLoop) -> bool:
-    """Is nothing around the loop that would begin anew, where one goes on in its middle?
+    """Tell whether nothing around the loop begins anew, where one goes on in its middle.
+
     Only `enumerate` is known.
     """
     return level.is_direct or _counter(level) is not None

@@ -1,10 +1,10 @@
-"""Going on at a State, at the beginning of an epoch or in the middle of one: for replays and
-for resumed runs.
+"""Going on at a State, also in the middle of an epoch, for replays and for resumed runs.
 
 The main loop stands at once where the State stood. Of an epoch in its middle the script runs
 the body from its beginning, under the random state that it had then; the inner loop in which
 the State was taken draws its items up to there again, so that workers and generators are as
-they were, and then the State is restored."""
+they were, and then the State is restored.
+"""
 
 from __future__ import annotations
 
@@ -54,9 +54,7 @@ class FastForward:
         return found
 
     def is_at(self, number: int) -> bool:
-        """Is the inner loop that is about to begin, the so-many-th of its epoch, the one of
-        the State?
-        """
+        """Tell whether the so-many-th inner loop of the epoch is the one of the State."""
         return self.is_inside and number == self._held["inner"]
 
     def at_inner(
@@ -85,8 +83,9 @@ class FastForward:
 
 
 class RewindableIterator(Iterator[Any]):
-    """An iterator that can't be begun again. Goes back no further than to where it was last
-    told to stand.
+    """An iterator that can't be begun again.
+
+    It goes back no further than to where it was last told to stand.
 
     With each item that it gave since then it keeps the RNG behind it: the item may have been drawn.
     """

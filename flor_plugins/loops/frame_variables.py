@@ -1,10 +1,10 @@
-"""Variables of the functions whose loops are followed: counters, sums and lists that go from
-one iteration to the next.
+"""Variables of the functions whose loops are followed: counters, sums and lists.
 
 A loop of one's own keeps state in variables (`best`, `patience`, `epsilon *= 0.99`). What is
 plain and small among those that exist when a loop begins, and has changed since, is part of a
 State: it is written back into the same frames. Libraries between the frames (tqdm, contextlib)
-are passed over."""
+are passed over.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from flor_plugins.loops.registry import set_content
+from flor_plugins.state.tensor_trees import is_same
 from flor_plugins.state.user_objects import is_state
 
 # Of a variable, so many numbers or texts. A tensor or array counts as a hundred, and by its
@@ -48,9 +49,7 @@ def users_frame(frame: FrameType | None) -> FrameType | None:
 
 
 def frames_to(code: CodeType) -> Frames:
-    """The user's frames from the present one out to the one that runs `code`, by name; and
-    that one's globals.
-    """
+    """Return the user's frames from the present one out to the one that runs `code`, by name."""
     found: list[FrameType] = []
     frame = users_frame(sys._getframe(1))
     while frame is not None:
@@ -82,14 +81,17 @@ class FrameVariables:
         for name, held in scopes(frames):
             before = self._before.get(name, {})
             now = _plain({one: held[one] for one in before if one in held}, self._known)
-            differing = {one: value for one, value in now.items() if not _same(value, before[one])}
+            differing = {
+                one: value for one, value in now.items() if not is_same(value, before[one])
+            }
             if differing:
                 found[name] = differing
         return found
 
     def outgrown(self, frames: Frames) -> list[tuple[str, str]]:
-        """Frame and name of containers that have grown and are too large, or not plain
-        enough, to be kept.
+        """Return frame and name of containers that have grown and can't be kept.
+
+        They are too large, or not plain enough.
         """
         found = []
         for name, held in scopes(frames):
@@ -106,14 +108,14 @@ class FrameVariables:
             new = {
                 one: value
                 for one, value in wanted.items()
-                if one in held and not _same(held[one], value)
+                if one in held and not is_same(held[one], value)
             }
             _write(frames, name, held, copy.deepcopy(new))
 
 
 @cache
 def is_users(file: str) -> bool:
-    """Is it a file of the user's, and of no library?"""
+    """Tell whether it is a file of the user's, and of no library."""
     if file.startswith("<frozen"):
         return False
     real = os.path.realpath(file)
@@ -192,21 +194,3 @@ def _leaves(value: Any) -> int:
     if isinstance(value, (list, tuple, set)) or type(value).__name__ == "deque":
         return sum(map(_leaves, value)) if len(value) <= MOST_LEAVES else MOST_LEAVES + 1
     return 1
-
-
-def _same(one: Any, other: Any) -> bool:
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one, other)
-    if isinstance(one, np.ndarray | np.generic):
-        return (
-            one.dtype == other.dtype
-            and one.shape == other.shape
-            and one.tobytes() == other.tobytes()
-        )
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(_same(one[key], other[key]) for key in one)
-    if isinstance(one, (list, tuple)) or type(one).__name__ == "deque":
-        return len(one) == len(other) and all(map(_same, one, other))
-    return one == other or (one != one and other != other)

@@ -1,6 +1,4 @@
-"""Meeting a hand-written loop at its first item: in a worker process to replay it, elsewhere
-to leave it alone.
-"""
+"""Meeting a hand-written loop at its first item: to replay it, or to leave it alone."""
 
 from __future__ import annotations
 
@@ -9,7 +7,8 @@ from collections.abc import Callable
 from typing import Any
 
 from flor_plugins.hooks import log
-from flor_plugins.loops.active_loops import ActiveLoop, LoopObserver, LoopStack, stage
+from flor_plugins.loops.active_loops import ActiveLoop, LoopObserver, LoopStack
+from flor_plugins.loops.api import loop_stack
 from flor_plugins.loops.registry import ObjectRegistry
 
 StartedLoop = tuple[LoopStack, ActiveLoop]
@@ -19,21 +18,22 @@ def intercept(arrived: Callable[[StartedLoop, Callable[[], Any]], Any], *, injec
     """From now on every recorded main loop of this process goes to `arrived((stage, loop), go)`.
 
     It returns who follows the loop, or None. inject: of no meaning here: a script names its
-    loops itself. Called once."""
+    loops itself. Called once.
+    """
 
     def begin(on: LoopStack, main: ActiveLoop) -> LoopObserver | None:
         return arrived((on, main), lambda: None)
 
-    stage().begin = begin
+    loop_stack().begin = begin
 
 
 def listen(begins: Callable[[ObjectRegistry], Any], *, is_recorded: bool) -> None:
-    """From now on `begins(what was registered)` is called when a main loop of this thread takes
-    its first item.
+    """From now on `begins(registered)` is called when a main loop of this thread begins.
 
     is_recorded: else nobody follows the loops, and `flor.log` does nothing, as in a script
-    without any of this."""
-    on = stage()
+    without any of this.
+    """
+    on = loop_stack()
     original = on.begin
 
     def begin(on: LoopStack, main: ActiveLoop) -> LoopObserver | None:
@@ -47,8 +47,6 @@ def listen(begins: Callable[[ObjectRegistry], Any], *, is_recorded: bool) -> Non
 
 
 def train_alone() -> None:
-    """From now on no script of this process trains with others: what it is told is that it
-    is alone.
-    """
+    """From now on no script of this process trains with others: it is told that it is alone."""
     for name in [name for name in os.environ if name.startswith("ACCELERATE_USE_")]:
         del os.environ[name]  # `accelerate launch` says so what it was told to use

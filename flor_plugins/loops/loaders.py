@@ -1,13 +1,13 @@
-"""What a hand-written loop draws from: its loaders and generators, and how they are brought to
-a moment again.
+"""What a hand-written loop draws from, and the way back to a moment.
 
 Loaders are found where they are registered, and in the variables of the functions whose loops
 are followed (also as attributes of the user's own objects there): a loader's own generator is
-as much a part of a State as the global ones."""
+as much a part of a State as the global ones.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from flor_plugins.loops.frame_variables import Frames, is_of_users, scopes
 from flor_plugins.loops.registry import ObjectRegistry
 from flor_plugins.state import loader_iteration, rng
+from flor_plugins.state.epoch_rng import Moment
 
 _DRAWING = (DataLoader, Sampler, rng.RandomGenerator)
 
@@ -48,57 +49,46 @@ def generators(found: Sources) -> dict[str, rng.RandomGenerator]:
 
 
 def capture(found: Sources) -> dict[str, Any]:
-    """A moment: all that the next batches depend on."""
+    """Return all that the next batches depend on.
+
+    These are the global RNG, the other generators, and the loaders' own counters.
+    """
+    has_running = loader_iteration.has_running_workers
     return {
         "now": rng.capture(),
         "generators": rng.capture_generators(generators(found)),
         "loaders": {name: loader_iteration.loader_state(one) for name, one in _counting(found)},
-        "running": [
-            name
-            for name, one in _persistent(found)
-            if loader_iteration.has_running_workers(_base(one))
-        ],
+        "running": [name for name, loader in _persistent(found) if has_running(loader)],
     }
 
 
-def restore(found: Sources, moment: Mapping[str, Any]) -> None:
+def restore(found: Sources, moment: Moment) -> None:
     """Put `capture`'s result back. RNG comes last: the rest may draw."""
-    for name, one in _persistent(found):
-        # Their first iterator draws a seed, later ones don't.
-        if name not in moment["running"]:
-            loader_iteration.end_workers(_base(one))
-        elif not loader_iteration.has_running_workers(_base(one)):
-            iter(_base(one))
-    for name, one in _counting(found):
+    for name, loader in _persistent(found):
+        loader_iteration.run_workers(loader, is_running=name in moment["running"])
+    for name, loader in _counting(found):
         if name in moment["loaders"]:
-            loader_iteration.restore_loader(one, moment["loaders"][name])
+            loader_iteration.restore_loader(loader, moment["loaders"][name])
     rng.restore_generators(generators(found), moment["generators"])
     rng.restore(moment["now"])
 
 
 def end_workers(found: Sources) -> None:
     """Stop persistent workers of loaders that are no longer needed."""
-    for _, one in _persistent(found):
-        loader_iteration.end_workers(_base(one))
+    for _, loader in _persistent(found):
+        loader_iteration.end_workers(loader)
 
 
 def _counting(found: Sources) -> Iterator[tuple[str, Any]]:
-    """accelerate's loaders, which count their epochs."""
-    yield from (
-        (name, one)
-        for name, one in found.items()
-        if isinstance(getattr(one, "iteration", None), int)
-    )
+    """Yield accelerate's loaders, which count their epochs."""
+    for name, source in found.items():
+        if isinstance(getattr(source, "iteration", None), int):
+            yield name, source
 
 
 def _persistent(found: Sources) -> Iterator[tuple[str, Any]]:
-    yield from (
-        (name, one)
-        for name, one in found.items()
-        if loader_iteration.has_persistent_workers(_base(one))
-    )
-
-
-def _base(loader: Any) -> Any:
-    """torch's loader below accelerate's."""
-    return getattr(loader, "base_dataloader", loader)
+    """Yield torch's loaders whose workers live on from epoch to epoch."""
+    for name, source in found.items():
+        loader = loader_iteration.base(source)
+        if loader_iteration.has_persistent_workers(loader):
+            yield name, loader

@@ -1,6 +1,4 @@
-"""What is inside the objects of one's own that a State holds: environments in their
-wrappers, spaces, buffers.
-"""
+"""What is inside the objects that a State holds: environments in wrappers, spaces, buffers."""
 
 from __future__ import annotations
 
@@ -43,18 +41,18 @@ Owners = dict[str, Any]
 
 
 def is_environment(one: Any) -> bool:
-    """Is it a simulator, by the class from which it is derived?"""
+    """Tell whether it is a simulator, by the class from which it is derived."""
     kinds = () if isinstance(one, type) else type(one).__mro__
     return any(kind.__name__ in _ENVIRONMENTS and _package(kind) in _PACKAGES for kind in kinds)
 
 
 def inside(owners: Mapping[str, Any], known: Collection[int]) -> Owners:
-    """The owners, and what they hold, each object once, by the way that leads there: `envs`,
-    `envs.envs.0`.
+    """Return the owners and what they hold, each object once, by its path: `envs.envs.0`.
 
     Objects of the user's own classes are followed, environments, and what is of the package of
     one: wrappers, running means, spaces (which draw actions). known: ids of what is saved by
-    itself."""
+    itself.
+    """
     found: Owners = {}
     seen, packages = set(known), set[str]()
     waiting = deque(owners.items())
@@ -87,8 +85,9 @@ def foreign_state(environment: Any) -> Iterator[tuple[str, str]]:
 
 
 def _is_foreign(one: Any) -> bool:
-    """Has it its state in C? The emulators and physics of simulators have; what pygame has
-    is only drawn.
+    """Tell whether its state is in C.
+
+    The emulators and physics of simulators have it there; what pygame has is only drawn.
     """
     return not (
         hasattr(one, "__dict__")

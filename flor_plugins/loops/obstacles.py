@@ -26,24 +26,18 @@ OF_OWNER = (
     "give its class state_dict and load_state_dict that hold it, and flor.checkpoints "
     "an object of it"
 )
+_NOTHING_REGISTERED = Obstacle(
+    "none",
+    "flor.checkpoints(...) was not called before the loop: values are recorded, and no State",
+    "call flor.checkpoints(net, optimizer) before the main loop",
+)
 _SHARDED = ("FullyShardedDataParallel", "DeepSpeedEngine")
-
-
-def of_nothing() -> Obstacle:
-    """Nothing was registered."""
-    return Obstacle(
-        "none",
-        "flor.checkpoints(...) was not called before the loop: values are recorded, and no State",
-        "call flor.checkpoints(net, optimizer) before the main loop",
-    )
 
 
 def of_outgrown(
     registered: ObjectRegistry, variables: FrameVariables, frames: Frames
 ) -> Iterator[Obstacle]:
-    """Variables that have grown since the loop began, and of which no State keeps what is in
-    them.
-    """
+    """Yield variables that have grown since the loop began, and whose content no State keeps."""
     known, held = known_ids(registered), dict(scopes(frames))
     for scope, name in variables.outgrown(frames):
         if id(held[scope][name]) not in known:
@@ -57,6 +51,8 @@ def of_outgrown(
 
 def obstacles_of(registered: ObjectRegistry, frames: Frames) -> list[Obstacle]:
     """What is known to break exactness of this training. It draws, copies and changes nothing."""
+    if not registered.objects:
+        return [_NOTHING_REGISTERED]
     parameter = next(registered.model.parameters(), None)
     device = torch.device("cpu") if parameter is None else parameter.device
     return [
@@ -94,9 +90,8 @@ def _loaders(registered: ObjectRegistry, frames: Frames) -> dict[str, Any]:
 def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
     role = "validation" if name.lower().startswith(("val", "eval", "test")) else "training"
     yield from obstacles.of_loader(role, loader)
-    if role == "training" and loader_iteration.has_persistent_workers(
-        getattr(loader, "base_dataloader", loader)
-    ):
+    base = loader_iteration.base(loader)
+    if role == "training" and loader_iteration.has_persistent_workers(base):
         yield Obstacle(
             "partial",
             f"`{name}` has persistent_workers=True: random numbers that its workers draw go on "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,35 +15,42 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from flor_plugins.errors import FlorError
+from flor_plugins.state import optimizer as optimizer_state
 from flor_plugins.state import rng, user_objects
 
 MAIN_NAMES = ("model", "net")
 _CONTENTS = (list, dict, set, deque, bytearray, np.ndarray, torch.Tensor)
+_KINDS = (nn.Module, Optimizer, DataLoader, rng.RandomGenerator)
 
 
 @dataclass(slots=True)
 class ObjectRegistry:
-    """objects: by name. val_dataloader: what hooks get as `ctx.val_dataloader`."""
+    """objects: by name. val_dataloader: what hooks get as `ctx.val_dataloader`.
+
+    options: as `options_of` takes them. is_used: has a main loop begun since?
+    """
 
     objects: dict[str, Any] = field(default_factory=dict)
     val_dataloader: Any = None
+    options: dict[str, Any] = field(default_factory=dict)
+    is_used: bool = False
 
     def add(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
         """Take more objects; those without a name are called by class and number.
 
         Raises FlorError if it can't.
         """
-        numbered = {name: one for name, one in user_objects.numbered(positional) if one is not None}
-        for name, one in {**numbered, **{n: o for n, o in named.items() if o is not None}}.items():
-            if not _is_kept(one):
+        for name, given in [*user_objects.numbered(positional), *named.items()]:
+            if given is None:
+                continue
+            if not _is_kept(given):
                 raise FlorError(
-                    f"flor.checkpoints was given {name}={_shown(one)}, of which no State can "
-                    f"be taken. It takes what "
-                    f"has state_dict and load_state_dict, random generators, data loaders, "
-                    f"lists, dicts, sets, arrays, "
-                    f"tensors, and objects whose attributes are such"
+                    f"flor.checkpoints was given {name}={_shown(given)}, of which no State can "
+                    f"be taken. It takes what has state_dict and load_state_dict, random "
+                    f"generators, data loaders, lists, dicts, sets, arrays, tensors, and objects "
+                    f"whose attributes are such"
                 )
-            self.objects[name] = one
+            self.objects[name] = given
 
     def modules(self) -> dict[str, nn.Module]:
         """The modules below their wrappers (DDP, torch.compile)."""
@@ -68,37 +75,32 @@ class ObjectRegistry:
         return [one for one in self.objects.values() if isinstance(one, DistributedDataParallel)]
 
     def optimizers(self) -> dict[str, Optimizer]:
-        """torch's own, below accelerate's wrappers."""
-        return {name: _raw(one) for name, one in self.objects.items() if isinstance(one, Optimizer)}
-
-    def loaders(self) -> Iterator[tuple[str, Any]]:
-        """Data loaders; what they draw is drawn again, whatever state_dict they have."""
-        yield from (
-            (name, one) for name, one in self.objects.items() if isinstance(one, DataLoader)
-        )
-
-    def generators(self) -> dict[str, rng.RandomGenerator]:
+        """Torch's own, below accelerate's wrappers."""
         return {
-            name: one for name, one in self.objects.items() if isinstance(one, rng.RandomGenerator)
+            name: optimizer_state.unwrapped(one)
+            for name, one in self.objects.items()
+            if isinstance(one, Optimizer)
         }
+
+    def loaders(self) -> dict[str, Any]:
+        """Data loaders; what they draw is drawn again, whatever state_dict they have."""
+        return {name: one for name, one in self.objects.items() if isinstance(one, DataLoader)}
 
     def stateful(self) -> dict[str, Any]:
         """Schedulers, scalers, averages, samplers: what says itself what it saves."""
-        return {name: one for name, one in self._others() if _is_stateful(one)}
+        return {name: one for name, one in self._others().items() if _is_stateful(one)}
 
     def contents(self) -> dict[str, Any]:
         """Containers, arrays and tensors, of which the content is kept."""
-        return {name: one for name, one in self._others() if isinstance(one, _CONTENTS)}
+        return {name: one for name, one in self._others().items() if isinstance(one, _CONTENTS)}
 
     def owners(self) -> dict[str, Any]:
         """Objects of the user's own, of which plain attributes, generators and modules are kept."""
-        return {
-            n: o for n, o in self._others() if not _is_stateful(o) and not isinstance(o, _CONTENTS)
-        }
+        known = self.stateful().keys() | self.contents().keys()
+        return {name: one for name, one in self._others().items() if name not in known}
 
-    def _others(self) -> Iterator[tuple[str, Any]]:
-        kinds = (nn.Module, Optimizer, DataLoader, rng.RandomGenerator)
-        yield from ((name, one) for name, one in self.objects.items() if not isinstance(one, kinds))
+    def _others(self) -> dict[str, Any]:
+        return {name: one for name, one in self.objects.items() if not isinstance(one, _KINDS)}
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -125,12 +127,6 @@ def set_content(held: Any, value: Any) -> None:
         held.extend(value) if isinstance(held, deque) else held.update(value)
 
 
-def _raw(optimizer: Any) -> Optimizer:
-    while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
-        optimizer = optimizer.optimizer
-    return optimizer
-
-
 def _is_stateful(one: Any) -> bool:
     return callable(getattr(one, "state_dict", None)) and callable(
         getattr(one, "load_state_dict", None)
@@ -138,9 +134,8 @@ def _is_stateful(one: Any) -> bool:
 
 
 def _is_kept(one: Any) -> bool:
-    kinds = (nn.Module, Optimizer, DataLoader, rng.RandomGenerator, *_CONTENTS)
     return not isinstance(one, type) and (
-        isinstance(one, kinds) or _is_stateful(one) or hasattr(one, "__dict__")
+        isinstance(one, (*_KINDS, *_CONTENTS)) or _is_stateful(one) or hasattr(one, "__dict__")
     )
 
 

@@ -79,9 +79,7 @@ class LoopReplayDriver:
 
     def _bind(self, on: LoopStack, main: ActiveLoop) -> None:
         session, self._stage, self._main = self._loop.session, on, main
-        self._collector = MetricCollector(
-            on.registered, session.timeline, session.hooks, session.run.name, guarded
-        )
+        self._collector = MetricCollector(on.registered, session, guarded)
         self._variables = self._frame_variables()
         self._entry: FastForward | None = None
         self._place = _ScriptPlace()

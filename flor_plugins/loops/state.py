@@ -2,7 +2,8 @@
 
 Both belong to the same moment: the entry of the main loop's `__next__`, when the body of the
 last iteration is over and nothing of the next one is drawn; inside an epoch, that of an inner
-loop's."""
+loop's.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +26,11 @@ from flor_plugins.state import optimizer as optimizer_state
 def capture(
     registered: ObjectRegistry,
     found: loaders.Sources,
-    trail: RngHistory,
+    history: RngHistory,
     variables: Mapping[str, Any],
     values: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The sections of a State, at the moment that `trail` has come to.
+    """Return the sections of a State, at the moment that `history` has come to.
 
     values: logged ones that have no row yet.
     """
@@ -40,7 +41,7 @@ def capture(
         MODEL: registered.model.state_dict(),
         OPTIMIZER: [one.state_dict() for one in registered.optimizers().values()],
         LOOP: {
-            **trail.place(),
+            **history.place(),
             "modules": {name: one.state_dict() for name, one in others.items()},
             "states": {name: one.state_dict() for name, one in registered.stateful().items()},
             "contents": registered.contents(),
@@ -55,7 +56,7 @@ def capture(
         # Gradients may live on from one update to the next: nobody knows when the body sets
         # them to zero.
         MODULE: {name: module_state.capture(one, gradients=True) for name, one in modules.items()},
-        RNG: {**loaders.capture(found), **trail.moments()},
+        RNG: {**loaders.capture(found), **history.moments(history.batch)},
     }
 
 
@@ -77,26 +78,16 @@ def restore(
     ):
         optimizer_state.restore(one, state)
     for name, state in sections[MODULE].items():
-        module_state.restore(
-            modules[name], {**state, **copy.deepcopy({n: state[n] for n in _GIVEN_AWAY})}
-        )
+        module_state.restore(modules[name], module_state.copied(state))
     for name, one in registered.stateful().items():
         one.load_state_dict(copy.deepcopy(held["states"][name]))
     for name, one in registered.contents().items():
         set_content(one, copy.deepcopy(held["contents"][name]))
     for name, one in owners_of(registered).items():
-        if (
-            name in held["owners"]
-        ):  # else the training has made it since, or it is a State of before they were followed
+        # else the training has made it since, or it is a State of before they were followed
+        if name in held["owners"]:
             user_objects.restore(one, held["owners"][name])
     loaders.restore(found, sections[RNG])
-
-
-_GIVEN_AWAY = (
-    "attributes",
-    "parts",
-    "metrics",
-)  # a State may be restored twice, and these are handed over as they are
 
 
 def restore_weights(registered: ObjectRegistry, sections: Mapping[str, Any]) -> None:
@@ -118,8 +109,9 @@ def owners_of(registered: ObjectRegistry) -> object_graph.Owners:
 
 
 def known_ids(registered: ObjectRegistry) -> frozenset[int]:
-    """The ids of all that is saved by itself: registered objects, and the modules and
-    optimizers below them.
+    """Return the ids of all that is saved by itself.
+
+    These are registered objects, and the modules and optimizers below them.
     """
     modules = [part for one in registered.modules().values() for part in one.modules()]
     raw = registered.optimizers().values()

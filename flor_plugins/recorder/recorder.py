@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -33,7 +33,7 @@ from flor_plugins.recorder.resume import Resumption
 from flor_plugins.recorder.timing_profile import PartTimer, TrainingPart
 from flor_plugins.records import JsonObject, Obstacle, Position, Row, Run, RunStatus
 from flor_plugins.records.sections import TIMELINE, Sections
-from flor_plugins.state.still import still
+from flor_plugins.state.tensor_trees import still
 from flor_plugins.store import runs
 from flor_plugins.store.metrics.journal import Journal
 from flor_plugins.store.metrics.row_source import recording_writer
@@ -41,6 +41,7 @@ from flor_plugins.store.metrics.timeline import Timeline
 from flor_plugins.store.metrics.value_codec import decode_value, encode_value
 
 MOST_OBSTACLES = 50
+P = ParamSpec("P")
 ResultT = TypeVar("ResultT")
 
 
@@ -306,12 +307,14 @@ def _map_values(
     return {**timeline, "open": rows, "coming": change(timeline["coming"])}
 
 
-def harmless(recorder: Recorder, act: Callable[[], ResultT]) -> ResultT | None:
+def harmless(
+    recorder: Recorder, act: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs
+) -> ResultT | None:
     """Do something of ours in the middle of the user's training: a failure is a gap, never
     an error.
     """
     try:
-        return act()
+        return act(*args, **kwargs)
     except Exception as error:
         recorder.warn(f"{type(error).__name__} while recording: {error}")
         return None

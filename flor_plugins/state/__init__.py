@@ -1,5 +1,4 @@
-"""What both trainers have in common of a torch training: RNG, module, optimizer, loaders,
-processes, environment.
+"""What all trainings in torch have in common: RNG, modules, optimizers, loaders, processes.
 
 Where a file captures something it restores it, too. Framework-free.
 """

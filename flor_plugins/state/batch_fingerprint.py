@@ -13,8 +13,9 @@ MAX_DEPTH = 8  # of nested containers: a batch that holds itself ends here
 
 
 def checksum(batch: Any) -> torch.Tensor | int:
-    """The sum of all words of a batch as a 0-d int64 tensor on its device, without a
-    synchronisation.
+    """Return the sum of all words of a batch as a 0-d int64 tensor on its device.
+
+    It needs no synchronisation.
 
     Integers sum in any order to the same bits. The order of the samples within a batch does not
     count; that of its tensors does. 0 for a batch without tensors.
@@ -28,8 +29,10 @@ def checksum(batch: Any) -> torch.Tensor | int:
 
 
 def by_place(checksums: Sequence[torch.Tensor | int]) -> torch.Tensor | int:
-    """Their sum, each times its place: once the first, twice the second. 0 for none. No
-    operation that isn't needed: this is called at every step."""
+    """Return their sum, each times its place: once the first, twice the second; 0 for none.
+
+    No operation that isn't needed: this is called at every step.
+    """
     if not checksums:
         return 0
     total = checksums[0]
@@ -57,8 +60,9 @@ def sha256(batch: Any) -> str:
 
 
 def _sum(tensor: torch.Tensor) -> torch.Tensor:
-    """Of all its words, in one operation where it can be: token ids, and most batches of
-    anything else.
+    """Sum all words of a tensor, in one operation where it can be.
+
+    It can for token ids, and for most batches of anything else.
     """
     if tensor.dtype == torch.int64:
         return tensor.sum()
@@ -71,8 +75,9 @@ def _sum(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _long_words(tensor: torch.Tensor) -> torch.Tensor:
-    """Its memory as 64-bit integers where it fills them: they are summed six times faster
-    than 32-bit ones.
+    """Return its memory as 64-bit integers where it fills them.
+
+    They are summed six times faster than 32-bit ones.
     """
     words = _words(tensor)
     size = 8 // words.element_size()

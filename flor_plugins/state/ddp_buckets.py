@@ -3,7 +3,8 @@
 In its first backward a fresh module sums them in buckets of its own making; before its second
 forward it puts them into buckets anew, in the order in which they came
 (torch/csrc/distributed/c10d/reducer.cpp). From three processes on, buckets decide about the
-order of additions, and so about the last bit."""
+order of additions, and so about the last bit.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ def capture(model: Any) -> list[int] | None:
 
     None where the buckets are still the first ones (up to the second update), where they stay
     so (static_graph, find_unused_parameters), and for a model that is not a
-    DistributedDataParallel."""
+    DistributedDataParallel.
+    """
     if (
         not isinstance(model, DistributedDataParallel)
         or model.find_unused_parameters
@@ -33,11 +35,11 @@ def capture(model: Any) -> list[int] | None:
 
 
 def restore(model: Any, order: list[int] | None) -> None:
-    """Let gradients come in that order once: of nothing, so that they are zero. All processes
-    call this together.
+    """Let gradients of zero come in that order once. All processes call this together.
 
     Gradients are not as they were afterwards, and nothing else may have changed: call it before
-    a State is restored."""
+    a State is restored.
+    """
     if not order or not isinstance(model, DistributedDataParallel):
         return
     parameters = [one for one in model._module_parameters if one.requires_grad]

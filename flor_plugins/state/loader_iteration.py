@@ -11,27 +11,38 @@ from flor_plugins.state import rng
 
 
 def has_persistent_workers(loader: Any) -> bool:
-    """Do the workers of this loader live on from epoch to epoch, with random state that nobody
-    else sees?
+    """Tell whether the workers of this loader live on from epoch to epoch.
+
+    They have random state that nobody else sees.
 
     A worker is seeded when it starts; one that persists never again
-    (torch/utils/data/_utils/worker.py, `_ResumeIteration`)."""
+    (torch/utils/data/_utils/worker.py, `_ResumeIteration`).
+    """
     return bool(getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0))
 
 
 def has_running_workers(loader: Any) -> bool:
-    """Have the persistent workers of this loader been started?"""
+    """Tell whether the persistent workers of this loader have been started."""
     return getattr(loader, "_iterator", None) is not None
 
 
 def end_workers(loader: Any) -> None:
-    """Stop persistent workers, so that the next iterator of the loader starts new ones,
-    seeded anew.
-    """
+    """Stop persistent workers: the next iterator of the loader starts new ones, seeded anew."""
     iterator = getattr(loader, "_iterator", None)
     if iterator is not None:
         iterator._shutdown_workers()
         loader._iterator = None
+
+
+def run_workers(loader: Any, *, is_running: bool) -> None:
+    """Start persistent workers, or end them.
+
+    The first iterator of a loader draws a seed, later ones don't.
+    """
+    if not is_running:
+        end_workers(loader)
+    elif not has_running_workers(loader):
+        iter(loader)
 
 
 def skip(
@@ -62,12 +73,18 @@ def once(act: Callable[[], Any]) -> Callable[[], None]:
     return run
 
 
-# ---- the counters of accelerate's loaders
+# ---- accelerate's loaders
+
+
+def base(loader: Any) -> Any:
+    """Return torch's loader below accelerate's."""
+    return getattr(loader, "base_dataloader", loader)
 
 
 def loader_state(loader: Any) -> dict[str, Any]:
-    """The counters of accelerate's loader and sampler (accelerate/data_loader.py,
-    `SeedableRandomSampler`).
+    """Return the counters of accelerate's loader and sampler.
+
+    See `SeedableRandomSampler` in accelerate/data_loader.py.
     """
     sampler = _sampler(loader)
     generator = getattr(sampler, "generator", None)

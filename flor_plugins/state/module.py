@@ -1,9 +1,8 @@
-"""What a torch module holds besides its state_dict: buffers that are not saved, flags,
-gradients, attributes.
-"""
+"""What a torch module holds besides its state_dict: buffers, flags, gradients, attributes."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -25,7 +24,8 @@ def capture(
 
     saved: the names in the module's state_dict, if it was made already. gradients: also
     `p.grad` of every parameter (needed where they outlive the moment: manual optimization, or
-    in the middle of an accumulation)."""
+    in the middle of an accumulation).
+    """
     modules = list(module.named_modules())  # once: the training waits for each walk through a model
     metrics = _metrics(modules)
     parameters = list(_named(modules, "_parameters"))
@@ -45,9 +45,7 @@ def capture(
 
 
 def restore(module: nn.Module, state: dict[str, Any]) -> None:
-    """Put `capture`'s result back, in place; attributes that could not be saved stay as they
-    are.
-    """
+    """Put `capture`'s result back, in place; attributes that were not saved stay as they are."""
     restore_buffers(module, state["buffers"])
     frozen, evaluating = set(state["frozen"]), set(state["evaluating"])
     for name, parameter in module.named_parameters():
@@ -64,6 +62,15 @@ def restore(module: nn.Module, state: dict[str, Any]) -> None:
     _set_attributes(module, state["attributes"])
     for name, part in _parts(modules, metrics):
         _set_attributes(part, state.get("parts", {}).get(name, {}))
+
+
+def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `capture`'s result with copies of what `restore` gives away.
+
+    A State may be restored twice.
+    """
+    given_away = ("attributes", "parts", "metrics")
+    return {**state, **{name: copy.deepcopy(state[name]) for name in given_away if name in state}}
 
 
 def parameter_names(module: nn.Module) -> set[str]:
@@ -84,8 +91,9 @@ def _unsaved(
 
 
 def _named(modules: _Modules, kind: str) -> Iterator[tuple[str, Any]]:
-    """Parameters or buffers as `named_parameters` gives them, of modules that were walked
-    through already.
+    """Yield parameters or buffers as `named_parameters` gives them.
+
+    modules: those that were walked through already.
     """
     seen: set[Any] = set()
     for prefix, part in modules:
@@ -106,8 +114,9 @@ def restore_buffers(module: nn.Module, values: dict[str, torch.Tensor]) -> None:
 
 
 def _attributes(module: nn.Module) -> dict[str, Any]:
-    """Counters, averages and queues that training code keeps on a module; callbacks change
-    those of torch's, too.
+    """Return counters, averages and queues that training code keeps on a module.
+
+    Callbacks change those of torch's, too.
     """
     return {
         name: value

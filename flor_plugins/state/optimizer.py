@@ -1,4 +1,4 @@
-"""Optimizer state, restored without the casts of `Optimizer.load_state_dict`."""
+"""Optimizers: torch's own below its wrappers, and their state without casts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,30 @@ import copy
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 
 
-def restore(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+def unwrapped(optimizer: Any) -> Any:
+    """Return torch's own optimizer below those that keep it as `optimizer`.
+
+    These are accelerate's and Fabric's.
+
+    What is no wrapper is returned as it is.
+    """
+    inner = getattr(optimizer, "optimizer", None)
+    if isinstance(inner, Optimizer) or hasattr(inner, "optimizer"):
+        return unwrapped(inner)
+    return optimizer
+
+
+def restore(optimizer: Optimizer, state: dict[str, Any]) -> None:
     """Load a state_dict and undo what is done to its values.
 
     `Optimizer.load_state_dict` casts floating state to the parameter's dtype
     (torch/optim/optimizer.py, `_process_value_according_to_param_policy`): float32 moments of
     bfloat16 parameters would lose their low bits, and the replay would diverge. Queues are made
-    anew there without their length."""
+    anew there without their length.
+    """
     optimizer.load_state_dict(state)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     indices = [index for group in state["param_groups"] for index in group["params"]]

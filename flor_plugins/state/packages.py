@@ -17,8 +17,9 @@ _VERSION = re.compile(r"^Version: *(\S+)", re.MULTILINE)
 
 
 def installed() -> dict[str, str]:
-    """Name (as PyPI spells it: lower case, dashes) to version of every distribution on
-    sys.path, by name.
+    """Return the versions of all distributions on sys.path, by name.
+
+    Names are spelt as PyPI does: lower case, dashes.
 
     The first folder of sys.path that has a distribution wins, as it does for `import`. Folders that
     can't be read and archives hold none.

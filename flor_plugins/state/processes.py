@@ -1,9 +1,9 @@
-"""The processes that train one model together: which one is this, and what has the first one to
-say?
+"""The processes that train one model together: which one this is, what the first one says.
 
 Words pass through torch's key-value store, not through a collective: where only some of the
 processes have a FlorCallback, a collective would wait for the others, or meet one of the
-training's own."""
+training's own.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def count() -> int:
 
 
 def is_one_of_several() -> bool:
-    """Are there other processes that torch knows of?"""
+    """Tell whether there are other processes that torch knows of."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -38,7 +38,8 @@ def leave() -> None:
     """End what torch runs to reach the other processes.
 
     A process that exits while its threads run may be aborted ("terminate called without an
-    active exception")."""
+    active exception").
+    """
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
@@ -48,7 +49,8 @@ def from_first(topic: str, say: Callable[[], Any], *, wait: timedelta = WAIT) ->
 
     The first process waits for nobody. The n-th call with a topic answers the n-th of the
     others. Raises torch.distributed.DistStoreError in a process that waited for so long in
-    vain."""
+    vain.
+    """
     if not is_one_of_several():
         return say()
     store: Any = dist.distributed_c10d._get_default_store()

@@ -44,11 +44,11 @@ def restore(state: dict[str, Any]) -> None:
 
 
 def seed(number: int) -> None:
-    """Seed all global generators with one number (64 bits), but for those of GPUs that nobody
-    has used yet.
+    """Seed all global generators with one number (64 bits), but for those of unused GPUs.
 
     torch.manual_seed would keep the seed for them in place of the user's own, and a stack
-    trace: half a millisecond."""
+    trace: half a millisecond.
+    """
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.default_generator.manual_seed(number % 2**63)
@@ -74,9 +74,7 @@ _PART_NAMES = frozenset((*_PARTS, *(f"_{part}" for part in _PARTS)))
 
 
 def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, RandomGenerator]:
-    """Every generator object found on loaders, on what they are made of, and on modules, by
-    a stable name.
-    """
+    """Return every generator found on loaders and modules, and on their parts, by a stable name."""
     found: dict[str, RandomGenerator] = {}
     seen: set[int] = set()
     for name, loader in loaders:

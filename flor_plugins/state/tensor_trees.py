@@ -1,11 +1,10 @@
-"""Copies of batches that nobody can tell from the original: the same types, bits, strides
-and devices.
-"""
+"""Trees of tensors, arrays and plain values: copied, compared bit for bit, and measured."""
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict, UserDict
+from collections import OrderedDict, UserDict, deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,40 @@ class UncopyableBatch(Exception):
     """A batch holds what can't be copied with certainty; says what."""
 
 
+def still(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values that the training can't change any more.
+
+    Tensors are copied where they are, without a synchronisation.
+    """
+    return {name: _still(value) for name, value in values.items()}
+
+
+def _still(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if type(value) in (list, tuple):
+        return [_still(part) for part in value]
+    if type(value) is dict:
+        return {key: _still(part) for key, part in value.items()}
+    return value
+
+
 def copied(tree: Any) -> Any:
-    """A copy that shares no memory. Raises Uncopied where it would not be the same in all that
-    can be seen.
+    """Return a copy that shares no memory.
+
+    Nobody can tell it from the original by types, bits, strides and devices. Raises UncopyableBatch
+    where somebody could.
 
     tree: dicts, lists, tuples (named ones, too) and UserDicts of dense tensors, numpy arrays
-    and plain values. What stands in it twice stands twice in the copy."""
+    and plain values. What stands in it twice stands twice in the copy.
+    """
     return _copied(tree, {}, set())
 
 
 def nbytes_of(tree: Any) -> int:
-    """Of all tensors and arrays, each as often as it stands there."""
+    """Return the bytes of all tensors and arrays, each as often as it stands there."""
     if isinstance(tree, torch.Tensor | np.ndarray):
         return tree.nbytes
     if isinstance(tree, dict | UserDict):
@@ -37,18 +59,22 @@ def nbytes_of(tree: Any) -> int:
 
 
 def is_same(one: Any, other: Any) -> bool:
-    """Bit for bit, NaN too. Of trees that `copied` copies."""
+    """Tell whether two trees are equal bit for bit, NaN too.
+
+    Types, shapes, strides and devices count, and the order of keys.
+    """
     if type(one) is not type(other):
         return False
     if isinstance(one, torch.Tensor):
-        places = [(t.dtype, t.shape, t.stride(), t.device) for t in (one, other)]
-        return places[0] == places[1] and torch.equal(_bits(one), _bits(other))
-    if isinstance(one, np.ndarray):
-        places = [(a.dtype, a.shape, a.strides) for a in (one, other)]
+        places = [(t.dtype, t.shape, t.layout, t.device) for t in (one, other)]
+        is_alike = places[0] == places[1] and one.stride() == other.stride()
+        return is_alike and torch.equal(_bits(one), _bits(other))
+    if isinstance(one, np.ndarray | np.generic):
+        places = [(array.dtype, array.shape, array.strides) for array in (one, other)]
         return places[0] == places[1] and one.tobytes() == other.tobytes()
     if isinstance(one, dict | UserDict):
         return list(one) == list(other) and all(is_same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
+    if isinstance(one, list | tuple | deque):
         return len(one) == len(other) and all(map(is_same, one, other))
     return one == other or (one != one and other != other)
 
@@ -103,4 +129,5 @@ def _tensor(one: torch.Tensor, memory: set[int]) -> torch.Tensor:
 
 
 def _bits(one: torch.Tensor) -> torch.Tensor:
-    return one.contiguous().reshape(-1).view(torch.uint8)
+    plain = one.detach().resolve_conj().resolve_neg()
+    return plain.contiguous().reshape(-1).view(torch.uint8)

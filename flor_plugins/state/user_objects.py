@@ -1,6 +1,4 @@
-"""What an object of the user's own keeps while a training runs: counters, averages,
-generators, copies of a model.
-"""
+"""What an object of the user's own keeps while a training runs: counters, generators, models."""
 
 from __future__ import annotations
 
@@ -21,13 +19,14 @@ _FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers", "accelerate", "
 
 
 def is_users(owner: Any) -> bool:
-    """Was the class of this object written by the user, and not by a framework?"""
+    """Tell whether the class of this object was written by the user, and not by a framework."""
     return type(owner).__module__.partition(".")[0] not in _FRAMEWORKS
 
 
 def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
-    """Each object under its class and number: the same name in a replay, which has others
-    beside them.
+    """Yield each object under its class and number.
+
+    In a replay, which has others beside them, it has the same name.
     """
     counts: dict[str, int] = {}
     for owner in owners:
@@ -37,8 +36,9 @@ def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def parts(model: nn.Module) -> set[int]:
-    """What tells that something belongs to a model: ids of its modules, addresses of its
-    tensors' memory.
+    """Return what tells that something belongs to a model.
+
+    These are ids of its modules, and addresses of its tensors' memory.
     """
     modules = list(model.modules())
     tensors = [
@@ -53,8 +53,9 @@ def parts(model: nn.Module) -> set[int]:
 
 
 def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
-    """Plain attributes, generators and modules that the object holds; what else it holds
-    belongs to the script.
+    """Return plain attributes, generators and modules that the object holds.
+
+    What else it holds belongs to the script.
 
     known: `parts` of the model that is being trained: they are saved elsewhere.
     """
@@ -84,8 +85,9 @@ def restore(owner: Any, state: dict[str, Any]) -> None:
 
 
 def is_state(value: Any, known: Collection[int] = ()) -> bool:
-    """Is it plain data that a State can give back? known: `parts` of the model, of which
-    nothing is plain data.
+    """Tell whether it is plain data that a State can give back.
+
+    known: `parts` of the model, of which nothing is plain data.
     """
     if isinstance(value, str) and os.sep in value:
         return False  # a path is another one in the sandbox of a replay

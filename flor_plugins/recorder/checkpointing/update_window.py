@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from flor_plugins.state.optimizer import unwrapped
+
 StepArguments = tuple[tuple[Any, ...], dict[str, Any]]  # of `Optimizer.step`
 
 
@@ -29,11 +31,10 @@ class UpdateWindow:
         self._handles: list[RemovableHandle] = []
 
     def attach(self, optimizers: Iterable[object]) -> None:
-        """Watch these optimizers; a wrapper that keeps the real one as `optimizer` is looked
-        through.
-        """
-        for optimizer in map(_unwrapped, optimizers):
-            if optimizer is not None and not any(optimizer is held for held in self._optimizers):
+        """Watch these optimizers, below their wrappers."""
+        for optimizer in map(unwrapped, optimizers):
+            is_known = any(optimizer is held for held in self._optimizers)
+            if isinstance(optimizer, torch.optim.Optimizer) and not is_known:
                 self._optimizers.append(optimizer)
                 self._handles.append(optimizer.register_step_pre_hook(self._before_step))
 
@@ -85,11 +86,3 @@ class UpdateWindow:
         if len(args) > 1:
             return (args[0], closes_after, *args[2:]), kwargs
         return args, {**kwargs, "closure": closes_after}
-
-
-def _unwrapped(wrapper: object) -> torch.optim.Optimizer | None:
-    while not isinstance(wrapper, torch.optim.Optimizer) or hasattr(wrapper, "optimizer"):
-        wrapper = getattr(wrapper, "optimizer", None)
-        if wrapper is None:
-            return None
-    return wrapper

@@ -17,7 +17,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from flor_plugins.replayer.worker_session.host_memory import available_bytes
 from flor_plugins.state import rng
-from flor_plugins.state.loader_seeds import draw_seed, is_equal, is_one_seed, random_state
+from flor_plugins.state.loader_seeds import draw_seed, is_one_seed, random_state
 from flor_plugins.state.tensor_trees import UncopyableBatch, copied, is_same, nbytes_of
 
 CHANGES = 3  # of a data set, after which nothing of it is kept
@@ -196,7 +196,7 @@ def _watched(cached: _CachedBatches, moment: int, act: Callable[..., Any], *args
         return act(*args)
     finally:
         after = random_state(own)
-        has_drawn = not is_equal(before, after)
+        has_drawn = not is_same(before, after)
         if has_drawn and not (moment < 2 and is_one_seed(cached.loader, own, before, after)):
             cached.give_up("loading it draws random numbers")
         if moment < 2:

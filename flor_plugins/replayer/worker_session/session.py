@@ -234,13 +234,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def guarded(read: Callable[[], Value]) -> Value | None:
+def guarded(read: Callable[..., Value], *args: object) -> Value | None:
     """Read a value; None where that fails, with the traceback in the worker's output.
 
     It failed when the run was recorded, too, and was noted there; the replay goes on as the
     recording did."""
     try:
-        return read()
+        return read(*args)
     except Exception:
         traceback.print_exc()
         return None

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any
 
 from flor_plugins.records import Level, Phase, Position, Row
@@ -23,7 +24,8 @@ class Timeline:
     `take_coming`).
 
     A step is open until the next one begins, because only then is it known whether
-    it was the last of its epoch (loaders without a length do not say so before).
+    it was the last of its epoch (loaders without a length do not say so before). Values may come
+    from any thread.
     """
 
     emit: Callable[[Row], None]
@@ -32,6 +34,7 @@ class Timeline:
     phase: Phase = "train"
     coming: dict[str, Any] = field(default_factory=dict)
     _open: dict[tuple[Phase, Level], dict[str, Any]] = field(default_factory=dict)
+    _lock: Lock = field(default_factory=Lock, repr=False)
 
     def step(self, step: int, values: Mapping[str, Any]) -> None:
         """`step` optimizer updates are done; opens that position with its training values."""
@@ -57,7 +60,13 @@ class Timeline:
         """
         level = level or ("epoch" if self.at_epoch_end else "step")
         if values:
-            self._open.setdefault((phase, level), {}).update(values)
+            with self._lock:
+                self._open.setdefault((phase, level), {}).update(values)
+
+    def add_coming(self, values: Mapping[str, Any]) -> None:
+        """Values of the update that is being made."""
+        with self._lock:
+            self.coming.update(values)
 
     def move(self, names: set[str], source: tuple[Phase, Level]) -> None:
         """Forget names that turned out to belong to another phase."""
@@ -67,17 +76,20 @@ class Timeline:
 
     def take_coming(self) -> dict[str, Any]:
         """The update is made: its values, for `step`."""
-        coming, self.coming = self.coming, {}
+        with self._lock:
+            coming, self.coming = self.coming, {}
         return coming
 
     def state(self) -> dict[str, Any]:
         """Where it stands and what is open, for `restore`: values as they were logged."""
-        return {
-            "position": [self.position.epoch, self.position.step],
-            "at_epoch_end": self.at_epoch_end,
-            "coming": dict(self.coming),
-            "open": [[phase, level, dict(values)] for (phase, level), values in self._open.items()],
-        }
+        with self._lock:
+            rows = [[phase, level, dict(values)] for (phase, level), values in self._open.items()]
+            return {
+                "position": [self.position.epoch, self.position.step],
+                "at_epoch_end": self.at_epoch_end,
+                "coming": dict(self.coming),
+                "open": rows,
+            }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Stand where a `state` was taken; nothing is emitted."""
@@ -97,7 +109,8 @@ class Timeline:
 
     def close(self) -> None:
         """Emit the rows of the open position."""
-        rows, self._open = self._open, {}
+        with self._lock:
+            rows, self._open = self._open, {}
         for (phase, level), values in rows.items():
             if values:
                 self.emit(Row(self.position, phase, level, values, time.time()))
