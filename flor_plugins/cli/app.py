@@ -8,12 +8,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    help="Hindsight logging for PyTorch Lightning and Hugging Face Trainer.",
-)
+app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 recipe_app = typer.Typer(no_args_is_help=True, help="Look at a recipe.")
 app.add_typer(recipe_app, name="recipe")
 
@@ -27,6 +22,35 @@ class Engine(StrEnum):
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
+HookFiles = Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")]
+RunNames = Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")]
+Workers = Annotated[int, typer.Option(min=1, help="Worker processes at a time.")]
+EngineName = Annotated[
+    Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")
+]
+
+
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        from importlib.metadata import version
+
+        print(f"flor-plugins {version('flor-plugins')}")
+        raise typer.Exit
+
+
+@app.callback()
+def flor(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Hindsight logging for PyTorch Lightning, Hugging Face Trainer and hand-written loops.
+
+    `help` shows the documentation.
+    """
 
 
 @app.command(context_settings={"allow_interspersed_args": False})
@@ -51,10 +75,8 @@ def replay(
         str | None, typer.Option(help="Only where this holds: 'acc.isna() and lr < 0.1'")
     ] = None,
     epochs: Annotated[str | None, typer.Option(help="all, last, 1:3, 1,3 or sample:5")] = None,
-    hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
-    run: Annotated[
-        list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")
-    ] = None,
+    hook: HookFiles = None,
+    run: RunNames = None,
     patch: Annotated[
         list[str] | None,
         typer.Option(help="A method to be replaced, MODULE:CLASS.METHOD=FILE:FUNCTION."),
@@ -65,10 +87,8 @@ def replay(
             "--show-patches", help="Print what the working tree's edit is in each version."
         ),
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
-    engine: Annotated[
-        Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")
-    ] = Engine.local,
+    workers: Workers = 1,
+    engine: EngineName = Engine.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
@@ -78,9 +98,17 @@ def replay(
     from flor_plugins.cli import replay
 
     asked = replay.ReplayOptions(
-        recipe, metrics, where, epochs, tuple(hook or ()), tuple(run or ()), workers, engine, tuple(patch or ()),
+        recipe,
+        metrics,
+        where,
+        epochs,
+        tuple(hook or ()),
+        tuple(run or ()),
+        workers,
+        engine,
+        tuple(patch or ()),
         show_patches,
-    )  # fmt: skip
+    )
     raise typer.Exit(replay.replay(asked, dry_run, yes, as_json, as_csv))
 
 
@@ -101,9 +129,7 @@ def bench(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """What recording recipes costs, and what their hindsight questions cost beside training
-    again.
-    """
+    """Measure what recording costs, and what hindsight questions cost beside training again."""
     from flor_plugins.cli import bench
 
     raise typer.Exit(bench.bench(targets, pairs, out, store, add, as_json))
@@ -119,21 +145,15 @@ def first(
     epochs: Annotated[
         str, typer.Option(help="Look only here: all, last, 1:3, 1,3 or sample:5")
     ] = "all",
-    hook: Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")] = None,
-    run: Annotated[
-        list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
-    engine: Annotated[
-        Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")
-    ] = Engine.local,
+    hook: HookFiles = None,
+    run: RunNames = None,
+    workers: Workers = 1,
+    engine: EngineName = Engine.local,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """The first run and epoch (or step) at which a predicate holds; what is missing for that
-    is computed.
-    """
+    """Find the first epoch (or step) at which a predicate holds; compute what is missing for it."""
     from flor_plugins.cli import first
 
     asked = first.FirstOptions(
@@ -154,9 +174,7 @@ def import_(
     recipe: Annotated[Path | None, typer.Option(help="The recipe that trained it.")] = None,
     version: Annotated[str | None, typer.Option(help="... and its version.")] = None,
 ) -> None:
-    """Make a run of checkpoints that Lightning or the HF Trainer wrote; hooks can be asked
-    of its weights.
-    """
+    """Make a run of checkpoints that Lightning or the HF Trainer wrote, to ask of its weights."""
     from flor_plugins.cli import import_runs
 
     raise typer.Exit(import_runs.import_run(path, command or [], name, recipe, version))
@@ -184,10 +202,8 @@ def verify(
         str, typer.Argument(help="Name or id of a run, or a place of it: RUN@step=1200")
     ],
     epochs: Annotated[str, typer.Option(help="all, last, 1:3, 1,3 or sample:5")] = "all",
-    workers: Annotated[int, typer.Option(min=1, help="Worker processes at a time.")] = 1,
-    engine: Annotated[
-        Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")
-    ] = Engine.local,
+    workers: Workers = 1,
+    engine: EngineName = Engine.local,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -207,7 +223,7 @@ def resume(run: Annotated[str, typer.Argument(help="Name or id of an interrupted
 
 @app.command()
 def runs(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
-    """All recorded runs."""
+    """List all recorded runs."""
     from flor_plugins.cli import read
 
     read.runs(as_json, as_csv)
@@ -215,7 +231,7 @@ def runs(as_json: AsJson = False, as_csv: AsCsv = False) -> None:
 
 @app.command()
 def show(run: str, as_json: AsJson = False) -> None:
-    """All that is known of one run."""
+    """Show all that is known of one run."""
     from flor_plugins.cli import read
 
     read.show(run, as_json)
@@ -234,7 +250,7 @@ def dataframe(
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
-    """Metrics of all runs in one table."""
+    """Print metrics of all runs in one table."""
     from flor_plugins.cli import read
 
     read.dataframe(names or [], where, level, source, as_json, as_csv)
@@ -242,7 +258,7 @@ def dataframe(
 
 @app.command()
 def sql(query: str, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
-    """DuckDB over the tables runs, metrics, checkpoints, replays."""
+    """Query the tables runs, metrics, checkpoints and replays with DuckDB."""
     from flor_plugins.cli import read
 
     read.sql(query, as_json, as_csv)
@@ -250,7 +266,7 @@ def sql(query: str, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
 
 @app.command()
 def checkpoints(run: str, as_json: AsJson = False, as_csv: AsCsv = False) -> None:
-    """The checkpoints of a run."""
+    """List the checkpoints of a run."""
     from flor_plugins.cli import read
 
     read.checkpoints(run, as_json, as_csv)
@@ -283,9 +299,7 @@ def gc(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Free space: leftovers and compression; with a budget also checkpoints, those first
-    that are missed least.
-    """
+    """Free space: remove leftovers, compress; with a budget, give up what is missed least."""
     from flor_plugins.cli import gc
 
     raise typer.Exit(gc.gc(budget, dry_run, yes, as_json, abandon))
@@ -312,7 +326,17 @@ def doctor(as_json: AsJson = False) -> None:
 
 @recipe_app.command("check")
 def recipe_check(file: Path) -> None:
-    """Every mistake of a recipe, with file and line."""
+    """Name every mistake of a recipe, with file and line."""
     from flor_plugins.cli import doctor
 
     raise typer.Exit(doctor.recipe_check(file))
+
+
+@app.command("help")
+def help_(
+    topic: Annotated[str | None, typer.Argument(help="A page; without one: the list.")] = None,
+) -> None:
+    """Show a page of the documentation."""
+    from flor_plugins.cli import help
+
+    raise typer.Exit(help.show_help(topic))

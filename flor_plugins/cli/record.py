@@ -8,6 +8,7 @@ from pathlib import Path
 
 from flor_plugins.errors import FlorError, RecipeError
 from flor_plugins.recipe import Recipe, check_recipe, load_recipe
+from flor_plugins.recipe.examples import example_recipe
 
 _START = [sys.executable, "-m", "flor_plugins.recorder.launching.run_script"]
 
@@ -48,7 +49,8 @@ def _command(target: list[str], name: str | None, framework: str) -> int:
     if not words or not Path(words[0]).name.startswith("python") or len(words) < 2:
         raise FlorError(
             f"record runs a recipe or a python command, and was given {' '.join(target)!r}: "
-            "flor-hf record recipes/bert.yaml, or flor-hf record -- python train.py --lr 0.1"
+            "flor-hf record -- python train.py --lr 0.1, or "
+            f"flor-hf record {example_recipe()}"
         )
     if framework not in ("lightning", "hf", "loop"):
         raise FlorError(

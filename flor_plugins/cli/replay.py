@@ -14,6 +14,7 @@ from flor_plugins.cli import show_plan, tables
 from flor_plugins.cli.record import record_versions
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import Recipe, load_recipe
+from flor_plugins.recipe.examples import example_recipe
 from flor_plugins.records import JsonObject, Plan, ReplayRequest, Run, Task
 from flor_plugins.store.layout import Store
 from flor_plugins.store.query.references import parse_reference
@@ -95,7 +96,7 @@ def _runs(store: Store, options: ReplayOptions, recipe: Recipe | None) -> list[R
     if not runs:
         raise FlorError(
             f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer, "
-            "or give a recipe: flor-hf replay recipes/bert.yaml"
+            f"or give a recipe: flor-hf replay {example_recipe()}"
         )
     return runs
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from flor_plugins.errors import RecipeError
+from flor_plugins.recipe.examples import example_recipe
 
 KeyPath = tuple[int | str, ...]
 
@@ -94,8 +95,9 @@ def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        near = [one.name for one in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
-        raise RecipeError(f"{path}:1: no such file{nearest(path.name, near)}") from error
+        near = [sibling.name for sibling in path.parent.glob("*.yaml")]
+        hint = nearest(path.name, near) if near else f"; an example is {example_recipe()}"
+        raise RecipeError(f"{path}:1: no such file{hint}") from error
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise RecipeError(f"{path}:{line}: not UTF-8 text; save it as UTF-8") from error
