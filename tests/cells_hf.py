@@ -85,6 +85,34 @@ CELLS: dict[str, dict[str, Any]] = {
     "own_callback": {},
 }
 
+# One for each mechanism: those of the default run. The others differ in a value, or combine two.
+FEW = (
+    "plain",  # the generators of this process
+    "persistent_workers_by_steps",  # those of loader workers that outlive an epoch
+    "accumulate_workers",  # an epoch that ends inside an update
+    "plateau",  # a schedule that looks at a metric
+    "onecycle",  # the script's own optimizer and schedule
+    "adafactor",
+    "bfloat16",
+    "evaluated_in_the_epoch",
+    "random_evaluation",
+    "own_sampler",
+    "grouped_by_length",
+    "stream_workers",  # a dataset that can't be indexed
+    "endless_accumulate",  # one without a length
+    "max_steps_short",  # an end inside an epoch
+    "best_model",  # weights that are loaded at the end
+    "early_stopping",
+    "lora",  # tied, frozen and added weights
+    "noisy_embeddings",  # a hook on a layer that draws
+    "evaluated_at_the_start",
+    "batch_size_found",
+    "rebalanced",
+    "short_epochs",
+    "average",
+    "own_callback",
+)
+
 
 class Tokens(Dataset):
     """Sequences of 12 tokens; augmented with all three global generators."""

@@ -223,15 +223,21 @@ CELLS: dict[str, Cell] = {
     "stream_workers": Cell(loader=workers(2, Stream)),
     "stream_persistent": Cell(loader=workers(2, Stream, persistent_workers=True)),
     "own_generator": Cell(loader=lambda: workers(0, generator=torch.Generator().manual_seed(5))()),
-    "own_generator_workers": Cell(loader=lambda: workers(2, generator=torch.Generator().manual_seed(5))()),
+    "own_generator_workers": Cell(
+        loader=lambda: workers(2, generator=torch.Generator().manual_seed(5))()
+    ),
     "accumulate": Cell(loader=sixteen_batches, settings={"accumulate_grad_batches": 3}, every=2),
     "accumulate_stream": Cell(
         loader=lambda: DataLoader(Stream(), 4), settings={"accumulate_grad_batches": 4}, every=1
     ),
     "accumulate_clip": Cell(
-        loader=sixteen_batches, settings={"accumulate_grad_batches": 3, "gradient_clip_val": 0.1}, every=2
+        loader=sixteen_batches,
+        settings={"accumulate_grad_batches": 3, "gradient_clip_val": 0.1},
+        every=2,
     ),
-    "accumulate_scheduled": Cell(callbacks=lambda folder: [GradientAccumulationScheduler({0: 4, 2: 2})], every=3),
+    "accumulate_scheduled": Cell(
+        callbacks=lambda folder: [GradientAccumulationScheduler({0: 4, 2: 2})], every=3
+    ),
     "adamw_foreach": Cell(with_optimizer(torch.optim.AdamW, lr=1e-2, foreach=True)),
     "adamw_fused": Cell(with_optimizer(torch.optim.AdamW, lr=1e-2, fused=True)),
     "adam_amsgrad": Cell(with_optimizer(torch.optim.Adam, lr=1e-2, amsgrad=True)),
@@ -245,11 +251,15 @@ CELLS: dict[str, Cell] = {
     "cosine": Cell(with_schedule(lambda optimizer: schedules.CosineAnnealingLR(optimizer, 4))),
     "one_cycle": Cell(with_schedule(one_cycle, interval="step")),
     "in_turn": Cell(with_schedule(in_turn, interval="step")),
-    "plateau": Cell(with_schedule(lambda o: schedules.ReduceLROnPlateau(o, patience=0), monitor="val_loss")),
+    "plateau": Cell(
+        with_schedule(lambda o: schedules.ReduceLROnPlateau(o, patience=0), monitor="val_loss")
+    ),
     "plateau_by_steps": Cell(
         with_schedule(
             lambda o: schedules.ReduceLROnPlateau(o, patience=1),
-            monitor="train_loss_step", interval="step", frequency=2,
+            monitor="train_loss_step",
+            interval="step",
+            frequency=2,
         )
     ),
     "clip_norm": Cell(settings={"gradient_clip_val": 0.1}),
@@ -268,18 +278,27 @@ CELLS: dict[str, Cell] = {
     "lora": Cell(lambda: Tokens(lora=True)),
     "frozen": Cell(Frozen),
     "finetuning": Cell(callbacks=lambda folder: [Thaw()]),
-    "early_stopping": Cell(callbacks=lambda folder: [EarlyStopping("val_loss", patience=1, min_delta=-10)]),
+    "early_stopping": Cell(
+        callbacks=lambda folder: [EarlyStopping("val_loss", patience=1, min_delta=-10)]
+    ),
     "early_stopping_min_steps": Cell(
         settings={"min_steps": 52, "max_epochs": 9},
-        callbacks=lambda folder: [EarlyStopping("val_loss", patience=0, min_delta=10)], validates=False,
+        callbacks=lambda folder: [EarlyStopping("val_loss", patience=0, min_delta=10)],
+        validates=False,
     ),
     "ema": Cell(callbacks=lambda folder: [EMAWeightAveraging(decay=0.9)]),
-    "swa": Cell(callbacks=lambda folder: [StochasticWeightAveraging(5e-3, swa_epoch_start=1, annealing_epochs=2)]),
+    "swa": Cell(
+        callbacks=lambda folder: [
+            StochasticWeightAveraging(5e-3, swa_epoch_start=1, annealing_epochs=2)
+        ]
+    ),
     "model_checkpoint": Cell(
         settings={"enable_checkpointing": True},
         callbacks=lambda folder: [ModelCheckpoint(folder, monitor="val_loss", save_top_k=1)],
     ),
-    "rates_monitored": Cell(settings={"logger": True}, callbacks=lambda folder: [LearningRateMonitor("step")]),
+    "rates_monitored": Cell(
+        settings={"logger": True}, callbacks=lambda folder: [LearningRateMonitor("step")]
+    ),
     "manual_two_optimizers": Cell(Gan, validates=False),
     "manual_stream": Cell(Gan, lambda: DataLoader(Stream(), 4), validates=False),
     "torchmetrics": Cell(Measured),
@@ -288,11 +307,44 @@ CELLS: dict[str, Cell] = {
     "max_steps_long": Cell(settings={"max_steps": 50, "max_epochs": -1}, validates=False),
     "max_steps_short": Cell(settings={"max_steps": 13, "max_epochs": -1}, validates=False),
     "limited": Cell(settings={"limit_train_batches": 9}),
-    "limited_persistent": Cell(loader=workers(2, persistent_workers=True), settings={"limit_train_batches": 7}),
+    "limited_persistent": Cell(
+        loader=workers(2, persistent_workers=True), settings={"limit_train_batches": 7}
+    ),
     "reloaded": Cell(
         lambda: Reloading(adamw), lambda: None, settings={"reload_dataloaders_every_n_epochs": 2}
     ),
-}  # fmt: skip
+}
+
+# One for each mechanism: those of the default run. The others differ in a value, or combine two.
+FEW = (
+    "dropout_shuffle",  # the generators of this process
+    "persistent_workers",  # those of loader workers that outlive an epoch
+    "stream_workers",  # a dataset that can't be indexed
+    "two_loaders",
+    "own_generator",  # a sampler's own generator
+    "accumulate_stream",  # an epoch that ends inside an update
+    "accumulate_scheduled",
+    "bfloat16_parameters",  # loading an optimizer's state casts and rebuilds it
+    "lbfgs",  # several losses an update
+    "plateau_by_steps",  # a schedule that looks at a metric
+    "in_turn",  # schedules in a schedule
+    "bf16",
+    "validated_at_0.4",
+    "validated_by_persistent_workers",
+    "lora",  # tied, frozen and added weights
+    "finetuning",  # groups of parameters that come later
+    "early_stopping_min_steps",
+    "ema",  # a second model
+    "swa",
+    "model_checkpoint",
+    "manual_two_optimizers",
+    "torchmetrics",
+    "own_generator_in_module",
+    "own_callback",
+    "max_steps_short",  # an end inside an epoch
+    "limited_persistent",
+    "reloaded",
+)
 
 
 def train(

@@ -9,7 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, settings
 
 from flor_plugins.records import Launch, Level, Phase, Position, Run
 from flor_plugins.store.metrics.journal import read_run
+from tests.trainings import run_python, variables
 
 PROJECTS = Path(__file__).parent / "projects"
 IDENTITY = {
@@ -27,6 +28,7 @@ IDENTITY = {
     "GIT_COMMITTER_NAME": "a",
     "GIT_COMMITTER_EMAIL": "a@b",
 }
+MOST_WORKERS = 8  # of pytest-xdist: each has its trainers, fork parent and replay workers in memory
 QUIET = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 Table = dict[tuple[Position, Phase, Level], dict[str, Any]]
@@ -44,11 +46,65 @@ def pytest_configure(config: pytest.Config) -> None:
         settings.load_profile("shared")
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """None where files are named: what one does while working on something does not wait for
+    workers, each of which imports and collects for itself. `-n 4` says otherwise."""
+    if any(".py" in name for name in config.args):
+        return 0
+    return min(len(os.sched_getaffinity(0)), MOST_WORKERS)
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share what a module made, with one value of its parameters, run in one worker."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            shared = _shared(item)
+            if shared is not None:
+                item.add_marker(pytest.mark.xdist_group(shared))
+
+
+def _shared(item: pytest.Item) -> str | None:
+    """The group of a test with a fixture of its module's; None where it may run anywhere."""
+    info = getattr(item, "_fixtureinfo", None)
+    names = info.name2fixturedefs.items() if info is not None else ()
+    if not any(found and found[-1].scope == "module" for _, found in names):
+        return None
+    call = getattr(item, "callspec", None)
+    values = call.indices.items() if call is not None else ()
+    scopes = call._arg2scope if call is not None else {}
+    chosen = [f"{name}={value}" for name, value in values if scopes[name].value == "module"]
+    return " ".join([item.path.stem, *sorted(chosen)])
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    _name_no_test()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    _name_no_test()
+
+
+def _name_no_test() -> None:
+    """The environment is the same in all tests: a warm worker of a replay serves only one."""
+    os.environ["PYTEST_CURRENT_TEST"] = "tests"
+
+
 @pytest.fixture(autouse=True, scope="session")
-def _no_store_of_the_user() -> Iterator[None]:
+def _nothing_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither a store nor a cache: not even that of another worker of pytest-xdist."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("FLOR_DIR", raising=False)
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+def few(names: Iterable[str], chosen: Collection[str]) -> list[Any]:
+    """Values of a parameter: only those that are chosen are in the default run."""
+    assert set(chosen) <= set(names)
+    return [pytest.param(name, marks=() if name in chosen else pytest.mark.slow) for name in names]
 
 
 def make_project(root: Path) -> Path:
@@ -76,8 +132,7 @@ def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The variables of a script: the caller's, no store unless `env` names one."""
-    inherited = {name: value for name, value in os.environ.items() if name != "FLOR_DIR"}
-    return inherited | IDENTITY | QUIET | dict(env or {})
+    return variables(**{**IDENTITY, **QUIET, **(env or {})})
 
 
 def run_script(
@@ -86,10 +141,7 @@ def run_script(
     """`python ARGS...` in the project; its output is text, its exit status is the caller's
     to look at.
     """
-    command = [sys.executable, *map(str, args)]
-    return subprocess.run(
-        command, cwd=project, env=environment(env), timeout=timeout, capture_output=True, text=True
-    )
+    return run_python(project, [str(one) for one in args], environment(env), timeout)
 
 
 def load_script(project: Path, name: str) -> ModuleType:

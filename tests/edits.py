@@ -44,7 +44,8 @@ NET = """class Net(pl.LightningModule):
     def __init__(self, lr=0.05):
         super().__init__()
         self.save_hyperparameters()
-        self.body = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(0.2))
+        layers = torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Dropout(0.2)
+        self.body = torch.nn.Sequential(*layers)
         self.head = torch.nn.Linear(8, CLASSES)
 
     def forward(self, x):

@@ -24,7 +24,10 @@ torch.set_num_threads(1)
 pl.seed_everything(7, verbose=False)
 def saver(folder, **settings):
     return ModelCheckpoint(dirpath=folder, filename="{epoch}-{step}", save_top_k=-1, **settings)
-savers = [saver("out/ends", monitor="val_loss", save_last="link"), saver("out/inside", every_n_train_steps=3)]
+savers = [
+    saver("out/ends", monitor="val_loss", save_last="link"),
+    saver("out/inside", every_n_train_steps=3),
+]
 lit_toy.trainer(savers, 3, enable_checkpointing=True).fit(lit_toy.Net(width=12), *lit_toy.data())
 """,
     "hf": """

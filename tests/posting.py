@@ -60,8 +60,13 @@ def job(step: int, handle: int, size: int = SIZE) -> WriterMessage:
     pieces = [["model/w", "float32", [size], 0, None]]
     tree = {"model": {"w": node}}
     return {
-        "position": f"epoch=0,step={step}", "buffer": handle, "tree": tree, "lost": [], "full": True, "pieces": pieces
-    }  # fmt: skip
+        "position": f"epoch=0,step={step}",
+        "buffer": handle,
+        "tree": tree,
+        "lost": [],
+        "full": True,
+        "pieces": pieces,
+    }
 
 
 def writer_of(folder: Path) -> int | None:

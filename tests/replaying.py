@@ -6,12 +6,14 @@ import json
 import os
 import shutil
 import subprocess
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flor_plugins.store.layout import Store
+from tests.flor_here import flor_here
+from tests.trainings import ROOT, run_python, variables
 
 TOYS = Path(__file__).parent / "projects"
 HOOKS = {"lightning": "lit_hooks.py", "hf": "hf_hooks.py"}
@@ -20,6 +22,7 @@ METRICS = {
     "hf": ["token_accuracy", "update_norm", "tokens"],
 }
 TIMEOUT_S = 150
+START = "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
 
 # One training per FlorCallback, each from the same seed.
 TRAIN = {
@@ -75,23 +78,42 @@ class Project:
     def run(
         self, *command: str, ok: bool = True, timeout_s: float = TIMEOUT_S, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        known = {k: v for k, v in os.environ.items() if k not in ("FLOR_DIR", "PYTHONPATH")}
+        """A command, in a new process of its own."""
         done = subprocess.run(
-            command, cwd=self.root, env={**known, **self.env, **env}, capture_output=True, text=True,
+            command,
+            cwd=self.root,
+            env=self._variables(env),
+            capture_output=True,
+            text=True,
             timeout=timeout_s,
-        )  # fmt: skip
+        )
         assert done.returncode == 0 or not ok, done.stdout + done.stderr
         return done
 
     def python(self, *args: str, ok: bool = True, **env: str) -> subprocess.CompletedProcess[str]:
-        return self.run(sys.executable, *args, ok=ok, **env)
+        """`python ARGS`, forked from a process that has imported the trainers."""
+        done = run_python(self.root, args, self._variables(env), TIMEOUT_S)
+        assert done.returncode == 0 or not ok, done.stdout + done.stderr
+        return done
 
     def flor(
         self, *args: str, ok: bool = True, timeout_s: float = TIMEOUT_S, **env: str
     ) -> subprocess.CompletedProcess[str]:
-        """The command line, in a process of its own."""
-        start = "import sys; sys.argv[0] = 'flor-hf'; from flor_plugins.cli import main; main()"
-        return self.run(sys.executable, "-c", start, *args, ok=ok, timeout_s=timeout_s, **env)
+        """The command line. A verb that starts replay workers runs in this process, in which
+        warm ones may stand ready, any other one in a process of its own.
+        """
+        if args[0] in ("replay", "verify", "first"):
+            done = flor_here(self.root, args, self._variables(env))
+        else:
+            done = run_python(self.root, ("-c", START, *args), self._variables(env), timeout_s)
+        assert done.returncode == 0 or not ok, done.stdout + done.stderr
+        return done
+
+    def _variables(self, env: Mapping[str, str]) -> dict[str, str]:
+        given = {**self.env, **env}
+        paths = [*given.get("PYTHONPATH", "").split(os.pathsep), str(ROOT)]
+        paths = [path for path in dict.fromkeys(paths) if path]
+        return variables(**{**given, "PYTHONPATH": os.pathsep.join(paths)})
 
     def printed_by_workers(self) -> str:
         return "".join(path.read_text() for path in self.store.root.glob("replays/*/*/output.txt"))

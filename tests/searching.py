@@ -64,10 +64,20 @@ def record(
     """
     run_id = f"20261123-2005{number:02}-123-9f3a2c"
     run = Run(
-        run_id, f"run{number}", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "/r/train.py"),
-        Code("a" * 40, "/r/.git", "/r"), RecordingProcess("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1, 10, 2),
-        params=params, obstacles=obstacles,
-    )  # fmt: skip
+        run_id,
+        f"run{number}",
+        "p",
+        "hf",
+        "finished",
+        "2026-11-23T20:05:01Z",
+        Launch("script", "/r/train.py"),
+        Code("a" * 40, "/r/.git", "/r"),
+        RecordingProcess("elsewhere", 1, "2"),
+        store.run(run_id),
+        timing=Timing(1, 10, 2),
+        params=params,
+        obstacles=obstacles,
+    )
     run.path.mkdir(parents=True)
     save_run(run)
     for epoch in range(epochs + 1) if saved is None else saved:
@@ -105,8 +115,10 @@ class Workers:
         self.plans.append(plan)
         hooks = [found for path in plan.hooks for found in scan(Path(path))]
         by_id = {run.run_id: run for run in runs}
-        outcomes = [self._do(by_id[task.run_id], plan, task, {one.name: one.digest for one in hooks})
-                    for task in plan.tasks]  # fmt: skip
+        outcomes = [
+            self._do(by_id[task.run_id], plan, task, {one.name: one.digest for one in hooks})
+            for task in plan.tasks
+        ]
         return requests.ReplayResult(plan, tuple(runs), tuple(outcomes))
 
     def _do(self, run: Run, plan: Plan, task: Task, digests: dict[str, str]) -> Outcome:

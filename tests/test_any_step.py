@@ -66,8 +66,17 @@ def test_a_step_metric_starts_at_the_checkpoint_nearest_before(
     recorded: Project, framework: str
 ) -> None:
     near = asked(recorded, framework, "step", "steps@step=5")
-    plan = recorded.flor("replay", "--run", "steps@step=8", "--hook", HOOKS[framework], "--dry-run", "--json",
-                         "--metrics", METRICS[framework][1]).stdout  # fmt: skip
+    plan = recorded.flor(
+        "replay",
+        "--run",
+        "steps@step=8",
+        "--hook",
+        HOOKS[framework],
+        "--dry-run",
+        "--json",
+        "--metrics",
+        METRICS[framework][1],
+    ).stdout
     assert '"epoch=0,step=6"' in plan
     far = asked(recorded, framework, "step", "epochs@step=5")
     assert near == far and list(near) == [(0, 5)]

@@ -13,8 +13,17 @@ from hypothesis import strategies as st
 
 from flor_plugins.state import batch_fingerprint
 
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool,
-          torch.complex64, torch.float16]  # fmt: skip
+DTYPES = [
+    torch.float32,
+    torch.float64,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.uint8,
+    torch.bool,
+    torch.complex64,
+    torch.float16,
+]
 
 
 @dataclass

@@ -209,19 +209,26 @@ def test_what_stands_for_a_loader_is_one() -> None:
 
 trees = st.recursive(
     st.one_of(
-        st.integers(), st.floats(), st.text(), st.none(), st.binary(),
+        st.integers(),
+        st.floats(),
+        st.text(),
+        st.none(),
+        st.binary(),
         st.sampled_from([torch.float32, torch.bfloat16, torch.bool, torch.int64]).flatmap(
-            lambda dtype: st.lists(st.integers(0, 3), max_size=3).map(lambda shape: torch.ones(shape).to(dtype))
+            lambda dtype: st.lists(st.integers(0, 3), max_size=3).map(
+                lambda shape: torch.ones(shape).to(dtype)
+            )
         ),
         st.builds(lambda n: np.full((2, n), np.nan), st.integers(0, 3)),
     ),
     lambda inner: st.one_of(
-        st.lists(inner, max_size=3), st.lists(inner, max_size=3).map(tuple),
+        st.lists(inner, max_size=3),
+        st.lists(inner, max_size=3).map(tuple),
         st.dictionaries(st.text(max_size=3), inner, max_size=3),
         st.dictionaries(st.text(max_size=3), inner, max_size=3).map(BatchEncoding),
     ),
     max_leaves=6,
-)  # fmt: skip
+)
 
 
 def leaves(tree: Any) -> Iterator[Any]:
@@ -259,7 +266,8 @@ def test_what_stands_twice_stands_twice_in_the_copy() -> None:
 @pytest.mark.parametrize(
     "tree",
     [
-        object(), torch.ones(3, requires_grad=True), torch.ones(3).to_sparse(), torch.ones(1).expand(4),
+        object(), torch.ones(3, requires_grad=True), torch.ones(3).to_sparse(),
+        torch.ones(1).expand(4),
         (x := torch.ones(4), x[1:]), np.array([object()]), torch.nn.Parameter(torch.ones(1)),
     ],
     ids=["object", "graph", "sparse", "expanded", "shared", "objects", "parameter"],

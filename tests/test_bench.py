@@ -44,6 +44,8 @@ from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 from tests.conftest import IDENTITY, environment
 
+pytestmark = pytest.mark.xdist_group("benchmarks")
+
 SVG = "{http://www.w3.org/2000/svg}"
 seconds = st.floats(0.01, 1e5)
 texts = st.text(max_size=20)
@@ -54,9 +56,16 @@ def training(
     version: str, pair: int, is_recorded: bool, train_s: float, cpu_s: float = 1.0
 ) -> BenchTraining:
     return BenchTraining(
-        version=version, pair=pair, is_recorded=is_recorded, train_s=train_s, cpu_s=cpu_s, process_s=train_s + 5,
-        load=1.0, parameters=430_000, run_ids=(f"{version}{pair}",) if is_recorded else (),
-    )  # fmt: skip
+        version=version,
+        pair=pair,
+        is_recorded=is_recorded,
+        train_s=train_s,
+        cpu_s=cpu_s,
+        process_s=train_s + 5,
+        load=1.0,
+        parameters=430_000,
+        run_ids=(f"{version}{pair}",) if is_recorded else (),
+    )
 
 
 def made_up(*pairs: tuple[float, float], verdict: str = "exact", **more: Any) -> RecipeResult:
@@ -71,13 +80,23 @@ def made_up(*pairs: tuple[float, float], verdict: str = "exact", **more: Any) ->
         values={"a": ((1, 0.25), (2, 0.5))},
     )  # fmt: skip
     kept = StoredSizes(
-        version="a", run_id="r", checkpoints=3, checkpoint_bytes=5_200_000, all_bytes=9_000_000, recording_s=0.5,
+        version="a",
+        run_id="r",
+        checkpoints=3,
+        checkpoint_bytes=5_200_000,
+        all_bytes=9_000_000,
+        recording_s=0.5,
         objective=((1, 2.0), (2, 1.5)),
-    )  # fmt: skip
+    )
     given = {
-        "model": "BERT", "data": "real: texts", "objective": "filling in", "objective_metric": "loss",
-        "trainings": trainings, "kept": (kept,), "questions": (question,),
-    }  # fmt: skip
+        "model": "BERT",
+        "data": "real: texts",
+        "objective": "filling in",
+        "objective_metric": "loss",
+        "trainings": trainings,
+        "kept": (kept,),
+        "questions": (question,),
+    }
     return RecipeResult(
         **{"recipe": "bert", "path": "bert.yaml", "versions": ("a",), **given, **more}
     )

@@ -39,6 +39,8 @@ from tests.benchmarks.ratios import (
 from tests.benchmarks.report import Figure, table
 from tests.benchmarks.turns import Turn, Turns, interleave
 
+pytestmark = pytest.mark.xdist_group("benchmarks")
+
 FIGURE = {"name", "aim", "ratio", "ci", "control", "verdict", "n"}
 MACHINE = {"cores", "torch_threads"}
 QUICK = {

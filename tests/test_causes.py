@@ -69,10 +69,19 @@ def recorded(
 ) -> Run:
     env = {"PYTHONHASHSEED": "0"} if env is None else env
     return Run(
-        "id", "run", "project", "hf", "finished", "2026-01-01T00:00:00Z", Launch("script", "train.py", env=env),
-        Code("0" * 40, "repo", "root", left_out), RecordingProcess("host", 1, "1"), Path("run"), environment=environment,
+        "id",
+        "run",
+        "project",
+        "hf",
+        "finished",
+        "2026-01-01T00:00:00Z",
+        Launch("script", "train.py", env=env),
+        Code("0" * 40, "repo", "root", left_out),
+        RecordingProcess("host", 1, "1"),
+        Path("run"),
+        environment=environment,
         obstacles=obstacles,
-    )  # fmt: skip
+    )
 
 
 def found(run: Run | None = None, **evidence: Any) -> list[str]:
@@ -126,8 +135,10 @@ def test_every_changed_value_is_one_line_that_names_it(path: tuple[str, ...], va
     assert len(differences(changed, THEN)) == 1
 
 
-@given(st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(["1", "2"]), min_size=1),
-       st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(["1", "2"]), min_size=1))  # fmt: skip
+PACKAGES = st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(["1", "2"]), min_size=1)
+
+
+@given(PACKAGES, PACKAGES)
 def test_packages_differ_where_versions_do_and_where_one_side_has_none(
     was: dict[str, str], present: dict[str, str]
 ) -> None:
@@ -376,7 +387,8 @@ def test_relative_difference_is_symmetric_and_zero_only_for_equals(
 
 @pytest.mark.parametrize(("was", "present", "expected"), [
     (1.0, 1.0 + 1e-6, 1e-6), ([1, [2.0, 4.0]], [1, [2.0, 5.0]], 0.2), (0, 0, 0.0), ([], [], 0.0),
-    (math.inf, 1.0, math.inf), (10**400, 1.5, math.inf), ("a", 1, None), ([1], [1, 2], None), ([1, None], [1, 2], None),
+    (math.inf, 1.0, math.inf), (10**400, 1.5, math.inf), ("a", 1, None),
+    ([1], [1, 2], None), ([1, None], [1, 2], None),
 ])  # fmt: skip
 def test_relative_difference_of_values(was: Any, present: Any, expected: float | None) -> None:
     assert relative_difference(was, present) == (

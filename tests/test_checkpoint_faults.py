@@ -22,7 +22,9 @@ from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint, te
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 from tests.conftest import PROJECTS
-from tests.resuming import Starter, differences, make_folder, start, starter, the_run
+from tests.resuming import Starter, differences, make_folder, start, the_run
+
+pytestmark = pytest.mark.xdist_group("killed")
 
 __all__ = ["start"]  # a fixture
 
@@ -106,9 +108,14 @@ def same_end(run: Run, sound: Run) -> bool:
     last = sound.position
     assert last is not None
     sections = ("model", "optimizer")
-    return run.status == "finished" and run.position == last and all(
-        tensor_hashes(run.path, last, one) == tensor_hashes(sound.path, last, one) for one in sections
-    )  # fmt: skip
+    return (
+        run.status == "finished"
+        and run.position == last
+        and all(
+            tensor_hashes(run.path, last, one) == tensor_hashes(sound.path, last, one)
+            for one in sections
+        )
+    )
 
 
 FAULTS = {
@@ -191,7 +198,8 @@ def moments(seed: int, framework: str) -> Iterator[str]:
     chance = random.Random(seed)
     while True:
         for killed in ("checkpoint:KILL", "both"):
-            yield f"{killed}:{chance.randrange(3, STATES[framework])}:{chance.uniform(0.0001, 0.03):.4f}"
+            state, delay_s = chance.randrange(3, STATES[framework]), chance.uniform(0.0001, 0.03)
+            yield f"{killed}:{state}:{delay_s:.4f}"
 
 
 @frameworks
@@ -213,14 +221,14 @@ def test_50_trainings_that_are_killed_while_checkpoints_are_written_come_to_the_
     sound: Callable[[str], Sound], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = []
-    with starter() as start:
-        for framework in CELLS:
-            stops = moments(50, framework)
-            for number in range(25):
-                folder, stop = prepared(tmp_path / f"{framework}{number}"), next(stops)
-                table.append((framework, stop, *killed_and_gone_on(
-                    start, folder, framework, stop, sound(framework).run)))  # fmt: skip
-                shutil.rmtree(folder)
+    start = Starter()
+    for framework in CELLS:
+        stops = moments(50, framework)
+        for number in range(25):
+            folder, stop = prepared(tmp_path / f"{framework}{number}"), next(stops)
+            table.append((framework, stop, *killed_and_gone_on(
+                start, folder, framework, stop, sound(framework).run)))  # fmt: skip
+            shutil.rmtree(folder)
     equal = sum(row[-1] == "equal" for row in table)
     with capsys.disabled():
         print("\nframework  killed at                  whole  torn  in the end")

@@ -263,12 +263,14 @@ from flor_plugins.store.codec import encode
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-checkpoints.save_checkpoint(Path(sys.argv[1]), Position(1, 10), encode({"model": {"w": torch.ones(3)}}))
+state = encode({"model": {"w": torch.ones(3)}})
+checkpoints.save_checkpoint(Path(sys.argv[1]), Position(1, 10), state)
 if sys.argv[2] == "before state.json":
     writer.write_json = die
 else:
     os.rename = Path.rename = die
-checkpoints.save_checkpoint(Path(sys.argv[1]), Position(2, 20), encode({"model": {"w": torch.zeros(3)}}))
+state = encode({"model": {"w": torch.zeros(3)}})
+checkpoints.save_checkpoint(Path(sys.argv[1]), Position(2, 20), state)
 """
 
 

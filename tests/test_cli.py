@@ -29,7 +29,8 @@ words = Path("words.txt").read_text()
 made = hf_toy.Tokens.__init__
 def read(self, n, augment):
     made(self, n, augment)
-    self.x = torch.randint(0, 50, (n, 12), generator=torch.Generator().manual_seed(seed + len(words)))
+    generator = torch.Generator().manual_seed(seed + len(words))
+    self.x = torch.randint(0, 50, (n, 12), generator=generator)
 hf_toy.Tokens.__init__ = read
 """
 GOOD = """

@@ -5,7 +5,6 @@ training, in each phase.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,6 @@ from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.editing import changed
 from tests.replaying import Project
-from tests.trainings import Trainings, trainings
 
 BARE = '''"""Trains: python train.py NAME."""
 import sys
@@ -90,20 +88,14 @@ Values = dict[tuple[Any, ...], Any]
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[Trainings]:
-    with trainings("hf") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory, started: Trainings) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Three versions are recorded: one without the class, one with other names, and the one
     that is edited then.
     """
     made = replaying.make(tmp_path_factory.mktemp("edit") / "project")
     for name, text in {"bare": BARE, "first": FIRST, "second": SECOND}.items():
         made.write("train.py", text)
-        started.run(made.root, "train.py", name)
+        made.python("train.py", name)
     made.write("patches/loss.py", PATCH)
     made.write("train.py", EDITED)
     return made
@@ -125,13 +117,13 @@ def values(store: Store, name: str, metrics: list[str]) -> Values:
 
 
 def test_what_an_edit_logs_is_what_a_training_logs(
-    project: Project, printed: str, started: Trainings, tmp_path: Path
+    project: Project, printed: str, tmp_path: Path
 ) -> None:
     really = replaying.make(tmp_path / "really")
     patched = {one["name"]: one for one in _tasks(project)}
     for name in NAMES:
         really.write("train.py", patched[name]["edit"]["sources"]["train.py"])
-        started.run(really.root, "train.py", name)
+        really.python("train.py", name)
         found = values(project.store, name, METRICS)
         assert found == values(really.store, name, METRICS)
         steps = {place[2] for place in found if place[0] == "sharpness" and place[3] == "train"}

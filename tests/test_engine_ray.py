@@ -33,7 +33,8 @@ from tests.replaying import HOOKS, METRICS, Project
 REPLAY = "20270101-000000-000-abcdef"
 THREE = """
 for number in range(3):
-    train(FlorCallback(f"run{number}", every_n_epochs=1 + number // 2), epochs=4, lr=0.01 * (1 + number))
+    callback = FlorCallback(f"run{number}", every_n_epochs=1 + number // 2)
+    train(callback, epochs=4, lr=0.01 * (1 + number))
 """
 # What a driver does, in a process of its own: Ray changes the signal handlers and the threads
 # of the one it is in.
@@ -80,9 +81,19 @@ def main():
     executor, by_id = executor_of(asked["engine"]), {run.run_id: run for run in runs}
     outcomes = executor.run_all(store, by_id, made, tell, workers=2)
     print(json.dumps({
-        "passed": [[[one.way, one.epochs, one.verdict.grade] for one in o.passed] for o in outcomes],
-        "stretches": [[[asdict(one.range.start), asdict(one.range.end), one.verdict.grade] for one in o.stretches] for o in outcomes],
-        "failures": [line for o in outcomes for line in [*o.hook_failures, *([o.failure] if o.failure else [])]],
+        "passed": [
+            [[one.way, one.epochs, one.verdict.grade] for one in o.passed] for o in outcomes
+        ],
+        "stretches": [
+            [
+                [asdict(one.range.start), asdict(one.range.end), one.verdict.grade]
+                for one in o.stretches
+            ]
+            for o in outcomes
+        ],
+        "failures": [
+            line for o in outcomes for line in [*o.hook_failures, o.failure] if line is not None
+        ],
         "placed": placed, "killed": killed, "events": sorted(set(events)), "driver": os.getpid(),
         "order": [o.task.run_id for o in outcomes],
     }))

@@ -196,8 +196,12 @@ def test_packages_are_read_from_names_and_the_first_folder_wins(
     said = installed()
     monkeypatch.undo()
     assert said == {
-        "a-b": "1.0.post1", "local": "1.0+cpu", "old": "2.0", "toy-box-x": "1.0", "worked-on": "3.0",
-    }  # fmt: skip
+        "a-b": "1.0.post1",
+        "local": "1.0+cpu",
+        "old": "2.0",
+        "toy-box-x": "1.0",
+        "worked-on": "3.0",
+    }
 
 
 def test_a_folder_of_samples_is_not_read_to_its_end(
@@ -244,13 +248,28 @@ def test_values_become_plain() -> None:
     import numpy as np
     import torch
 
-    flat = flatten("", {
-        "enum": Color.RED, "other": Color.TUPLE, "dtype": torch.float32, "np": np.float32(0.5),
-        "bool": np.True_,
-        "nan": float("nan"), "inf": [float("-inf")], "set": {2, 1}, "tuple": (1, (2, "x")), "type": dict,
-        "function": flatten, "tensor": torch.zeros(2, 3), "empty": {}, "text": "x" * 500, "huge": b"x" * 500,
-        "object": object(), "many": list(range(5000)),
-    })  # fmt: skip
+    flat = flatten(
+        "",
+        {
+            "enum": Color.RED,
+            "other": Color.TUPLE,
+            "dtype": torch.float32,
+            "np": np.float32(0.5),
+            "bool": np.True_,
+            "nan": float("nan"),
+            "inf": [float("-inf")],
+            "set": {2, 1},
+            "tuple": (1, (2, "x")),
+            "type": dict,
+            "function": flatten,
+            "tensor": torch.zeros(2, 3),
+            "empty": {},
+            "text": "x" * 500,
+            "huge": b"x" * 500,
+            "object": object(),
+            "many": list(range(5000)),
+        },
+    )
     assert json.loads(json.dumps(flat, allow_nan=False)) == flat
     assert flat["enum"] == "red" and flat["other"] == "TUPLE" and flat["dtype"] == "torch.float32"
     assert (

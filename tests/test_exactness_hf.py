@@ -17,6 +17,7 @@ from flor_plugins.store.layout import Store
 from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_hf
+from tests.conftest import few
 from tests.variants import session_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -95,7 +96,7 @@ def passed(events: list[dict[str, Any]]) -> dict[str, tuple[str, str]]:
 
 
 @pytest.mark.exactness
-@pytest.mark.parametrize("name", list(cells_hf.CELLS))
+@pytest.mark.parametrize("name", few(cells_hf.CELLS, cells_hf.FEW))
 def test_replay_from_epochs_and_steps_is_bit_equal(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import functools
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.run_index import RunIndex, index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_lightning, variants
+from tests.conftest import few
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -102,7 +104,7 @@ def same_bits(recorded: Losses, replayed: Losses) -> bool:
 
 
 @pytest.mark.exactness
-@pytest.mark.parametrize("name", cells_lightning.CELLS)
+@pytest.mark.parametrize("name", few(cells_lightning.CELLS, cells_lightning.FEW))
 def test_replayed_epochs_and_steps_are_bit_equal(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,18 +143,24 @@ def test_replayed_epochs_and_steps_are_bit_equal(
 
 @pytest.mark.exactness
 @pytest.mark.parametrize(
-    "name",
+    ("name", "is_inside"),
     [
-        "accumulate_stream",
-        "persistent_workers",
-        "plateau",
-        "ema",
-        "swa",
-        "manual_stream",
-        "early_stopping_min_steps",
+        ("accumulate_stream", True),
+        ("persistent_workers", False),
+        ("swa", True),
+        *(
+            pytest.param(name, is_inside, marks=pytest.mark.slow)
+            for name, is_inside in [
+                ("accumulate_stream", False),
+                ("persistent_workers", True),
+                ("swa", False),
+                *product(
+                    ["plateau", "ema", "manual_stream", "early_stopping_min_steps"], [True, False]
+                ),
+            ]
+        ),
     ],
 )
-@pytest.mark.parametrize("is_inside", [True, False])
 def test_fit_that_begins_at_a_state_ends_in_the_weights_of_the_uninterrupted_one(
     name: str, is_inside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -212,7 +220,11 @@ def test_stretch_that_ends_inside_an_epoch_leaves_it_without_its_end(
 
 
 @pytest.mark.parametrize(
-    "name", ["swa", "finetuning", "reloaded", "two_loaders", "own_generator_workers"]
+    "name",
+    few(
+        ["swa", "finetuning", "reloaded", "two_loaders", "own_generator_workers"],
+        ["swa", "reloaded"],
+    ),
 )
 def test_epochs_can_be_run_again_in_any_order(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -341,7 +353,11 @@ def test_weights_are_all_that_a_hook_on_the_state_needs(
 
 
 @pytest.mark.parametrize(
-    "name", ["dropout_shuffle", "accumulate_stream", "persistent_workers", "manual_stream"]
+    "name",
+    few(
+        ["dropout_shuffle", "accumulate_stream", "persistent_workers", "manual_stream"],
+        ["dropout_shuffle", "persistent_workers"],
+    ),
 )
 def test_checkpoints_at_steps_change_no_bit_of_the_training(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -25,7 +25,7 @@ from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_loop
 from tests.cells_loop import Flor
-from tests.conftest import table_of
+from tests.conftest import few, table_of
 from tests.variants import session_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -41,9 +41,7 @@ FEW = (
     "arrays",
     "own_environment",
 )
-CELLS = [
-    pytest.param(name, marks=() if name in FEW else pytest.mark.slow) for name in cells_loop.CELLS
-]
+CELLS = few(cells_loop.CELLS, FEW)
 
 
 def alone(act: Callable[[], Any]) -> Any:

@@ -36,7 +36,8 @@ from tests import cells_hf
 warnings.filterwarnings("ignore")
 torch.set_num_threads(1)
 name = sys.argv[1]
-callback = FlorCallback("hf." + name, every_n_steps=3 if "accumulate" in name or "short" in name else 7)
+every = 3 if "accumulate" in name or "short" in name else 7
+callback = FlorCallback("hf." + name, every_n_steps=every)
 cells_hf.train(name, Path("out") / name, callback)[1]()
 """,
 }

@@ -123,9 +123,12 @@ def test_a_value_is_not_shown_before_it_was_known(store: Store) -> None:
 
 
 def test_level_epoch_shows_step_values_where_the_epoch_ended(two: Store) -> None:
-    assert table(dataframe(two, "loss", "val_acc", level="epoch", runs=[A])[["epoch", "step", "loss"]]) == [
-        (1, 2, 3.0), (2, 4, 1.0),
-    ]  # fmt: skip
+    assert table(
+        dataframe(two, "loss", "val_acc", level="epoch", runs=[A])[["epoch", "step", "loss"]]
+    ) == [
+        (1, 2, 3.0),
+        (2, 4, 1.0),
+    ]
     assert cells(dataframe(two, "loss", level="epoch")["loss"]) == [3.0, 1.0, 3.0]
 
 
@@ -287,9 +290,19 @@ def test_asking_for_a_column_that_is_always_there_is_fine(two: Store) -> None:
 
 def test_values_have_the_types_that_pandas_users_expect(store: Store) -> None:
     one = {
-        "int": 1, "float": 1.5, "mixed": 1, "bool": True, "text": "a", "cm": [[1, 0], [0, 2]], "ragged": [[1], [1, 2]],
-        "big": 2**70, "dict": {"a": 1}, "vec": [0.5, NAN], "words": ["a", "b"], "large": numpy.arange(5000),
-    }  # fmt: skip
+        "int": 1,
+        "float": 1.5,
+        "mixed": 1,
+        "bool": True,
+        "text": "a",
+        "cm": [[1, 0], [0, 2]],
+        "ragged": [[1], [1, 2]],
+        "big": 2**70,
+        "dict": {"a": 1},
+        "vec": [0.5, NAN],
+        "words": ["a", "b"],
+        "large": numpy.arange(5000),
+    }
     log(
         make(store, A),
         [(1, 2, "train", "epoch", one), (2, 4, "train", "epoch", {"mixed": 0.5, "nan": NAN})],
@@ -303,9 +316,14 @@ def test_values_have_the_types_that_pandas_users_expect(store: Store) -> None:
             for name in ("int", "float", "mixed", "bool", "cm", "big", "nan")
         }
         assert kinds == {
-            "int": "Int64", "float": "float64", "mixed": "float64", "bool": "boolean", "cm": "object",
-            "big": "object", "nan": "float64",
-        }  # fmt: skip
+            "int": "Int64",
+            "float": "float64",
+            "mixed": "float64",
+            "bool": "boolean",
+            "cm": "object",
+            "big": "object",
+            "nan": "float64",
+        }
         assert isinstance(frame["cm"][0], numpy.ndarray) and frame["cm"][0].tolist() == [
             [1, 0],
             [0, 2],
@@ -353,8 +371,11 @@ def test_positions_holds_every_completed_epoch(two: Store) -> None:
     frame = positions(run, ["val_acc", "cm", "batch", "run"], "epoch")
     assert list(frame.columns) == ["run", "epoch", "step", "val_acc", "cm", "batch"]
     assert table(frame) == [
-        (A, 1, 2, 0.5, None, 8), (A, 2, 4, 0.75, None, 8), (A, 3, None, None, None, 8), (A, 4, 8, None, None, 8),
-    ]  # fmt: skip
+        (A, 1, 2, 0.5, None, 8),
+        (A, 2, 4, 0.75, None, 8),
+        (A, 3, None, None, None, 8),
+        (A, 4, 8, None, None, 8),
+    ]
 
 
 def test_positions_holds_every_recorded_step(two: Store) -> None:

@@ -24,6 +24,8 @@ from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up
 from flor_plugins.store.layout import Store
 from tests.retaining import at, check_all, ended, train
 
+pytestmark = pytest.mark.xdist_group("killed")
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

@@ -179,14 +179,16 @@ def test_programs_are_started_only_if_a_guard_comes_along(world: Path) -> None:
     assert Path("data/b.txt").read_text() == "original and more"
     print(subprocess.check_output(["uname"]))
     if "landlock" not in on:
-        for command in ([sys.executable, "-I", "-c", write], [sys.executable, "-qS", "-c", write], ["touch", "x"]):
+        own = [sys.executable, "-I", "-c", write], [sys.executable, "-qS", "-c", write]
+        for command in (*own, ["touch", "x"]):
             try:
                 subprocess.run(command)
             except WriteRefused as error:
                 assert "program" in str(error)
             else:
                 raise AssertionError(command)
-        for call in (lambda: os.system("true"), lambda: os.popen("true"), lambda: os.execv("/bin/true", ["true"]),
+        for call in (lambda: os.system("true"), lambda: os.popen("true"),
+                     lambda: os.execv("/bin/true", ["true"]),
                      lambda: subprocess.run([sys.executable, "-c", write], env={}),
                      lambda: os.posix_spawn("/bin/true", ["true"], os.environ)):
             try:
@@ -227,7 +229,8 @@ def test_a_link_is_copied_up_before_it_is_written(world: Path) -> None:
     assert open("data/deep/c.txt").read() == "original"
     os.remove("data/deep/c.txt")
     os.rename("data/b.txt", "data/deep/moved")
-    assert sorted(os.listdir("data")) == ["deep"] and sorted(os.listdir("data/deep")) == ["moved", "own"]
+    assert sorted(os.listdir("data")) == ["deep"]
+    assert sorted(os.listdir("data/deep")) == ["moved", "own"]
     shutil.rmtree("data/deep")
     """,
     )
@@ -292,9 +295,11 @@ def test_refusals_bind_c_code_and_children_where_the_kernel_offers_it(world: Pat
     import subprocess
     assert on == (("python",) if sys.argv[2] == "python" else ("python", "landlock"))
     if "landlock" in on:
-        for command in (f"echo x > {outside}/new", f"echo x >> {outside}/a.txt", f"rm -f {outside}/a.txt",
-                        f"mkdir {outside}/new", f"mv {outside}/data moved", "echo x > data/b.txt"):
-            assert subprocess.run(command, shell=True, stderr=subprocess.DEVNULL).returncode != 0, command
+        for command in (f"echo x > {outside}/new", f"echo x >> {outside}/a.txt",
+                        f"rm -f {outside}/a.txt", f"mkdir {outside}/new",
+                        f"mv {outside}/data moved", "echo x > data/b.txt"):
+            done = subprocess.run(command, shell=True, stderr=subprocess.DEVNULL)
+            assert done.returncode != 0, command
     else:
         raise SystemExit
     own = "echo x > mine && mkdir d && mv mine d && rm -r d && echo x > /dev/null"
@@ -310,7 +315,9 @@ def test_data_loader_workers_live_with_it(world: Path) -> None:
         imports="import torch",
         script="""
     for way in ("fork",):
-        loader = torch.utils.data.DataLoader(torch.arange(8), num_workers=2, multiprocessing_context=way)
+        loader = torch.utils.data.DataLoader(
+            torch.arange(8), num_workers=2, multiprocessing_context=way
+        )
         assert [int(each) for each in loader] == list(range(8))
     """,
     )

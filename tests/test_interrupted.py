@@ -23,6 +23,8 @@ from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.replaying import Project
 
+pytestmark = pytest.mark.xdist_group("killed")
+
 EPOCHS = 6
 PATIENCE_S = 120.0
 SLOW = """
@@ -96,9 +98,14 @@ class Asking:
             name: value,
         }
         return subprocess.Popen(
-            [sys.executable, *ASKS[who]], cwd=self.project.root, env={**env, "SLOW_S": str(seconds)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, *ASKS[who]],
+            cwd=self.project.root,
+            env={**env, "SLOW_S": str(seconds)},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def rows(self) -> Counter[int]:
         """How many values there are of each epoch."""

@@ -38,11 +38,18 @@ def top(tmp_path: Path) -> Path:
     what git ignores.
     """
     texts = {
-        "project/config.yaml": "lr: new", "project/same.txt": "same", "project/new.py": "new",
-        "project/data/a.txt": "data", "project/.venv/pyvenv.cfg": "home",
-        "project/.flor/kept/rows": "rows", "project/.flor/run.json": "run",
-        "box/config.yaml": "lr: old", "box/same.txt": "same", "box/pack/gone.py": "gone", "home/canary.txt": "canary",
-    }  # fmt: skip
+        "project/config.yaml": "lr: new",
+        "project/same.txt": "same",
+        "project/new.py": "new",
+        "project/data/a.txt": "data",
+        "project/.venv/pyvenv.cfg": "home",
+        "project/.flor/kept/rows": "rows",
+        "project/.flor/run.json": "run",
+        "box/config.yaml": "lr: old",
+        "box/same.txt": "same",
+        "box/pack/gone.py": "gone",
+        "home/canary.txt": "canary",
+    }
     for name, text in texts.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -91,16 +98,21 @@ def test_the_past_is_read_by_relative_paths_and_what_is_written_stays_inside(
     top: Path, way: str
 ) -> None:
     before = seen(top / "project")
-    done = run(top, way, """
+    done = run(
+        top,
+        way,
+        """
     assert Path("config.yaml").read_text() == "lr: old" and Path("same.txt").read_text() == "same"
     assert Path("pack/gone.py").read_text() == "gone" and not Path("new.py").exists()
-    assert Path("data/a.txt").read_text() == "data" and Path(".venv/pyvenv.cfg").read_text() == "home"
+    assert Path("data/a.txt").read_text() == "data"
+    assert Path(".venv/pyvenv.cfg").read_text() == "home"
     Path("data/a.txt").write_text("changed")
     Path("data/b.txt").write_text("more")
     assert Path("data/a.txt").read_text() == "changed"
     Path("config.yaml").unlink()
     (top / "project/.flor/kept/rows").write_text("kept")
-    """)  # fmt: skip
+    """,
+    )
     assert done.returncode == 0, done.stderr
     assert seen(top / "project") == before
     assert (top / "project/.flor/kept/rows").read_text() == "kept"
@@ -109,7 +121,10 @@ def test_the_past_is_read_by_relative_paths_and_what_is_written_stays_inside(
 @pytest.mark.parametrize("way", ["overlay", "user"])
 def test_with_copy_on_write_absolute_paths_lead_to_the_past_too(top: Path, way: str) -> None:
     before = seen(top)
-    done = run(top, way, """
+    done = run(
+        top,
+        way,
+        """
     assert place == top / "project" and (top / "project/config.yaml").read_text() == "lr: old"
     (top / "project/data/b.txt").write_text("by its whole name")
     assert Path("data/b.txt").read_text() == "by its whole name"
@@ -120,14 +135,16 @@ def test_with_copy_on_write_absolute_paths_lead_to_the_past_too(top: Path, way: 
     os.chmod(top / "project/same.txt", 0o600)
     harm = f"rm -rf {top}/home; chmod 700 {top}/project; echo x > {top}/project/same.txt"
     subprocess.run(["sh", "-c", harm], check=True)
-    assert subprocess.run(["mount", "-t", "tmpfs", "none", str(top)], stderr=subprocess.DEVNULL).returncode != 0
+    mount = ["mount", "-t", "tmpfs", "none", str(top)]
+    assert subprocess.run(mount, stderr=subprocess.DEVNULL).returncode != 0
     for path in ("/flor-new", "/usr/flor-new", "/etc/flor-new"):
         try:
             open(path, "w")
         except OSError:
             continue
         raise AssertionError(path)
-    """)  # fmt: skip
+    """,
+    )
     assert done.returncode == 0, done.stderr
     assert seen(top) == before
 

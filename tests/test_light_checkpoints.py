@@ -19,7 +19,9 @@ from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
 
 train(FlorCallback("full"), epochs=5)
 takes = CheckpointPolicy.takes_optimizer
-CheckpointPolicy.takes_optimizer = lambda self, position: takes(self, position) and position.epoch in (0, 3, 5)
+CheckpointPolicy.takes_optimizer = (
+    lambda self, position: takes(self, position) and position.epoch in (0, 3, 5)
+)
 train(FlorCallback("light"), epochs=5)
 """
 

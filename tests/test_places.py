@@ -20,8 +20,18 @@ from flor_plugins.replayer.planning.training_ranges import (
 from flor_plugins.store.query.references import RunReference, checkpoint_at, parse_reference
 from flor_plugins.store.run_index import RunIndex, RunProgress
 
-RUN = Run("20261123-200501-123-9f3a2c", "bert", "p", "hf", "finished", "", Launch("script", "t"), None,
-          RecordingProcess("h", 1, "2"), Path("/nowhere"))  # fmt: skip
+RUN = Run(
+    "20261123-200501-123-9f3a2c",
+    "bert",
+    "p",
+    "hf",
+    "finished",
+    "",
+    Launch("script", "t"),
+    None,
+    RecordingProcess("h", 1, "2"),
+    Path("/nowhere"),
+)
 
 
 def checkpoint(position: Position) -> Checkpoint:

@@ -80,11 +80,19 @@ def record(
     """A run of three epochs of four steps, as a recording leaves it."""
     run_id = f"20261123-20050{number}-123-9f3a2c"
     fields: dict[str, Any] = {
-        "run_id": run_id, "name": f"run{number}", "project": "p", "framework": "hf", "status": "finished",
-        "started_at": "2026-11-23T20:05:01Z", "launch": Launch("script", "/r/train.py"),
-        "code": Code("a" * 40, "/r/.git", "/r"), "process": RecordingProcess("elsewhere", 1, "2"),
-        "path": store.run(run_id), "timing": Timing(1.0, 10.0, 2.0), "params": {"lr": 0.1 * number},
-    }  # fmt: skip
+        "run_id": run_id,
+        "name": f"run{number}",
+        "project": "p",
+        "framework": "hf",
+        "status": "finished",
+        "started_at": "2026-11-23T20:05:01Z",
+        "launch": Launch("script", "/r/train.py"),
+        "code": Code("a" * 40, "/r/.git", "/r"),
+        "process": RecordingProcess("elsewhere", 1, "2"),
+        "path": store.run(run_id),
+        "timing": Timing(1.0, 10.0, 2.0),
+        "params": {"lr": 0.1 * number},
+    }
     run = Run(**{**fields, **changes})
     run.path.mkdir(parents=True)
     (run.path / "metrics").mkdir()
@@ -186,11 +194,16 @@ def test_the_table_of_a_plan_says_all_of_each_pass(store: Store, hooks: Path) ->
     row = rows_of(made, is_whole=False)[0]
     shown = {name: row[name] for name in COLUMNS}
     assert shown == {
-        "run": made.tasks[0].run_id, "name": "run1", "vid": "a" * 12, "epochs": "1,2,3", "way": "state",
-        "checkpoints": ("epoch=1,step=4 epoch=3,step=12 "
-                       "epoch=2,step=8"), "seconds": "~4.0", "bytes": "24 B",
+        "run": made.tasks[0].run_id,
+        "name": "run1",
+        "vid": "a" * 12,
+        "epochs": "1,2,3",
+        "way": "state",
+        "checkpoints": ("epoch=1,step=4 epoch=3,step=12 epoch=2,step=8"),
+        "seconds": "~4.0",
+        "bytes": "24 B",
         "metrics": "accuracy",
-    }  # fmt: skip
+    }
     assert rows_of(made, is_whole=True)[0]["bytes"] == 24
 
 

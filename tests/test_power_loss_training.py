@@ -16,7 +16,7 @@ from flor_plugins.store.checkpoints import list_checkpoints
 from flor_plugins.store.layout import Store
 from flor_plugins.store.runs import list_runs
 from tests.conftest import PROJECTS
-from tests.resuming import Starter, differences, start, starter
+from tests.resuming import Starter, differences, start
 from tests.test_checkpoint_faults import (
     CELLS,
     Sound,
@@ -26,6 +26,8 @@ from tests.test_checkpoint_faults import (
     sound,
     weights_in,
 )
+
+pytestmark = pytest.mark.xdist_group("power loss")
 
 __all__ = ["sound", "start"]  # fixtures
 
@@ -87,14 +89,14 @@ def test_40_trainings_whose_machine_loses_its_power_come_to_the_same_end(
     sound: Callable[[str], Sound], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = []
-    with starter() as start:
-        for framework in CELLS:
-            powers = moments(40, framework)
-            for number in range(20):
-                folder, power = tmp_path / f"{framework}{number}", next(powers)
-                table.append((framework, power, *cut_off_and_gone_on(
-                    start, folder, framework, power, sound(framework))))  # fmt: skip
-                shutil.rmtree(folder)
+    start = Starter()
+    for framework in CELLS:
+        powers = moments(40, framework)
+        for number in range(20):
+            folder, power = tmp_path / f"{framework}{number}", next(powers)
+            table.append((framework, power, *cut_off_and_gone_on(
+                start, folder, framework, power, sound(framework))))  # fmt: skip
+            shutil.rmtree(folder)
     equal = sum(row[-1] in ("equal", "a new run") for row in table)
     with capsys.disabled():
         print("\nframework  cut at           safe  whole  in the end")

@@ -147,9 +147,11 @@ def test_a_helper_of_the_edit_goes_where_its_module_is_and_is_imported_once():
     both = carry(edit, {"net.py": old, "more.py": "LIMIT = 2\n"})
     assert set(both.sources) == {"net.py", "more.py"}
     assert added(both) == [
-        "def wide(values):", "return values.std() + LIMIT", "from more import wide", 'flor.log("wide", '
-                                                                                     'wide(logits))'
-    ]  # fmt: skip
+        "def wide(values):",
+        "return values.std() + LIMIT",
+        "from more import wide",
+        'flor.log("wide", wide(logits))',
+    ]
     alone = carry(edit, {"net.py": old})
     assert set(alone.sources) == {"net.py"}
     assert "LIMIT = 1" in added(alone) and "def wide(values):" in added(alone)
@@ -294,15 +296,19 @@ def _renamed_locals(body: str, names: dict[str, str]) -> str:
     return ast.unparse(tree).removeprefix("class A:\n") + "\n"
 
 
-STATEMENTS = st.sampled_from((
-    "print(index)", "x = x * 2", "out = out.relu()", "self.seen = index", "if index:\n            y = "
-                                                                          "y "
-                                                                          "+ "
-                                                                          "1",
-    "with torch.no_grad():\n            self.scale = "
-    "out.mean()", "for part in out:\n            print(part)",
-    "norm = 1", "return None",
-))  # fmt: skip
+STATEMENTS = st.sampled_from(
+    (
+        "print(index)",
+        "x = x * 2",
+        "out = out.relu()",
+        "self.seen = index",
+        "if index:\n            y = y + 1",
+        "with torch.no_grad():\n            self.scale = out.mean()",
+        "for part in out:\n            print(part)",
+        "norm = 1",
+        "return None",
+    )
+)
 
 
 @given(

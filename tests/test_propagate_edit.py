@@ -161,11 +161,15 @@ SIMPLE = st.sampled_from(
 BODIES = st.recursive(
     st.lists(SIMPLE, min_size=1, max_size=4),
     lambda inner: st.lists(
-        st.one_of(SIMPLE, st.tuples(st.sampled_from(("if a:", "for i in b:", "with c:", "def f(a):")), inner)),
-        min_size=1, max_size=4,
+        st.one_of(
+            SIMPLE,
+            st.tuples(st.sampled_from(("if a:", "for i in b:", "with c:", "def f(a):")), inner),
+        ),
+        min_size=1,
+        max_size=4,
     ),
     max_leaves=12,
-)  # fmt: skip
+)
 LOG = "flor.log('new', 1)"
 
 
@@ -216,9 +220,17 @@ def test_a_changed_statement_of_the_base_is_always_refused(
 def recorded(project: Project, name: str) -> Run:
     code = take(project.store, name, project.root)
     return Run(
-        name, name, "p", "lightning", "finished", "2026-01-01T00:00:00.000Z", Launch("script", "train.py"), code,
-        RecordingProcess("h", 1, ""), project.store.run(name),
-    )  # fmt: skip
+        name,
+        name,
+        "p",
+        "lightning",
+        "finished",
+        "2026-01-01T00:00:00.000Z",
+        Launch("script", "train.py"),
+        code,
+        RecordingProcess("h", 1, ""),
+        project.store.run(name),
+    )
 
 
 def test_the_edit_in_a_working_tree_is_that_since_the_nearest_run(tmp_path: Path):

@@ -5,7 +5,7 @@ logs with the edit in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,6 @@ from flor_plugins.store.runs import list_runs
 from tests.editing import edit_of
 from tests.edits import Files, edited, versions
 from tests.replaying import Project, rows_of
-from tests.trainings import Trainings, trainings
 
 # Seven workers are started one after the other, on a machine that others may use.
 pytestmark = pytest.mark.timeout(900)
@@ -50,7 +49,7 @@ def write(project: Project, files: Mapping[str, str]) -> None:
         project.write(path, text)
 
 
-def record_seven(root: Path, started: Trainings) -> Project:
+def record_seven(root: Path) -> Project:
     """A repository whose history is the seven versions, with a run named after each."""
     project = Project(root)
     root.mkdir(parents=True)
@@ -64,7 +63,7 @@ def record_seven(root: Path, started: Trainings) -> Project:
         if name in COMMITTED:
             project.git("add", "-A")
             project.git("commit", "-q", "-m", name)
-        started.run(root, "train.py", name)
+        project.python("train.py", name)
         before = files
     return project
 
@@ -82,9 +81,7 @@ def recorded_files(project: Project, name: str) -> Files:
         }
 
 
-def truth(
-    root: Path, files: Mapping[str, str], carried: Backport, name: str, started: Trainings
-) -> Values:
+def truth(root: Path, files: Mapping[str, str], carried: Backport, name: str) -> Values:
     """What a version logs that really trains with the edit in it: {(epoch, step): value}."""
     project = Project(root)
     root.mkdir(parents=True)
@@ -92,19 +89,13 @@ def truth(
     write(project, {**files, **carried.sources})
     project.git("add", "-A")
     project.git("commit", "-q", "-m", name)
-    started.run(root, "train.py", name)
+    project.python("train.py", name)
     return rows_of(flor.dataframe("margin", store=project.store.root), name, "margin")
 
 
 @pytest.fixture(scope="module")
-def started() -> Iterator[Trainings]:
-    with trainings("lightning") as found:
-        yield found
-
-
-@pytest.fixture(scope="module")
-def recorded(tmp_path_factory: pytest.TempPathFactory, started: Trainings) -> Project:
-    project = record_seven(tmp_path_factory.mktemp("seven") / "project", started)
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    project = record_seven(tmp_path_factory.mktemp("seven") / "project")
     write(project, edited())
     return project
 
@@ -112,7 +103,6 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, started: Trainings) -> Pr
 @pytest.fixture(scope="module", params=versions())
 def trained(
     recorded: Project,
-    started: Trainings,
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
 ) -> Trained:
@@ -122,7 +112,7 @@ def trained(
     assert files == versions()[name]
     carried = carry(edit_of(recorded_files(recorded, "v7"), edited()), files)
     root = tmp_path_factory.mktemp("truth") / name
-    return Trained(name, carried, root / ".flor", truth(root, files, carried, name, started))
+    return Trained(name, carried, root / ".flor", truth(root, files, carried, name))
 
 
 @pytest.fixture(scope="module")
@@ -219,10 +209,10 @@ def test_another_edit_is_another_value(recorded: Project, asked: str) -> None:
 
 
 def test_a_version_that_logs_it_itself_is_where_the_edit_leads_to(
-    recorded: Project, asked: str, started: Trainings
+    recorded: Project, asked: str
 ) -> None:
     # The edit is committed, so to say, and trained: what it is compared with is still the
     # version before.
-    started.run(recorded.root, "train.py", "v8")
+    recorded.python("train.py", "v8")
     made = planned(recorded, "margin")
     assert made.tasks == () and made.skipped == {}

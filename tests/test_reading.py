@@ -43,11 +43,23 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     store = Store(tmp_path / ".flor").make()
     run_id = "20261123-200501-123-9f3a2c"
     run = Run(
-        run_id, "bert", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "t.py"), None,
-        RecordingProcess("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1.0, 10.0, None, 0.123),
-        skipped=(SkippedCheckpoint(Position(3, 30), DEAR, 31.0), SkippedCheckpoint(Position(3, 35), "the writer was busy")),
+        run_id,
+        "bert",
+        "p",
+        "hf",
+        "finished",
+        "2026-11-23T20:05:01Z",
+        Launch("script", "t.py"),
+        None,
+        RecordingProcess("elsewhere", 1, "2"),
+        store.run(run_id),
+        timing=Timing(1.0, 10.0, None, 0.123),
+        skipped=(
+            SkippedCheckpoint(Position(3, 30), DEAR, 31.0),
+            SkippedCheckpoint(Position(3, 35), "the writer was busy"),
+        ),
         skipped_count=2,
-    )  # fmt: skip
+    )
     save_run(run)
     for epoch in (0, 1, 2, 4):
         state = {"model": {"w": torch.ones(250)}, "optimizer": [1]}
@@ -115,8 +127,19 @@ def places(
 ) -> RunIndex:
     """Epochs of ten steps; saved: the sections of each checkpoint."""
     path = Path("/nowhere")
-    run = Run("r", "n", "p", "hf", "finished", "", Launch("script", "t"), None, RecordingProcess("h", 1, "2"), path,
-              timing=Timing(None, epoch_s))  # fmt: skip
+    run = Run(
+        "r",
+        "n",
+        "p",
+        "hf",
+        "finished",
+        "",
+        Launch("script", "t"),
+        None,
+        RecordingProcess("h", 1, "2"),
+        path,
+        timing=Timing(None, epoch_s),
+    )
     made = {
         at: Checkpoint("r", at, path, len(parts) > 1, 1, (), parts) for at, parts in saved.items()
     }
@@ -167,8 +190,8 @@ def test_how_the_epochs_without_a_checkpoint_are_reached(found: RunIndex, said: 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0.0, "0 s"), (0.123, "0.12 s"), (9.94, "9.9 s"), (9.96, "10 s"), (119.4, "119 s"), (120.0, "2 min"),
-     (7169.0, "119 min"), (7200.0, "2.0 h")],
+    [(0.0, "0 s"), (0.123, "0.12 s"), (9.94, "9.9 s"), (9.96, "10 s"), (119.4, "119 s"),
+     (120.0, "2 min"), (7169.0, "119 min"), (7200.0, "2.0 h")],
 )  # fmt: skip
 def test_a_duration_is_printed_for_people(seconds: float, text: str) -> None:
     assert tables.duration(seconds) == text

@@ -274,7 +274,8 @@ if __name__ == "__main__":
             try:
                 weights = toy.train(toy.module.FlorCallback(store=store), pad, epochs=2)
             finally:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+                no_limit = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+                resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
         ours = [str(one.message) for one in caught if issubclass(one.category, FlorWarning)]
         found[limit] = {"same": same(undisturbed, weights), "warnings": ours}
     Path("found.json").write_text(json.dumps(found))

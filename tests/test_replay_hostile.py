@@ -25,9 +25,17 @@ from tests import replaying
 from tests.replaying import Project, rows_of
 
 ACTS = (
-    "write_home", "save_checkpoints", "call_system", "delete_outputs", "push_to_hub", "log_to_trackers", "spawn",
-    "change_folder", "change_source", "write_through_links",
-)  # fmt: skip
+    "write_home",
+    "save_checkpoints",
+    "call_system",
+    "delete_outputs",
+    "push_to_hub",
+    "log_to_trackers",
+    "spawn",
+    "change_folder",
+    "change_source",
+    "write_through_links",
+)
 # Where nothing is copied on write, these end with the refusal of a path, or of a program.
 OF_A_PATH = ("write_home", "save_checkpoints", "change_folder", "change_source", "delete_outputs")
 REFUSED = {"overlay": (), "landlock": OF_A_PATH, "python": (*OF_A_PATH, "call_system", "spawn")}
@@ -59,10 +67,14 @@ def make(root: Path, trainer: str) -> World:
         (root / name).mkdir(parents=True)
     lay(root)
     env = {
-        "HOME": str(root / "home"), "OUTSIDE": str(root / "outside"), "PROJECT": str(root / "project"),
-        "HF_HUB_OFFLINE": "0", "MLFLOW_ALLOW_FILE_STORE": "true",
-        "TMPDIR": "/tmp", "XDG_CACHE_HOME": str(root / "home/.cache"),
-    }  # fmt: skip
+        "HOME": str(root / "home"),
+        "OUTSIDE": str(root / "outside"),
+        "PROJECT": str(root / "project"),
+        "HF_HUB_OFFLINE": "0",
+        "MLFLOW_ALLOW_FILE_STORE": "true",
+        "TMPDIR": "/tmp",
+        "XDG_CACHE_HOME": str(root / "home/.cache"),
+    }
     project = Project(replaying.make(root / "project").root, env)
     (project.root / "linked.txt").symlink_to(root / "outside" / "linked.txt")
     project.write("notes.md", "notes\n")

@@ -109,8 +109,12 @@ def lived_in(
         store=project.store.root,
     )
     return {
-        "project": project, "before": before, "recorded": recorded, "outputs": outputs, "replayed": look(project)
-    }  # fmt: skip
+        "project": project,
+        "before": before,
+        "recorded": recorded,
+        "outputs": outputs,
+        "replayed": look(project),
+    }
 
 
 def test_a_recording_leaves_the_repository_as_it_was(lived_in: dict[str, object]) -> None:

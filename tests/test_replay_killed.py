@@ -16,6 +16,8 @@ from flor_plugins.store.runs import list_runs
 from tests import replaying
 from tests.replaying import HOOKS, Project
 
+pytestmark = pytest.mark.xdist_group("killed")
+
 # The metrics are the way "state" or "validate", so that each epoch is a position with a checkpoint.
 PICKED = {"lightning": ["val_accuracy", "wrong"], "hf": ["token_accuracy"]}
 SCRIPT = """
@@ -46,8 +48,10 @@ def journal_of(fd):
         return ""
 
 def workers():
-    found = {int(fd.split("/")[2]) for fd in glob("/proc/[0-9]*/fd/*") if journal_of(fd).endswith("-w0.jsonl")
-             and asked["store"] in journal_of(fd)}
+    found = {
+        int(fd.split("/")[2]) for fd in glob("/proc/[0-9]*/fd/*")
+        if journal_of(fd).endswith("-w0.jsonl") and asked["store"] in journal_of(fd)
+    }
     return found - {os.getpid()} - killed
 
 def kill():
@@ -58,7 +62,8 @@ def kill():
 def tell(task, told):
     event = event_to_json(told)
     events.append(event["event"])
-    if event["event"] == "position" and draw.random() < asked["chance"] and len(killed) < asked["kills"]:
+    is_picked = event["event"] == "position" and draw.random() < asked["chance"]
+    if is_picked and len(killed) < asked["kills"]:
         threading.Timer(draw.random() * asked["delay_s"], kill).start()
 
 def main():
@@ -69,7 +74,9 @@ def main():
     outcomes = executor_of("local").run_all(store, {run.run_id: run for run in runs}, made, tell)
     print(json.dumps({
         "kills": len(killed), "lost": events.count("lost"), "positions": events.count("position"),
-        "failures": [line for o in outcomes for line in [*o.hook_failures, *([o.failure] if o.failure else [])]],
+        "failures": [
+            line for o in outcomes for line in [*o.hook_failures, o.failure] if line is not None
+        ],
         "passed": [[one.way, one.epochs, one.verdict.grade] for o in outcomes for one in o.passed],
         "planned": [[one.way, list(one.epochs)] for task in made.tasks for one in task.passes],
         "again": len(planner.make(store, list_runs(store), request).tasks),

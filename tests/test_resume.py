@@ -57,13 +57,39 @@ CASES = {
         "stream": ["step:KILL:15"],
     },
 }
+# In the default run: one for each way of being stopped, and for each mechanism of a restoration.
+FEW = {
+    ("lightning", "dropout_shuffle"): {"step:KILL:18", "checkpoint:KILL:5", "step:TERM:18"},
+    ("lightning", "accumulate_stream"): {"step:KILL:13"},
+    ("lightning", "persistent_workers"): {"step:KILL:33"},
+    ("lightning", "swa"): {"step:KILL:50"},
+    ("lightning", "early_stopping_min_steps"): {"end:KILL:1"},
+    ("lightning", "model_checkpoint"): {"validation:KILL:30"},
+    ("lightning", "manual_two_optimizers"): {"step:KILL:40"},
+    ("lightning", "own_callback"): {"step:KILL:40"},
+    ("hf", "plain"): {"step:KILL:9+validation:KILL:30", "step:INT:18", "end:KILL:1"},
+    ("hf", "persistent_workers_by_steps"): {"step:KILL:27"},
+    ("hf", "endless_accumulate"): {"step:KILL:9"},
+    ("hf", "plateau"): {"step:KILL:28"},
+    ("hf", "early_stopping"): {"step:KILL:19"},
+    ("hf", "best_model"): {"save:KILL:30"},
+    ("hf", "own_callback"): {"step:KILL:27"},
+}
 
 
 @pytest.mark.exactness
 @pytest.mark.parametrize(
     ("framework", "cell", "stops"),
     [
-        (framework, cell, stops)
+        pytest.param(
+            framework,
+            cell,
+            stops,
+            marks=[
+                pytest.mark.xdist_group(f"resume {framework} {cell}"),  # one uninterrupted run
+                *([] if stops in FEW.get((framework, cell), ()) else [pytest.mark.slow]),
+            ],
+        )
         for framework in CASES
         for cell, all_ in CASES[framework].items()
         for stops in all_

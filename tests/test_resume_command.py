@@ -20,7 +20,8 @@ from flor_plugins.store.runs import list_runs
 from tests import cells_hf, cells_lightning, replaying
 from tests.conftest import PROJECTS
 from tests.replaying import Project
-from tests.resuming import ROOT, SCRIPT, Starter, Whole, differences, start, the_run, whole
+from tests.resuming import SCRIPT, Starter, Whole, differences, start, the_run, whole
+from tests.trainings import ROOT
 
 __all__ = ["start", "whole"]  # fixtures
 

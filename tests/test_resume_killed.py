@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.resuming import differences, make_folder, starter, the_run
+from tests.resuming import Starter, differences, make_folder, the_run
+
+pytestmark = pytest.mark.xdist_group("killed")
 
 CELLS = {
     "lightning": ["dropout_shuffle", "two_workers", "accumulate_clip", "ema", "model_checkpoint"],
@@ -31,24 +33,22 @@ def test_20_runs_killed_at_random_moments_end_in_the_weights_of_the_uninterrupte
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chance, table, equal = random.Random(20), [], 0
-    with starter() as start:
-        for framework, cells in CELLS.items():
-            for cell in cells:
-                whole = make_folder(tmp_path / framework / cell)
-                assert start.run(whole, "resume_cell.py", framework, cell)[0] == 0
-                for number in range(2):
-                    stop = _stop(chance, framework, cell, MOMENTS[len(table) % 3])
-                    folder = make_folder(tmp_path / framework / f"{cell}-{number}")
-                    killed = start.run(folder, "resume_cell.py", framework, cell, STOP=stop)[0]
-                    torn = len(list(folder.rglob(".partial-*")))
-                    status = start.run(folder, "resume_cell.py", framework, cell)[0]
-                    run = the_run(folder)
-                    found = differences(run, the_run(whole))
-                    equal += killed == -9 and status == 0 and len(run.resumed) == 1 and not found
-                    resumed = run.resumed[0].split()[-1] if run.resumed else "not resumed"
-                    table.append(
-                        (framework, cell, stop, torn, resumed, "; ".join(found) or "equal")
-                    )
+    start = Starter()
+    for framework, cells in CELLS.items():
+        for cell in cells:
+            whole = make_folder(tmp_path / framework / cell)
+            assert start.run(whole, "resume_cell.py", framework, cell)[0] == 0
+            for number in range(2):
+                stop = _stop(chance, framework, cell, MOMENTS[len(table) % 3])
+                folder = make_folder(tmp_path / framework / f"{cell}-{number}")
+                killed = start.run(folder, "resume_cell.py", framework, cell, STOP=stop)[0]
+                torn = len(list(folder.rglob(".partial-*")))
+                status = start.run(folder, "resume_cell.py", framework, cell)[0]
+                run = the_run(folder)
+                found = differences(run, the_run(whole))
+                equal += killed == -9 and status == 0 and len(run.resumed) == 1 and not found
+                resumed = run.resumed[0].split()[-1] if run.resumed else "not resumed"
+                table.append((framework, cell, stop, torn, resumed, "; ".join(found) or "equal"))
     with capsys.disabled():
         print(
             "\nframework  cell             killed at                 torn  resumed at       "

@@ -269,11 +269,20 @@ def test_many_processes_make_and_leave_sandboxes_of_one_repository_at_once(
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(work), code.vid, str(store.replay("r") / f"w{index}")],
-            stderr=subprocess.PIPE, text=True, env=env,
+            [
+                sys.executable,
+                "-c",
+                script,
+                str(work),
+                code.vid,
+                str(store.replay("r") / f"w{index}"),
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
         )
         for index in range(6)
-    ]  # fmt: skip
+    ]
     said = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0] * 6, "\n".join(said)
     assert git(work, "worktree", "list").count("\n") <= 1

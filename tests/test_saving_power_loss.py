@@ -32,6 +32,8 @@ from flor_plugins.store.checkpoints import (
 )
 from flor_plugins.store.codec import encode
 
+pytestmark = pytest.mark.xdist_group("power loss")
+
 
 @dataclass(frozen=True)
 class Event:
@@ -207,7 +209,7 @@ def test_after_a_loss_of_power_what_was_finished_is_whole_and_what_was_not_is_ne
     shutil.rmtree(folder)
 
 
-def test_at_every_moment_of_the_log_the_disk_has_each_finished_checkpoint_and_the_next_one_can_be_written(
+def test_at_every_moment_the_disk_has_each_finished_checkpoint_and_the_next_one_can_be_written(
     log: Log, tmp_path: Path
 ) -> None:
     for cut in range(1, len(log.events) + 1):

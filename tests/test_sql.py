@@ -140,8 +140,10 @@ def test_a_wrong_query_is_a_store_error_with_the_tables(store: Store, query: str
     "query",
     [
         "SELECT * FROM read_text('{file}')", "SELECT * FROM '{file}'", "COPY runs TO '{file}.out'",
-        "COPY (SELECT 1) TO '{file}.out' (FORMAT csv)", "ATTACH '{file}.db'", "EXPORT DATABASE '{file}.dir'",
-        "SET enable_external_access = true", "INSTALL httpfs", "SELECT * FROM glob('{file}*')", "SELECT * FROM secret",
+        "COPY (SELECT 1) TO '{file}.out' (FORMAT csv)", "ATTACH '{file}.db'",
+        "EXPORT DATABASE '{file}.dir'",
+        "SET enable_external_access = true", "INSTALL httpfs", "SELECT * FROM glob('{file}*')",
+        "SELECT * FROM secret",
         "CREATE TABLE x AS SELECT * FROM read_csv('{file}')", "SELECT 1; COPY runs TO '{file}.out'",
         "RESET enable_external_access; SELECT * FROM read_text('{file}')",
     ],

@@ -21,7 +21,7 @@ from flor_plugins.store.layout import Store
 from flor_plugins.store.run_index import index_run
 from flor_plugins.store.runs import list_runs
 from tests import cells_hf
-from tests.conftest import at, table_of
+from tests.conftest import at, few, table_of
 from tests.test_exactness_hf import passed, record, replay, watched
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -83,7 +83,13 @@ def test_every_minutes_saves_inside_an_epoch(
     assert positions(run) == [(0, step) for step in range(BATCHES)] + [(1, BATCHES)]
 
 
-@pytest.mark.parametrize("name", ["plain", "accumulate", "persistent_workers_by_steps"])
+@pytest.mark.parametrize(
+    "name",
+    few(
+        ["plain", "accumulate", "persistent_workers_by_steps"],
+        ["accumulate", "persistent_workers_by_steps"],
+    ),
+)
 def test_checkpoints_at_every_step_change_no_bit_of_the_training(name: str, tmp_path: Path) -> None:
     found = []
     for callback in (TrainerCallback(), FlorCallback(store=tmp_path / "store", every_n_steps=1)):
@@ -203,9 +209,25 @@ class GoOn(TrainerCallback):
         self.ended += 1
 
 
-@pytest.mark.parametrize("place", [(0, 0), (0, 4), (1, 10), (2, 24), (3, 36), (4, 40)])
+PLACES = ((0, 0), (0, 4), (1, 10), (2, 24), (3, 36), (4, 40))
+# In the default run: a beginning, an epoch's end, steps within, the end, and each cell.
+FEW = (
+    ("plain", (0, 0)),
+    ("plain", (2, 24)),
+    ("persistent_workers_by_steps", (1, 10)),
+    ("own_callback", (0, 4)),
+    ("best_model", (3, 36)),
+    ("best_model", (4, 40)),
+)
+
+
 @pytest.mark.parametrize(
-    "name", ["plain", "persistent_workers_by_steps", "own_callback", "best_model"]
+    ("name", "place"),
+    [
+        pytest.param(name, place, marks=() if (name, place) in FEW else pytest.mark.slow)
+        for name in ("plain", "persistent_workers_by_steps", "own_callback", "best_model")
+        for place in PLACES
+    ],
 )
 def test_training_goes_on_from_a_state_to_its_natural_end(
     name: str, place: tuple[int, int], tmp_path: Path

@@ -16,6 +16,8 @@ from flor_plugins.store.checkpoints import save_checkpoint
 from tests.benchmarks import storage
 from tests.benchmarks.storage import Found, figure, hashes_of, sizes, verify, workloads
 
+pytestmark = pytest.mark.xdist_group("benchmarks")
+
 NAMES = ["from scratch", "fine-tuning", "frozen backbone", "LoRA"]
 
 

@@ -20,8 +20,10 @@ from tests.replaying import Project
 
 # Everything that can be planted lies in the folder `ignored`: git does not see it change.
 SCRIPT = """
-import os, pathlib
+import os, pathlib, sys
 import numpy as np, torch
+
+sys.path.insert(0, os.path.abspath("ignored/site"))
 import toypkg
 
 HERE = pathlib.Path("ignored")
@@ -42,7 +44,8 @@ class Model(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.net = torch.nn.Sequential(
-            torch.nn.Linear(64, 2048), torch.nn.ReLU(), torch.nn.Dropout(0.2), torch.nn.Linear(2048, 1)
+            torch.nn.Linear(64, 2048), torch.nn.ReLU(), torch.nn.Dropout(0.2),
+            torch.nn.Linear(2048, 1),
         )
         self.step = 0
     def forward(self, x, labels=None):
@@ -79,8 +82,9 @@ from flor_plugins.hf import FlorCallback
 
 torch.manual_seed(3)
 arguments = TrainingArguments(
-    "out", per_device_train_batch_size=64, num_train_epochs=2, use_cpu=True, disable_tqdm=True, report_to="none",
-    save_strategy="no", dataloader_pin_memory=False, train_sampling_strategy="sequential", learning_rate=1e-3,
+    "out", per_device_train_batch_size=64, num_train_epochs=2, use_cpu=True, disable_tqdm=True,
+    report_to="none", save_strategy="no", dataloader_pin_memory=False,
+    train_sampling_strategy="sequential", learning_rate=1e-3,
 )
 Trainer(Model(), arguments, train_dataset=Points(), callbacks=[FlorCallback()]).train()
 """,
@@ -103,8 +107,7 @@ def toy_package(folder: Path, version: str, change: float) -> None:
 def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Two epochs of ten updates each."""
     root = tmp_path_factory.mktemp(request.param) / "project"
-    made = replaying.make(root)
-    project = Project(root, {"PYTHONPATH": str(root / "ignored" / "site")})
+    project = replaying.make(root)
     project.write("train.py", SCRIPT + TRAINING[request.param])
     project.write("ignored/threads", "1")
     np.save(
@@ -112,7 +115,6 @@ def recorded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
         np.random.default_rng(1).normal(size=(640, 64)).astype("float32"),
     )
     toy_package(root / "ignored" / "site", "1.0", 1.0)
-    assert made.root == root
     project.python("train.py")
     return project
 

@@ -31,7 +31,8 @@ import flor_plugins as flor
 
 @flor.metric(at="epoch")
 def drawn(ctx):
-    return [torch.rand(1).item(), *(float(x.sum()) for x, _ in ctx.val_dataloader), torch.rand(1).item()]
+    sums = [float(x.sum()) for x, _ in ctx.val_dataloader]
+    return [torch.rand(1).item(), *sums, torch.rand(1).item()]
 
 @flor.metric(at="step")
 def norm(ctx):
@@ -191,9 +192,7 @@ def test_a_replay_whose_server_is_killed_completes_with_each_value_once(project:
     assert {one[3] for one in found} == {"exact"}
 
 
-def test_what_reads_journals_is_imported_without_a_thread_and_leaves_the_environment_as_it_was() -> (
-    None
-):
+def test_what_reads_journals_is_imported_without_a_thread_and_the_environment_stays() -> None:
     script = """
 import os, sys
 from flor_plugins.replayer.execution import fork_server

@@ -48,7 +48,10 @@ PREDICATES: list[tuple[str, Callable[[Table], Any]]] = [
     ("lr < 0.01 and not val_acc >= 0.5", lambda t: (t.lr < 0.01) & ~(t.val_acc >= 0.5)),
     ("accuracy.isna()", lambda t: t.accuracy.isna()),
     ("loss.notna() and epoch >= 2", lambda t: t.loss.notna() & (t.epoch >= 2)),
-    ("opt in ['sgd', 'lion'] and norm.isna()", lambda t: t.opt.isin(["sgd", "lion"]) & t.norm.isna()),
+    (
+        "opt in ['sgd', 'lion'] and norm.isna()",
+        lambda t: t.opt.isin(["sgd", "lion"]) & t.norm.isna(),
+    ),
     ("opt == 'adam' or name == 'run07'", lambda t: (t.opt == "adam") | (t.name_ == "run07")),
     ("params.batch >= 16", lambda t: t.batch >= 16),
     ("0.2 < val_acc <= 0.7", lambda t: (t.val_acc > 0.2) & (t.val_acc <= 0.7)),
@@ -56,10 +59,15 @@ PREDICATES: list[tuple[str, Callable[[Table], Any]]] = [
     ("epoch % 2 == 0 or step == 4", lambda t: (t.epoch % 2 == 0) | (t.step == 4)),
     ("loss < 1 - val_acc", lambda t: t.loss < 1 - t.val_acc),
     ("`val/f1` >= 0.5 and name != 'run03'", lambda t: (t.f1 >= 0.5) & (t.name_ != "run03")),
-    ("model.depth == 4 and not (loss < 0.5 or lr.isna())",
-     lambda t: (t.depth == 4) & ~((t.loss < 0.5) | t.lr.isna())),
-    ("name.str.startswith('run1') & (val_acc != 0.5)", lambda t: t.name_.str.startswith("run1") & (t.val_acc != 0.5)),
-]  # fmt: skip
+    (
+        "model.depth == 4 and not (loss < 0.5 or lr.isna())",
+        lambda t: (t.depth == 4) & ~((t.loss < 0.5) | t.lr.isna()),
+    ),
+    (
+        "name.str.startswith('run1') & (val_acc != 0.5)",
+        lambda t: t.name_.str.startswith("run1") & (t.val_acc != 0.5),
+    ),
+]
 
 
 def write(run: Run, writer: str, rows: list[Row]) -> None:
@@ -80,8 +88,12 @@ def of(number: int, epoch: int) -> dict[str, float]:
 
 
 def params_of(number: int) -> dict[str, Any]:
-    params = {"lr": 0.002 * (number % 9), "batch": 8 * (1 + number % 3), "opt": ["adam", "sgd", "lion"][number % 3],
-              "model.depth": 2 + number % 4}  # fmt: skip
+    params = {
+        "lr": 0.002 * (number % 9),
+        "batch": 8 * (1 + number % 3),
+        "opt": ["adam", "sgd", "lion"][number % 3],
+        "model.depth": 2 + number % 4,
+    }
     if number % 10 == 4:
         del params["lr"]
     return params
@@ -93,10 +105,19 @@ def record(store: Store, number: int, hooks: Path) -> Run:
     """
     run_id = f"20261123-2005{number:02}-123-9f3a2c"
     run = Run(
-        run_id, f"run{number:02}", "p", "hf", "finished", "2026-11-23T20:05:01Z", Launch("script", "/r/train.py"),
-        Code("a" * 40, "/r/.git", "/r"), RecordingProcess("elsewhere", 1, "2"), store.run(run_id), timing=Timing(1, 10, 2),
+        run_id,
+        f"run{number:02}",
+        "p",
+        "hf",
+        "finished",
+        "2026-11-23T20:05:01Z",
+        Launch("script", "/r/train.py"),
+        Code("a" * 40, "/r/.git", "/r"),
+        RecordingProcess("elsewhere", 1, "2"),
+        store.run(run_id),
+        timing=Timing(1, 10, 2),
         params=params_of(number),
-    )  # fmt: skip
+    )
     run.path.mkdir(parents=True)
     save_run(run)
     for epoch in range(EPOCHS + 1):
@@ -174,12 +195,22 @@ def table(history: list[Run], asked: str, hooks: Path) -> Table:
                 continue
             ended = epoch * STEPS
             rows.append(
-                {"run": run.run_id, "name_": run.name, "epoch": epoch, "step": step,
-                 "loss": found.get(("loss", step)), "norm": found.get(("norm", step)),
-                 "val_acc": found.get(("val_acc", ended)), "f1": found.get(("val/f1", ended)),
-                 "accuracy": found.get(("accuracy", ended)), "lr": run.params.get("lr"),
-                 "batch": run.params["batch"], "opt": run.params["opt"], "depth": run.params["model.depth"]}
-            )  # fmt: skip
+                {
+                    "run": run.run_id,
+                    "name_": run.name,
+                    "epoch": epoch,
+                    "step": step,
+                    "loss": found.get(("loss", step)),
+                    "norm": found.get(("norm", step)),
+                    "val_acc": found.get(("val_acc", ended)),
+                    "f1": found.get(("val/f1", ended)),
+                    "accuracy": found.get(("accuracy", ended)),
+                    "lr": run.params.get("lr"),
+                    "batch": run.params["batch"],
+                    "opt": run.params["opt"],
+                    "depth": run.params["model.depth"],
+                }
+            )
     numbers = ["loss", "norm", "val_acc", "f1", "accuracy", "lr"]
     return pandas.DataFrame(rows).astype(dict.fromkeys(numbers, "float64"))
 

@@ -94,9 +94,16 @@ def hf(steps: int, folder: str) -> None:
         eos_token_id=0,
     )
     arguments = TrainingArguments(
-        folder, per_device_train_batch_size=8, max_steps=steps, use_cpu=True, disable_tqdm=True, report_to="none",
-        save_strategy="no", dataloader_pin_memory=False, logging_strategy="no",
-    )  # fmt: skip
+        folder,
+        per_device_train_batch_size=8,
+        max_steps=steps,
+        use_cpu=True,
+        disable_tqdm=True,
+        report_to="none",
+        save_strategy="no",
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+    )
     callback = FlorCallback(store=f"{folder}/store")
     Trainer(
         GPT2LMHeadModel(config), arguments, train_dataset=Texts(8 * steps), callbacks=[callback]
@@ -112,9 +119,14 @@ def lightning(steps: int, folder: str) -> None:
         def __init__(self) -> None:
             super().__init__()
             self.net = torch.nn.Sequential(
-                torch.nn.Conv2d(3, 32, 3, stride=2), torch.nn.ReLU(), torch.nn.Conv2d(32, 64, 3, stride=2),
-                torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(64, 10),
-            )  # fmt: skip
+                torch.nn.Conv2d(3, 32, 3, stride=2),
+                torch.nn.ReLU(),
+                torch.nn.Conv2d(32, 64, 3, stride=2),
+                torch.nn.ReLU(),
+                torch.nn.AdaptiveAvgPool2d(1),
+                torch.nn.Flatten(),
+                torch.nn.Linear(64, 10),
+            )
 
         def training_step(self, batch: Any, index: int) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
@@ -123,9 +135,14 @@ def lightning(steps: int, folder: str) -> None:
             return torch.optim.AdamW(self.parameters(), 1e-3)
 
     trainer = pl.Trainer(
-        accelerator="cpu", max_steps=steps, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, callbacks=[FlorCallback(store=f"{folder}/store")],
-    )  # fmt: skip
+        accelerator="cpu",
+        max_steps=steps,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[FlorCallback(store=f"{folder}/store")],
+    )
     trainer.fit(Net(), DataLoader(Images(16 * steps), 16))
 
 

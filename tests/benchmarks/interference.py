@@ -156,9 +156,13 @@ def _steps(setting: Setting, store: Path, callbacks: list[Any]) -> tuple[tuple[f
     try:
         with Clock(setting.model) as clock:
             fit(
-                Masked(setting.model), DataLoader(Tokens(setting.shape), setting.shape.batch), device=setting.device,
-                callbacks=[*callbacks, watch], folder=store, max_steps=setting.steps,
-            )  # fmt: skip
+                Masked(setting.model),
+                DataLoader(Tokens(setting.shape), setting.shape.batch),
+                device=setting.device,
+                callbacks=[*callbacks, watch],
+                folder=store,
+                max_steps=setting.steps,
+            )
         watch.checkpoints = watch.whole()
         return tuple(clock.steps()[WARM_UP:]), watch
     finally:

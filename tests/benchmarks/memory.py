@@ -138,9 +138,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         sampler = Sampler(store, 60 * options.minutes)
         recorder = there.callback("lightning", store, every_n_steps=every, every_minutes=None)
         fit(
-            Masked(model), DataLoader(Tokens(shape), shape.batch), callbacks=[recorder, sampler], folder=store,
-            device=options.device, max_epochs=1,
-        )  # fmt: skip
+            Masked(model),
+            DataLoader(Tokens(shape), shape.batch),
+            callbacks=[recorder, sampler],
+            folder=store,
+            device=options.device,
+            max_epochs=1,
+        )
     _answer(options, sampler.samples, every)
 
 

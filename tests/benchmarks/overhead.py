@@ -107,9 +107,13 @@ class Training:
         end = HfEnd() if self.framework == "hf" else LightningEnd()
         store = folder / "store"
         turn = Turn(
-            turns, name, setting.steps, middle=lambda: self._look(store),
-            rest=lambda: _tell_writers(store, signal.SIGSTOP), go_on=lambda: _tell_writers(store, signal.SIGCONT),
-        )  # fmt: skip
+            turns,
+            name,
+            setting.steps,
+            middle=lambda: self._look(store),
+            rest=lambda: _tell_writers(store, signal.SIGSTOP),
+            go_on=lambda: _tell_writers(store, signal.SIGCONT),
+        )
 
         def fit() -> None:
             (_hf if self.framework == "hf" else _lightning)(
@@ -159,11 +163,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         def trainings(rounds: int) -> dict[str, Training]:
             return {
                 name: Training(
-                    Setting(there, shape, shape.build().to(options.device), 0, steps, options.device),
-                    options.framework, rounds + 1, name == "with", options.budget,
+                    Setting(
+                        there, shape, shape.build().to(options.device), 0, steps, options.device
+                    ),
+                    options.framework,
+                    rounds + 1,
+                    name == "with",
+                    options.budget,
                 )
                 for name in NAMES
-            }  # fmt: skip
+            }
 
         _interleaved(
             trainings(0), 0, 1
@@ -253,9 +262,16 @@ def _lightning(setting: Setting, folder: Path, callbacks: Sequence[Any], epochs:
 def _hf(setting: Setting, folder: Path, callbacks: Sequence[Any], epochs: int) -> None:
     batch = setting.shape.batch
     train(
-        setting.model, setting.shape, folder, count=setting.steps * batch, validate=VALIDATION_BATCHES * batch,
-        num_train_epochs=epochs, use_cpu=setting.device == "cpu", callbacks=callbacks, eval_strategy="epoch",
-    )  # fmt: skip
+        setting.model,
+        setting.shape,
+        folder,
+        count=setting.steps * batch,
+        validate=VALIDATION_BATCHES * batch,
+        num_train_epochs=epochs,
+        use_cpu=setting.device == "cpu",
+        callbacks=callbacks,
+        eval_strategy="epoch",
+    )
 
 
 if __name__ == "__main__":

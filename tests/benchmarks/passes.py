@@ -128,9 +128,14 @@ class Asked:
         session = WorkerSession(self.run, task, number, [self.hook], told.append)
         replay_loop.BatchCache = partial(BatchCache, positions=together)
         trainer = pl.Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_progress_bar=False, enable_model_summary=False,
-            enable_checkpointing=False, max_epochs=1,
-        )  # fmt: skip
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+            max_epochs=1,
+        )
         begin = time.process_time()
         drive(
             trainer,

@@ -12,8 +12,17 @@ from typing import Literal, TypeVar
 from flor_plugins.bench.ratios import LEAST_PAIRS, Interval, interval, orders, pair_ratios
 
 __all__ = [
-    "Aim", "Interval", "Verdict", "alternate", "interval", "judge", "orders", "pair_ratios", "quantile", "slope",
-]  # fmt: skip
+    "Aim",
+    "Interval",
+    "Verdict",
+    "alternate",
+    "interval",
+    "judge",
+    "orders",
+    "pair_ratios",
+    "quantile",
+    "slope",
+]
 
 T = TypeVar("T")
 Verdict = Literal["met", "missed", "inconclusive"]

@@ -74,14 +74,15 @@ class Tokens(Dataset):
 
 name, epochs = sys.argv[1], int(sys.argv[2])
 arguments = TrainingArguments(
-    "out", num_train_epochs=epochs, per_device_train_batch_size=batch, per_device_eval_batch_size=batch,
-    learning_rate=1e-4, eval_strategy="epoch", save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
+    "out", num_train_epochs=epochs, per_device_train_batch_size=batch,
+    per_device_eval_batch_size=batch, learning_rate=1e-4, eval_strategy="epoch",
+    save_strategy="no", report_to="none", use_cpu=True, disable_tqdm=True,
     dataloader_pin_memory=False, logging_strategy="epoch",
 )
 torch.manual_seed(0)
 model = BertForMaskedLM(BertConfig(
-    vocab_size=words, hidden_size=width, num_hidden_layers=layers, num_attention_heads=max(width // 64, 2),
-    intermediate_size=4 * width,
+    vocab_size=words, hidden_size=width, num_hidden_layers=layers,
+    num_attention_heads=max(width // 64, 2), intermediate_size=4 * width,
 ))
 callbacks = [] if name == "again" else [FlorCallback(name, overhead=None, every_n_epochs=1)]
 data, held_out = Tokens({texts}), Tokens({texts} // 10)

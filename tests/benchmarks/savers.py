@@ -201,9 +201,14 @@ def _lightning(
     try:
         with Clock(setting.model) as clock:
             fit(
-                Masked(setting.model), loader, callbacks=callbacks(folder), plugins=plugins, folder=folder,
-                device=setting.device, max_steps=setting.steps,
-            )  # fmt: skip
+                Masked(setting.model),
+                loader,
+                callbacks=callbacks(folder),
+                plugins=plugins,
+                folder=folder,
+                device=setting.device,
+                max_steps=setting.steps,
+            )
         return clock.steps()
     finally:
         remove(folder)

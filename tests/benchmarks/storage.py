@@ -279,11 +279,20 @@ def _measure(there: Place, workload: Workload, device: str) -> Found:
 def _train(workload: Workload, folder: Path, callbacks: Sequence[Any], device: str) -> None:
     course = workload.course
     arguments = TrainingArguments(
-        str(folder / "trainer"), per_device_train_batch_size=course.batch, num_train_epochs=course.epochs,
-        learning_rate=workload.rate, lr_scheduler_type="linear", warmup_steps=course.epochs * course.steps // 10,
-        weight_decay=0.01, logging_strategy="epoch", save_strategy="no", use_cpu=device == "cpu", report_to="none",
-        disable_tqdm=True, dataloader_pin_memory=False,
-    )  # fmt: skip
+        str(folder / "trainer"),
+        per_device_train_batch_size=course.batch,
+        num_train_epochs=course.epochs,
+        learning_rate=workload.rate,
+        lr_scheduler_type="linear",
+        warmup_steps=course.epochs * course.steps // 10,
+        weight_decay=0.01,
+        logging_strategy="epoch",
+        save_strategy="no",
+        use_cpu=device == "cpu",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
     trainer = Trainer(
         workload.model, arguments, train_dataset=workload.texts, callbacks=list(callbacks)
     )

@@ -168,10 +168,18 @@ def fit(
     """
     has_saver = any(isinstance(one, Checkpoint) for one in callbacks)
     trainer = pl.Trainer(
-        accelerator="gpu" if device == "cuda" else "cpu", devices=1, logger=False, enable_progress_bar=False,
-        enable_model_summary=False, enable_checkpointing=has_saver, default_root_dir=folder, num_sanity_val_steps=0,
-        callbacks=list(callbacks), plugins=list(plugins) or None, **options,
-    )  # fmt: skip
+        accelerator="gpu" if device == "cuda" else "cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=has_saver,
+        default_root_dir=folder,
+        num_sanity_val_steps=0,
+        callbacks=list(callbacks),
+        plugins=list(plugins) or None,
+        **options,
+    )
     trainer.fit(module, train, validate)
 
 
@@ -191,9 +199,16 @@ def train(
     """
     given = {"save_strategy": "no", "use_cpu": True, **options}
     arguments = TrainingArguments(
-        str(folder), per_device_train_batch_size=shape.batch, optim="adamw_torch_fused", learning_rate=1e-5,
-        disable_tqdm=True, report_to="none", dataloader_pin_memory=False, logging_strategy="no", **given,
-    )  # fmt: skip
+        str(folder),
+        per_device_train_batch_size=shape.batch,
+        optim="adamw_torch_fused",
+        learning_rate=1e-5,
+        disable_tqdm=True,
+        report_to="none",
+        dataloader_pin_memory=False,
+        logging_strategy="no",
+        **given,
+    )
     held_out = Tokens(shape, validate) if validate else None
     trainer = Trainer(
         model,

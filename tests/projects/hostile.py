@@ -138,10 +138,18 @@ def write_through_links():
 ACTS = {
     act.__name__: act
     for act in (
-        write_home, save_checkpoints, call_system, delete_outputs, push_to_hub, log_to_trackers, spawn, change_folder,
-        change_source, write_through_links,
+        write_home,
+        save_checkpoints,
+        call_system,
+        delete_outputs,
+        push_to_hub,
+        log_to_trackers,
+        spawn,
+        change_folder,
+        change_source,
+        write_through_links,
     )
-}  # fmt: skip
+}
 
 
 def lightning(act):
