@@ -517,11 +517,29 @@ def logged_in_threads(flor: Flor) -> None:
 
 
 _ALL: tuple[Cell, ...] = (
-    plain, workers, persistent_workers, own_generator, stream, accumulate, break_and_continue, generators, own_trainer,
-    counters, two_networks, average_and_scaler, only_batches, three_levels, no_optimizer, lbfgs, accelerated,
-    arrays, vector_environment, wrapped_environments, own_environment,
+    plain,
+    workers,
+    persistent_workers,
+    own_generator,
+    stream,
+    accumulate,
+    break_and_continue,
+    generators,
+    own_trainer,
+    counters,
+    two_networks,
+    average_and_scaler,
+    only_batches,
+    three_levels,
+    no_optimizer,
+    lbfgs,
+    accelerated,
+    arrays,
+    vector_environment,
+    wrapped_environments,
+    own_environment,
     logged_in_threads,
-)  # fmt: skip
+)
 CELLS: dict[str, Cell] = {one.__name__: one for one in _ALL}
 
 
