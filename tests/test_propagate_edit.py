@@ -13,6 +13,7 @@ from flor_plugins.errors import EditRefused
 from flor_plugins.recorder.code_snapshot.snapshot import take
 from flor_plugins.records import Launch, RecordingProcess, Run
 from flor_plugins.replayer.backport.edit import edit_of
+from flor_plugins.replayer.backport.names import binds, reads
 from flor_plugins.replayer.backport.snapshots import (
     base_of,
     edit_in,
@@ -66,13 +67,14 @@ def test_the_edit_of_the_example_is_found_whole():
     edit = edit_of(versions()["v7"], edited(), "run v7")
     assert [one.kind for one in edit.insertions] == ["import", "import", "helper", "log"]
     log = edit.insertions[-1]
-    assert (log.path, log.scope, log.block) == ("toys/steps.py", ("Steps", "shared_step"), ())
-    assert log.before[-1] == "self.log(f'{phase}_loss', loss)" and log.after == ("return loss",)
+    point = log.point
+    assert (log.path, log.scope, point.block) == ("toys/steps.py", ("Steps", "shared_step"), ())
+    assert point.before[-1] == "self.log(f'{phase}_loss', loss)" and point.after == ("return loss",)
     assert log.text.startswith(
         'if phase == "train":\n    flor.log('
     ) and log.metrics == edit.metrics == ("margin",)
-    assert {"flor", "logit_margin", "logits", "phase", "y"} <= log.reads
-    assert edit.insertions[2].binds == {"logit_margin"}
+    assert {"flor", "logit_margin", "logits", "phase", "y"} <= set(reads(log.node))
+    assert binds(edit.insertions[2].node) == {"logit_margin"}
 
 
 def test_blocks_are_named_from_outside_in():
@@ -81,7 +83,7 @@ def test_blocks_are_named_from_outside_in():
         "else:\n        print(1)\n"
     )
     edit = edit_of({"m.py": base}, {"m.py": base + "        flor.log('x', 1)\n"}, "r")
-    assert edit.insertions[0].block == ("for a in []", "if a", "else")
+    assert edit.insertions[0].point.block == ("for a in []", "if a", "else")
 
 
 @pytest.mark.parametrize("new", [
@@ -137,9 +139,9 @@ def test_new_files_count_where_the_edit_imports_them():
         "other.py": "import os\nos.x()\n",
     }
     edit = edit_of({"m.py": SMALL}, files, "r")
-    assert [(one.path, one.is_new_file) for one in edit.insertions] == [
-        ("m.py", False),
-        ("more.py", True),
+    assert [(one.path, one.path in edit.base) for one in edit.insertions] == [
+        ("m.py", True),
+        ("more.py", False),
     ]
     assert set(edit.edited) == {"m.py", "more.py"}
     with pytest.raises(EditRefused, match=r"more\.py:2 "):

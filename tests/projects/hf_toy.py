@@ -53,9 +53,7 @@ def build(callbacks, lr=1e-3, epochs=3, accumulate=1, **settings):
         "report_to": "none",
         "dataloader_pin_memory": False,
     }
-    arguments = TrainingArguments(
-        num_train_epochs=epochs, learning_rate=lr, **{**fixed, **settings}
-    )
+    arguments = TrainingArguments(num_train_epochs=epochs, learning_rate=lr, **(fixed | settings))
     return Trainer(
         model=model,
         args=arguments,

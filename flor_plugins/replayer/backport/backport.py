@@ -1,21 +1,25 @@
-"""An edit of the working tree, carried to an old version of the code: merged by git, else by
-aligned syntax trees.
+"""Carry an edit of the working tree to an old version of the code.
+
+It is merged by git, else by aligned syntax trees.
 """
 
 from __future__ import annotations
 
 import ast
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from operator import attrgetter
+from typing import Literal
 
 from flor_plugins.errors import CannotCarry
 from flor_plugins.replayer.backport.anchors import Anchor, AnchorFinder, StatementGroup
-from flor_plugins.replayer.backport.dependencies import Dependencies, rewritten
+from flor_plugins.replayer.backport.dependencies import Dependencies, may_be_copied, rewritten
+from flor_plugins.replayer.backport.edit import Edit
 from flor_plugins.replayer.backport.git_merge import merged
-from flor_plugins.replayer.backport.imports import NamedObject, module_path, thing
-from flor_plugins.replayer.backport.insert_proof import extras, shapes
+from flor_plugins.replayer.backport.imports import NamedObject, module_path, resolve
+from flor_plugins.replayer.backport.insert_proof import ExtraStatement, extras_of_text, shapes
+from flor_plugins.replayer.backport.insertion import Insertion
 from flor_plugins.replayer.backport.names import (
     attributes,
     binds,
@@ -24,10 +28,7 @@ from flor_plugins.replayer.backport.names import (
     reads,
 )
 from flor_plugins.replayer.backport.splice import SplicedText, patch, put_in, taken
-from flor_plugins.replayer.backport.syntax import CodeVersion, Scope, first_line, parsed, shape
-
-if TYPE_CHECKING:
-    from flor_plugins.replayer.backport.edit import Edit, Insertion
+from flor_plugins.replayer.backport.syntax import CodeVersion, Scope, first_line, shape
 
 BackportMethod = Literal["same", "merged", "aligned"]
 
@@ -38,7 +39,8 @@ class Backport:
 
     sources: files of the old version that become other ones, by path. how: for each, whether it was
     the file that was edited, or git merged it, or syntax trees were aligned. patch: as `git
-    diff` prints it."""
+    diff` prints it.
+    """
 
     sources: Mapping[str, str]
     how: Mapping[str, BackportMethod]
@@ -77,50 +79,42 @@ def _new_files(edit: Edit, old: Mapping[str, str]) -> dict[str, str]:
 
 
 def _merges(edit: Edit, old: Mapping[str, str]) -> dict[str, str]:
-    """The files that git can merge, with the edit in them."""
-    found = {}
-    for path in {one.path for one in edit.insertions if one.path in edit.base and one.path in old}:
+    """Return the files that git can merge, with the edit in them."""
+    texts = {}
+    for path in {insertion.path for insertion in edit.insertions} & edit.base.keys() & old.keys():
         base, edited = edit.base[path], edit.edited[path]
-        text = (
-            edited if old[path] == base else merged(path, base=base, edited=edited, old=old[path])
-        )
-        if text is not None:
-            found[path] = text
-    return found
+        if old[path] == base:
+            texts[path] = edited
+        elif text := merged(path, base=base, edited=edited, old=old[path]):
+            texts[path] = text
+    return texts
 
 
 def _is_as_good(old: str, aligned: str, git: str, texts: Mapping[str, str], path: str) -> bool:
-    """Did git bring what alignment brings, and otherwise at most what is not used and does
-    nothing?
+    """Whether git brought what alignment brings.
+
+    Otherwise it may have brought at most what is not used and does nothing.
     """
-    trees = [parsed(path, text) for text in (old, aligned, git)]
-    before, mine, other = trees
-    if before is None or mine is None or other is None:
+    by_alignment, by_git = extras_of_text(path, old, aligned), extras_of_text(path, old, git)
+    if by_alignment is None or by_git is None:
         return False
-    found, came = extras(before, mine), extras(before, other)
-    if found is None or came is None:
-        return False
-    here = Counter((one.scope, text) for one in found for text in shapes([one.node]))
-    there = Counter((one.scope, text) for one in came for text in shapes([one.node]))
-    surplus = set((there - here).keys())
-    idle = [
-        one.node for one in came if any((one.scope, text) in surplus for text in shapes([one.node]))
-    ]
-    return not here - there and (
-        not idle or all(_is_idle(one, CodeVersion(texts), path) for one in idle)
+    surplus = _counts(by_git) - _counts(by_alignment)
+    idle = [extra.node for extra in by_git if not _counts([extra]).keys().isdisjoint(surplus)]
+    return not _counts(by_alignment) - _counts(by_git) and all(
+        _is_idle(node, CodeVersion(texts), path) for node in idle
     )
+
+
+def _counts(extras: Iterable[ExtraStatement]) -> Counter[tuple[tuple[str, ...], str]]:
+    return Counter((extra.scope, text) for extra in extras for text in shapes([extra.node]))
 
 
 def _is_idle(node: ast.stmt, version: CodeVersion, path: str) -> bool:
-    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-        return not node.decorator_list
-    if isinstance(node, ast.Assign):
-        return isinstance(node.value, ast.Constant)
     if isinstance(node, ast.Import):
         return not any(module_path(version, path, alias.name, 0) for alias in node.names)
-    return isinstance(node, ast.ImportFrom) and not module_path(
-        version, path, node.module or "", node.level
-    )
+    if isinstance(node, ast.ImportFrom):
+        return not module_path(version, path, node.module or "", node.level)
+    return may_be_copied(node)
 
 
 class _BackportInProgress:
@@ -132,166 +126,169 @@ class _BackportInProgress:
         self.edited = CodeVersion(edit.edited)
         self.old = old
         self.finder = AnchorFinder(self.base, old, exact)
-        self.supply = Dependencies(self.edited, self.finder)
+        self.dependencies = Dependencies(self.edited, self.finder)
 
     def texts(self) -> dict[str, str]:
-        """The files that change, with the edit in them; each is proved to be the old one
-        without it.
+        """Return the files that change, with the edit in them.
+
+        Each is proved to be the old one without it.
         """
         puts = [put for group in self._groups() for put in self._placed(group)]
-        puts += self.supply.puts()
-        found = {}
-        for path in dict.fromkeys(put.path for put in puts):
-            mine = [put for put in puts if put.path == path]
-            found[path] = _proved(self.old, path, put_in(self.old.texts[path], mine), mine)
-        return found
+        by_path: dict[str, list[SplicedText]] = {}
+        for put in puts + self.dependencies.puts():
+            by_path.setdefault(put.path, []).append(put)
+        return {
+            path: _proved(self.old.texts[path], path, put_in(self.old.texts[path], puts), puts)
+            for path, puts in by_path.items()
+        }
 
     def _groups(self) -> list[StatementGroup]:
-        """The statements that have a place of their own; the others come along as they are
-        needed.
+        """Return the statements that have a place of their own.
+
+        The others come along as they are needed.
         """
         groups: list[StatementGroup] = []
-        kept = [
-            one
-            for one in self.edit.insertions
-            if one.path in self.base.trees and not self._comes_along(one)
-        ]
-        for one in sorted(kept, key=lambda one: (one.path, one.line)):
-            node = self._node(one)
+        for insertion in sorted(self.edit.insertions, key=attrgetter("path", "line")):
+            if insertion.path not in self.base.trees or _comes_along(insertion):
+                continue
+            node = self._node(insertion)
             last = groups[-1] if groups else None
-            if last and _spot(last.insertions[-1]) == _spot(one):
-                groups[-1] = StatementGroup((*last.insertions, one), (*last.nodes, node))
+            if last and last.first.point == insertion.point:
+                groups[-1] = StatementGroup((*last.insertions, insertion), (*last.nodes, node))
             else:
-                groups.append(StatementGroup((one,), (node,)))
+                groups.append(StatementGroup((insertion,), (node,)))
         return groups
 
-    def _comes_along(self, one: Insertion) -> bool:
-        """At module level: imports and definitions.
-
-        A statement there that only does something has a place.
-        """
-        return not one.scope and one.kind != "log" and (one.kind == "import" or not one.block)
-
-    def _node(self, one: Insertion) -> ast.stmt:
-        """The statement in the edited file."""
-        meant = ast.parse(one.text).body[0]
-        body = self.edited.trees[one.path].body
-        every = [node for node in ast.walk(ast.Module(body, [])) if isinstance(node, ast.stmt)]
-        here = [node for node in every if one.line in (node.lineno, first_line(node))]
-        # A text that was moved to the left margin may hold a docstring that was, too.
-        here = [node for node in here if shape(node) == shape(meant)] or [
-            node for node in here if type(node) is type(meant)
+    def _node(self, insertion: Insertion) -> ast.stmt:
+        """Return the statement in the edited file."""
+        meant = insertion.node
+        here = [
+            node
+            for node in ast.walk(self.edited.trees[insertion.path])
+            if isinstance(node, ast.stmt) and insertion.line in (node.lineno, first_line(node))
         ]
-        if not here:
+        # A text that was moved to the left margin may hold a docstring that was, too.
+        same = [node for node in here if shape(node) == shape(meant)]
+        nodes = same or [node for node in here if type(node) is type(meant)]
+        if not nodes:
             raise CannotCarry(
-                f"{one.path}:{one.line} is not what it was when the edit was read. Ask again."
+                f"{insertion.path}:{insertion.line} is not what it was when the edit was read. "
+                f"Ask again."
             )
-        return here[0]
+        return nodes[0]
 
     def _placed(self, group: StatementGroup) -> list[SplicedText]:
-        place = self.finder.find(group)
-        scope = place.block.scope
+        anchor = self.finder.find(group)
+        block = anchor.block
         puts = []
-        for one, node in zip(group.insertions, group.nodes, strict=True):
-            asked = str(StatementGroup((one,), (node,)))
-            self._check_binds(node, place, asked)
-            names = {name: self._name(name, group, place, asked) for name in reads(node)}
-            text = rewritten(taken(self.edited.texts[one.path], node), names, asked)
-            puts.append(SplicedText(scope.path, place.block.body, place.index, text))
+        for insertion, node in zip(group.insertions, group.nodes, strict=True):
+            statement = str(StatementGroup((insertion,), (node,)))
+            self._check_binds(node, block.scope, statement)
+            names = {name: self._name(name, group, anchor, statement) for name in reads(node)}
+            text = rewritten(taken(self.edited.texts[insertion.path], node), names, statement)
+            puts.append(SplicedText(block.scope.path, block.body, anchor.index, text))
         return puts
 
-    def _check_binds(self, node: ast.stmt, place: Anchor, asked: str) -> None:
+    def _check_binds(self, node: ast.stmt, scope: Scope, statement: str) -> None:
         """What the statement defines must be new: else it would change the training."""
-        scope, new = place.block.scope, binds(node)
-        plain = {one for one in new if not one.startswith("self.")}
+        new = binds(node)
+        own_attributes = {name for name in new if name.startswith("self.")}
         owner = self.old.class_of(scope)
         known = attributes(self.old, owner) if owner is not None else set()
-        used = {
-            one.id for one in ast.walk(scope.node) if isinstance(one, ast.Name)
-        } | function_locals(self.old, scope)
-        taken_already = known & {
-            one.removeprefix("self.") for one in (new if scope.is_class else new - plain)
-        }
-        if not scope.is_class:
-            taken_already |= used & plain
-        if taken_already:
-            name = min(taken_already)
+        if scope.is_class:
+            own_attributes, used = new, set()
+        else:
+            names = {part.id for part in ast.walk(scope.node) if isinstance(part, ast.Name)}
+            used = (names | function_locals(self.old, scope)) & new
+        used |= known & {name.removeprefix("self.") for name in own_attributes}
+        if used:
             raise CannotCarry(
-                f"{asked} defines {name!r}, and {scope} of this version has that name already: "
-                f"it would change "
+                f"{statement} defines {min(used)!r}, and {scope} of this version has that name "
+                f"already: it would change "
                 "the training. Give it another name in the working tree."
             )
 
-    def _name(self, name: str, group: StatementGroup, place: Anchor, asked: str) -> str:
-        """What a name that the group reads is called where it goes."""
+    def _name(self, name: str, group: StatementGroup, anchor: Anchor, statement: str) -> str:
+        """Return what a name that the group reads is called where it goes."""
         if name.startswith("self."):
-            return self._attribute(name, place, asked)
-        first = group.first
+            return self._attribute(name, anchor, statement)
+        first, base_scope, old_scope = group.first, anchor.source, anchor.block.scope
         source = self.edited.scope(first.path, first.scope)
         assert source is not None
-        if name in function_locals(self.base, place.source) or self._is_script_variable(
-            name, place.source
+        if name in function_locals(self.base, base_scope) or self._is_script_variable(
+            name, base_scope
         ):
-            return self._variable(name, place, asked)
+            return self._variable(name, anchor, statement)
         if name in function_locals(self.edited, source):  # the edit's own, placed above
             return name
-        there = self.supply.bring(name, first.path, place.block.scope.path, asked)
-        if there in function_locals(self.old, place.block.scope):
+        there = self.dependencies.bring(name, first.path, old_scope.path, statement)
+        if there in function_locals(self.old, old_scope):
             raise CannotCarry(
-                f"{asked} reads {name!r}; in {place.block.scope} {there!r} is a variable. "
-                f"Rename it."
+                f"{statement} reads {name!r}; in {old_scope} {there!r} is a variable. Rename it."
             )
         return there
 
     def _is_script_variable(self, name: str, source: Scope) -> bool:
-        """Is it a variable of code that stands outside of functions?"""
-        if source.names or thing(self.base, source.path, name) != NamedObject(source.path, name):
+        """Whether it is a variable of code that stands outside of functions."""
+        if source.names or resolve(self.base, source.path, name) != NamedObject(source.path, name):
             return False
         return self.base.scope(source.path, (name,)) is None
 
-    def _variable(self, name: str, place: Anchor, asked: str) -> str:
-        scope = place.block.scope
-        choices = self.finder.votes_of(place).names(name) or [name]
+    def _variable(self, name: str, anchor: Anchor, statement: str) -> str:
+        scope, body, index = anchor.block.scope, anchor.block.body, anchor.index
+        choices = self.finder.votes_of(anchor).names(name) or [name]
         if len(choices) > 1:
             raise CannotCarry(
-                f"{asked} reads {name!r}, which may be {' or '.join(map(repr, choices[:2]))} "
-                f"in {scope}. "
+                f"{statement} reads {name!r}, which may be "
+                f"{' or '.join(map(repr, choices[:2]))} in {scope}. "
                 "Log it with a hook, or leave this run out."
             )
-        body, index = place.block.body, place.index
-        line = first_line(body[index]) if index < len(body) else (body[-1].end_lineno or 0) + 1
+        line = first_line(body[index]) if index < len(body) else anchor.line
         if not is_bound_before(self.old, scope, choices[0], line):
             called = "" if choices[0] == name else f" (there {choices[0]!r})"
             raise CannotCarry(
-                f"{asked} reads {name!r}{called}, which {scope} does not define before line {line}."
+                f"{statement} reads {name!r}{called}, which {scope} does not define before line "
+                f"{line}."
             )
         return choices[0]
 
-    def _attribute(self, name: str, place: Anchor, asked: str) -> str:
-        mine, other = self.base.class_of(place.source), self.old.class_of(place.block.scope)
+    def _attribute(self, name: str, anchor: Anchor, statement: str) -> str:
+        base_class = self.base.class_of(anchor.source)
+        old_class = self.old.class_of(anchor.block.scope)
         attribute = name.removeprefix("self.")
-        if mine is None or other is None or attribute not in attributes(self.base, mine):
+        if (
+            base_class is None
+            or old_class is None
+            or attribute not in attributes(self.base, base_class)
+        ):
             return name  # of the framework, or of the edit
-        choices = self.finder.votes_of(place).names(name) or self.finder.votes.names(name) or [name]
-        known = [one for one in choices if one.removeprefix("self.") in attributes(self.old, other)]
+        votes = self.finder.votes_of(anchor).names(name) or self.finder.votes.names(name)
+        there = attributes(self.old, old_class)
+        known = [choice for choice in votes or [name] if choice.removeprefix("self.") in there]
         if len(known) != 1:
-            found = " or ".join(map(repr, known[:2])) if known else "nothing like it"
+            choices = " or ".join(map(repr, known[:2])) if known else "nothing like it"
             raise CannotCarry(
-                f"{asked} reads {name}; {other} of this version has {found}. Leave this run out."
+                f"{statement} reads {name}; {old_class} of this version has {choices}. "
+                f"Leave this run out."
             )
         return known[0]
 
 
-def _spot(one: Insertion) -> tuple[object, ...]:
-    return one.path, one.scope, one.block, one.before, one.after
+def _comes_along(insertion: Insertion) -> bool:
+    """Whether it stands at module level and is an import or a definition.
+
+    A statement there that only does something has a place.
+    """
+    if insertion.scope or insertion.kind == "log":
+        return False
+    return insertion.kind == "import" or not insertion.point.block
 
 
-def _proved(old: CodeVersion, path: str, text: str, puts: list[SplicedText]) -> str:
-    """The text, if it is the old file with exactly these statements in it."""
-    tree = parsed(path, text)
-    found = extras(old.trees[path], tree) if tree is not None else None
+def _proved(old: str, path: str, text: str, puts: Iterable[SplicedText]) -> str:
+    """Return the text, if it is the old file with exactly these statements in it."""
+    extras = extras_of_text(path, old, text)
     meant = shapes(ast.parse(put.text).body[0] for put in puts)
-    if found is None or shapes(one.node for one in found) != meant:
+    if extras is None or shapes(extra.node for extra in extras) != meant:
         raise CannotCarry(
             f"the edit was put into {path}, and without it the file is not what it was. Log it "
             f"with a hook, "

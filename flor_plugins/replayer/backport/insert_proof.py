@@ -7,9 +7,17 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from flor_plugins.replayer.backport.syntax import DEFINITIONS, header, one_by_one, shape
-
-_BODIES = frozenset(("body", "orelse", "finalbody", "handlers", "cases"))
+from flor_plugins.replayer.backport.syntax import (
+    BLOCK_KEYWORDS,
+    BLOCK_OWNERS,
+    Definition,
+    block_fields,
+    header,
+    parsed,
+    shape,
+    shell,
+    with_single_imports,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,89 +32,75 @@ class ExtraStatement:
     node: ast.stmt
 
 
+class _Differs(Exception):
+    """The trees differ in more than statements that were put in."""
+
+
 def extras(old: ast.Module, new: ast.Module) -> list[ExtraStatement] | None:
-    """The statements of `new` that must be taken out to get `old`'s very tree; None if that
-    does not give it.
+    """Return the statements of `new` that must be taken out to get `old`'s very tree.
+
+    None if that does not give it.
     """
-    return _list(old.body, new.body, (), ())
+    try:
+        return _extras(old, new, (), ())
+    except _Differs:
+        return None
+
+
+def extras_of_text(path: str, old: str, new: str) -> list[ExtraStatement] | None:
+    """Return the same of two texts of a file; None also if one of them is not Python."""
+    old_tree, new_tree = parsed(path, old), parsed(path, new)
+    return extras(old_tree, new_tree) if old_tree and new_tree else None
 
 
 def shapes(statements: Iterable[ast.stmt]) -> Counter[str]:
-    """How often each statement is among them; imports name by name."""
-    return Counter(shape(one) for one in one_by_one(list(statements)))
+    """Count how often each statement is among them; imports name by name."""
+    return Counter(map(shape, with_single_imports(statements)))
 
 
-def _list(
-    old: list[ast.stmt], new: list[ast.stmt], scope: tuple[str, ...], block: tuple[str, ...]
-) -> list[ExtraStatement] | None:
-    found: list[ExtraStatement] = []
-    old, new = one_by_one(old), one_by_one(new)
-    at = 0
-    for one in new:
-        inner = _same(old[at], one, scope, block) if at < len(old) else None
-        if inner is None:
-            found.append(ExtraStatement(scope, block, one))
-        else:
-            found += inner
-            at += 1
-    return found if at == len(old) else None
-
-
-def _same(
+def _extras(
     old: ast.AST, new: ast.AST, scope: tuple[str, ...], block: tuple[str, ...]
-) -> list[ExtraStatement] | None:
-    """What `new` holds more than `old`, or None if they differ in anything else."""
-    if type(old) is not type(new) or _shell(old) != _shell(new):
-        return None
-    found: list[ExtraStatement] = []
-    for field in new._fields:
-        if field not in _BODIES or not isinstance(getattr(new, field), list):
-            continue
-        if isinstance(new, DEFINITIONS):
-            inner = _list(getattr(old, field), getattr(new, field), (*scope, new.name), ())
-        elif field in ("handlers", "cases"):
-            inner = _each(getattr(old, field), getattr(new, field), scope, block)
+) -> list[ExtraStatement]:
+    """Return what `new` holds more than `old`; raises _Differs if they differ in anything else."""
+    if shell(old) != shell(new):
+        raise _Differs
+    if isinstance(new, Definition):
+        scope, block = (*scope, new.name), ()
+    extra_statements: list[ExtraStatement] = []
+    old_blocks = block_fields(old)
+    for field, children in block_fields(new).items():
+        if field in BLOCK_OWNERS:
+            if len(old_blocks[field]) != len(children):
+                raise _Differs
+            for before, after in zip(old_blocks[field], children, strict=True):
+                extra_statements += _extras(before, after, scope, block)
         else:
-            inner = _list(
-                getattr(old, field), getattr(new, field), scope, (*block, _word(new, field))
+            word = () if isinstance(new, Definition | ast.Module) else (_word(new, field),)
+            extra_statements += _extras_of_block(
+                old_blocks[field], children, scope, (*block, *word)
             )
-        if inner is None:
-            return None
-        found += inner
-    return found
+    return extra_statements
 
 
-def _each(
+def _extras_of_block(
     old: list[ast.AST], new: list[ast.AST], scope: tuple[str, ...], block: tuple[str, ...]
-) -> list[ExtraStatement] | None:
-    found: list[ExtraStatement] = []
-    for before, after in zip(old, new, strict=False):
-        inner = _same(before, after, scope, block)
-        if inner is None:
-            return None
-        found += inner
-    return found if len(old) == len(new) else None
+) -> list[ExtraStatement]:
+    extra_statements: list[ExtraStatement] = []
+    kept = with_single_imports(old)  # type: ignore[arg-type]
+    for node in with_single_imports(new):  # type: ignore[arg-type]
+        try:
+            if not kept:
+                raise _Differs
+            extra_statements += _extras(kept[0], node, scope, block)
+            del kept[0]
+        except _Differs:
+            extra_statements.append(ExtraStatement(scope, block, node))
+    if kept:
+        raise _Differs
+    return extra_statements
 
 
 def _word(node: ast.AST, field: str) -> str:
-    words = {"orelse": "else", "finalbody": "finally"}
-    return words.get(field) or (header(node) if isinstance(node, ast.stmt) else type(node).__name__)
-
-
-def _shell(node: ast.AST) -> list[tuple[str, str]]:
-    """A statement without the statements inside it."""
-    return [
-        (name, _text(value))
-        for name, value in ast.iter_fields(node)
-        if name not in _BODIES or not _is_list(value)
-    ]
-
-
-def _is_list(value: object) -> bool:
-    return isinstance(value, list)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, list):
-        return str([_text(one) for one in value])
-    return shape(value) if isinstance(value, ast.AST) else repr(value)
+    if field in BLOCK_KEYWORDS:
+        return BLOCK_KEYWORDS[field]
+    return header(node) if isinstance(node, ast.stmt) else type(node).__name__

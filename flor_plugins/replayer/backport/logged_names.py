@@ -10,38 +10,40 @@ from flor_plugins.replayer.backport.purity.calls import LOGS
 
 
 def logging_calls(node: ast.AST) -> list[ast.Call]:
-    """The calls that log something, by their last name; a new class or function may hold
-    some, too.
+    """Return the calls that log something, by their last name.
+
+    A new class or function may hold some, too.
     """
-    calls = [one for one in ast.walk(node) if isinstance(one, ast.Call)]
-    return [one for one in calls if _last(one.func) in LOGS]
+    calls = (part for part in ast.walk(node) if isinstance(part, ast.Call))
+    return [call for call in calls if _last_name(call.func) in LOGS]
 
 
 def logged(node: ast.AST) -> tuple[tuple[str, ...], list[ast.Call]]:
-    """The names, and the calls whose names can't be told."""
-    names: list[str] = []
+    """Return the names, and the calls whose names can't be told."""
+    names: dict[str, None] = {}
     unclear = []
     for call in logging_calls(node):
-        found = list(_names(call.args[0] if call.args else _keyword(call)))
-        names += [one for one in found if one is not None]
-        if not found or None in found:
+        given = list(_names(call.args[0] if call.args else _keyword(call)))
+        names |= {name: None for name in given if name is not None}
+        if not given or None in given:
             unclear.append(call)
-    return tuple(dict.fromkeys(names)), unclear
+    return tuple(names), unclear
 
 
 def names_in(trees: Iterable[ast.AST]) -> frozenset[str]:
-    """All names that are logged somewhere in them."""
+    """Return all names that are logged somewhere in them."""
     return frozenset(name for tree in trees for name in logged(tree)[0])
 
 
 def patterns_of(metric: str, names: Iterable[str]) -> frozenset[str]:
-    """Those of the names that may be what the metric was logged under: itself, and patterns
-    that it fits.
+    """Return those of the names that may be what the metric was logged under.
+
+    That is the metric itself, and patterns that it fits.
     """
     return frozenset(
-        one
-        for one in names
-        if one == metric or ("*" in one and fnmatchcase(metric, _literally(one)))
+        name
+        for name in names
+        if name == metric or ("*" in name and fnmatchcase(metric, _literally(name)))
     )
 
 
@@ -66,7 +68,7 @@ def _name(node: ast.expr | None) -> str | None:
         case ast.Constant(value=str(text)):
             return text
         case ast.JoinedStr(values=parts):
-            text = "".join(one.value if isinstance(one, ast.Constant) else "*" for one in parts)  # type: ignore[misc]
+            text = "".join(_name(part) or "*" for part in parts)
         case ast.BinOp(left=left, op=ast.Add(), right=right):
             text = (_name(left) or "*") + (_name(right) or "*")
         case _:
@@ -78,16 +80,9 @@ def _name(node: ast.expr | None) -> str | None:
 
 
 def _keyword(call: ast.Call) -> ast.expr | None:
-    return next(
-        (one.value for one in call.keywords if one.arg in ("name", "dictionary", "logs")), None
-    )
+    names = ("name", "dictionary", "logs")
+    return next((keyword.value for keyword in call.keywords if keyword.arg in names), None)
 
 
-def _last(func: ast.expr) -> str:
-    return (
-        func.attr
-        if isinstance(func, ast.Attribute)
-        else func.id
-        if isinstance(func, ast.Name)
-        else ""
-    )
+def _last_name(func: ast.expr) -> str:
+    return getattr(func, "attr", getattr(func, "id", ""))

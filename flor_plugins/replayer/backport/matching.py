@@ -1,5 +1,6 @@
-"""How like two pieces of code are, whatever their names, and which statements and names
-belong together.
+"""How like two pieces of code are, whatever their names.
+
+From that follows which statements and names belong together.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
-from functools import lru_cache
+from functools import lru_cache, partial
 
-from flor_plugins.replayer.backport.syntax import DEFINITIONS, inner_blocks, is_docstring
+from flor_plugins.replayer.backport.names import is_own_attribute, key
+from flor_plugins.replayer.backport.syntax import Definition, inner_blocks, is_docstring
 
 MIN_PAIR = 0.5  # statements that are less alike are not the same one
 SHAPE_WEIGHT = 0.65  # the rest is what the names say: they may have been changed, and all at once
@@ -48,22 +50,23 @@ class StatementPair:
 class RenameVotes:
     """How often a name of the base stood where a name of the old version stands."""
 
-    count: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    count: dict[str, Counter[str]] = field(default_factory=partial(defaultdict, Counter))
 
     def add(self, pair: StatementPair) -> None:
+        """Let the names of two statements that are the same one vote for each other."""
         base, old = flat(pair.base), flat(pair.old)
-        for tag, i, i_end, j, j_end in SequenceMatcher(
-            None, base.shapes, old.shapes, False
-        ).get_opcodes():
+        matcher = SequenceMatcher(None, base.shapes, old.shapes, False)
+        for tag, i, i_end, j, j_end in matcher.get_opcodes():
             if tag != "equal" and (tag != "replace" or i_end - i != j_end - j):
                 continue
-            for one, other in zip(base.names[i:i_end], old.names[j:j_end], strict=True):
-                if one and other and ("self." in one) == ("self." in other):
-                    self.count[one][other] += pair.likeness  # type: ignore[assignment]
+            for name, other in zip(base.names[i:i_end], old.names[j:j_end], strict=True):
+                if name and other and ("self." in name) == ("self." in other):
+                    self.count[name][other] += pair.likeness  # type: ignore[assignment]
 
     def names(self, name: str) -> list[str]:
-        """What it is called in the old version: one name, or several if that is unclear, or
-        [] if nothing is known.
+        """Return what it is called in the old version.
+
+        That is one name, or several if that is unclear, or [] if nothing is known.
         """
         ranked = self.count[name].most_common() if name in self.count else []
         return [other for other, votes in ranked if votes * CLEAR > ranked[0][1]]
@@ -71,35 +74,31 @@ class RenameVotes:
 
 @lru_cache(maxsize=20_000)
 def flat(node: ast.AST) -> FlattenedTree:
-    """A tree as a sequence, docstrings left out."""
+    """Return a tree as a sequence, docstrings left out."""
     pairs = list(_walk(node))
     return FlattenedTree(tuple(shape for shape, _ in pairs), tuple(name for _, name in pairs))
 
 
 def _walk(node: ast.AST) -> Iterator[tuple[str, str]]:
-    kind = type(node).__name__
     if isinstance(node, ast.Name):
         yield "name", node.id
         return
-    if (
-        isinstance(node, ast.Attribute)
-        and isinstance(node.value, ast.Name)
-        and node.value.id == "self"
-    ):
-        yield "self", f"self.{node.attr}"
+    if is_own_attribute(node):
+        yield "self", key(node)
         return
-    if isinstance(node, ast.arg):
-        yield "arg", node.arg
-    elif isinstance(node, ast.Attribute):
-        yield f".{node.attr}", ""
-    elif isinstance(node, ast.keyword):
-        yield f"{node.arg}=", ""
-    elif isinstance(node, ast.Constant):
-        yield repr(node.value), ""
-    elif isinstance(node, DEFINITIONS):
-        yield kind, node.name
-    elif not isinstance(node, ast.expr_context):
-        yield kind, ""
+    match node:
+        case ast.arg(arg=name):
+            yield "arg", name
+        case ast.Attribute(attr=name):
+            yield f".{name}", ""
+        case ast.keyword(arg=name):
+            yield f"{name}=", ""
+        case ast.Constant(value=value):
+            yield repr(value), ""
+        case ast.expr_context():
+            pass
+        case _:
+            yield type(node).__name__, node.name if isinstance(node, Definition) else ""
     for child in ast.iter_child_nodes(node):
         if not (isinstance(child, ast.stmt) and is_docstring(child)):
             yield from _walk(child)
@@ -107,22 +106,23 @@ def _walk(node: ast.AST) -> Iterator[tuple[str, str]]:
 
 @lru_cache(maxsize=50_000)
 def likeness(base: ast.AST, old: ast.AST) -> float:
-    """Of two trees: 1 if they are equal, near it if only names differ, 0 if they have
-    nothing in common.
+    """Return 1 if two trees are equal, near it if only names differ.
+
+    0 if they have nothing in common.
     """
-    one, other = flat(base), flat(old)
-    if one == other:
+    base_flat, old_flat = flat(base), flat(old)
+    if base_flat == old_flat:
         return 1.0
-    return SHAPE_WEIGHT * ratio(one.shapes, other.shapes) + (1 - SHAPE_WEIGHT) * ratio(
-        one.names, other.names
-    )
+    names = (1 - SHAPE_WEIGHT) * ratio(base_flat.names, old_flat.names)
+    return SHAPE_WEIGHT * ratio(base_flat.shapes, old_flat.shapes) + names
 
 
-def ratio(one: Sequence[str], other: Sequence[str]) -> float:
-    """How much of two sequences is common, in order; 0 where it is so little that it says
-    nothing.
+def ratio(base: Sequence[str], old: Sequence[str]) -> float:
+    """Return how much of two sequences is common, in order.
+
+    0 where it is so little that it says nothing.
     """
-    matcher = SequenceMatcher(None, one, other, False)
+    matcher = SequenceMatcher(None, base, old, False)
     # The first two are quick, and never less than the third.
     if matcher.real_quick_ratio() < MIN_RATIO or matcher.quick_ratio() < MIN_RATIO:
         return 0.0
@@ -130,44 +130,47 @@ def ratio(one: Sequence[str], other: Sequence[str]) -> float:
 
 
 def _pair_likeness(base: ast.stmt, old: ast.stmt) -> float:
-    """Of two statements.
+    """Return how like two statements are.
 
     Definitions are known by their names; a compound statement by its header, too.
     """
-    if isinstance(base, DEFINITIONS) or isinstance(old, DEFINITIONS):
-        same_kind = isinstance(base, DEFINITIONS) and type(base) is type(old)
-        if same_kind and base.name == old.name:  # type: ignore[union-attr]
-            return 1.0
-        return 0.9 * likeness(base, old) if same_kind else 0.0
+    if isinstance(base, Definition) or isinstance(old, Definition):
+        if type(base) is not type(old):
+            return 0.0
+        return 1.0 if base.name == old.name else 0.9 * likeness(base, old)  # type: ignore[attr-defined]
     whole = likeness(base, old)
-    if type(base) is not type(old) or not any(True for _ in inner_blocks(base)):
+    if type(base) is not type(old) or not list(inner_blocks(base)):
         return whole
-    return (whole + _header_likeness(base, old)) / 2
+    return (whole + ratio(_header_shapes(base), _header_shapes(old))) / 2
 
 
-def _header_likeness(base: ast.stmt, old: ast.stmt) -> float:
-    heads = [
-        [part for name, value in ast.iter_fields(one) if name in ("test", "target", "iter", "items", "subject")
-         for node in (value if isinstance(value, list) else [value]) for part in flat(node).shapes]
-        for one in (base, old)
-    ]  # fmt: skip
-    return ratio(heads[0], heads[1])
+def _header_parts(node: ast.stmt) -> dict[str, ast.AST]:
+    """Return what a compound statement asks, goes through or enters."""
+    names = ("test", "target", "iter")
+    parts = {name: getattr(node, name) for name in names if hasattr(node, name)}
+    return parts | {f"item {i}": item for i, item in enumerate(getattr(node, "items", ()))}
+
+
+def _header_shapes(node: ast.stmt) -> list[str]:
+    parts = [*_header_parts(node).values(), *filter(None, [getattr(node, "subject", None)])]
+    return [shape for part in parts for shape in flat(part).shapes]
 
 
 def align(base: list[ast.stmt], old: list[ast.stmt]) -> dict[int, tuple[int, float]]:
-    """Which statement of `old` each one of `base` is, in order: index to (index, likeness),
-    the largest sum of it.
+    """Return which statement of `old` each one of `base` is, in order, as index: (index, likeness).
+
+    It is the choice with the largest sum of likenesses.
     """
-    head = _equal(base, old)
-    tail = _equal(base[head:][::-1], old[head:][::-1])
-    found = {i: (i, 1.0) for i in range(head)}
+    head = _common_start(base, old)
+    tail = _common_start(base[head:][::-1], old[head:][::-1])
     inner = _align(base[head : len(base) - tail], old[head : len(old) - tail])
-    found |= {i + head: (j + head, like) for i, (j, like) in inner.items()}
-    return found | {len(base) - i: (len(old) - i, 1.0) for i in range(tail, 0, -1)}
+    matches = {i: (i, 1.0) for i in range(head)}
+    matches |= {i + head: (j + head, like) for i, (j, like) in inner.items()}
+    return matches | {len(base) - i: (len(old) - i, 1.0) for i in range(tail, 0, -1)}
 
 
-def _equal(base: list[ast.stmt], old: list[ast.stmt]) -> int:
-    """How many statements are the same from the start on."""
+def _common_start(base: list[ast.stmt], old: list[ast.stmt]) -> int:
+    """Return how many statements are the same from the start on."""
     same = 0
     while same < min(len(base), len(old)) and flat(base[same]) == flat(old[same]):
         same += 1
@@ -175,39 +178,36 @@ def _equal(base: list[ast.stmt], old: list[ast.stmt]) -> int:
 
 
 def _align(base: list[ast.stmt], old: list[ast.stmt]) -> dict[int, tuple[int, float]]:
-    like = [[_pair_likeness(one, other) for other in old] for one in base]
+    like = [[_pair_likeness(statement, other) for other in old] for statement in base]
     best = [[0.0] * (len(old) + 1) for _ in range(len(base) + 1)]
     for i in range(len(base) - 1, -1, -1):
         for j in range(len(old) - 1, -1, -1):
             paired = like[i][j] + best[i + 1][j + 1] if like[i][j] >= MIN_PAIR else 0.0
             best[i][j] = max(best[i + 1][j], best[i][j + 1], paired)
-    found: dict[int, tuple[int, float]] = {}
+    matches: dict[int, tuple[int, float]] = {}
     i = j = 0
     while i < len(base) and j < len(old):
         if like[i][j] >= MIN_PAIR and best[i][j] == like[i][j] + best[i + 1][j + 1]:
-            found[i] = (j, like[i][j])
+            matches[i] = (j, like[i][j])
             i, j = i + 1, j + 1
         elif best[i][j] == best[i + 1][j]:
             i += 1
         else:
             j += 1
-    return found
+    return matches
 
 
 def pairs(base: list[ast.stmt], old: list[ast.stmt]) -> Iterator[StatementPair]:
-    """The statements of two blocks that belong together, those of their inner blocks included."""
+    """Yield the statements of two blocks that belong together, and those of their inner blocks."""
     for i, (j, like) in align(base, old).items():
-        one, other = base[i], old[j]
-        inner = list(zip(inner_blocks(one), inner_blocks(other), strict=False))
-        if isinstance(one, DEFINITIONS) or not inner:
-            yield StatementPair(one, other, like)
+        statement, other = base[i], old[j]
+        inner = list(zip(inner_blocks(statement), inner_blocks(other), strict=False))
+        if isinstance(statement, Definition) or not inner:
+            yield StatementPair(statement, other, like)
             continue
-        for name in ("test", "target", "iter"):
-            if hasattr(one, name) and hasattr(other, name):
-                yield StatementPair(getattr(one, name), getattr(other, name), like)
-        for base_item, old_item in zip(
-            getattr(one, "items", ()), getattr(other, "items", ()), strict=False
-        ):
-            yield StatementPair(base_item, old_item, like)
+        old_parts = _header_parts(other)
+        for name, part in _header_parts(statement).items():
+            if name in old_parts:
+                yield StatementPair(part, old_parts[name], like)
         for (_, base_inner), (_, old_inner) in inner:
             yield from pairs(base_inner, old_inner)

@@ -7,53 +7,47 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-from flor_plugins.replayer.backport.logged_names import logged, logging_calls
+from flor_plugins.replayer.backport.insertion import Insertion
+from flor_plugins.replayer.backport.logged_names import logged, logging_calls, names_in
 from flor_plugins.replayer.backport.names import family
 from flor_plugins.replayer.backport.purity import known_effects
-from flor_plugins.replayer.backport.purity.calls import CallPurity, PurityContext
+from flor_plugins.replayer.backport.purity.calls import PurityContext
 from flor_plugins.replayer.backport.purity.local_objects import defined, fresh_names
-from flor_plugins.replayer.backport.purity.statements import StatementPurity
+from flor_plugins.replayer.backport.purity.statements import Impurities, StatementPurity
 from flor_plugins.replayer.backport.syntax import (
-    DEFINITIONS,
-    FUNCTIONS,
     CodeVersion,
+    Definition,
+    FunctionNode,
     Scope,
+    bound_name,
     first_line,
 )
 from flor_plugins.replayer.backport.tree_diff import AddedStatement, ForbiddenChange
 
-if TYPE_CHECKING:
-    from flor_plugins.replayer.backport.edit import Insertion
-
 
 def review(
-    base: CodeVersion, now: CodeVersion, added: Sequence[AddedStatement]
+    base: CodeVersion, edited: CodeVersion, added: Sequence[AddedStatement]
 ) -> list[ForbiddenChange]:
-    """What of the statements that were put in may change the training, each with its line."""
-    reviewing = _EditReview(base, now, tuple(added))
-    return [problem for one in added for problem in reviewing.of(one)]
+    """Return what of the added statements may change the training, each with its line."""
+    edit_review = _EditReview(base, edited, added)
+    return [problem for statement in added for problem in edit_review.problems(statement)]
 
 
-def moment(insertion: Insertion, now: CodeVersion) -> Literal["train", "validate"]:
-    """Is the statement only reached while validating, or must the training be run again for it?
+def moment(insertion: Insertion, edited: CodeVersion) -> Literal["train", "validate"]:
+    """Whether the statement is only reached while validating, or the training must be run again.
 
-    now: the working tree. Functions that are not called by a framework are followed to their
-    callers by name."""
-    node = ast.parse(insertion.text).body[0]
-    inside = (node.name,) if isinstance(node, FUNCTIONS) else ()
-    return "validate" if _is_of_validation((*insertion.scope, *inside), now) else "train"
-
-
-def logged_by(one: AddedStatement, now: CodeVersion) -> tuple[str, ...]:
-    """The metrics that a statement logs."""
-    return logged(one.node)[0]
+    edited: the working tree. Functions that are not called by a framework are followed to their
+    callers by name.
+    """
+    node = insertion.node
+    inside = (node.name,) if isinstance(node, FunctionNode) else ()
+    return "validate" if _is_of_validation((*insertion.scope, *inside), edited) else "train"
 
 
 def _is_of_validation(
-    scope: tuple[str, ...], now: CodeVersion, seen: frozenset[str] = frozenset()
+    scope: tuple[str, ...], edited: CodeVersion, seen: frozenset[str] = frozenset()
 ) -> bool:
     if not scope:
         return False
@@ -63,227 +57,196 @@ def _is_of_validation(
     if name in seen or known_effects.is_hook(name) or name in known_effects.FRAMEWORK_METHODS:
         return False
     callers = [
-        one for one in now.scopes if one.is_function and one.names != scope and _calls(one, name)
+        caller
+        for caller in edited.scopes
+        if (caller.names != scope or not caller.is_function) and _calls(caller, name)
     ]
-    at_module = any(_calls(one, name) for one in now.scopes if not one.is_function)
-    return (
-        bool(callers)
-        and not at_module
-        and all(_is_of_validation(one.names, now, seen | {name}) for one in callers)
+    return bool(callers) and all(
+        caller.is_function and _is_of_validation(caller.names, edited, seen | {name})
+        for caller in callers
     )
 
 
 def _calls(scope: Scope, name: str) -> bool:
-    """Does it name the function in its own body? Functions inside it speak for themselves."""
-    coming: list[ast.AST] = list(scope.node.body)
-    while coming:
-        one = coming.pop()
-        if isinstance(one, DEFINITIONS):
+    """Whether it names the function in its own body.
+
+    Functions inside it speak for themselves.
+    """
+    nodes: list[ast.AST] = [*scope.node.body]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, Definition):
             continue
-        if (
-            isinstance(one, ast.Name | ast.Attribute)
-            and (one.id if isinstance(one, ast.Name) else one.attr) == name
-        ):
+        if name in (getattr(node, "id", None), getattr(node, "attr", None)):
             return True
-        coming += ast.iter_child_nodes(one)
+        nodes += ast.iter_child_nodes(node)
     return False
 
 
-@dataclass
 class _EditReview:
-    base: CodeVersion
-    now: CodeVersion
-    added: tuple[AddedStatement, ...]
-    bodies: StatementPurity = field(init=False)
-    read: set[str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.bodies = StatementPurity(CallPurity(self.now))
-        every = [node for tree in self.base.trees.values() for node in ast.walk(tree)]
+    def __init__(
+        self, base: CodeVersion, edited: CodeVersion, added: Sequence[AddedStatement]
+    ) -> None:
+        self.base, self.edited, self.added = base, edited, added
+        self.purity = StatementPurity(edited)
+        trees = base.trees.values()
+        self.logged = {name for name in names_in(trees) if "*" not in name}
+        self.watched: set[object] = set()
         # Attributes are reached from anywhere, by name or by a string.
-        self.read = {one.attr for one in every if isinstance(one, ast.Attribute)}
-        self.read |= {one.args[1].value for one in every if _is_getattr(one)}  # type: ignore[attr-defined]
-        self.logged = {
-            name for tree in self.base.trees.values() for name in logged(tree)[0] if "*" not in name
+        self.attributes: set[object] = set()
+        for node in (node for tree in trees for node in ast.walk(tree)):
+            match node:
+                case ast.Attribute(attr=name):
+                    self.attributes.add(name)
+                case ast.Call(
+                    func=ast.Name(id="getattr" | "hasattr" | "setattr"),
+                    args=[_, ast.Constant(value=name), *_],
+                ):
+                    self.attributes.add(name)
+                case ast.keyword(
+                    arg="monitor" | "metric_for_best_model", value=ast.Constant(value=name)
+                ):
+                    self.watched.add(name)
+
+    def problems(self, added: AddedStatement) -> Iterator[ForbiddenChange]:
+        problems = {
+            *self._names(added),
+            *self._metrics(added.node),
+            *self.purity.problems(added.node, self._context(added), added.is_in_class),
         }
-        self.watched = {
-            one.value.value for one in every
-            if isinstance(one, ast.keyword) and one.arg in ("monitor", "metric_for_best_model")
-            and isinstance(one.value, ast.Constant)
-        }  # fmt: skip
+        for line, what in sorted(problems):
+            yield ForbiddenChange(added.point.path, line, f"{what}, in {added}")
 
-    def of(self, one: AddedStatement) -> Iterator[ForbiddenChange]:
-        ground = self._ground(one)
-        problems = [
-            *self._names(one),
-            *self._metrics(one),
-            *self.bodies.problems(one.node, ground, one.is_in_class),
-        ]
-        for line, what in sorted(set(problems)):
-            yield ForbiddenChange(one.path, line, f"{what}, in {one}")
-
-    def _ground(self, one: AddedStatement) -> PurityContext:
+    def _context(self, added: AddedStatement) -> PurityContext:
+        path, scope = added.point.path, added.point.scope
         siblings = [
-            other.node for other in self.added if (other.path, other.scope) == (one.path, one.scope)
+            other.node
+            for other in self.added
+            if (other.point.path, other.point.scope) == (path, scope)
         ]
         return PurityContext(
-            one.path, one.scope, fresh_names(siblings), frozenset(defined(siblings)),
-            _is_of_validation(one.scope, self.now),
-        )  # fmt: skip
+            path,
+            scope,
+            fresh_names(siblings),
+            frozenset(defined(siblings)),
+            _is_of_validation(scope, self.edited),
+        )
 
-    def _names(self, one: AddedStatement) -> Iterator[tuple[int, str]]:
-        """What it defines must be new."""
-        line, scope = first_line(one.node), self.base.scope(one.path, one.scope)
+    def _names(self, added: AddedStatement) -> Impurities:
+        """Yield what it defines that is not new."""
+        node, in_class = added.node, added.is_in_class
+        scope = self.base.scope(added.point.path, added.point.scope)
         if scope is None:  # a new file
             return
         # A class's names are read as attributes, a function's and a module's by themselves.
-        around = self.base.outer(scope) if one.is_in_class else None
-        known = self.read | known_effects.FRAMEWORK_SETTINGS | known_effects.FRAMEWORK_METHODS
-        used = _names_in(scope.node) if around is None else _class_names(self.base, scope)
-        for name in sorted(defined([one.node])):
+        used = _class_names(self.base, scope) if in_class else _names_in(scope.node)
+        for name in sorted(defined([node])):
             plain = name.removeprefix("self.")
-            is_attribute = name != plain or one.is_in_class
+            is_attribute = name != plain or in_class
             if not is_attribute and plain in used:
-                yield line, f"gives {name!r} another meaning, which the training reads"
-            is_set = name != plain or not isinstance(one.node, DEFINITIONS)
-            if (
-                is_attribute
-                and is_set
-                and not isinstance(one.node, ast.ClassDef)
-                and plain in known
-            ):
-                yield line, f"sets {name!r}, which the training or its framework reads"
-        if one.is_in_class and isinstance(one.node, FUNCTIONS):
-            yield from self._method(one.node, used)
+                yield first_line(node), f"gives {name!r} another meaning, which the training reads"
+            is_method = name == plain and isinstance(node, FunctionNode)
+            is_set = is_attribute and not is_method and not isinstance(node, ast.ClassDef)
+            if is_set and self._is_known(plain):
+                what = f"sets {name!r}, which the training or its framework reads"
+                yield first_line(node), what
+        if in_class and isinstance(node, FunctionNode):
+            name = node.name
+            is_special = name.startswith("__") and name.endswith("__")
+            is_known = name in used or self._is_known(name)
+            if is_special or (is_known and not passes_through(node)):
+                what = (
+                    f"overrides {name!r} and does not only pass on what `super().{name}(...)` gives"
+                )
+                yield first_line(node), what
 
-    def _method(
-        self, node: ast.FunctionDef | ast.AsyncFunctionDef, used: set[str]
-    ) -> Iterator[tuple[int, str]]:
-        name = node.name
-        is_private = name.startswith("__") and name.endswith("__")
-        known = (
-            name in known_effects.FRAMEWORK_METHODS | known_effects.FRAMEWORK_SETTINGS
-            or name in used
-            or name in self.read
-        )
-        if is_private or (known and not passes_through(node)):
-            yield (
-                first_line(node),
-                f"overrides {name!r} and does not only pass on what `super().{name}(...)` gives",
-            )
+    def _is_known(self, name: str) -> bool:
+        """Whether the training or its framework reads that attribute."""
+        of_framework = known_effects.FRAMEWORK_SETTINGS | known_effects.FRAMEWORK_METHODS
+        return name in self.attributes or name in of_framework
 
-    def _metrics(self, one: AddedStatement) -> Iterator[tuple[int, str]]:
-        _, unclear = logged(one.node)
-        for call in unclear:
-            yield (
-                call.lineno,
-                'logs under a name that can\'t be told; begin it with a literal, as f"grad/{name}"',
+    def _metrics(self, node: ast.stmt) -> Impurities:
+        for call in logged(node)[1]:
+            what = (
+                'logs under a name that can\'t be told; begin it with a literal, as f"grad/{name}"'
             )
-        for call in logging_calls(one.node):
+            yield call.lineno, what
+        for call in logging_calls(node):
             for name in logged(call)[0]:
                 if name in self.logged:
-                    yield (
-                        call.lineno,
-                        f"logs {name!r}, which the training logs already; give it another name",
-                    )
+                    why = "which the training logs already"
                 elif name in self.watched:
-                    yield (
-                        call.lineno,
-                        f"logs {name!r}, which a callback of the training watches; give it "
-                        f"another name",
-                    )
+                    why = "which a callback of the training watches"
+                else:
+                    continue
+                yield call.lineno, f"logs {name!r}, {why}; give it another name"
 
 
-def passes_through(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Does a method give exactly what its super method gives for exactly its own arguments?"""
-    calls = [
-        one
-        for one in ast.walk(node)
-        if isinstance(one, ast.Call) and _is_super(one.func, node.name)
-    ]
-    returns = [one for one in ast.walk(node) if isinstance(one, ast.Return)]
-    last = node.body[-1]
-    if (
-        len(calls) != 1
-        or len(returns) != 1
-        or returns[0] is not last
-        or not _has_own_arguments(calls[0], node)
-    ):
+def passes_through(node: FunctionNode) -> bool:
+    """Whether a method gives exactly what its super method gives for exactly its own arguments."""
+    calls, returns = [], []
+    for part in ast.walk(node):
+        if isinstance(part, ast.Return):
+            returns.append(part)
+        elif isinstance(part, ast.Call) and ast.unparse(part.func) == f"super().{node.name}":
+            calls.append(part)
+    if len(calls) != 1 or returns != node.body[-1:] or not _has_own_arguments(calls[0], node):
         return False
-    first = [one for one in node.body if any(inner is calls[0] for inner in ast.walk(one))]
-    if first == [last]:
-        return isinstance(last, ast.Return) and last.value is calls[0]
-    result = first[0] if first else None
-    if not (
-        isinstance(result, ast.Assign) and result.value is calls[0] and isinstance(last, ast.Return)
-    ):
-        return False
+    value = returns[0].value
+    if value is calls[0]:
+        return True
     targets = [
-        one
-        for one in ast.walk(node)
-        if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)
+        [ast.unparse(target) for target in statement.targets]
+        for statement in node.body
+        if isinstance(statement, ast.Assign) and statement.value is calls[0]
     ]
-    names = [one.id for one in targets]
-    own = isinstance(last.value, ast.Name) and names.count(last.value.id) == 1
-    return own and [ast.unparse(one) for one in result.targets] == [ast.unparse(last.value)]  # type: ignore[arg-type]
+    if not isinstance(value, ast.Name) or _assigned(node).count(value.id) != 1:
+        return False
+    return targets == [[value.id]]
 
 
-def _is_super(func: ast.expr, name: str) -> bool:
-    return ast.unparse(func) == f"super().{name}"
+def _assigned(node: ast.AST) -> list[str]:
+    return [
+        part.id
+        for part in ast.walk(node)
+        if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+    ]
 
 
-def _has_own_arguments(call: ast.Call, node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+def _has_own_arguments(call: ast.Call, node: FunctionNode) -> bool:
     args = node.args
-    plain = [one.arg for one in (*args.posonlyargs, *args.args)][1:]
-    names = {*plain, *(one.arg for one in args.kwonlyargs)}
-    if any(
-        isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store) and one.id in names
-        for one in ast.walk(node)
-    ):
-        return False
-    given = [ast.unparse(one) for one in call.args]
+    plain = [arg.arg for arg in (*args.posonlyargs, *args.args)][1:]
+    names = {*plain, *(arg.arg for arg in args.kwonlyargs)}
+    given = [ast.unparse(arg) for arg in call.args]
     starred = [f"*{args.vararg.arg}"] if args.vararg else []
-    keywords = {one.arg: ast.unparse(one.value) for one in call.keywords}
-    if (args.kwarg is not None) != (None in keywords) or (
-        args.kwarg and keywords.pop(None) != args.kwarg.arg
-    ):
-        return False
-    positional = [one for one in given if not one.startswith("*")]
-    if [one for one in given if one.startswith("*")] != starred or positional != plain[
-        : len(positional)
-    ]:
-        return False
-    rest = names - set(positional)
-    return set(keywords) == rest and all(key == value for key, value in keywords.items())
+    passed = plain[: len(given) - len(starred)]
+    by_name: dict[str | None, str] = {name: name for name in names - set(passed)}
+    if args.kwarg:
+        by_name[None] = args.kwarg.arg
+    return (
+        names.isdisjoint(_assigned(node))
+        and given == [*passed, *starred]
+        and by_name == {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
+    )
 
 
 def _names_in(node: ast.AST) -> set[str]:
-    found: set[str] = set()
-    for one in ast.walk(node):
-        if isinstance(one, ast.Name):
-            found.add(one.id)
-        elif isinstance(one, ast.arg):
-            found.add(one.arg)
-        elif isinstance(one, DEFINITIONS):
-            found.add(one.name)
-        elif isinstance(one, ast.alias):
-            found.add((one.asname or one.name).partition(".")[0])
-        elif isinstance(one, ast.Global | ast.Nonlocal):
-            found |= set(one.names)
-    return found
+    names: set[str] = set()
+    for part in ast.walk(node):
+        match part:
+            case ast.Name(id=name) | ast.arg(arg=name):
+                names.add(name)
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.ClassDef(name=name):
+                names.add(name)
+            case ast.alias():
+                names.add(bound_name(part))
+            case ast.Global(names=outside) | ast.Nonlocal(names=outside):
+                names |= set(outside)
+    return names
 
 
 def _class_names(version: CodeVersion, scope: Scope) -> set[str]:
-    """What a class and its relatives in the project define."""
-    found: set[str] = set()
-    for one in family(version, scope):
-        found |= defined(one.node.body)
-    return found
-
-
-def _is_getattr(one: ast.AST) -> bool:
-    if not (
-        isinstance(one, ast.Call) and len(one.args) > 1 and isinstance(one.args[1], ast.Constant)
-    ):
-        return False
-    return isinstance(one.func, ast.Name) and one.func.id in ("getattr", "hasattr", "setattr")
+    """Return what a class and its relatives in the project define."""
+    return {name for relative in family(version, scope) for name in defined(relative.node.body)}

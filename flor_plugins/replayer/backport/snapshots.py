@@ -1,5 +1,6 @@
-"""The python files of recorded versions and of the working tree, and the version that the
-working tree came from.
+"""The python files of recorded versions and of the working tree.
+
+Which version did the working tree come from?
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ import io
 import os
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +33,9 @@ NOT_CODE_FOLDERS = frozenset(("node_modules", "__pycache__"))
 
 
 class SnapshotSources:
-    """The python files of recorded versions, from git's objects; each is read once. root: of
-    the working tree.
+    """The python files of recorded versions, from git's objects; each is read once.
+
+    root: of the working tree.
     """
 
     def __init__(self, store: Store, root: Path) -> None:
@@ -41,7 +44,10 @@ class SnapshotSources:
         self._texts: dict[str, str] = {}
 
     def of(self, code: Code) -> dict[str, str]:
-        """Path beneath the top of the repository to text. Raises SnapshotError if git refuses."""
+        """Return a version's files, path beneath the top of the repository to text.
+
+        Raises SnapshotError if git refuses.
+        """
         if code.vid not in self._versions:
             with find_commit(code, self._store, self._root) as repo:
                 self._versions[code.vid] = dict(sorted(self._read(repo, code)))
@@ -49,8 +55,8 @@ class SnapshotSources:
 
     def _read(self, repo: Repo, code: Code) -> Iterator[tuple[str, str]]:
         with told(f"the code of commit {code.vid} was to be read"):
-            for one in repo.commit(code.vid).tree.traverse():
-                blob: Any = one  # declared as any of git's objects
+            for entry in repo.commit(code.vid).tree.traverse():
+                blob: Any = entry  # declared as any of git's objects
                 if blob.type != "blob" or blob.mode == LINK or not str(blob.path).endswith(SUFFIX):
                     continue
                 if blob.hexsha not in self._texts:  # most files are the same ones in many versions
@@ -58,72 +64,80 @@ class SnapshotSources:
                 yield str(blob.path), self._texts[blob.hexsha]
 
 
-def edit_in(
-    store: Store, runs: Sequence[Run], root: Path, recorded: SnapshotSources | None = None
-) -> Edit | None:
-    """The edit in the working tree at `root`; None if no run was recorded from there, or
-    nothing differs.
+def edit_in(store: Store, runs: Sequence[Run], root: Path) -> Edit | None:
+    """Return the edit in the working tree at `root`.
+
+    None if no run was recorded from there, or nothing differs. See `edit_since`.
+    """
+    recorded = SnapshotSources(store, root)
+    base = base_of(store, runs, root, recorded)
+    return edit_since(base, root, recorded) if base is not None else None
+
+
+def edit_since(base: Run, root: Path, recorded: SnapshotSources) -> Edit | None:
+    """Return what was added in the working tree since a run; None if nothing differs.
 
     Files that the training does not import (tests, other scripts) count only where something is
     logged in them. Settings in other files (yaml, json) are no part of it: an old version keeps
     its own; `settings_changed` names them. Raises EditRefused where the edit would change the
-    training, SnapshotError where git refuses."""
-    recorded = recorded or SnapshotSources(store, root)
-    run = base_of(store, runs, root, recorded)
-    if run is None or run.code is None:
-        return None
-    base, edited = recorded.of(run.code), working_sources(root)
-    edited = _of_training(run, base, edited)
-    edit = edit_of(base, edited, f"run {run.name}, {run.run_id}, commit {run.code.vid[:12]}")
+    training, SnapshotError where git refuses.
+    """
+    assert base.code is not None
+    sources = recorded.of(base.code)
+    edited = _of_training(base, sources, working_sources(root))
+    label = f"run {base.name}, {base.run_id}, commit {base.code.vid[:12]}"
+    edit = edit_of(sources, edited, label)
     return edit if edit.insertions else None
+
+
+def is_from(run: Run, root: Path) -> bool:
+    """Whether a run was recorded from a working tree."""
+    return run.code is not None and Path(run.code.root).resolve() == root.resolve()
 
 
 def base_of(
     store: Store, runs: Sequence[Run], root: Path, recorded: SnapshotSources | None = None
 ) -> Run | None:
-    """The recorded run that the working tree came from: the one with the fewest statements
-    changed or added since.
+    """Return the recorded run that the working tree came from.
 
-    Of several the newest. None if no run was recorded from `root`. Raises SnapshotError if git
-    refuses."""
+    It is the one with the fewest statements changed or added since, of several the newest. None
+    if no run was recorded from `root`. Raises SnapshotError if git refuses.
+    """
     recorded = recorded or SnapshotSources(store, root)
-    here = [
-        run
-        for run in runs
-        if run.code is not None and Path(run.code.root).resolve() == root.resolve()
-    ]
     working = working_sources(root)
-    distances: dict[str, tuple[int, int]] = {}
     known: dict[tuple[str, str], tuple[int, int]] = {}
-    best: Run | None = None
-    for run in sorted(here, key=lambda run: run.run_id, reverse=True):
-        assert run.code is not None
-        if run.code.vid not in distances:
-            distances[run.code.vid] = _distance(recorded.of(run.code), working, known)
-        if best is None or distances[run.code.vid] < distances[best.code.vid]:  # type: ignore[union-attr]
-            best = run
-    return best
+    distances: dict[str, tuple[int, int]] = {}
+    best: tuple[tuple[int, int], Run] | None = None
+    for run in sorted(runs, key=attrgetter("run_id"), reverse=True):
+        if run.code is None or not is_from(run, root):
+            continue
+        vid = run.code.vid
+        if vid not in distances:
+            distances[vid] = _distance(recorded.of(run.code), working, known)
+        if best is None or distances[vid] < best[0]:
+            best = distances[vid], run
+    return best[1] if best is not None else None
 
 
 def working_sources(root: Path) -> dict[str, str]:
-    """The python files of a working tree as they stand: what git tracks or sees; without git
-    what is code there.
+    """Return the python files of a working tree as they stand.
+
+    These are what git tracks or sees; without git what is code there.
     """
-    listed = _seen_by_git(root)
-    found = {}
-    for path in sorted(_walked(root) if listed is None else listed):
-        file = root / path
-        if path.endswith(SUFFIX) and file.is_file() and not file.is_symlink():
-            found[path] = text(file.read_bytes())
-    return found
+    seen = _seen_by_git(root)
+    return {
+        path: text((root / path).read_bytes())
+        for path in sorted(_walked(root) if seen is None else seen)
+        if path.endswith(SUFFIX) and (root / path).is_file() and not (root / path).is_symlink()
+    }
 
 
 def settings_changed(code: Code, root: Path) -> list[str]:
-    """Files of settings that git tracks and that are not as they were in that commit; []
-    without git.
+    """Return files of settings that git tracks and that are not as they were in that commit.
 
     They do not reach a replay: each version reads its own. A new value there is for the next
-    run only."""
+    run only. [] without git.
+    """
     from git import Git, GitCommandError
 
     try:
@@ -137,7 +151,7 @@ def settings_changed(code: Code, root: Path) -> list[str]:
 
 
 def text(content: bytes) -> str:
-    """What Python would read: by the file's own encoding line, without its mark."""
+    """Return what Python would read: by the file's own encoding line, without its mark."""
     try:
         return content.decode(_encoding(content))
     except (SyntaxError, UnicodeDecodeError):  # no Python; it is told where it matters
@@ -145,7 +159,7 @@ def text(content: bytes) -> str:
 
 
 def as_bytes(source: str) -> bytes:
-    """The bytes that Python reads as that text."""
+    """Return the bytes that Python reads as that text."""
     return source.encode(_encoding(source.encode("utf-8")))
 
 
@@ -158,17 +172,18 @@ def _distance(
     working: Mapping[str, str],
     known: dict[tuple[str, str], tuple[int, int]],
 ) -> tuple[int, int]:
-    """(statements changed or gone, statements added).
+    """Return (statements changed or gone, statements added).
 
     A new file is neither: it may not be of the training.
     """
     changed, added = len(base.keys() - working.keys()), 0
     for path in base.keys() & working.keys():
         pair = base[path], working[path]
-        if pair[0] != pair[1]:
-            if pair not in known:
-                known[pair] = _file_distance(path, *pair)
-            changed, added = changed + known[pair][0], added + known[pair][1]
+        if pair[0] == pair[1]:
+            continue
+        if pair not in known:
+            known[pair] = _file_distance(path, *pair)
+        changed, added = changed + known[pair][0], added + known[pair][1]
     return changed, added
 
 
@@ -181,57 +196,58 @@ def _file_distance(path: str, base: str, working: str) -> tuple[int, int]:
 
 
 def _of_training(run: Run, base: Mapping[str, str], edited: Mapping[str, str]) -> dict[str, str]:
-    """The working tree, with files that the run does not import as they were; all of it if
-    its script is not known.
+    """Return the working tree, with files that the run does not import as they were.
+
+    All of it if its script is not known.
     """
     was, now = CodeVersion(base), CodeVersion(edited)
     entry = entry_of(run, was)
-    found = dict(edited)
     if entry is None:
-        return found
-    for path in base.keys() | edited.keys():
-        is_same = base.get(path) == edited.get(path)
-        if (
-            is_same
-            or any(leads_to(one, entry, path) for one in (was, now))
-            or _logs_more(path, was, now)
-        ):
-            continue
-        if path in base:
-            found[path] = base[path]
-        else:
-            del found[path]
-    return found
+        return dict(edited)
+    meant = {
+        path
+        for path in base.keys() | edited.keys()
+        if base.get(path) != edited.get(path)
+        and (leads_to(was, entry, path) or leads_to(now, entry, path) or _logs_more(path, was, now))
+    }
+    kept = {path: text for path, text in base.items() if path not in meant}
+    return kept | {path: text for path, text in edited.items() if path in meant}
 
 
 def entry_of(run: Run, version: CodeVersion) -> str | None:
-    """The file of a version that was launched; None if it is not there."""
+    """Return the file of a version that was launched; None if it is not there."""
     launch, root = run.launch, Path(run.code.root) if run.code else Path()
     module = launch.target.partition(":")[0].replace(".", "/")
     folder = Path(launch.folder or launch.cwd)
-    tried = {
+    candidates = {
         "script": [Path(launch.cwd, launch.target)],
         "module": [folder / f"{module}.py", folder / module / "__main__.py"],
         "recipe": [folder / f"{module}.py", folder / module / "__init__.py"],
     }.get(launch.kind, [])
-    for one in tried:
-        path = os.path.relpath(os.path.normpath(root / one), root).replace(os.sep, "/")
+    for file in candidates:
+        path = os.path.relpath(os.path.normpath(root / file), root).replace(os.sep, "/")
         if path in version.trees:
             return path
     return None
 
 
 def _logs_more(path: str, was: CodeVersion, now: CodeVersion) -> bool:
-    """Is something logged there that was not? Then it is meant, however the file is imported."""
+    """Whether something is logged there that was not.
+
+    Then it is meant, however the file is imported.
+    """
     before, after = was.trees.get(path), now.trees.get(path)
     if before is None or after is None:
         return False
     added, _ = compare(path, before, after)
-    return any(logging_calls(one.node) for one in added)
+    return any(logging_calls(statement.node) for statement in added)
 
 
 def _seen_by_git(root: Path) -> list[str] | None:
-    """None without a repository, or where git ignores the folder."""
+    """Return what git tracks or sees.
+
+    None without a repository, or where git ignores the folder.
+    """
     from git import Git, GitCommandError
 
     git = Git(root)

@@ -1,5 +1,6 @@
-"""Statements as text: taken from one file and put into another one, with what stands inside
-strings untouched.
+"""Take statements as text from one file and put them into another one.
+
+What stands inside strings is untouched.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from flor_plugins.errors import CannotCarry
-from flor_plugins.replayer.backport.syntax import first_line
+from flor_plugins.replayer.backport.syntax import Definition, first_line
 
 
 @dataclass(frozen=True, slots=True)
 class SplicedText:
-    """A text that goes before statement `index` of a block of a file; of several at one
-    place in their order.
+    """A text that goes before statement `index` of a block of a file.
+
+    Several texts at one place keep their order.
     """
 
     path: str
@@ -27,8 +29,9 @@ class SplicedText:
 
 
 def taken(source: str, node: ast.stmt) -> str:
-    """The text of a statement, its decorators included, moved to the left margin; without
-    trailing newline.
+    """Return the text of a statement, its decorators included, moved to the left margin.
+
+    It has no trailing newline.
     """
     lines = [line.rstrip("\r\n") for line in split(source)]
     start, end = first_line(node) - 1, node.end_lineno or node.lineno
@@ -36,26 +39,25 @@ def taken(source: str, node: ast.stmt) -> str:
     after = lines[end - 1].encode()[node.end_col_offset or 0 :].decode().strip()
     if before.strip() or (after and not after.startswith("#")):  # shares its line with others
         return ast.get_source_segment(source, node) or ast.unparse(node)
-    inside = _inside_strings([node])
+    inside = _inside_strings(node)
     return "\n".join(
         line if number in inside else line[node.col_offset :]
         for number, line in enumerate(lines[start:end], start=start + 1)
     )
 
 
-def _inside_strings(nodes: Iterable[ast.AST]) -> set[int]:
-    """The lines that begin inside a string."""
+def _inside_strings(tree: ast.AST) -> set[int]:
+    """Return the lines that begin inside a string."""
     return {
         number
-        for node in nodes
-        for one in ast.walk(node)
-        if isinstance(one, ast.Constant | ast.JoinedStr)
-        for number in range(one.lineno + 1, (one.end_lineno or one.lineno) + 1)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant | ast.JoinedStr)
+        for number in range(node.lineno + 1, (node.end_lineno or node.lineno) + 1)
     }
 
 
 def put_in(source: str, puts: Iterable[SplicedText]) -> str:
-    """A file with texts put in.
+    """Return a file with texts put in.
 
     Raises CannotCarry where statements share a line, so that nothing fits between them.
     """
@@ -65,57 +67,49 @@ def put_in(source: str, puts: Iterable[SplicedText]) -> str:
         lines[-1] += newline
     by_line: dict[int, list[str]] = {}
     for put in puts:
-        line, indent = _line(lines, put)
-        inside = _inside_strings(ast.parse(put.text).body)
+        number, indent = _line(lines, put)
+        tree = ast.parse(put.text)
+        inside = _inside_strings(tree)
         text = [
-            one if number in inside or not one else indent + one
-            for number, one in enumerate(put.text.split("\n"), start=1)
+            line if row in inside or not line else indent + line
+            for row, line in enumerate(put.text.split("\n"), start=1)
         ]
-        by_line.setdefault(line, []).extend(
-            one + newline for one in _spaced(text, put, lines, line)
-        )
-    for line in sorted(by_line, reverse=True):
-        lines[line:line] = by_line[line]
+        if isinstance(tree.body[0], Definition):  # empty lines around it, as they are usual
+            gap = [""] * (1 if indent else 2)
+            is_followed = number < len(lines) and bool(lines[number].strip())
+            text = [*text, *gap] if is_followed else [*gap, *text]
+        by_line.setdefault(number, []).extend(line + newline for line in text)
+    for number in sorted(by_line, reverse=True):
+        lines[number:number] = by_line[number]
     return "".join(lines)
 
 
 def split(text: str) -> list[str]:
-    """The lines as Python counts them, each with its end: a form feed ends none."""
+    """Return the lines as Python counts them, each with its end: a form feed ends none."""
     return re.findall(r".*?(?:\r\n|\n|\r)|.+\Z", text, re.DOTALL)
 
 
-def _spaced(text: list[str], put: SplicedText, lines: list[str], line: int) -> list[str]:
-    """Empty lines around a function or class, as they are usual."""
-    node = ast.parse(put.text).body[0]
-    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        return text
-    indented = bool(put.body and put.body[0].col_offset)
-    gap = [""] * (1 if indented else 2)
-    if line < len(lines) and lines[line].strip():
-        return [*text, *gap]
-    return [*gap, *text]
-
-
 def _line(lines: list[str], put: SplicedText) -> tuple[int, str]:
-    """Before which line (from 0) a text goes, and how far to the right."""
+    """Return before which line (from 0) a text goes, and how far to the right."""
     if not put.body:
         return len(lines), ""
     first = put.body[0]
-    start = lines[first_line(first) - 1].encode()[: first.col_offset].decode()
-    above = put.body[put.index - 1] if put.index else None
+    indent = lines[first_line(first) - 1].encode()[: first.col_offset].decode()
+    above_end = put.body[put.index - 1].end_lineno or 0 if put.index else None
     below = put.body[put.index] if put.index < len(put.body) else None
-    shares = above is not None and below is not None and below.lineno == above.end_lineno
-    if start.strip() or shares:
+    shares = below is not None and below.lineno == above_end
+    if indent.strip() or shares:
         raise CannotCarry(
-            f"a statement was to be put into line {first.lineno if start.strip() else above.end_lineno} of {put.path}, "  # type: ignore[union-attr]
+            f"a statement was to be put into line {first.lineno if indent.strip() else above_end} "
+            f"of {put.path}, "
             "where several statements stand on one line, so that nothing can be put between "
             "them. Use a hook there."
         )
-    return (above.end_lineno or 0) if above is not None else first_line(first) - 1, start
+    return first_line(first) - 1 if above_end is None else above_end, indent
 
 
 def patch(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """What `git diff` would print: a unified diff of the files in `new` against those in `old`."""
+    """Return what `git diff` would print: a unified diff of the files in `new` against `old`."""
     parts = []
     for path, text in sorted(new.items()):
         was = old.get(path)

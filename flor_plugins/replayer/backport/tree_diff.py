@@ -1,5 +1,6 @@
-"""Two syntax trees of a file, statement by statement: what was put in, and what is no longer
-as it was.
+"""Compare two syntax trees of a file, statement by statement.
+
+The answer is what was put in, and what is no longer as it was.
 """
 
 from __future__ import annotations
@@ -9,33 +10,31 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from flor_plugins.replayer.backport.insertion import InsertionPoint
 from flor_plugins.replayer.backport.syntax import (
-    DEFINITIONS,
+    BLOCK_KEYWORDS,
+    BLOCK_OWNERS,
+    Definition,
+    ImportNode,
+    block_fields,
     first_line,
     header,
     is_docstring,
-    one_by_one,
     shape,
+    shell,
+    with_single_imports,
 )
 
 MAX_TEXT = 100
 INSERTED = 1e-6  # of two ways to see an edit the one that takes nothing away is right
-_BLOCKS = ("body", "handlers", "cases", "orelse", "finalbody")
 
 
 @dataclass(frozen=True, slots=True)
 class AddedStatement:
-    """A statement that only the edited file has.
+    """A statement that only the edited file has."""
 
-    scope, block, before, after: as in an Insertion.
-    """
-
-    path: str
-    scope: tuple[str, ...]
-    block: tuple[str, ...]
+    point: InsertionPoint
     node: ast.stmt
-    before: tuple[str, ...]
-    after: tuple[str, ...]
     is_in_class: bool = False
 
     def __str__(self) -> str:
@@ -60,79 +59,35 @@ class ForbiddenChange:
 def compare(
     path: str, base: ast.Module, edited: ast.Module, *, was: str = "", now: str = ""
 ) -> tuple[list[AddedStatement], list[ForbiddenChange]]:
-    """What the edited file has more than the base, and what of the base is changed, removed or
-    moved in it.
+    """Return the statements that were added to the base, and its changed or missing ones.
 
-    was, now: the two texts, so that changes are told as they are written. No Changed means that
-    the edited file without what is Added is the base's very tree (docstrings aside).
+    was, now: the two texts, so that changes are told as they are written. No ForbiddenChange means
+    that the edited file without each AddedStatement is the base's very tree (docstrings aside).
     """
-    walk = _Walk(path, was, now)
-    walk.block(base.body, edited.body, (), (), False)
-    return walk.settled()
+    comparison = _Comparison(path, was, now)
+    comparison.compare(_Side(base), _Side(edited), (), ())
+    return comparison.settled()
 
 
 def short(node: ast.AST) -> str:
-    """A statement on one line, quoted."""
+    """Return a statement on one line, quoted."""
     text = ast.unparse(node)
     first, _, rest = text.partition("\n")
     cut = first if len(first) <= MAX_TEXT else first[: MAX_TEXT - 3] + "..."
     return f"`{cut} ...`" if rest else f"`{cut}`"
 
 
-def bare(body: list[ast.stmt]) -> list[ast.stmt]:
-    """A block without what does nothing: docstrings, `pass`, `...`."""
-    return [
-        one
-        for one in one_by_one(body)
-        if not (is_docstring(one) or isinstance(one, ast.Pass) or _is_dots(one))
-    ]
-
-
-def _is_dots(one: ast.stmt) -> bool:
+def _does_nothing(node: ast.stmt) -> bool:
+    """Whether it is a docstring, `pass` or `...`."""
     return (
-        isinstance(one, ast.Expr) and isinstance(one.value, ast.Constant) and one.value.value is ...
+        is_docstring(node)
+        or isinstance(node, ast.Pass)
+        or (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and node.value.value is ...
+        )
     )
-
-
-def undocumented(node: ast.AST) -> str:
-    """The shape of a statement without the docstrings in it."""
-    if isinstance(node, DEFINITIONS) or any(
-        isinstance(getattr(node, name, None), list) for name in _BLOCKS
-    ):
-        inner = [[undocumented(one) for one in block] for _, block in _inner(node)]
-        return f"{_shell(node)}{inner}"
-    return shape(node)
-
-
-def _shell(node: ast.AST) -> str:
-    """A compound statement without the statements inside it."""
-    fields = ast.iter_fields(node)
-    parts = [
-        (name, value)
-        for name, value in fields
-        if name not in _BLOCKS or not isinstance(value, list)
-    ]
-    return type(node).__name__ + str([(name, _dumped(value)) for name, value in parts])
-
-
-def _dumped(value: object) -> str:
-    if isinstance(value, list):
-        return str([_dumped(one) for one in value])
-    return shape(value) if isinstance(value, ast.AST) else repr(value)
-
-
-def _inner(node: ast.AST) -> list[tuple[str, list[ast.AST]]]:
-    """The blocks of a compound statement by their headers; handlers and cases are blocks'
-    owners of their own.
-    """
-    found: list[tuple[str, list[ast.AST]]] = []
-    for name in _BLOCKS:
-        value = getattr(node, name, None)
-        if isinstance(value, list):
-            word = {"orelse": "else", "finalbody": "finally"}.get(name, "")
-            body = bare(value) if name not in ("handlers", "cases") else value
-            found.append((word, [*body]))
-    return found
 
 
 @dataclass(eq=False)
@@ -143,11 +98,15 @@ class _Side:
 
     @cached_property
     def shape(self) -> str:
-        return undocumented(self.node)
+        """The shape of the statement without the docstrings in it."""
+        if not self.blocks:
+            return shape(self.node)
+        inner = [[child.shape for child in children] for _, children in self.blocks]
+        return f"{self.shell}{inner}"
 
     @cached_property
     def shell(self) -> str:
-        return _shell(self.node)
+        return shell(self.node)
 
     @cached_property
     def words(self) -> set[str]:
@@ -155,143 +114,134 @@ class _Side:
 
     @cached_property
     def blocks(self) -> list[tuple[str, list[_Side]]]:
-        return [(word, [_Side(one) for one in body]) for word, body in _inner(self.node)]
+        """Its blocks, `else` and `finally` by these words, without what does nothing.
+
+        Handlers and cases are statements here that have blocks of their own.
+        """
+        blocks = []
+        for name, children in block_fields(self.node).items():
+            if name not in BLOCK_OWNERS:
+                single = with_single_imports(children)  # type: ignore[arg-type]
+                children = [child for child in single if not _does_nothing(child)]
+            blocks.append((BLOCK_KEYWORDS.get(name, ""), [_Side(child) for child in children]))
+        return blocks
 
     @cached_property
     def size(self) -> int:
-        return 1 + sum(one.size for _, body in self.blocks for one in body)
+        return 1 + sum(child.size for _, children in self.blocks for child in children)
 
     @property
     def line(self) -> int:
         if isinstance(self.node, ast.stmt):
             return first_line(self.node)
-        placed = (
-            self.node.pattern if isinstance(self.node, ast.match_case) else self.node
-        )  # a case has no line
+        # A case has no line.
+        placed = self.node.pattern if isinstance(self.node, ast.match_case) else self.node
         return getattr(placed, "lineno", 1)
 
 
 def _head(node: ast.AST) -> str:
-    if isinstance(node, ast.ExceptHandler):
-        return f"except {ast.unparse(node.type)}" if node.type else "except"
-    if isinstance(node, ast.match_case):
-        return f"case {ast.unparse(node.pattern)}"
-    if isinstance(node, DEFINITIONS):  # decorators stand above the line that says what it is
+    if isinstance(node, Definition):  # decorators stand above the line that says what it is
         lines = ast.unparse(node).split("\n")
         return "\n".join(lines[: len(node.decorator_list) + 1])
-    return header(node) if hasattr(node, "body") else ast.unparse(node)  # type: ignore[arg-type]
+    return header(node) if hasattr(node, "body") else ast.unparse(node)
 
 
-def _written(one: _Side, source: str) -> str:
-    """A statement, of a compound one what stands above its block, on one line."""
-    node, lines = one.node, source.splitlines()
-    if not lines or isinstance(node, ast.Import | ast.ImportFrom):
+def _written(side: _Side, source: str) -> str:
+    """Return a statement on one line; of a compound one what stands above its block."""
+    node, lines = side.node, source.splitlines()
+    if not lines or isinstance(node, ImportNode):
         return " ".join(_head(node).split())
-    body = getattr(node, "body", None)
-    if isinstance(body, list):
-        end = max(one.line, first_line(body[0]) - 1)
-        kept = [line.strip() for line in lines[one.line - 1 : end]]
+    if body := block_fields(node).get("body"):
+        end = max(side.line, first_line(body[0]) - 1)  # type: ignore[arg-type]
+        kept = [line.strip() for line in lines[side.line - 1 : end]]
         return " ".join(line for line in kept if line and not line.startswith("#")).rstrip(":")
     return " ".join((ast.get_source_segment(source, node) or _head(node)).split())
 
 
 @dataclass
-class _Walk:
+class _Comparison:
     path: str
     was: str
     now: str
     added: list[AddedStatement] = field(default_factory=list)
-    changed: list[ForbiddenChange] = field(default_factory=list)
+    forbidden: list[ForbiddenChange] = field(default_factory=list)
     removed: list[_Side] = field(default_factory=list)
-    _costs: dict[tuple[int, int], tuple[float, object]] = field(default_factory=dict)
+    _costs: dict[tuple[_Side, _Side], float] = field(default_factory=dict)
+
+    def _forbid(self, line: int, what: str) -> None:
+        self.forbidden.append(ForbiddenChange(self.path, line, what))
 
     def settled(self) -> tuple[list[AddedStatement], list[ForbiddenChange]]:
-        """What stands somewhere else now was moved, and is neither new nor gone."""
-        added, changed = list(self.added), list(self.changed)
-        for one in self.removed:
-            twin = next((other for other in added if undocumented(other.node) == one.shape), None)
+        """Tell what stands somewhere else now: it was moved, and is neither new nor gone."""
+        for side in self.removed:
+            twins = (added for added in self.added if _Side(added.node).shape == side.shape)
+            twin = next(twins, None)
+            text = short(side.node) if isinstance(side.node, ast.stmt) else f"`{_head(side.node)}`"
             if twin is None:
-                changed.append(
-                    ForbiddenChange(
-                        self.path, one.line, f"(before the edit): {_quoted(one.node)} was taken out"
-                    )
-                )
+                self._forbid(side.line, f"(before the edit): {text} was taken out")
             else:
-                added.remove(twin)
-                what = f"{_quoted(one.node)} was moved; it stood at line {one.line}"
-                changed.append(ForbiddenChange(self.path, first_line(twin.node), what))
-        return added, changed
+                self.added.remove(twin)
+                what = f"{text} was moved; it stood at line {side.line}"
+                self._forbid(first_line(twin.node), what)
+        return self.added, self.forbidden
 
-    def block(
-        self,
-        old: list[ast.stmt],
-        new: list[ast.stmt],
-        scope: tuple[str, ...],
-        block: tuple[str, ...],
-        in_class: bool,
+    def compare(
+        self, old: _Side, new: _Side, scope: tuple[str, ...], headers: tuple[str, ...]
     ) -> None:
-        self._block(
-            [_Side(one) for one in bare(old)],
-            [_Side(one) for one in bare(new)],
-            scope,
-            block,
-            in_class,
-        )
+        """Compare what stands in the blocks of two statements.
 
-    def _block(
-        self,
-        old: list[_Side],
-        new: list[_Side],
-        scope: tuple[str, ...],
-        block: tuple[str, ...],
-        in_class: bool,
+        scope, headers: where their blocks stand, as in an InsertionPoint.
+        """
+        is_class = isinstance(new.node, ast.ClassDef)
+        for (word, before), (_, after) in zip(old.blocks, new.blocks, strict=True):
+            if word and not before and after:
+                what = f"`{word}` was put to a statement that has none; write an `if` of its own"
+                self._forbid(after[0].line, what)
+                continue
+            inside = (*headers, word) if word else headers
+            self._compare_blocks(before, after, InsertionPoint(self.path, scope, inside), is_class)
+
+    def _compare_blocks(
+        self, old: list[_Side], new: list[_Side], point: InsertionPoint, in_class: bool
     ) -> None:
         pairs = self._pairs(old, new)
         kept = {j: i for i, j in pairs}
         matched = {i for i, _ in pairs}
-        self.removed += [one for i, one in enumerate(old) if i not in matched]
-        for j, one in enumerate(new):
+        self.removed += [side for i, side in enumerate(old) if i not in matched]
+        texts = {j: ast.unparse(old[i].node) for i, j in pairs} if len(pairs) < len(new) else {}
+        for j, side in enumerate(new):
             if j in kept:
-                self._pair(old[kept[j]], one, scope, block)
+                self._compare_pair(old[kept[j]], side, point)
                 continue
-            before = [old[kept[k]].node for k in range(j) if k in kept]
-            after = [old[kept[k]].node for k in range(j + 1, len(new)) if k in kept]
-            assert isinstance(one.node, ast.stmt)
-            self.added.append(
-                AddedStatement(self.path, scope, block, one.node, tuple(map(ast.unparse, before)),
-                      tuple(map(ast.unparse, after)), in_class)
-            )  # fmt: skip
+            before = tuple(text for k, text in texts.items() if k < j)
+            after = tuple(text for k, text in texts.items() if k > j)
+            assert isinstance(side.node, ast.stmt)
+            place = InsertionPoint(self.path, point.scope, point.block, before, after)
+            self.added.append(AddedStatement(place, side.node, in_class))
 
-    def _pair(self, old: _Side, new: _Side, scope: tuple[str, ...], block: tuple[str, ...]) -> None:
+    def _compare_pair(self, old: _Side, new: _Side, point: InsertionPoint) -> None:
         if old.shape == new.shape:
             return
         if old.shell != new.shell:
-            what = f"was `{_written(old, self.was)}` and is `{_written(new, self.now)}`"
-            self.changed.append(ForbiddenChange(self.path, new.line, what))
-        is_definition = isinstance(new.node, DEFINITIONS)
-        if is_definition:
-            scope, block = (*scope, new.node.name), ()  # type: ignore[union-attr]
-        for (word, mine), (_, other) in zip(old.blocks, new.blocks, strict=True):
-            inside = block if is_definition else (*block, _head(new.node))
-            if word and not mine and other:
-                what = f"`{word}` was put to a statement that has none; write an `if` of its own"
-                self.changed.append(ForbiddenChange(self.path, other[0].line, what))
-                continue
-            is_class = isinstance(new.node, ast.ClassDef)
-            self._block(mine, other, scope, (*inside, word) if word else inside, is_class)
+            written = f"was `{_written(old, self.was)}` and is `{_written(new, self.now)}`"
+            self._forbid(new.line, written)
+        if isinstance(new.node, Definition):
+            self.compare(old, new, (*point.scope, new.node.name), ())
+        else:
+            self.compare(old, new, point.scope, (*point.block, _head(new.node)))
 
     def _pairs(self, old: list[_Side], new: list[_Side]) -> list[tuple[int, int]]:
-        """Which statement became which: with the least of the base changed or gone."""
-        start = 0
-        while start < min(len(old), len(new)) and old[start].shape == new[start].shape:
+        """Return which statement became which: with the least of the base changed or gone."""
+        start = end = 0
+        most = min(len(old), len(new))
+        while start < most and old[start].shape == new[start].shape:
             start += 1
-        end = 0
-        while end < min(len(old), len(new)) - start and old[-1 - end].shape == new[-1 - end].shape:
+        while end < most - start and old[-1 - end].shape == new[-1 - end].shape:
             end += 1
         inner = self._aligned(old[start : len(old) - end], new[start : len(new) - end])
-        same = [(i, i) for i in range(start)]
-        tail = [(len(old) - end + k, len(new) - end + k) for k in range(end)]
-        return [*same, *((start + i, start + j) for i, j in inner), *tail]
+        head = [(i, i) for i in range(start)]
+        tail = [(len(old) - k, len(new) - k) for k in range(end, 0, -1)]
+        return [*head, *((start + i, start + j) for i, j in inner), *tail]
 
     def _aligned(self, old: list[_Side], new: list[_Side]) -> list[tuple[int, int]]:
         best = [[0.0] * (len(new) + 1) for _ in range(len(old) + 1)]
@@ -299,13 +249,13 @@ class _Walk:
             for j in range(len(new), -1, -1):
                 if i < len(old) or j < len(new):
                     best[i][j] = min(cost for cost, _, _ in self._steps(old, new, i, j, best))
-        found, i, j = [], 0, 0
+        matches, i, j = [], 0, 0
         while i < len(old) or j < len(new):
             _, to_i, to_j = min(self._steps(old, new, i, j, best))
             if to_i > i and to_j > j:
-                found.append((i, j))
+                matches.append((i, j))
             i, j = to_i, to_j
-        return found
+        return matches
 
     def _steps(
         self, old: list[_Side], new: list[_Side], i: int, j: int, best: list[list[float]]
@@ -320,33 +270,26 @@ class _Walk:
         return steps
 
     def _cost(self, old: _Side, new: _Side) -> float:
-        """Of making one of the other: statements of the base that are changed or gone."""
-        known = self._costs.get((id(old), id(new)))
-        if known is None:
-            self._costs[id(old), id(new)] = known = (self._new_cost(old, new), (old, new))
-        return known[0]
+        """Return the cost of making one of the other: statements of the base changed or gone."""
+        if (old, new) not in self._costs:
+            self._costs[old, new] = self._new_cost(old, new)
+        return self._costs[old, new]
 
     def _new_cost(self, old: _Side, new: _Side) -> float:
         if old.shape == new.shape:
             return 0.0
-        if isinstance(new.node, DEFINITIONS) and old.node.name != new.node.name:  # type: ignore[union-attr]
+        if isinstance(new.node, Definition) and old.node.name != new.node.name:  # type: ignore[attr-defined]
             return float("inf")
-        own = 0.0
+        cost = 0.0
         if old.shell != new.shell:
-            own = 0.1 + 0.8 * (1 - len(old.words & new.words) / len(old.words | new.words))
-        for (word, mine), (_, other) in zip(old.blocks, new.blocks, strict=True):
-            own += 1.0 if word and not mine and other else self._distance(mine, other)
-        return own
+            cost = 0.1 + 0.8 * (1 - len(old.words & new.words) / len(old.words | new.words))
+        for (word, before), (_, after) in zip(old.blocks, new.blocks, strict=True):
+            cost += 1.0 if word and not before and after else self._distance(before, after)
+        return cost
 
     def _distance(self, old: list[_Side], new: list[_Side]) -> float:
         pairs = self._pairs(old, new)
-        gone = {*range(len(old))} - {i for i, _ in pairs}
-        come = {*range(len(new))} - {j for _, j in pairs}
-        return (
-            sum(self._cost(old[i], new[j]) for i, j in pairs)
-            + sum(old[i].size for i in gone) + sum(new[j].size for j in come) * INSERTED
-        )  # fmt: skip
-
-
-def _quoted(node: ast.AST) -> str:
-    return short(node) if isinstance(node, ast.stmt) else f"`{_head(node)}`"
+        kept, moved = {i for i, _ in pairs}, {j for _, j in pairs}
+        gone = sum(side.size for i, side in enumerate(old) if i not in kept)
+        come = sum(side.size for j, side in enumerate(new) if j not in moved)
+        return sum(self._cost(old[i], new[j]) for i, j in pairs) + gone + come * INSERTED

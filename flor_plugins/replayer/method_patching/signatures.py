@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from flor_plugins.errors import CannotCarry, HookError
 from flor_plugins.records import MethodPatch
-from flor_plugins.replayer.backport.imports import module_path, thing
+from flor_plugins.replayer.backport.imports import module_path, resolve
 from flor_plugins.replayer.backport.syntax import CodeVersion, Scope, parsed
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
@@ -43,7 +43,7 @@ def check(method: MethodPatch, version: CodeVersion, entry: str) -> None:
 
 def _class(version: CodeVersion, path: str, names: list[str]) -> Scope | None:
     """Where it is defined: a module may only import it."""
-    of = thing(version, path, names[0])
+    of = resolve(version, path, names[0])
     found = (
         version.scope(of.path, (of.name, *names[1:]))
         if of is not None and of.path and of.name

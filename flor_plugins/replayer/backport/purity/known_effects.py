@@ -32,9 +32,15 @@ PURE_PREFIXES = (
     "torch.no_grad",
 )
 IMPURE_PREFIXES = (
-    "torch.optim", "torch.distributed", "torch.utils.data", "torch.multiprocessing", "torch.nn.init", "torch.hub",
-    "torch.backends", "torch.distributions",
-)  # fmt: skip
+    "torch.optim",
+    "torch.distributed",
+    "torch.utils.data",
+    "torch.multiprocessing",
+    "torch.nn.init",
+    "torch.hub",
+    "torch.backends",
+    "torch.distributions",
+)
 # Of torch.nn, what has neither parameters nor draws; a layer draws its weights when it is made.
 DRAWLESS_LAYERS = (
     "Loss",
@@ -55,6 +61,9 @@ DRAWS = _words(
     "fractional_max_pool2d random uniform integers choice choices shuffle permutation permuted "
     "sample rsample "
     "standard_normal randrange gauss random_sample randbytes getrandbits train_test_split"
+)
+DRAWS_FROM_TRAINING = (
+    "draws from a generator that the training draws from; use a generator of its own"
 )
 # Generators of one's own, from a seed of one's own, disturb nobody.
 GENERATORS = _words(
@@ -93,7 +102,10 @@ MODULES = frozenset(
         "trainer.lightning_module",
     )
 )
-CONTAINERS = _words("list dict set sorted tuple int float str bool len sum min max round")
+CONTAINERS = _words(
+    "list dict set sorted tuple int float str bool len sum min max round Counter defaultdict "
+    "deque OrderedDict"
+)
 CREATIONS = _words(
     "zeros ones full empty arange eye linspace zeros_like ones_like full_like empty_like "
     "tensor array"
@@ -138,16 +150,17 @@ VALIDATION_STEPS = frozenset(
 
 
 def is_hook(name: str) -> bool:
-    """A method that the frameworks call at a moment of its name."""
+    """Whether the frameworks call a method of that name at a moment of that name."""
     return name.startswith("on_")
 
 
 def is_of_validation(name: str) -> bool:
+    """Whether a method or function of that name runs while validating."""
     return name in VALIDATION_STEPS or name.startswith(("on_validation", "on_evaluate"))
 
 
 def why_not_method(name: str) -> str:
-    """Why a method of that name must not be called; "" if nothing is known against it."""
+    """Return why a method of that name must not be called; "" if nothing is known against it."""
     if name.endswith("_") and not name.startswith("_"):
         return "changes a tensor in place"
     if name in CHANGES or name.startswith(("set_", "register_")):
@@ -156,8 +169,9 @@ def why_not_method(name: str) -> str:
 
 
 def why_not_function(dotted: str) -> str:
-    """Why a function of a package must not be called; "" if its name shows that it only
-    computes.
+    """Return why a function of a package must not be called.
+
+    "" if its name shows that it only computes.
     """
     package, last = dotted.partition(".")[0], dotted.rpartition(".")[2]
     if dotted in GENERATORS:
@@ -165,7 +179,7 @@ def why_not_function(dotted: str) -> str:
     if dotted.startswith(("random.", "numpy.random.")) or (
         last in DRAWS and package in PURE_PACKAGES
     ):
-        return "draws from the generator that the training draws from; use a generator of its own"
+        return DRAWS_FROM_TRAINING
     if dotted.startswith(PURE_PREFIXES):
         return ""
     if package not in PURE_PACKAGES or dotted.startswith(IMPURE_PREFIXES):

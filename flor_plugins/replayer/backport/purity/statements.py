@@ -4,190 +4,195 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 
-from flor_plugins.replayer.backport.names import parameters
+from flor_plugins.replayer.backport.names import defaults, is_own_attribute, parameters
 from flor_plugins.replayer.backport.purity import known_effects
 from flor_plugins.replayer.backport.purity.calls import (
     CallPurity,
     PurityContext,
-    is_loader,
+    loader_problems,
     root_name,
 )
 from flor_plugins.replayer.backport.purity.local_objects import defined, fresh_names
-from flor_plugins.replayer.backport.syntax import DEFINITIONS, FUNCTIONS, Scope
+from flor_plugins.replayer.backport.syntax import CodeVersion, Definition, FunctionNode, Scope
 
-_DECORATORS = ("staticmethod", "classmethod", "property", "dataclass", "dataclasses.", "torch.no_grad",
-               "torch.inference_mode", "functools.", "cache", "lru_cache")  # fmt: skip
+_DECORATORS = (
+    "staticmethod",
+    "classmethod",
+    "property",
+    "dataclass",
+    "dataclasses.",
+    "torch.no_grad",
+    "torch.inference_mode",
+    "functools.",
+    "cache",
+    "lru_cache",
+)
 # Around other statements; what they switch they switch back.
-_CONTEXTS = ("torch.no_grad", "torch.inference_mode", "torch.enable_grad", "torch.autocast", "torch.amp.autocast",
-             "torch.set_grad_enabled", "torch.random.fork_rng", "contextlib.")  # fmt: skip
+_CONTEXTS = (
+    "torch.no_grad",
+    "torch.inference_mode",
+    "torch.enable_grad",
+    "torch.autocast",
+    "torch.amp.autocast",
+    "torch.set_grad_enabled",
+    "torch.random.fork_rng",
+    "contextlib.",
+)
 Impurities = Iterator[tuple[int, str]]
 
 
-@dataclass
 class StatementPurity:
-    """calls: its `follow` becomes this. verdicts: functions that were followed, to why not."""
+    """Answers for the working tree's version. verdicts: of functions that were followed."""
 
-    calls: CallPurity
-    verdicts: dict[tuple[str, tuple[str, ...], bool], str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.calls.follow = self.why_not
+    def __init__(self, edited: CodeVersion) -> None:
+        self.calls = CallPurity(edited, self.why_not)
+        self.verdicts: dict[tuple[str, tuple[str, ...], bool], str] = {}
 
     def why_not(self, scope: Scope, in_validation: bool) -> str:
-        """Why a function of the project must not be called; one that calls itself is judged
-        by the rest of it.
+        """Return why a function of the project must not be called; "" if it may.
+
+        One that calls itself is judged by the rest of it.
         """
         key = (scope.path, scope.names, in_validation)
         if key not in self.verdicts:
             self.verdicts[key] = ""
-            ground = PurityContext(scope.path, scope.names[:-1], in_validation=in_validation)
+            context = PurityContext(scope.path, scope.names[:-1], in_validation=in_validation)
             assert not isinstance(scope.node, ast.Module)
-            first = next(self._definition(scope.node, ground), None)
-            self.verdicts[key] = (
-                f"does more than compute: line {first[0]} of {scope.path}: {first[1]}"
-                if first
-                else ""
-            )
+            for line, what in self._definition(scope.node, context):
+                why = f"does more than compute: line {line} of {scope.path}: {what}"
+                self.verdicts[key] = why
+                break
         return self.verdicts[key]
 
-    def problems(self, node: ast.stmt, ground: PurityContext, in_class: bool) -> Impurities:
-        """(line, what) of one statement that was put in."""
+    def problems(self, node: ast.stmt, context: PurityContext, in_class: bool) -> Impurities:
+        """Yield (line, what) of one statement that was put in."""
         is_hook = (
             in_class
-            and isinstance(node, FUNCTIONS)
+            and isinstance(node, FunctionNode)
             and (known_effects.is_hook(node.name) or node.name in known_effects.FRAMEWORK_METHODS)
         )
-        yield from (
-            self._definition(node, ground, is_hook)
-            if isinstance(node, DEFINITIONS)
-            else self._statement(node, ground, 0, False)
-        )
+        if isinstance(node, Definition):
+            yield from self._definition(node, context, is_hook)
+        else:
+            yield from self._statement(node, context, 0, False)
 
     def _definition(
-        self, node: ast.AST, ground: PurityContext, is_hook: bool = False
+        self, node: Definition, context: PurityContext, is_hook: bool = False
     ) -> Impurities:
-        if isinstance(node, ast.ClassDef):
-            yield from self._class(node, ground)
-        elif isinstance(node, FUNCTIONS):
-            yield from self._function(node, ground, is_hook)
-
-    def _class(self, node: ast.ClassDef, ground: PurityContext) -> Impurities:
+        if not isinstance(node, ast.ClassDef):
+            yield from self._function(node, context, is_hook)
+            return
         if node.keywords:
             yield node.lineno, f"class {node.name} has a metaclass or arguments of its bases"
-        yield from self._decorators(node)
-        inner = PurityContext(
-            ground.path, (*ground.scope, node.name), in_validation=ground.in_validation
-        )
-        for one in node.body:
-            if isinstance(one, FUNCTIONS):
-                yield from self._function(
-                    one, inner, False, {name for name in defined([one]) if name[:5] == "self."}
-                )
+        yield from _decorator_problems(node)
+        scope = (*context.scope, node.name)
+        inner = PurityContext(context.path, scope, in_validation=context.in_validation)
+        for statement in node.body:
+            if isinstance(statement, FunctionNode):
+                yield from self._function(statement, inner, False, is_of_new_class=True)
             else:
-                yield from self._statement(one, inner, 0, True)
+                yield from self._statement(statement, inner, 0, True)
 
     def _function(
         self,
-        node: ast.FunctionDef | ast.AsyncFunctionDef,
-        ground: PurityContext,
+        node: FunctionNode,
+        context: PurityContext,
         is_hook: bool,
-        mine: set[str] | None = None,
+        *,
+        is_of_new_class: bool = False,
     ) -> Impurities:
-        yield from self._decorators(node)
-        for default in (*node.args.defaults, *filter(None, node.args.kw_defaults)):
-            yield from self.calls.problems(default, ground)
+        yield from _decorator_problems(node)
+        for default in defaults(node.args):
+            yield from self.calls.problems(default, context)
         names = parameters(node.args)
         fresh = fresh_names(node.body) - names
         if not is_hook:  # what a new hook sets is new, which is looked at with its name
-            fresh = frozenset(name for name in fresh if not name.startswith("self."))
-        if mine is not None:  # a method of a new class: its self is of the edit
-            fresh |= {
-                f"self.{one.attr}" for one in ast.walk(node) if isinstance(one, ast.Attribute)
-            }
-        own = frozenset(defined(node.body)) - names
-        scope = (*ground.scope, node.name)
-        is_validating = ground.in_validation or known_effects.is_of_validation(node.name)
-        inner = PurityContext(ground.path, scope, frozenset(fresh), own, is_validating, node.name)
-        for one in node.body:
-            yield from self._statement(one, inner, 0, not is_hook, mine is None and not is_hook)
-
-    def _decorators(
-        self, node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-    ) -> Impurities:
-        for one in node.decorator_list:
-            text = ast.unparse(one)
-            if not text.startswith(_DECORATORS):
-                yield one.lineno, f"`@{text}` may do anything to what it is put on"
+            fresh = {name for name in fresh if not name.startswith("self.")}
+        if is_of_new_class:  # its self is of the edit
+            attributes = (part for part in ast.walk(node) if isinstance(part, ast.Attribute))
+            fresh = fresh | {f"self.{attribute.attr}" for attribute in attributes}
+        inner = PurityContext(
+            context.path,
+            (*context.scope, node.name),
+            frozenset(fresh),
+            frozenset(defined(node.body)) - names,
+            context.in_validation or known_effects.is_of_validation(node.name),
+            node.name,
+        )
+        keeps_self = not is_of_new_class and not is_hook
+        for statement in node.body:
+            yield from self._statement(statement, inner, 0, not is_hook, keeps_self)
 
     def _statement(
         self,
         node: ast.stmt,
-        ground: PurityContext,
+        context: PurityContext,
         loops: int,
         is_helper: bool,
         keeps_self: bool = False,
     ) -> Impurities:
-        """is_helper: in a function of its own, which may return and raise. keeps_self: it
-        must not set attributes.
+        """Yield what is wrong with a statement and those inside it.
+
+        is_helper: in a function of its own, which may return and raise. keeps_self: it must not
+        set attributes.
         """
-        if isinstance(node, DEFINITIONS):
-            yield from self._definition(node, ground)
+        if isinstance(node, Definition):
+            yield from self._definition(node, context)
             return
-        if why := _control(node, loops, is_helper, ground.method):
+        if why := _control(node, loops, is_helper, context.method):
             yield node.lineno, why
-        yield from self._targets(node, ground, keeps_self)
+        yield from self._targets(node, context, keeps_self)
         if isinstance(node, ast.With | ast.AsyncWith):
-            yield from self._contexts(node, ground)
-        if isinstance(node, ast.For) and is_loader(node.iter):
-            yield node.lineno, f"`{ast.unparse(node.iter)}` is a loader: going through it draws"
+            yield from self._with(node, context)
+        if isinstance(node, ast.For):
+            yield from loader_problems(node.iter)
         inner_loops = loops + isinstance(node, ast.For | ast.While)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
-                yield from self.calls.problems(child, ground, isinstance(node, ast.Expr))
+                yield from self.calls.problems(child, context, isinstance(node, ast.Expr))
             elif isinstance(child, ast.stmt):
-                yield from self._statement(child, ground, inner_loops, is_helper, keeps_self)
+                yield from self._statement(child, context, inner_loops, is_helper, keeps_self)
             elif isinstance(child, ast.ExceptHandler | ast.match_case):
-                for one in child.body:
-                    yield from self._statement(one, ground, loops, is_helper, keeps_self)
+                for inner in child.body:
+                    yield from self._statement(inner, context, loops, is_helper, keeps_self)
 
-    def _contexts(self, node: ast.With | ast.AsyncWith, ground: PurityContext) -> Impurities:
+    def _with(self, node: ast.With | ast.AsyncWith, context: PurityContext) -> Impurities:
         for item in node.items:
-            called = (
-                item.context_expr.func
-                if isinstance(item.context_expr, ast.Call)
-                else item.context_expr
-            )
-            dotted = self.calls.dotted(called, ground) or ""
-            if not dotted.startswith(_CONTEXTS):
-                yield (
-                    node.lineno,
-                    f"`with {ast.unparse(item)}` may do anything around what stands in it",
-                )
+            called = item.context_expr
+            if isinstance(called, ast.Call):
+                called = called.func
+            if not (self.calls.dotted(called, context) or "").startswith(_CONTEXTS):
+                what = f"`with {ast.unparse(item)}` may do anything around what stands in it"
+                yield node.lineno, what
 
-    def _targets(self, node: ast.stmt, ground: PurityContext, keeps_self: bool) -> Impurities:
-        """What it writes to must be new, or made by the edit itself."""
+    def _targets(self, node: ast.stmt, context: PurityContext, keeps_self: bool) -> Impurities:
+        """Yield targets that are neither new nor made by the edit itself."""
         targets = getattr(node, "targets", None) or [getattr(node, "target", None)]
-        for target in (one for given in targets if given is not None for one in _flat(given)):
+        for target in (inner for outer in targets if outer is not None for inner in _flat(outer)):
             root, text = root_name(target), ast.unparse(target)
-            is_own_attribute = isinstance(target, ast.Attribute) and root == text
-            if isinstance(target, ast.Name) or is_own_attribute:
-                if isinstance(node, ast.AugAssign) and root not in ground.fresh:
-                    yield (
-                        node.lineno,
-                        f"changes `{text}` in place, which may be an object of the training",
-                    )
-                if is_own_attribute and keeps_self and root not in ground.fresh:
+            is_fresh, is_attribute = root in context.fresh, is_own_attribute(target)
+            if isinstance(target, ast.Name) or is_attribute:
+                if isinstance(node, ast.AugAssign) and not is_fresh:
+                    what = f"changes `{text}` in place, which may be an object of the training"
+                    yield node.lineno, what
+                if is_attribute and keeps_self and not is_fresh:
                     yield node.lineno, f"sets `{text}`; a helper gives its result back"
-            elif root not in ground.fresh or ast.unparse(target.value) != root:  # type: ignore[attr-defined]
+            elif not is_fresh or ast.unparse(target.value) != root:  # type: ignore[attr-defined]
                 yield node.lineno, f"changes `{text}`, which is not of the edit"
+
+
+def _decorator_problems(node: Definition) -> Impurities:
+    for decorator in node.decorator_list:
+        text = ast.unparse(decorator)
+        if not text.startswith(_DECORATORS):
+            yield decorator.lineno, f"`@{text}` may do anything to what it is put on"
 
 
 def _flat(target: ast.expr) -> Iterator[ast.expr]:
     if isinstance(target, ast.Tuple | ast.List):
-        for one in target.elts:
-            yield from _flat(one)
+        for element in target.elts:
+            yield from _flat(element)
     else:
         yield target.value if isinstance(target, ast.Starred) else target
 
