@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
 
 from flor_plugins.errors import HookError, ReplayError
 from flor_plugins.hooks.source_digest import joined
@@ -33,19 +32,22 @@ class MethodPatches:
     recorded: SnapshotSources
 
     def check(self, run: Run) -> None:
-        """Raises CannotCarry where the run's version has no such method, HookError where
-        parameters do not fit.
+        """Look whether the functions fit into a run's version.
+
+        Raises CannotCarry where it has no such method, HookError where parameters do not fit.
         """
         assert run.code is not None
         version = CodeVersion(self.recorded.of(run.code))
-        for one in self.methods:
-            signatures.check(one, version, entry_of(run, version) or "")
+        entry = entry_of(run, version) or ""
+        for method in self.methods:
+            signatures.check(method, version, entry)
 
 
 def read(patch: Mapping[str, str]) -> tuple[MethodPatch, ...]:
-    """The functions that a `patch` names. patch: `module:Class.method` to `file.py:function`.
+    """Return the functions that a `patch` names.
 
-    Raises HookError for a target or a function that is not there.
+    patch: `module:Class.method` to `file.py:function`. Raises HookError for a target or a function
+    that is not there.
     """
     return tuple(_read(target, source) for target, source in patch.items())
 
@@ -73,8 +75,8 @@ def _read(target: str, source: str) -> MethodPatch:
         raise HookError(
             f"{path}:{getattr(error, 'lineno', None) or 1}: the patch is not Python: {error}"
         ) from error
-    if _function(tree, function) is None:
-        known = [one.name for one in tree.body if isinstance(one, ast.FunctionDef)]
+    known = [node.name for node in tree.body if isinstance(node, ast.FunctionDef)]
+    if function not in known:
         raise HookError(
             f"{path}:1: patch: {target} was to be replaced by {function!r}, which is no "
             f"function there; "
@@ -84,97 +86,91 @@ def _read(target: str, source: str) -> MethodPatch:
 
 
 def may_log(methods: Sequence[MethodPatch], metric: str) -> bool:
-    """Does one of the files log that metric? Also where a name is made only when it runs."""
-    for one in methods:
-        names, unclear = logged(ast.parse(one.text))
+    """Whether one of the files logs that metric, or a name that is made only when it runs."""
+    for method in methods:
+        names, unclear = logged(ast.parse(method.text))
         if unclear or patterns_of(metric, names):
             return True
     return False
 
 
 def way_of(methods: Sequence[MethodPatch]) -> Strategy:
-    """Must training be run again for what they log?"""
-    last = [one.target.rpartition(".")[2] for one in methods]
-    return "validate" if methods and all(map(known_effects.is_of_validation, last)) else "train"
+    """Return "train" where training must be run again for what they log."""
+    names = [method.target.rpartition(".")[2] for method in methods]
+    return "validate" if methods and all(map(known_effects.is_of_validation, names)) else "train"
 
 
 def digest_of(methods: Sequence[MethodPatch]) -> str | None:
-    """What the values are known by: the files, and which methods they replace."""
-    parts = [f"{one.target}={one.function}\n{one.text}" for one in methods]
+    """Return what the values are known by: the files, and which methods they replace."""
+    parts = [f"{method.target}={method.function}\n{method.text}" for method in methods]
     return joined(hashlib.sha256(part.encode()).hexdigest() for part in parts)
 
 
 def replace_methods(methods: Sequence[MethodPatch], launch: Launch) -> None:
-    """In a worker, where the script has built its trainer: put the functions onto the classes
-    of its modules.
+    """Put the functions onto the classes of the script's modules.
 
-    Raises ReplayError where a module, class or method is not there.
+    Called in a worker, where the script has built its trainer. Raises ReplayError where a module,
+    class or method is not there.
     """
-    for one in methods:
-        module, _, dotted = one.target.partition(":")
-        owners = [owner for found in _modules(module, launch) for owner in _owners(found, dotted)]
+    for patch in methods:
+        name, _, dotted = patch.target.partition(":")
+        owners = [owner for module in _modules(name, launch) for owner in _owners(module, dotted)]
         if not owners:
             raise ReplayError(
-                f"{one.target} was to be replaced by {one.function} of {one.path}; when the "
+                f"{patch.target} was to be replaced by {patch.function} of {patch.path}; when the "
                 f"training began no module "
-                f"{module!r} with it was imported. Write the module as the script imports it."
+                f"{name!r} with it was imported. Write the module as the script imports it."
             )
         for owner in owners:
-            _put(one, owner, dotted.rpartition(".")[2])
+            _put(patch, owner, dotted.rpartition(".")[2])
 
 
 def _modules(name: str, launch: Launch) -> Iterator[ModuleType]:
-    """The module of that name; also the script, which runs by the name of __main__."""
+    """Yield the module of that name; also the script, which runs by the name of __main__."""
     is_script = launch.kind == "script" and Path(launch.target).stem == name
     is_main = is_script or (launch.kind == "module" and launch.target == name) or name == "__main__"
-    for one in dict.fromkeys((name, "__main__") if is_main else (name,)):
-        if one in sys.modules:
-            yield sys.modules[one]
+    for module in dict.fromkeys((name, "__main__") if is_main else (name,)):
+        if module in sys.modules:
+            yield sys.modules[module]
 
 
 def _owners(module: ModuleType, dotted: str) -> Iterator[type]:
-    found: Any = module
+    owner: object = module
     *classes, method = dotted.split(".")
     for name in classes:
-        found = getattr(found, name, None)
-    if isinstance(found, type) and hasattr(found, method):
-        yield found
+        owner = getattr(owner, name, None)
+    if isinstance(owner, type) and hasattr(owner, method):
+        yield owner
 
 
-def _put(one: MethodPatch, owner: type, method: str) -> None:
+def _put(patch: MethodPatch, owner: type, method: str) -> None:
     own = next(vars(base)[method] for base in owner.__mro__ if method in vars(base))
-    function = _made(one, owner)
+    function = _load(patch, owner)
     kind = type(own) if isinstance(own, staticmethod | classmethod) else None
     setattr(owner, method, kind(function) if kind is not None else function)
 
 
-def _made(one: MethodPatch, owner: type) -> FunctionType:
-    """The function, with `__class__` around it as in a class: so that it may say `super()`."""
-    module = ModuleType(f"flor_patch_{Path(one.path).stem}")
-    module.__file__ = one.path
+def _load(patch: MethodPatch, owner: type) -> FunctionType:
+    """Return the function, with `__class__` around it as in a class: it may say `super()`."""
+    path = patch.path
+    module = ModuleType(f"flor_patch_{Path(path).stem}")
+    module.__file__ = path
     sys.modules[module.__name__] = module
-    tree = ast.parse(one.text, one.path)
+    tree = ast.parse(patch.text, path)
     try:
-        exec(compile(tree, one.path, "exec"), vars(module))
-        node = _function(tree, one.function)
-        assert node is not None
+        exec(compile(tree, path, "exec"), vars(module))
+        node = signatures.function_of(tree, patch.function)
         maker = ast.parse(f"def {_MAKER}(__class__): ...").body[0]
         assert isinstance(maker, ast.FunctionDef)
-        maker.body = [node, ast.Return(ast.Name(one.function, ast.Load()))]
+        maker.body = [node, ast.Return(ast.Name(patch.function, ast.Load()))]
         made = ast.fix_missing_locations(ast.Module([ast.copy_location(maker, node)], []))
-        exec(compile(made, one.path, "exec"), vars(module))
+        exec(compile(made, path, "exec"), vars(module))
         return vars(module).pop(_MAKER)(owner)
     except Exception as error:
         trace, line = error.__traceback__, 1
         while trace is not None:
-            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == one.path else line
+            line = trace.tb_lineno if trace.tb_frame.f_code.co_filename == path else line
             trace = trace.tb_next
         raise HookError(
-            f"{one.path}:{line}: the patch can't be loaded: {type(error).__name__}: {error}"
+            f"{path}:{line}: the patch can't be loaded: {type(error).__name__}: {error}"
         ) from error
-
-
-def _function(tree: ast.Module, name: str) -> ast.FunctionDef | None:
-    return next(
-        (one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == name), None
-    )
