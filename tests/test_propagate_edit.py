@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from flor_plugins.errors import EditRefused
 from flor_plugins.recorder.code_snapshot.snapshot import take
 from flor_plugins.records import Launch, RecordingProcess, Run
-from flor_plugins.replayer.backport.edit import edit_of
+from flor_plugins.replayer.backport.edit import Edit, edit_of
 from flor_plugins.replayer.backport.names import binds, reads
 from flor_plugins.replayer.backport.snapshots import (
+    SnapshotSources,
     base_of,
-    edit_in,
+    edit_since,
     settings_changed,
     working_sources,
 )
@@ -235,6 +236,13 @@ def recorded(project: Project, name: str) -> Run:
     )
 
 
+def edit_in(store: Store, runs: list[Run], root: Path) -> Edit | None:
+    """The edit in a working tree since the run that it came from."""
+    recorded = SnapshotSources(store, root)
+    base = base_of(runs, recorded)
+    return edit_since(base, recorded) if base is not None else None
+
+
 def test_the_edit_in_a_working_tree_is_that_since_the_nearest_run(tmp_path: Path):
     project = Project(tmp_path / "p")
     project.root.mkdir()
@@ -257,7 +265,7 @@ def test_the_edit_in_a_working_tree_is_that_since_the_nearest_run(tmp_path: Path
     project.write("train.py", text)
     project.write("test_net.py", "assert True\n")
     project.write("scratch.py", "import os\nos.remove('x')\n")
-    base = base_of(project.store, runs, project.root)
+    base = base_of(runs, SnapshotSources(project.store, project.root))
     assert base is not None and base.name == "r3"
     edit = edit_in(project.store, runs, project.root)
     assert (
@@ -269,7 +277,7 @@ def test_the_edit_in_a_working_tree_is_that_since_the_nearest_run(tmp_path: Path
     project.write("net.py", "x = 2\n")
     with pytest.raises(EditRefused, match=r"net\.py:1 was `x = 1` and is `x = 2`"):
         edit_in(project.store, runs, project.root)
-    assert base_of(project.store, runs, tmp_path) is None
+    assert base_of(runs, SnapshotSources(project.store, tmp_path)) is None
 
 
 def test_without_git_a_working_tree_is_its_code(tmp_path: Path):

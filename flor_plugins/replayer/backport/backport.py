@@ -28,7 +28,7 @@ from flor_plugins.replayer.backport.names import (
     reads,
 )
 from flor_plugins.replayer.backport.splice import SplicedText, patch, put_in, taken
-from flor_plugins.replayer.backport.syntax import CodeVersion, Scope, first_line, shape
+from flor_plugins.replayer.backport.syntax import CodeVersion, Nesting, Scope, first_line, shape
 
 BackportMethod = Literal["same", "merged", "aligned"]
 
@@ -105,7 +105,7 @@ def _is_as_good(old: str, aligned: str, git: str, texts: Mapping[str, str], path
     )
 
 
-def _counts(extras: Iterable[ExtraStatement]) -> Counter[tuple[tuple[str, ...], str]]:
+def _counts(extras: Iterable[ExtraStatement]) -> Counter[tuple[Nesting, str]]:
     return Counter((extra.scope, text) for extra in extras for text in shapes([extra.node]))
 
 

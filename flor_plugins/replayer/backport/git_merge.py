@@ -9,7 +9,7 @@ from pathlib import Path
 
 from flor_plugins.errors import CannotCarry
 from flor_plugins.replayer.backport.insert_proof import ExtraStatement, extras_of_text
-from flor_plugins.replayer.backport.syntax import shape, with_single_imports
+from flor_plugins.replayer.backport.syntax import Nesting, shape, with_single_imports
 
 TIMEOUT_S = 60
 
@@ -30,7 +30,7 @@ def merged(path: str, *, base: str, edited: str, old: str) -> str | None:
 
 def _places(
     extras: Sequence[ExtraStatement] | None,
-) -> list[tuple[tuple[str, ...], tuple[str, ...], str]] | None:
+) -> list[tuple[Nesting, Nesting, str]] | None:
     if extras is None:
         return None
     return sorted(

@@ -11,6 +11,7 @@ from flor_plugins.replayer.backport.syntax import (
     BLOCK_KEYWORDS,
     BLOCK_OWNERS,
     Definition,
+    Nesting,
     block_fields,
     header,
     parsed,
@@ -27,8 +28,8 @@ class ExtraStatement:
     scope, block: where, as in an Insertion.
     """
 
-    scope: tuple[str, ...]
-    block: tuple[str, ...]
+    scope: Nesting
+    block: Nesting
     node: ast.stmt
 
 
@@ -58,9 +59,7 @@ def shapes(statements: Iterable[ast.stmt]) -> Counter[str]:
     return Counter(map(shape, with_single_imports(statements)))
 
 
-def _extras(
-    old: ast.AST, new: ast.AST, scope: tuple[str, ...], block: tuple[str, ...]
-) -> list[ExtraStatement]:
+def _extras(old: ast.AST, new: ast.AST, scope: Nesting, block: Nesting) -> list[ExtraStatement]:
     """Return what `new` holds more than `old`; raises _Differs if they differ in anything else."""
     if shell(old) != shell(new):
         raise _Differs
@@ -83,7 +82,7 @@ def _extras(
 
 
 def _extras_of_block(
-    old: list[ast.AST], new: list[ast.AST], scope: tuple[str, ...], block: tuple[str, ...]
+    old: list[ast.AST], new: list[ast.AST], scope: Nesting, block: Nesting
 ) -> list[ExtraStatement]:
     extra_statements: list[ExtraStatement] = []
     kept = with_single_imports(old)  # type: ignore[arg-type]

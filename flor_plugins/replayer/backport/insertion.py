@@ -6,6 +6,8 @@ import ast
 from dataclasses import dataclass
 from typing import Literal
 
+from flor_plugins.replayer.backport.syntax import Nesting
+
 InsertionKind = Literal["log", "import", "assignment", "helper", "method", "class"]
 
 
@@ -21,8 +23,8 @@ class InsertionPoint:
     """
 
     path: str
-    scope: tuple[str, ...] = ()
-    block: tuple[str, ...] = ()
+    scope: Nesting = ()
+    block: Nesting = ()
     before: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
 
@@ -47,7 +49,7 @@ class Insertion:
         return self.point.path
 
     @property
-    def scope(self) -> tuple[str, ...]:
+    def scope(self) -> Nesting:
         """The names of the classes and functions around it."""
         return self.point.scope
 

@@ -100,8 +100,8 @@ def find(store: Store, runs: Sequence[Run], metrics: Iterable[str]) -> LoggingEd
         # Of a version that logs one of the metrics itself the edit can't come.
         and not any(names <= _names_of(recorded, run) for names in logged.values())
     ]
-    base = base_of(store, bases, root, recorded)
-    edit = edit_since(base, root, recorded) if base is not None else None
+    base = base_of(bases, recorded)
+    edit = edit_since(base, recorded) if base is not None else None
     given = _patterns(logged, edit.metrics) if edit is not None else {}
     if base is None or edit is None or not given:
         return None

@@ -13,13 +13,14 @@ from flor_plugins.replayer.backport.insertion import Insertion
 from flor_plugins.replayer.backport.logged_names import logged, logging_calls, names_in
 from flor_plugins.replayer.backport.names import family
 from flor_plugins.replayer.backport.purity import known_effects
-from flor_plugins.replayer.backport.purity.calls import PurityContext
+from flor_plugins.replayer.backport.purity.calls import Impurities, PurityContext
 from flor_plugins.replayer.backport.purity.local_objects import defined, fresh_names
-from flor_plugins.replayer.backport.purity.statements import Impurities, StatementPurity
+from flor_plugins.replayer.backport.purity.statements import StatementPurity
 from flor_plugins.replayer.backport.syntax import (
     CodeVersion,
     Definition,
     FunctionNode,
+    Nesting,
     Scope,
     bound_name,
     first_line,
@@ -47,7 +48,7 @@ def moment(insertion: Insertion, edited: CodeVersion) -> Literal["train", "valid
 
 
 def _is_of_validation(
-    scope: tuple[str, ...], edited: CodeVersion, seen: frozenset[str] = frozenset()
+    scope: Nesting, edited: CodeVersion, seen: frozenset[str] = frozenset()
 ) -> bool:
     if not scope:
         return False

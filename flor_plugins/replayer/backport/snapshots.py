@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import tokenize
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -39,7 +39,7 @@ class SnapshotSources:
     """
 
     def __init__(self, store: Store, root: Path) -> None:
-        self._store, self._root = store, root
+        self._store, self.root = store, root
         self._versions: dict[str, dict[str, str]] = {}
         self._texts: dict[str, str] = {}
 
@@ -49,7 +49,7 @@ class SnapshotSources:
         Raises SnapshotError if git refuses.
         """
         if code.vid not in self._versions:
-            with find_commit(code, self._store, self._root) as repo:
+            with find_commit(code, self._store, self.root) as repo:
                 self._versions[code.vid] = dict(sorted(self._read(repo, code)))
         return self._versions[code.vid]
 
@@ -64,17 +64,7 @@ class SnapshotSources:
                 yield str(blob.path), self._texts[blob.hexsha]
 
 
-def edit_in(store: Store, runs: Sequence[Run], root: Path) -> Edit | None:
-    """Return the edit in the working tree at `root`.
-
-    None if no run was recorded from there, or nothing differs. See `edit_since`.
-    """
-    recorded = SnapshotSources(store, root)
-    base = base_of(store, runs, root, recorded)
-    return edit_since(base, root, recorded) if base is not None else None
-
-
-def edit_since(base: Run, root: Path, recorded: SnapshotSources) -> Edit | None:
+def edit_since(base: Run, recorded: SnapshotSources) -> Edit | None:
     """Return what was added in the working tree since a run; None if nothing differs.
 
     Files that the training does not import (tests, other scripts) count only where something is
@@ -84,7 +74,7 @@ def edit_since(base: Run, root: Path, recorded: SnapshotSources) -> Edit | None:
     """
     assert base.code is not None
     sources = recorded.of(base.code)
-    edited = _of_training(base, sources, working_sources(root))
+    edited = _of_training(base, sources, working_sources(recorded.root))
     label = f"run {base.name}, {base.run_id}, commit {base.code.vid[:12]}"
     edit = edit_of(sources, edited, label)
     return edit if edit.insertions else None
@@ -95,21 +85,18 @@ def is_from(run: Run, root: Path) -> bool:
     return run.code is not None and Path(run.code.root).resolve() == root.resolve()
 
 
-def base_of(
-    store: Store, runs: Sequence[Run], root: Path, recorded: SnapshotSources | None = None
-) -> Run | None:
+def base_of(runs: Iterable[Run], recorded: SnapshotSources) -> Run | None:
     """Return the recorded run that the working tree came from.
 
     It is the one with the fewest statements changed or added since, of several the newest. None
-    if no run was recorded from `root`. Raises SnapshotError if git refuses.
+    if no run was recorded from there. Raises SnapshotError if git refuses.
     """
-    recorded = recorded or SnapshotSources(store, root)
-    working = working_sources(root)
+    working = working_sources(recorded.root)
     known: dict[tuple[str, str], tuple[int, int]] = {}
     distances: dict[str, tuple[int, int]] = {}
     best: tuple[tuple[int, int], Run] | None = None
     for run in sorted(runs, key=attrgetter("run_id"), reverse=True):
-        if run.code is None or not is_from(run, root):
+        if run.code is None or not is_from(run, recorded.root):
             continue
         vid = run.code.vid
         if vid not in distances:

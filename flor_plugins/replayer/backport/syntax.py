@@ -7,12 +7,13 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 NodeT = TypeVar("NodeT", bound=ast.AST)
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 Definition = FunctionNode | ast.ClassDef
 ImportNode = ast.Import | ast.ImportFrom
+Nesting: TypeAlias = tuple[str, ...]  # scopes or blocks around something, outermost first
 BLOCK_FIELDS = ("body", "handlers", "cases", "orelse", "finalbody")
 BLOCK_KEYWORDS = {"orelse": "else", "finalbody": "finally"}
 BLOCK_OWNERS = ("handlers", "cases")  # what stands in these fields has a block of its own
@@ -23,7 +24,7 @@ class Scope:
     """A module (names is empty), a function or a class. eq: the same one of the same version."""
 
     path: str
-    names: tuple[str, ...]
+    names: Nesting
     node: ast.Module | Definition
 
     @property
@@ -58,7 +59,7 @@ class Block:
     """
 
     scope: Scope
-    headers: tuple[str, ...]
+    headers: Nesting
     body: list[ast.stmt]
 
     def line(self, index: int) -> int:
@@ -81,7 +82,7 @@ class CodeVersion:
         ]
         self._by_name = {(scope.path, scope.names): scope for scope in self.scopes}
 
-    def scope(self, path: str, names: tuple[str, ...]) -> Scope | None:
+    def scope(self, path: str, names: Nesting) -> Scope | None:
         """Return the scope of that name in a file; None if there is none."""
         return self._by_name.get((path, names))
 
@@ -114,7 +115,7 @@ def parsed_files(texts: Mapping[str, str]) -> dict[str, ast.Module]:
     return {path: tree for path, tree in trees.items() if tree is not None}
 
 
-def _scopes(path: str, names: tuple[str, ...], node: ast.Module | Definition) -> Iterator[Scope]:
+def _scopes(path: str, names: Nesting, node: ast.Module | Definition) -> Iterator[Scope]:
     yield Scope(path, names, node)
     for inner in statements(node.body):
         if isinstance(inner, Definition):
@@ -138,7 +139,7 @@ def blocks(scope: Scope) -> Iterator[Block]:
     yield from _blocks(scope, (), scope.node.body)
 
 
-def _blocks(scope: Scope, headers: tuple[str, ...], body: list[ast.stmt]) -> Iterator[Block]:
+def _blocks(scope: Scope, headers: Nesting, body: list[ast.stmt]) -> Iterator[Block]:
     yield Block(scope, headers, body)
     for node in body:
         if not isinstance(node, Definition):

@@ -16,6 +16,7 @@ from flor_plugins.replayer.backport.syntax import (
     BLOCK_OWNERS,
     Definition,
     ImportNode,
+    Nesting,
     block_fields,
     first_line,
     header,
@@ -185,9 +186,7 @@ class _Comparison:
                 self._forbid(first_line(twin.node), what)
         return self.added, self.forbidden
 
-    def compare(
-        self, old: _Side, new: _Side, scope: tuple[str, ...], headers: tuple[str, ...]
-    ) -> None:
+    def compare(self, old: _Side, new: _Side, scope: Nesting, headers: Nesting) -> None:
         """Compare what stands in the blocks of two statements.
 
         scope, headers: where their blocks stand, as in an InsertionPoint.

@@ -13,8 +13,15 @@ from dataclasses import dataclass
 from flor_plugins.replayer.backport.imports import NamedObject, module_path, resolve
 from flor_plugins.replayer.backport.names import family, is_own_attribute
 from flor_plugins.replayer.backport.purity import known_effects
-from flor_plugins.replayer.backport.syntax import CodeVersion, ImportNode, Scope, bound_name
+from flor_plugins.replayer.backport.syntax import (
+    CodeVersion,
+    ImportNode,
+    Nesting,
+    Scope,
+    bound_name,
+)
 
+Impurities = Iterator[tuple[int, str]]  # line, and what is wrong there
 LOGS = frozenset(("log", "log_dict"))
 LOGGERS = frozenset(("self", "pl_module", "model", "module", "trainer", "self.trainer"))
 OURS = frozenset(("flor_plugins.log", "flor_plugins.hooks.log.log"))
@@ -33,7 +40,7 @@ class PurityContext:
     """
 
     path: str
-    scope: tuple[str, ...]
+    scope: Nesting
     fresh: frozenset[str] = frozenset()
     own: frozenset[str] = frozenset()
     in_validation: bool = False
@@ -52,7 +59,7 @@ class CallPurity:
 
     def problems(
         self, node: ast.AST, context: PurityContext, is_statement: bool = False
-    ) -> Iterator[tuple[int, str]]:
+    ) -> Impurities:
         """Yield (line, what) for each call in an expression that must not be made there."""
         for part in ast.walk(node):
             match part:
@@ -140,7 +147,7 @@ class CallPurity:
                     inner = self.edited.scope(context.path, (*function.names, name))
                     if inner is not None:
                         return inner
-                names: tuple[str, ...] = ()
+                names: Nesting = ()
             case ast.Attribute(value=ast.Name(id="self" | "cls"), attr=attribute):
                 return self._own_method(attribute, context)
             case ast.Attribute(value=ast.Name(id=name), attr=attribute):
@@ -218,7 +225,7 @@ def root_name(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
-def loader_problems(node: ast.expr) -> Iterator[tuple[int, str]]:
+def loader_problems(node: ast.expr) -> Impurities:
     """Yield a problem if it looks like a loader: starting one draws its workers' seed."""
     for part in ast.walk(node):
         name = getattr(part, "id", getattr(part, "attr", ""))

@@ -9,6 +9,7 @@ from flor_plugins.replayer.backport.names import defaults, is_own_attribute, par
 from flor_plugins.replayer.backport.purity import known_effects
 from flor_plugins.replayer.backport.purity.calls import (
     CallPurity,
+    Impurities,
     PurityContext,
     loader_problems,
     root_name,
@@ -39,7 +40,6 @@ _CONTEXTS = (
     "torch.random.fork_rng",
     "contextlib.",
 )
-Impurities = Iterator[tuple[int, str]]
 
 
 class StatementPurity:
@@ -47,14 +47,14 @@ class StatementPurity:
 
     def __init__(self, edited: CodeVersion) -> None:
         self.calls = CallPurity(edited, self.why_not)
-        self.verdicts: dict[tuple[str, tuple[str, ...], bool], str] = {}
+        self.verdicts: dict[tuple[Scope, bool], str] = {}
 
     def why_not(self, scope: Scope, in_validation: bool) -> str:
         """Return why a function of the project must not be called; "" if it may.
 
         One that calls itself is judged by the rest of it.
         """
-        key = (scope.path, scope.names, in_validation)
+        key = scope, in_validation
         if key not in self.verdicts:
             self.verdicts[key] = ""
             context = PurityContext(scope.path, scope.names[:-1], in_validation=in_validation)
