@@ -12,9 +12,9 @@ FlorError
 ├── HookError             a hook is wrong, or raised; carries file and line
 ├── ReplayError           a replay can't start or can't go on
 │   └── Diverged          what was recomputed differs from what was recorded
-├── EditRefused           an edit of the working tree would change the training; lists file,
-line and text ├── CannotCarry           an edit of the working tree has no certain place in an
-old version └── MissingDependency     a package that is needed is not installed
+├── EditRefused           an edit would change the training; lists file, line and text
+├── CannotCarry           an edit has no certain place in an old version
+└── MissingDependency     a package that is needed is not installed
 
 A message says what was asked, what was found, where, and what to do.
 """

@@ -17,7 +17,7 @@ from flor_plugins.cli import main
 from flor_plugins.cli.help import DOCS, topics
 from flor_plugins.recipe import examples
 from tests.pages import ROOT
-from tests.replaying import Project
+from tests.replaying import START, Project
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -80,9 +80,10 @@ def test_version_is_that_of_the_project(flor_hf):
 
 
 def test_a_shell_completes_verbs(tmp_path):
-    project = Project(tmp_path, env={"PYTHONPATH": str(ROOT)})
+    project = Project(tmp_path)
     words = {"COMP_WORDS": "flor-hf re", "COMP_CWORD": "1"}
-    out = project.flor(_FLOR_HF_COMPLETE="complete_bash", **words).stdout
+    command = [sys.executable, "-c", START]
+    out = project.run(*command, _FLOR_HF_COMPLETE="complete_bash", **words).stdout
     assert set(out.split()) == {"record", "replay", "resume", "recipe"}
 
 

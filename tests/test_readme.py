@@ -63,7 +63,7 @@ def is_setup(block: Block) -> bool:
 
 @pytest.fixture(scope="module")
 def readme(tmp_path_factory: pytest.TempPathFactory) -> Walk:
-    project = Project(tmp_path_factory.mktemp("readme"), env={"PYTHONPATH": str(ROOT)})
+    project = Project(tmp_path_factory.mktemp("readme"))
     outputs: list[Printed] = []
     printed: str | None = None
     for block in pages.blocks(README):
@@ -128,7 +128,7 @@ train(net, optimizer, scheduler, [torch.rand(2, 8, 4)], lambda a, b: (a - b.sum(
 @pytest.mark.parametrize("framework", TRAININGS)
 def test_a_training_of_the_recording_page_is_recorded(framework, tmp_path):
     blocks = dict(zip(TRAININGS, pages.blocks(DOCS / "recording.md")[1:], strict=True))
-    project = Project(tmp_path, env={"PYTHONPATH": str(ROOT)})
+    project = Project(tmp_path)
     project.write("train.py", blocks[framework].text + TRAININGS[framework])
     project.python("train.py")
     [run] = flor.runs(store=project.store.root)
@@ -157,7 +157,7 @@ for epoch in flor.loop("epoch", range(2)):
 
 
 def test_the_hooks_of_the_hooks_page_compute_values(tmp_path):
-    project = Project(tmp_path, env={"PYTHONPATH": str(ROOT)})
+    project = Project(tmp_path)
     project.write("train.py", CLASSIFIER)
     project.write("hooks.py", pages.blocks(DOCS / "hooks.md")[0].text)
     project.python("train.py")
@@ -186,7 +186,7 @@ for epoch in flor.loop("epoch", range(2)):
 
 
 def test_verify_prints_what_the_verdicts_page_says(tmp_path):
-    project = Project(tmp_path, env={"PYTHONPATH": str(ROOT)})
+    project = Project(tmp_path)
     project.write(".gitignore", "data.json\n.flor/\n")
     project.write("train.py", DATA_CHANGES)
     project.git("init", "-q")
