@@ -1,6 +1,4 @@
-"""What several test files share: a git repository with the toy projects in it, and how
-scripts run there.
-"""
+"""What all test files share: what runs where, and a git repository with the toy projects in it."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from flor_plugins.records import Launch, Level, Phase, Position, Run
 from flor_plugins.store.metrics.journal import read_run
-from tests.trainings import run_python, variables
+from tests.trainings import variables
 
 PROJECTS = Path(__file__).parent / "projects"
 IDENTITY = {
@@ -133,15 +131,6 @@ def shared_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def environment(env: Mapping[str, str] | None = None) -> dict[str, str]:
     """The variables of a script: the caller's, no store unless `env` names one."""
     return variables(**{**IDENTITY, **QUIET, **(env or {})})
-
-
-def run_script(
-    project: Path, *args: str | Path, timeout: float = 120, env: Mapping[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    """`python ARGS...` in the project; its output is text, its exit status is the caller's
-    to look at.
-    """
-    return run_python(project, [str(one) for one in args], environment(env), timeout)
 
 
 def load_script(project: Path, name: str) -> ModuleType:
