@@ -60,9 +60,26 @@ _HOMES = {
 }
 
 __all__ = [
-    "Context", "Metric", "arg", "checkpoint", "checkpointing", "checkpoints", "commit", "dataframe", "first",
-    "import_flordb", "log", "loop", "metric", "query", "replay", "runs", "sql", "upload", "verify",
-]  # fmt: skip
+    "Context",
+    "Metric",
+    "arg",
+    "checkpoint",
+    "checkpointing",
+    "checkpoints",
+    "commit",
+    "dataframe",
+    "first",
+    "import_flordb",
+    "log",
+    "loop",
+    "metric",
+    "query",
+    "replay",
+    "runs",
+    "sql",
+    "upload",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

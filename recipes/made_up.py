@@ -42,9 +42,8 @@ KINDS: dict[str, Callable[[Faker], str]] = {
     ),
     r"employer|agency|school$|firm|insurance_name": lambda fake: fake.company(),
     r"position|degree|training|employment": lambda fake: fake.job(),
-    r"name|individual|judge|party|supervisor|counselor|mediator|signature|recipien|minor": lambda fake: (
-        fake.name()
-    ),
+    r"name|individual|judge|party|supervisor|counselor|mediator"
+    r"|signature|recipien|minor": lambda fake: fake.name(),
 }
 
 

@@ -83,18 +83,34 @@ SOURCES = (
         "cars",
         "car",
         "Name",
-        {"Miles_per_Gallon": "miles per gallon", "Horsepower": "horsepower", "Weight_in_lbs": "weight",
-         "Displacement": "displacement", "Acceleration": "acceleration"},
+        {
+            "Miles_per_Gallon": "miles per gallon",
+            "Horsepower": "horsepower",
+            "Weight_in_lbs": "weight",
+            "Displacement": "displacement",
+            "Acceleration": "acceleration",
+        },
         {"Cylinders": "cylinders", "Origin": "origin"},
     ),
-    Source("us-employment", "month", "month", {one: one.replace("_", " ") for one in SECTORS}, {}, "%b %Y"),
+    Source(
+        "us-employment",
+        "month",
+        "month",
+        {one: one.replace("_", " ") for one in SECTORS},
+        {},
+        "%b %Y",
+    ),
     Source("stocks", "month", "date", {"price": "price"}, {"symbol": "symbol"}, "%b %Y"),
     Source(
         "seattle-weather",
         "day",
         "date",
-        {"precipitation": "precipitation", "temp_max": "maximum", "temp_min": "minimum",
-         "wind": "wind"},
+        {
+            "precipitation": "precipitation",
+            "temp_max": "maximum",
+            "temp_min": "minimum",
+            "wind": "wind",
+        },
         {"weather": "weather"},
         "%d %b %Y",
     ),
@@ -106,9 +122,23 @@ SOURCES = (
         {"Penicillin": "penicillin", "Streptomycin": "streptomycin", "Neomycin": "neomycin"},
         {"Gram_Staining": "gram staining", "Genus": "genus"},
     ),
-    Source("crimea", "month", "date", {"wounds": "wounds", "disease": "disease", "other": "other causes"}, {}, "%b %Y"),
+    Source(
+        "crimea",
+        "month",
+        "date",
+        {"wounds": "wounds", "disease": "disease", "other": "other causes"},
+        {},
+        "%b %Y",
+    ),
     Source("driving", "year", "year", {"miles": "miles", "gas": "gas price"}, {}),
-    Source("iowa-electricity", "year", "year", {"net_generation": "net generation"}, {"source": "source"}, "%Y"),
+    Source(
+        "iowa-electricity",
+        "year",
+        "year",
+        {"net_generation": "net generation"},
+        {"source": "source"},
+        "%Y",
+    ),
     Source(
         "ohlc",
         "day",
@@ -118,7 +148,7 @@ SOURCES = (
         "%d %b %Y",
     ),
     Source("wheat", "year", "year", {"wheat": "wheat price", "wages": "wages"}, {}),
-)  # fmt: skip
+)
 
 
 def ask(count: int, *, rows: int, columns: int, held_out: bool, seed: int) -> list[Question]:

@@ -83,11 +83,17 @@ class Picture:
 
     def svg(self) -> str:
         root = ElementTree.Element(
-            "svg", {"xmlns": "http://www.w3.org/2000/svg", "viewBox": (f"0 0 {WIDTH:.0f} "
-                                                                      f"{self.y:.0f}"),
-                    "width": f"{WIDTH:.0f}", "height": f"{self.y:.0f}", "font-family": FONT, "font-size": "12",
-                    "fill": TEXT},
-        )  # fmt: skip
+            "svg",
+            {
+                "xmlns": "http://www.w3.org/2000/svg",
+                "viewBox": (f"0 0 {WIDTH:.0f} {self.y:.0f}"),
+                "width": f"{WIDTH:.0f}",
+                "height": f"{self.y:.0f}",
+                "font-family": FONT,
+                "font-size": "12",
+                "fill": TEXT,
+            },
+        )
         ElementTree.SubElement(root, "rect", {"width": "100%", "height": "100%", "fill": "#ffffff"})
         root.extend(self.parts)
         ElementTree.indent(root)

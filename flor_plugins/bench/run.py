@@ -123,8 +123,12 @@ def recipes_of(targets: Sequence[Path]) -> list[Path]:
 
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
-    return {"cores": processors(), "machine": f"{platform.system()} {platform.machine()}",
-            "python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}}  # fmt: skip
+    return {
+        "cores": processors(),
+        "machine": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        **{name: _version(name) for name in _PACKAGES},
+    }
 
 
 def _version(package: str) -> str | None:

@@ -13,29 +13,41 @@ from flor_plugins.bench.results import Bench, BenchQuestion, RecipeResult, Serie
 from flor_plugins.store.sizes import format_size
 
 HEAD = (
-    "model", "parameters", "a checkpoint", "data", "objective", "metric by epoch", "seconds a version",
-    "record overhead", "training again", "answered in hindsight", "verdict",
-)  # fmt: skip
+    "model",
+    "parameters",
+    "a checkpoint",
+    "data",
+    "objective",
+    "metric by epoch",
+    "seconds a version",
+    "record overhead",
+    "training again",
+    "answered in hindsight",
+    "verdict",
+)
 UNITS = ("", " k", " M", " G", " T")
 NOTES = """
 How it was measured:
 
-- Every training is a process of its own. *Seconds a version* are those of `fit` or `train` alone, with the callback
-  (of a recipe that trains by itself with `flor.loop`: from the first item of its main loop to the return of its
-  function), without imports and the building of model and data; the median over the pairs, of the fastest and the
-  slowest version.
-- *Record overhead*: the same version is trained with and without the callback, one after the other, and who comes
-  first changes from pair to pair. Given are the median of (seconds with / seconds without - 1) over all pairs of all
-  versions, the median of their difference in seconds, and where the first of the two lies with 95 % confidence; of
-  fewer than 6 pairs, where the pairs lie. It is called inconclusive with fewer than {least} pairs, or where that range
-  holds 0: a machine that does other things at the same time moves seconds by more than recording does. *By its own
-  clock* is what the recorder has counted of the training's time: its calls in the training's thread, without what comes
-  once (the snapshot of the code before the first step, the writes after the last one), and without what its writer
-  takes of the processor beside it. *Processor* compares processor seconds of all threads, in which others on the
-  machine hardly count.
-- *Training again* are whole processes of all versions without the callback. *Answered in hindsight* is one metric for
-  all versions and epochs, asked alone by a new process, from its start to its end, imports included; x is how many
-  times as fast that is. A metric of every update needs the updates: it trains again, and is about as fast as that.
+- Every training is a process of its own. *Seconds a version* are those of `fit` or `train` alone,
+  with the callback (of a recipe that trains by itself with `flor.loop`: from the first item of
+  its main loop to the return of its function), without imports and the building of model and
+  data; the median over the pairs, of the fastest and the slowest version.
+- *Record overhead*: the same version is trained with and without the callback, one after the
+  other, and who comes first changes from pair to pair. Given are the median of (seconds with /
+  seconds without - 1) over all pairs of all versions, the median of their difference in seconds,
+  and where the first of the two lies with 95 % confidence; of fewer than 6 pairs, where the pairs
+  lie. It is called inconclusive with fewer than {least} pairs, or where that range holds 0: a
+  machine that does other things at the same time moves seconds by more than recording does. *By
+  its own clock* is what the recorder has counted of the training's time: its calls in the
+  training's thread, without what comes once (the snapshot of the code before the first step, the
+  writes after the last one), and without what its writer takes of the processor beside it.
+  *Processor* compares processor seconds of all threads, in which others on the machine hardly
+  count.
+- *Training again* are whole processes of all versions without the callback. *Answered in
+  hindsight* is one metric for all versions and epochs, asked alone by a new process, from its
+  start to its end, imports included; x is how many times as fast that is. A metric of every
+  update needs the updates: it trains again, and is about as fast as that.
 - *A checkpoint* is the largest one; *metric by epoch* is of the first version.
 """
 

@@ -17,15 +17,24 @@ CLOSED_CLASSES = {
     "determiners": (
         "a an the this these those each every either neither some any no all both another such"
     ),
-    "pronouns": "i you he she it we they me him us them my your his her its our their mine yours hers ours theirs "
-    "who whom whose which what that itself themselves yourself something anything nothing one",
-    "prepositions": "of in to for with on at by from as into about like through after over between out against "
-    "during without before under around among within across behind beyond up down off above "
-    "below per via upon",
-    "conjunctions": "and or but nor so yet if because although though while unless until whether since when where "
-    "than whereas whenever",
-    "auxiliaries": "am is are was were be been being have has had do does did can could will would shall should may "
-    "might must cannot can't don't doesn't didn't isn't aren't wasn't won't",
+    "pronouns": (
+        "i you he she it we they me him us them my your his her its our their mine yours hers "
+        "ours theirs who whom whose which what that itself themselves yourself something "
+        "anything nothing one"
+    ),
+    "prepositions": (
+        "of in to for with on at by from as into about like through after over between out "
+        "against during without before under around among within across behind beyond up down "
+        "off above below per via upon"
+    ),
+    "conjunctions": (
+        "and or but nor so yet if because although though while unless until whether since when "
+        "where than whereas whenever"
+    ),
+    "auxiliaries": (
+        "am is are was were be been being have has had do does did can could will would shall "
+        "should may might must cannot can't don't doesn't didn't isn't aren't wasn't won't"
+    ),
 }
 CLASS_OF = {word: name for name, words in CLOSED_CLASSES.items() for word in words.split()}
 CLASSES = (*CLOSED_CLASSES, "open_class", "numbers", "punctuation")

@@ -98,9 +98,20 @@ def _runs(store: Store) -> Iterator[tuple[Any, ...]]:
         reached = (run.position.epoch, run.position.step) if run.position else (None, None)
         params = json.dumps(plain(run.params))
         yield (
-            run.run_id, run.name, run.project, run.framework, run.status, run.code.vid if run.code else None,
-            run.started_at, run.finished_at, *reached, run.error, json.dumps(run.tags), params, str(run.path),
-        )  # fmt: skip
+            run.run_id,
+            run.name,
+            run.project,
+            run.framework,
+            run.status,
+            run.code.vid if run.code else None,
+            run.started_at,
+            run.finished_at,
+            *reached,
+            run.error,
+            json.dumps(run.tags),
+            params,
+            str(run.path),
+        )
 
 
 def _metrics(store: Store) -> Iterator[tuple[Any, ...]]:

@@ -16,8 +16,10 @@ from flor_plugins.errors import MissingDependency, ReplayError
 # warns of otherwise, and newer ones do in any case: a task that asked for no GPU has the
 # variables of its node.
 SILENT = {
-    "RAY_USAGE_STATS_ENABLED": "0", "RAY_USAGE_STATS_PROMPT_ENABLED": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-}  # fmt: skip
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_USAGE_STATS_PROMPT_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
 OBJECT_STORE_BYTES = 100 << 20  # events are small; Ray would reserve a third of the memory
 LONGEST_SOCKET_FOLDER = (
     30  # Ray's sockets lie deep beneath it, and a socket's path has at most 107 bytes
