@@ -121,8 +121,7 @@ def first(
     store: str | Path | None = None,
     progress: Callable[[Task, JsonObject], None] | None = None,
 ) -> pd.DataFrame:
-    """The first place of each run at which a predicate holds, computing no more values than
-    that takes.
+    """Find the first place of each run at which a predicate holds, with few evaluations.
 
     when: an expression as `where` in `dataframe`; its metrics are recorded ones, or those of
     hooks, which are found as in `replay`. monotone: you say that within a run, once it holds it
@@ -134,7 +133,8 @@ def first(
     (epochs that hooks were called for), first (True in the first run where it holds), detail.
     epoch and step are missing where it holds nowhere (or where detail says what can't be
     computed). With metrics of updates a place is an update, else an epoch's end. Raises
-    WhereError for a wrong expression; HookError, ReplayError and Diverged as `replay`."""
+    WhereError for a wrong expression; HookError, ReplayError and Diverged as `replay`.
+    """
     from flor_plugins.replayer import requests
     from flor_plugins.replayer.searching import search
 
@@ -156,8 +156,7 @@ def verify(
     store: str | Path | None = None,
     progress: Callable[[Task, JsonObject], None] | None = None,
 ) -> list[RangeRow]:
-    """Train a run again, from checkpoint to checkpoint, and compare everything that is
-    recomputed, bit for bit.
+    """Train a run again, from checkpoint to checkpoint, and compare all bit for bit.
 
     run: a name or id, or a place of it: "bert@step=1200" trains up to there. epochs, workers,
     engine: as in `replay`.
@@ -182,7 +181,8 @@ def checkpoint(
 
     run: a name or id, or a place: "bert@epoch=3", "bert@step=1200". epoch: the same in a number;
     default the last checkpoint. Raises UnknownRun, NoCheckpoint (says which exist) or
-    DamagedCheckpoint."""
+    DamagedCheckpoint.
+    """
     from flor_plugins.replayer.execution.remote_sync import fetch_weights
     from flor_plugins.store import checkpoints
     from flor_plugins.store.query.references import RunReference, checkpoint_at, parse_reference
@@ -203,13 +203,14 @@ def import_flordb(
     step: str | None = None,
     store: str | Path | None = None,
 ) -> list[Run]:
-    """Make runs of what FlorDB (3.4 or 4) has logged at `path`: its project, a `.flor` folder
-    or a `.db` file.
+    """Make runs of what FlorDB (3.4 or 4) has logged.
 
-    Values, with their types; loops as epochs and steps (epoch, step: names of those loops,
-    where they are not clear); arguments as params; the commit, where FlorDB's repository is
-    found. FlorDB's files are only read, and imported once: again, only what is new is taken.
-    Returns the runs, the oldest first. StoreError if there is nothing."""
+    path: its project, a `.flor` folder or a `.db` file. What is taken: values, with their
+    types; loops as epochs and steps (epoch, step: names of those loops, where they are not
+    clear); arguments as params; the commit, where FlorDB's repository is found. FlorDB's files
+    are only read, and imported once: again, only what is new is taken. Returns the runs, the
+    oldest first. StoreError if there is nothing.
+    """
     from flor_plugins.recorder.importers import flordb
 
     home = _local_store(store)
@@ -219,13 +220,14 @@ def import_flordb(
 def upload(
     url: str, run: str | Sequence[str] | None = None, *, store: str | Path | None = None
 ) -> list[str]:
-    """Put recorded runs, their checkpoints and their code into an object store; returns the
-    paths in it that are new.
+    """Put recorded runs, their checkpoints and their code into an object store.
 
-    url: as s3://bucket/flor; from then on it can be the `store` of all that reads and replays.
+    Returns the paths in it that are new. url: as s3://bucket/flor; from then on it can be the
+    `store` of all that reads and replays.
     run: names or ids; default all. Again, it adds what is missing. Raises UnknownRun,
     SnapshotError where the code of a run can't be found, StoreError where the object store
-    refuses, MissingDependency without the package for that kind of url."""
+    refuses, MissingDependency without the package for that kind of url.
+    """
     from flor_plugins.replayer.execution.remote_sync import upload as put
 
     home = _local_store(store)

@@ -1,5 +1,6 @@
-"""The process that answers one question: python -m flor_plugins.bench.answer RECIPE METRIC
-RESULT RUN_ID ...
+"""The process that answers one question.
+
+python -m flor_plugins.bench.answer RECIPE METRIC RESULT RUN_ID ...
 """
 
 from __future__ import annotations
@@ -7,7 +8,6 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.bench.values import by_epoch, values_of
 from flor_plugins.errors import FlorError
@@ -18,9 +18,10 @@ from flor_plugins.store.files import write_json
 from flor_plugins.store.layout import find_store
 
 
-def answer(recipe: Recipe, metric: str, run_ids: list[str]) -> dict[str, Any]:
-    """Replay one metric at the recipe's epochs, whatever `where` says: that may name another
-    of its metrics.
+def answer(recipe: Recipe, metric: str, run_ids: list[str]) -> dict[str, object]:
+    """Replay one metric at the recipe's epochs.
+
+    Its `where` does not count: that may name another of its metrics.
     """
     store = find_store()
     began = time.perf_counter()

@@ -1,13 +1,11 @@
-"""`first`: the first place at which a predicate holds; exit status 0 also where it holds
-nowhere.
-"""
+"""`first`: find the first place at which a predicate holds; exit status 0 also if nowhere."""
 
 from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -16,6 +14,9 @@ from flor_plugins.cli.replay import plain_progress
 from flor_plugins.errors import FlorError
 from flor_plugins.store.remote.mirror import open_any
 from flor_plugins.store.runs import find_run, list_runs
+
+if TYPE_CHECKING:
+    import pandas
 
 _ASK_ABOVE_S = 60.0
 
@@ -33,29 +34,27 @@ class FirstOptions:
     engine: str = "local"
 
 
-def first(asked: FirstOptions, yes: bool, as_json: bool, as_csv: bool) -> int:
-    """Exit status 0, 1 when a hook or a run failed or a person said no, 3 when a replay
-    diverged.
-    """
+def first(options: FirstOptions, yes: bool, as_json: bool, as_csv: bool) -> int:
+    """Exit status 0, 1 when a hook or a run failed or a person said no, 3 if one diverged."""
     from flor_plugins.replayer.searching import search
 
     store = open_any()
-    found = [find_run(store, name) for name in asked.runs] if asked.runs else list_runs(store)
+    found = [find_run(store, name) for name in options.runs] if options.runs else list_runs(store)
     if not found:
         raise FlorError(
             f"there is no recorded run in {store.root}. Train with FlorCallback() on the trainer."
         )
-    query = search.SearchQuery(asked.when, asked.is_monotone, asked.epochs, asked.hooks)
+    query = search.SearchQuery(options.when, options.is_monotone, options.epochs, options.hooks)
     begun = search.begin(store, found, query)
     human = not (as_json or as_csv)
     if human and not _agreed(*begun.estimate(), yes):
         return 1
     progress = plain_progress if human else None
-    begun.run(workers=asked.workers, engine=asked.engine, progress=progress)
+    begun.run(workers=options.workers, engine=options.engine, progress=progress)
     frame = begun.frame()
     tables.frame(frame, as_json=as_json, as_csv=as_csv)
     if human:
-        print(_told(asked.when, frame))
+        print(_answer(options.when, frame))
     failures = [line for result in begun.results for line in result.failures]
     diverged = [row for result in begun.results for row in result.diverged]
     for line in failures:
@@ -76,7 +75,7 @@ def _agreed(count: int, seconds: float | None, yes: bool) -> bool:
     return typer.confirm("Go on?")
 
 
-def _told(when: str, frame: Any) -> str:
+def _answer(when: str, frame: pandas.DataFrame) -> str:
     hits = frame[frame["first"]]
     if hits.empty:
         return f"{when!r} holds nowhere in {len(frame)} runs, as far as they could be looked into"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from itertools import groupby
+from operator import attrgetter
 from typing import TYPE_CHECKING, cast
 
 from flor_plugins.cli import tables
@@ -23,6 +24,7 @@ _FEW = 5
 
 
 def runs(as_json: bool, as_csv: bool) -> None:
+    """Print all runs."""
     columns = ["run", "name", "project", "framework", "status", "epoch", "step"]
     columns += ["started_at", "vid", "replay", "gaps"]
     rows = [_summary(run) for run in list_runs(open_any())]
@@ -30,6 +32,7 @@ def runs(as_json: bool, as_csv: bool) -> None:
 
 
 def show(name: str, as_json: bool) -> None:
+    """Print all that is known of a run."""
     run = find_run(open_any(), name)
     if as_json:
         print(json.dumps({**asdict(run), "replay_grade": run.replay_grade}, default=str, indent=1))
@@ -61,6 +64,7 @@ def dataframe(
     as_json: bool,
     as_csv: bool,
 ) -> None:
+    """Print metrics, params and attributes of all runs."""
     from flor_plugins import api
 
     # frame.dataframe checks the word and says which there are.
@@ -69,12 +73,14 @@ def dataframe(
 
 
 def sql(query: str, as_json: bool, as_csv: bool) -> None:
+    """Print what a query finds."""
     from flor_plugins import api
 
     tables.frame(api.sql(query), as_json=as_json, as_csv=as_csv)
 
 
 def checkpoints(name: str, as_json: bool, as_csv: bool) -> None:
+    """Print the checkpoints of a run, and how other epochs are reached."""
     from flor_plugins.store.ranks import list_checkpoints
     from flor_plugins.store.run_index import index_run
 
@@ -132,9 +138,7 @@ def _checkpoint(run: Run, one: Checkpoint) -> dict[str, object]:
 def _skipped(run: Run) -> list[str]:
     """A line for each reason for which checkpoints were skipped."""
     lines = []
-    for why, group in groupby(
-        sorted(run.skipped, key=lambda one: one.why), key=lambda one: one.why
-    ):
+    for why, group in groupby(sorted(run.skipped, key=attrgetter("why")), key=attrgetter("why")):
         ones = list(group)
         places = "; ".join(str(one.position) for one in ones[:_FEW])
         places += f"; and {len(ones) - _FEW} more" if len(ones) > _FEW else ""

@@ -174,6 +174,7 @@ class _Display:
 
 
 def plain_progress(task: Task, event: JsonObject) -> None:
+    """Print a line where a pass begins or a worker is lost."""
     if event["event"] == "pass":
         print(
             f"{task.name}: {event['way']} epochs {','.join(map(str, event['epochs']))}",

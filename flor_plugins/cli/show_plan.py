@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from operator import attrgetter
 
 import typer
 
@@ -37,7 +37,7 @@ def show(made: Plan, as_json: bool, as_csv: bool, show_patches: bool = False) ->
         print()
 
 
-def rows_of(made: Plan, *, is_whole: bool) -> list[dict[str, Any]]:
+def rows_of(made: Plan, *, is_whole: bool) -> list[dict[str, object]]:
     """One row per pass. is_whole: for programs, all checkpoints and plain numbers."""
     return [
         {
@@ -52,12 +52,12 @@ def rows_of(made: Plan, *, is_whole: bool) -> list[dict[str, Any]]:
             "metrics": ",".join(one.metrics),
             "reason": one.reason,
         }
-        for task in sorted(made.tasks, key=lambda task: task.run_id)
+        for task in sorted(made.tasks, key=attrgetter("run_id"))
         for one in task.passes
     ]
 
 
-def patches_of(made: Plan) -> list[dict[str, Any]]:
+def patches_of(made: Plan) -> list[dict[str, object]]:
     """What an edit of the working tree is in each version that is replayed with it."""
     return [
         {
@@ -68,7 +68,7 @@ def patches_of(made: Plan) -> list[dict[str, Any]]:
             "how": dict(task.edit.how),
             "patch": task.edit.patch,
         }
-        for task in sorted(made.tasks, key=lambda task: task.run_id)
+        for task in sorted(made.tasks, key=attrgetter("run_id"))
         if task.edit is not None
     ]
 

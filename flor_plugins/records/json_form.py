@@ -39,13 +39,13 @@ def _types_of(kind: type[DataclassInstance]) -> dict[str, object]:
 
 def _decode(kind: Any, value: Any) -> Any:
     """Make records and tuples again, where the type of a field says that there were any."""
-    parts = [part for part in get_args(kind) if part not in (NoneType, ...)]
-    if value is None:
-        return None
     if is_dataclass(kind):
         return from_json(kind, value)  # pyright: ignore[reportArgumentType]
+    parts = get_args(kind)
+    if NoneType in parts:
+        return None if value is None else _decode(parts[0], value)
     if get_origin(kind) is tuple:
         return tuple(_decode(parts[0], item) for item in value)
     if get_origin(kind) is Mapping:
         return {key: _decode(parts[1], item) for key, item in value.items()}
-    return _decode(parts[0], value) if len(parts) == 1 else value
+    return value

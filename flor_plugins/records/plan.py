@@ -12,11 +12,11 @@ from flor_plugins.records.run import Grade, Position, Strategy
 
 @dataclass(frozen=True, slots=True)
 class TrainingRange:
-    """Training that is run again: from the checkpoint at `start` up to `end`, inside an epoch
-    or at its end.
+    """Training that is run again, from the checkpoint at `start` up to `end`.
 
-    epochs: those that are touched, ascending, each by the count that is reached when it is
-    complete."""
+    The end lies inside an epoch or at its end. epochs: those that are touched, ascending, each
+    by the count that is reached when it is complete.
+    """
 
     start: Position
     end: Position
@@ -45,9 +45,7 @@ class ReplayPass:
 
     @property
     def epochs(self) -> tuple[int, ...]:
-        """The epochs that the pass answers for: completed counts, or the ones that are run
-        again.
-        """
+        """The epochs that the pass answers for: completed counts, or the ones run again."""
         run_again = {epoch for stretch in self.stretches for epoch in stretch.epochs}
         return tuple(sorted(run_again or {position.epoch for position in self.positions}))
 
@@ -64,7 +62,8 @@ class BackportedEdit:
 
     base: what the edit was compared with. sources: the files of that version that are others in
     the sandbox: path beneath the top of the repository to text. how: for each of them "same",
-    "merged" or "aligned". patch: what `git diff` would print."""
+    "merged" or "aligned". patch: what `git diff` would print.
+    """
 
     base: str
     sources: Mapping[str, str]
@@ -77,7 +76,8 @@ class MethodPatch:
     """A function that takes the place of a method of the run's own code.
 
     target: `module:Class.method`, as that version calls it. function: its name in `path`; text:
-    of that whole file."""
+    of that whole file.
+    """
 
     target: str
     function: str
@@ -91,7 +91,8 @@ class Task:
 
     digests: metric to the sha256 of what gives it (hook, edit, replaced method), today's first;
     values that an earlier one gave are others. edit, methods: what is other in the run's own
-    code."""
+    code.
+    """
 
     run_id: str
     name: str

@@ -158,7 +158,8 @@ class Run:
     resumed: "<time> at <position>" for each time that the run went on after an interruption.
     processes: how many trained one model together. skipped: checkpoints that were due and not
     taken; of very many the first and the last are listed, and skipped_count is the number of
-    all."""
+    all.
+    """
 
     run_id: str
     name: str
@@ -186,7 +187,7 @@ class Run:
 
     @property
     def is_weights_only(self) -> bool:
-        """Is nothing of its State recorded but the weights, because more could not be put back?"""
+        """Only the weights of its State are recorded, because more could not be put back."""
         return any(one.grade == "weights" for one in self.obstacles)
 
     @property
@@ -215,10 +216,10 @@ class Checkpoint:
 
     @property
     def can_train(self) -> bool:
-        """Can training go on from it?"""
+        """Training can go on from it."""
         return OPTIMIZER in self.sections
 
     @property
     def can_validate(self) -> bool:
-        """Is there more than the weights of the model?"""
+        """It holds more than the weights of the model."""
         return TRAINER in self.sections

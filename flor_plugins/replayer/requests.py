@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import TypedDict
 
@@ -114,7 +115,7 @@ class ReplayResult:
             for outcome in self.outcomes
             for one in outcome.stretches
         ]
-        return sorted(rows, key=lambda row: (row["run"], row["start"]))
+        return sorted(rows, key=itemgetter("run", "start"))
 
     @property
     def failures(self) -> list[str]:
@@ -145,10 +146,10 @@ def replay(
     progress: Progress | None = None,
     approve: Callable[[Plan], None] | None = None,
 ) -> ReplayResult:
-    """Compute what is asked and missing. Rows land as they are computed; plan and verdicts stay
-    under replays/<id>/.
+    """Compute what is asked and missing.
 
-    workers, engine: as in `Executor.run_all`. progress: hears each event of a task.
+    Rows land as they are computed; plan and verdicts stay under replays/<id>/. workers, engine:
+    as in `Executor.run_all`. progress: hears each event of a task.
     approve: is shown the plan before anything is run, and raises to end the request.
     Raises UnknownRun, the errors of `planner.make` and those of the engine; what became of the
     tasks is in the result (`raise_failures`).

@@ -14,16 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError, UnknownRun
-from flor_plugins.records import (
-    Code,
-    Launch,
-    Obstacle,
-    Position,
-    RecordingProcess,
-    Run,
-    SkippedCheckpoint,
-    Timing,
-)
+from flor_plugins.records import RecordingProcess, Run, from_json
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store
 
@@ -53,7 +44,7 @@ def load_run(path: Path) -> Run:
                 f"{file} has format {content['format']}, and this version reads up to "
                 f"{FORMAT}. Update flor_plugins."
             )
-        run = _build(content, path)
+        run = from_json(Run, {**_unplain(content), "path": path})
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(
             f"{file} was asked for and is not a run: {type(error).__name__} {error}. "
@@ -170,26 +161,6 @@ def _unknown(store: Store, text: str, runs: list[Run], *, is_ambiguous: bool) ->
         else "Give a run_id, its beginning, or a name."
     )
     return f"no run answers to {text!r} in {store.root}; it has {listed or 'no runs'}. {hint}"
-
-
-def _build(content: Mapping[str, Any], path: Path) -> Run:
-    fields = {name: _unplain(content[name]) for name in FIELDS if name in content}
-    launch = fields["launch"]
-    fields["launch"] = Launch(**{**launch, "argv": tuple(launch["argv"])})
-    fields["process"] = RecordingProcess(**fields["process"])
-    if fields.get("code") is not None:
-        fields["code"] = Code(**{**fields["code"], "left_out": tuple(fields["code"]["left_out"])})
-    if fields.get("position") is not None:
-        fields["position"] = Position(**fields["position"])
-    fields["timing"] = Timing(**fields.get("timing", {}))
-    fields["obstacles"] = tuple(Obstacle(**one) for one in fields.get("obstacles", ()))
-    fields["skipped"] = tuple(
-        SkippedCheckpoint(**{**one, "position": Position(**one["position"])})
-        for one in fields.get("skipped", ())
-    )
-    for name in ("tags", "gaps", "resumed"):
-        fields[name] = tuple(fields.get(name, ()))
-    return Run(path=path, **fields)
 
 
 def plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Can a run be replayed at all?"""
+"""Whether a run can be replayed at all."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from flor_plugins.store.checkpoints import list_checkpoints
 
 
 def why_not(run: Run) -> str | None:
-    """Why it can't be; None if it can, in some way."""
-    unable = [one for one in run.obstacles if one.grade == "none"]
-    if unable:
-        return f"{unable[0].reason}. {unable[0].remedy}"
+    """Return why a run can't be replayed; None if it can, in some way."""
+    for obstacle in run.obstacles:
+        if obstacle.grade == "none":
+            return f"{obstacle.reason}. {obstacle.remedy}"
     if run.code is None:
         return "its code was not recorded"
     if run.launch.kind == "interactive":

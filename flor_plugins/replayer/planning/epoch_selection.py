@@ -13,10 +13,11 @@ _SAMPLE = "sample:"
 
 
 def epochs_of(text: str | Sequence[int], known: Collection[int]) -> list[int]:
-    """The completed epochs (1 and up) that `text` names, of those that are known, ascending.
+    """Return the completed epochs (1 and up) that `text` names, of those that are known, ascending.
 
     text: "all", "last", "1:3" (both included), "1,3", "sample:5" (five evenly spread ones,
-    first and last included; of fewer all) or numbers. Raises ReplayError for anything else."""
+    first and last included; of fewer all) or numbers. Raises ReplayError for anything else.
+    """
     trained = sorted(epoch for epoch in known if epoch > 0)
     if not isinstance(text, str):
         return sorted(set(text))
@@ -37,14 +38,12 @@ def epochs_of(text: str | Sequence[int], known: Collection[int]) -> list[int]:
 
 
 def names_them(text: str | Sequence[int]) -> bool:
-    """Are certain epochs asked for, not those that there are?"""
+    """Tell whether certain epochs are asked for, not those that there are."""
     return not isinstance(text, str) or not (text in ("all", "last") or text.startswith(_SAMPLE))
 
 
 def sample(every: Sequence[T], count: int) -> list[T]:
-    """`count` (1 and up) of them, evenly spread, first and last included; the last one where
-    it is one.
-    """
+    """Return `count` (1 and up) of them, evenly spread, with both ends; of one, the last."""
     if count >= len(every):
         return list(every)
     if count == 1:
@@ -53,9 +52,7 @@ def sample(every: Sequence[T], count: int) -> list[T]:
 
 
 def spread(every: Sequence[T]) -> tuple[T, ...]:
-    """All of them, in an order of which each beginning is spread evenly: both ends, the
-    middle, the quarters, ...
-    """
+    """Order all so that each beginning is spread evenly: both ends, the middle, quarters, ..."""
     if len(every) < 3:
         return tuple(every)
     order, gaps = [0, len(every) - 1], [(0, len(every) - 1)]

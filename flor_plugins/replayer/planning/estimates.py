@@ -1,17 +1,15 @@
-"""What a pass will take and read: from earlier replays of the run, else from the times that
-were recorded.
-"""
+"""What a pass will take and read, from earlier replays of the run or the recorded times."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import ReplayPass, Strategy
+from flor_plugins.records import JsonObject, Plan, ReplayPass, Strategy, from_json
 from flor_plugins.replayer.planning.training_ranges import count_steps
 from flor_plugins.store.checkpoints import manifest
 from flor_plugins.store.files import read_json
@@ -26,39 +24,30 @@ _LOOKED_AT = 100
 
 
 def measured(replays: Path) -> MeasuredSeconds:
-    """What the newest replays of each run and way have taken. replays: the folder that holds
-    them all.
+    """Return what the newest replays of each run and way have taken.
 
-    A replay that is being made, or was made by another version, is passed over.
+    replays: the folder that holds them all. A replay that is being made, or was made by another
+    version, is passed over.
     """
-    found: dict[tuple[str, Strategy], float] = {}
-    folders = sorted(
-        (one for one in replays.glob("*") if (one / "verdicts.json").exists()), reverse=True
-    )
-    for folder in folders[:_LOOKED_AT]:
+    measured: dict[tuple[str, Strategy], float] = {}
+    for verdicts in sorted(replays.glob("*/verdicts.json"), reverse=True)[:_LOOKED_AT]:
         with suppress(StoreError, KeyError, TypeError, AttributeError, ValueError):
-            for key, seconds in _of_replay(
-                read_json(folder / "plan.json"), read_json(folder / "verdicts.json")
-            ):
-                found.setdefault(key, seconds)
-    return found
+            plan = from_json(Plan, read_json(verdicts.with_name("plan.json")))
+            for key, seconds in _of_replay(plan, read_json(verdicts)["passes"]).items():
+                measured.setdefault(key, seconds)
+    return measured
 
 
-def _of_replay(
-    plan: Mapping[str, Any], verdicts: Mapping[str, Any]
-) -> list[tuple[tuple[str, Strategy], float]]:
-    counts: dict[tuple[str, Strategy], int] = {}
-    for task in plan["tasks"]:
-        for one in task["passes"]:
-            steps = sum(s["end"]["step"] - s["start"]["step"] for s in one["stretches"])
-            count = steps if one["way"] == "train" else len(one["positions"])
-            key = (task["run_id"], one["way"])
-            counts[key] = counts.get(key, 0) + count
+def _of_replay(plan: Plan, rows: Sequence[JsonObject]) -> MeasuredSeconds:
+    counts: Counter[tuple[str, Strategy]] = Counter()
+    for task in plan.tasks:
+        for replay_pass in task.passes:
+            counts[task.run_id, replay_pass.way] += _count(replay_pass)
     seconds: dict[tuple[str, Strategy], float] = {}
-    for row in verdicts["passes"]:
+    for row in rows:
         key = (row["run"], row["way"])
         seconds[key] = seconds.get(key, 0.0) + row["seconds"]
-    return [(key, its / counts[key]) for key, its in seconds.items() if counts.get(key)]
+    return {key: taken / counts[key] for key, taken in seconds.items() if counts[key]}
 
 
 def costed(
@@ -68,18 +57,20 @@ def costed(
 
     The first bears what it takes to build the trainer, once.
     """
-    found = []
+    passes_with_costs = []
     for number, one in enumerate(passes):
         build = (places.run.timing.build_s or 0.0) if number == 0 else 0.0
-        each, count = _each(places, one.way, earlier), _count(places, one)
+        each, count = _each(places, one.way, earlier), _count(one)
         seconds = None if each is None else build + each * count
-        found.append(replace(one, seconds=seconds, nbytes=_nbytes(places, one)))
-    return found
+        passes_with_costs.append(replace(one, seconds=seconds, nbytes=_nbytes(places, one)))
+    return passes_with_costs
 
 
-def _count(places: RunIndex, one: ReplayPass) -> int:
-    """Positions; updates for the way "train"."""
-    return count_steps(one.stretches) if one.way == "train" else len(one.positions)
+def _count(replay_pass: ReplayPass) -> int:
+    """Count its positions; its updates for the way "train"."""
+    if replay_pass.way == "train":
+        return count_steps(replay_pass.stretches)
+    return len(replay_pass.positions)
 
 
 def _each(places: RunIndex, way: Strategy, earlier: MeasuredSeconds) -> float | None:

@@ -1,6 +1,4 @@
-"""What gives each metric that is asked for: a hook, the edit of the working tree, or a
-method that is replaced.
-"""
+"""What gives each metric: a hook, the edit of the working tree, or a replaced method."""
 
 from __future__ import annotations
 
@@ -83,10 +81,10 @@ class MetricSources:
 def find_sources(
     store: Store, runs: Sequence[Run], request: ReplayRequest, hooks: Sequence[DeclaredHook]
 ) -> MetricSources:
-    """Find what gives each metric: a function of its name, else a method, else the edit, else
-    a callback.
+    """Find what gives each metric.
 
-    Raises HookError for a metric that nothing gives, or a `patch` that can't be read; EditRefused
+    That is a function of its name, else a method, else the edit, else a callback. Raises
+    HookError for a metric that nothing gives, or a `patch` that can't be read; EditRefused
     where the edit would change the training.
     """
     methods = patches.read(request.patch)

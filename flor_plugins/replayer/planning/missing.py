@@ -1,10 +1,9 @@
-"""Where values are missing: positions at which a metric was asked for, the predicate holds,
-and nothing is there.
-"""
+"""Where values are missing: a metric is asked for, the predicate holds, nothing is there."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,15 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RunKnowledge:
-    """What is known of a run: where it has been, and the (source, row) of its journals that
-    count (`of_today`).
+    """What is known of a run: where it has been, and what its journals say.
 
-    present: (metric, position) at which there is a value, or known to be none.
+    rows: the (source, row) that count (`of_today`). present: (metric, position) at which there
+    is a value, or known to be none.
     """
 
     places: RunIndex
     rows: Sequence[SourcedRow]
-    present: Collection[tuple[str, Position]]
+    present: AbstractSet[tuple[str, Position]]
 
 
 def read_knowledge(run: Run, names: Collection[str], digests: HookDigests) -> RunKnowledge:

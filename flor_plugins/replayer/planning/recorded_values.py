@@ -20,8 +20,11 @@ HookDigests = Mapping[str, Collection[str | None]]
 
 @dataclass(slots=True)
 class RecordedValues:
-    """values: recorded ones by place, encoded. present: (metric, position) that has a value
-    already, by the recording or by the hook of today; rows: (metric, place) that has."""
+    """The values that a run has.
+
+    values: recorded ones by place, encoded. present: (metric, position) that has a value
+    already, by the recording or by the hook of today; rows: (metric, place) that has.
+    """
 
     values: dict[RowPlace, dict[str, Any]] = field(default_factory=dict)
     present: set[tuple[str, Position]] = field(default_factory=set)
@@ -60,8 +63,9 @@ def history_of(
 
 
 def looked_for(rows: Iterable[SourcedRow], hooks: HookDigests) -> set[tuple[str, Position]]:
-    """(metric, position) at which a replay with the sources of today has run the code,
-    whether it logged it or not.
+    """Return (metric, position) at which a replay with the sources of today has run the code.
+
+    Whether it logged the metric there or not.
     """
     return {
         (name, row.position)
@@ -72,13 +76,14 @@ def looked_for(rows: Iterable[SourcedRow], hooks: HookDigests) -> set[tuple[str,
 
 
 def of_today(rows: Iterable[SourcedRow], hooks: HookDigests) -> list[SourcedRow]:
-    """(source, row) of a run without the values that an earlier source of a hook gave in a replay.
+    """Leave out the values that an earlier source of a hook gave in a replay.
 
     A value is known by run (and so by its code), position, metric and the source of its hook.
     What the run itself logged is never taken out: it was there when it trained, and is not
     computed again. A value that a diverged replay gave stays, too, as long as its hook is the
     same: once more would give it once more. A metric without an entry in `hooks` keeps all its
-    values. Rows stay, with less in them: they also say where the run has been."""
+    values. Rows stay, with less in them: they also say where the run has been.
+    """
     kept = []
     for source, row in rows:
         if source.is_replay:

@@ -28,10 +28,10 @@ def nearest_start(index: RunIndex, position: Position, *, whole: bool = False) -
 def ranges_through(
     index: RunIndex, positions: Iterable[Position], *, whole: bool = False
 ) -> tuple[TrainingRange, ...]:
-    """Return the least training that leads through all positions, from the checkpoints nearest
-    before each.
+    """Return the least training that leads through all positions.
 
-    whole: only whole epochs, for what is summed up over an epoch. Raises NoCheckpoint.
+    It begins at the checkpoint nearest before each. whole: only whole epochs, for what is
+    summed up over an epoch. Raises NoCheckpoint.
     """
     ends: dict[Position, Position] = {}
     for position in positions:

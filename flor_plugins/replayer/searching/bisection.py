@@ -1,5 +1,4 @@
-"""Which of the epochs of a run to look at next, when the first one is sought at which a
-predicate holds.
+"""Which epochs of a run to look at next for the first one at which a predicate holds.
 
 Nothing is computed here: what is known goes in, what is to be known next comes out.
 """
@@ -22,14 +21,15 @@ def first_true(known: Sequence[PredicateValue]) -> int | None:
 def next_places(
     known: Sequence[PredicateValue], *, is_monotone: bool, count: int = 2
 ) -> tuple[int, ...]:
-    """Where to look next, in this order; nothing once the first place is known, or that there
-    is none.
+    """Return where to look next, in this order.
 
-    is_monotone: what holds once holds from there on. One place then: the last one, to see
-    whether it holds at all, and from then on the middle of those that are left; of n places at
-    most `at_most(n)` are looked at. Else up to `count` of those before the earliest hit: half
-    of them from the front, where each must be looked at, and half spread evenly, so that a hit
-    is soon found which makes the rest unnecessary."""
+    Nothing once the first place is known, or that there is none. is_monotone: what holds once
+    holds from there on. One place then: the last one, to see whether it holds at all, and from
+    then on the middle of those that are left; of n places at most `at_most(n)` are looked at.
+    Else up to `count` of those before the earliest hit: half of them from the front, where each
+    must be looked at, and half spread evenly, so that a hit is soon found which makes the rest
+    unnecessary.
+    """
     hit = first_true(known)
     end = len(known) if hit is None else hit
     if is_monotone:

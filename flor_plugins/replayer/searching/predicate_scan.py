@@ -1,12 +1,10 @@
-"""What is known of a predicate over one run: at which places it holds, and which values are
-missing to say so.
-"""
+"""Where a predicate holds in one run, and which values are missing to say so."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flor_plugins.hooks.hook_files import DeclaredHook
 from flor_plugins.records import Level, Position, Run
@@ -37,6 +35,7 @@ class Predicate:
 
     @classmethod
     def of(cls, when: WhereExpression, hooks: Sequence[DeclaredHook]) -> Predicate:
+        """Find which names of an expression the hooks compute."""
         names = metric_names(when.names)
         own = {hook.name: hook for hook in hooks if hook.kind == "metric" and hook.name in names}
         at_steps = frozenset(name for name, hook in own.items() if hook.way == "train")
@@ -51,7 +50,8 @@ class EpochUnit:
     truth: does it hold anywhere in it? None: values are missing for that. at: the first place
     where it holds.
     missing: the epochs in which they are to be computed. lacking: values are missing and can't
-    be computed."""
+    be computed.
+    """
 
     epoch: int
     truth: PredicateValue
@@ -66,30 +66,6 @@ class PredicateScan:
 
     units: tuple[EpochUnit, ...]
     level: Level
-
-
-@dataclass(frozen=True, slots=True)
-class _ValueAvailability:
-    """What says whether a value is there, or can be.
-
-    given_up: epochs that were asked for without avail.
-    """
-
-    places: RunIndex
-    present: Collection[tuple[str, Position]]
-    given_up: Collection[int]
-
-    def missing(self, needed: Iterable[tuple[str, Position]]) -> set[tuple[str, Position]]:
-        return {one for one in needed if one not in self.present}
-
-    def can_be(self, name: str, position: Position, *, at_step: bool) -> bool:
-        """Does a checkpoint lie there, or training lead there?"""
-        places, epoch = self.places, self.places.epoch_of(position)
-        if epoch not in places.ends or epoch in self.given_up:
-            return False
-        return (not at_step and position in places.saved) or (
-            bool(places.starts) and places.starts[0] < position
-        )
 
 
 def look(
@@ -109,14 +85,11 @@ def look(
         if not metric_names(part.names) & set(sought.metrics):
             possible &= holding(known, part, every, level)
     holds = holding(known, sought.when, every, level)
-    values = _ValueAvailability(places, known.present, given_up)
-    return PredicateScan(
-        tuple(
-            _unit(epoch, ones, possible, holds, values, sought)
-            for epoch, ones in candidates.items()
-        ),
-        level,
+    units = (
+        _unit(epoch, ones, possible, holds, known, sought, given_up)
+        for epoch, ones in candidates.items()
     )
+    return PredicateScan(tuple(units), level)
 
 
 def _level(known: RunKnowledge, sought: Predicate) -> Level:
@@ -133,8 +106,9 @@ def _level(known: RunKnowledge, sought: Predicate) -> Level:
 def _candidates(
     places: RunIndex, level: Level, epochs: str | Sequence[int]
 ) -> dict[int, list[Position]]:
-    """The places at which the predicate is asked for, by their epoch, ascending; the last
-    one may be unfinished.
+    """Return the places at which the predicate is asked for, by their epoch, ascending.
+
+    The last epoch may be unfinished.
     """
     asked = None if epochs == "all" else set(epochs_of(epochs, places.ends))
     found: dict[int, list[Position]] = {}
@@ -151,26 +125,38 @@ def _unit(
     candidates: Sequence[Position],
     possible: Collection[Position],
     holds: Collection[Position],
-    values: _ValueAvailability,
+    known: RunKnowledge,
     sought: Predicate,
+    given_up: Collection[int],
 ) -> EpochUnit:
     missing: set[int] = set()
-    lacking = False
+    is_lacking = False
     at: Position | None = None
-    for one in candidates:
-        lacks = values.missing(_needed(one, values.places, sought)) if one in possible else set()
-        open_ = {
-            (name, place)
-            for name, place in lacks
-            if values.can_be(name, place, at_step=name in sought.at_steps)
+    for candidate in candidates:
+        needed = _needed(candidate, known.places, sought) if candidate in possible else set()
+        absent = needed - known.present
+        computable = {
+            (name, position)
+            for name, position in absent
+            if _is_computable(known.places, position, given_up, at_step=name in sought.at_steps)
         }
-        lacking |= bool(lacks - open_)
-        missing |= {values.places.epoch_of(place) for _, place in open_}
-        if not missing and at is None and one in holds:
-            at = one
-    return EpochUnit(
-        epoch, None if missing and at is None else at is not None, at, frozenset(missing), lacking
-    )
+        is_lacking |= computable < absent
+        missing |= {known.places.epoch_of(position) for _, position in computable}
+        if not missing and at is None and candidate in holds:
+            at = candidate
+    truth = None if missing and at is None else at is not None
+    return EpochUnit(epoch, truth, at, frozenset(missing), is_lacking)
+
+
+def _is_computable(
+    places: RunIndex, position: Position, given_up: Collection[int], *, at_step: bool
+) -> bool:
+    """Tell whether a checkpoint lies at a position, or training leads there."""
+    epoch = places.epoch_of(position)
+    if epoch not in places.ends or epoch in given_up:
+        return False
+    is_saved = not at_step and position in places.saved
+    return is_saved or (bool(places.starts) and places.starts[0] < position)
 
 
 def _needed(one: Position, places: RunIndex, sought: Predicate) -> set[tuple[str, Position]]:
@@ -187,7 +173,7 @@ def _needed(one: Position, places: RunIndex, sought: Predicate) -> set[tuple[str
     return found
 
 
-def values_at(run: Run, sought: Predicate, level: Level, position: Position) -> dict[str, Any]:
+def values_at(run: Run, sought: Predicate, level: Level, position: Position) -> dict[str, object]:
     """What the names of the predicate are at a place."""
     rows = of_today(read_run(run.path, metric_names(sought.when.names)), sought.digests)
     names = [name for name in sought.when.names if name not in FIXED]

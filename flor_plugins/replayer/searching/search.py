@@ -1,9 +1,10 @@
 """The first place at which a predicate holds, run by run, without computing every place.
 
 A search is a few small replays, one after the other: each asks, of every run that is still
-open, for the epochs that say most about the rest (`narrow`), and what it has computed is read
+open, for the epochs that say most about the rest (`bisection`), and what it has computed is read
 back as any other value. So a search goes on where an earlier one stopped, and values that are
-there already cost nothing."""
+there already cost nothing.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +44,10 @@ class SearchQuery:
 
 @dataclass(slots=True)
 class SearchState:
-    """What a search knows of a run. asked: epochs that it asked for. evaluated: how many it
-    looked into with hooks.
+    """What a search knows of a run.
 
-    why: what keeps it from looking further, if so.
+    asked: epochs that it asked for. evaluated: how many it looked into with hooks. why: what
+    keeps it from looking further, if so.
     """
 
     run: Run
@@ -74,16 +75,15 @@ class SearchState:
             return self.why
         units = self.look.units
         hit = bisection.first_true([unit.truth for unit in units])
-        lacking = [unit.epoch for unit in units[:hit] if unit.lacking]
-        notes = (
-            [f"no value in epoch {_listed(lacking)}: no checkpoint leads there"] if lacking else []
-        )
-        not_since = (
-            [unit.epoch for unit in units[hit:] if unit.truth is False] if hit is not None else []
-        )
+        notes = []
+        if lacking := [unit.epoch for unit in units[:hit] if unit.lacking]:
+            notes.append(f"no value in epoch {_listed(lacking)}: no checkpoint leads there")
+        if hit is None:
+            return "; ".join([*notes, "holds nowhere"])
+        not_since = [unit.epoch for unit in units[hit:] if unit.truth is False]
         if query.is_monotone and not_since:
             notes.append(f"not monotone: it does not hold in epoch {_listed(not_since)}")
-        return "; ".join([*notes, *(["holds nowhere"] if hit is None else [])])
+        return "; ".join(notes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,7 @@ class Search:
             count *= 2
 
     def estimate(self) -> tuple[int, float | None]:
-        """How many epochs it looks into at most, and about how many seconds that takes; None
-        where unknown.
-        """
+        """Return how many epochs it looks into at most, and the seconds; None where unknown."""
         count, seconds = 0, 0.0
         every = {one.run.run_id: _missing(one, range(len(one.look.units))) for one in self.findings}
         only = {run_id: epochs for run_id, epochs in every.items() if epochs}
@@ -135,27 +133,34 @@ class Search:
         return count, None if seconds != seconds else seconds
 
     def frame(self) -> pandas.DataFrame:
-        """One row per run, the oldest first: run, name, epoch, step, the predicate's names,
-        evaluated, first, detail.
+        """Return one row per run, the oldest first.
 
+        Its columns: run, name, epoch, step, the predicate's names, evaluated, first, detail.
         epoch and step are missing where it holds nowhere, or where that can't be said. first:
-        True for the first run in which it holds."""
+        True for the first run in which it holds.
+        """
         import pandas
 
-        first = next((one for one in self.findings if one.at is not None), None)
-        rows = [self._row(one, is_first=one is first) for one in self.findings]
-        shown = [name for name in self.sought.when.names if name not in FIXED]
-        columns = {name: typed([row[name] for row in rows], str) for name in ("run", "name")}
-        columns |= {
-            name: pandas.Series([row[name] for row in rows], dtype="Int64")
-            for name in ("epoch", "step")
+        findings, places = self.findings, [finding.at for finding in self.findings]
+        values = [
+            {} if at is None else values_at(finding.run, self.sought, finding.look.level, at)
+            for finding, at in zip(findings, places, strict=True)
+        ]
+        hit = next((number for number, at in enumerate(places) if at is not None), None)
+        columns = {
+            "run": typed([finding.run.run_id for finding in findings], str),
+            "name": typed([finding.run.name for finding in findings], str),
+            "epoch": pandas.Series([at and at.epoch for at in places], dtype="Int64"),
+            "step": pandas.Series([at and at.step for at in places], dtype="Int64"),
         }
-        columns |= {
-            name: typed([_plain(row["values"].get(name)) for row in rows]) for name in shown
-        }
-        columns["evaluated"] = pandas.Series([row["evaluated"] for row in rows], dtype="Int64")
-        columns["first"] = pandas.Series([row["first"] for row in rows], dtype=bool)
-        columns["detail"] = typed([row["detail"] for row in rows], str)
+        for name in self.sought.when.names:
+            if name not in FIXED:
+                columns[name] = typed([_plain(row.get(name)) for row in values])
+        evaluated = [finding.evaluated for finding in findings]
+        columns["evaluated"] = pandas.Series(evaluated, dtype="Int64")
+        is_first = [number == hit for number in range(len(places))]
+        columns["first"] = pandas.Series(is_first, dtype=bool)
+        columns["detail"] = typed([finding.detail(self.query) for finding in findings], str)
         return pandas.DataFrame(columns)
 
     # ---- inside
@@ -188,37 +193,22 @@ class Search:
             one.why = result.plan.skipped.get(run_id) or failed.get(run_id) or ""
             one.look = look(one.run, self.sought, self.query.epochs, one.asked)
 
-    def _row(self, one: SearchState, *, is_first: bool) -> dict[str, Any]:
-        at = one.at
-        return {
-            "run": one.run.run_id,
-            "name": one.run.name,
-            "epoch": at.epoch if at else None,
-            "step": at.step if at else None,
-            "values": values_at(one.run, self.sought, one.look.level, at) if at else {},
-            "evaluated": one.evaluated,
-            "first": is_first,
-            "detail": one.detail(self.query),
-        }
-
 
 def begin(store: Store, runs: Sequence[Run], query: SearchQuery) -> Search:
     """Read what is known of the predicate. Nothing is run and nothing is written.
 
     Raises WhereError for a wrong predicate, HookError for a hook file that can't be read,
-    ReplayError for epochs that can't be understood."""
+    ReplayError for epochs that can't be understood.
+    """
     query = replace(query, hooks=query.hooks or requests.recipe_hooks(runs))
     when = WhereExpression.parse(query.when)
     hooks = [found for path in query.hooks for found in scan(path)]
     sought = Predicate.of(when, hooks)
     refuse_unknown(when, runs, sought.metrics)
-    ordered = sorted({run.run_id: run for run in runs}.values(), key=lambda run: run.run_id)
-    return Search(
-        store,
-        query,
-        sought,
-        tuple(SearchState(run, look(run, sought, query.epochs)) for run in ordered),
-    )
+    by_id = {run.run_id: run for run in runs}
+    ordered = [by_id[run_id] for run_id in sorted(by_id)]
+    findings = tuple(SearchState(run, look(run, sought, query.epochs)) for run in ordered)
+    return Search(store, query, sought, findings)
 
 
 def _missing(one: SearchState, places: Sequence[int]) -> set[int]:
@@ -231,7 +221,7 @@ def _listed(epochs: Sequence[int]) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> object:
     """A cell of a frame as the Python value that it was made of; None where it is missing."""
     import pandas
 
