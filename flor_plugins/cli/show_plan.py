@@ -10,7 +10,7 @@ from operator import attrgetter
 import typer
 
 from flor_plugins.cli import tables
-from flor_plugins.records import Plan
+from flor_plugins.records import JsonObject, Plan
 from flor_plugins.store.sizes import format_size
 
 COLUMNS = ["run", "name", "vid", "epochs", "way", "checkpoints", "seconds", "bytes", "metrics"]
@@ -57,7 +57,7 @@ def rows_of(made: Plan, *, is_whole: bool) -> list[dict[str, object]]:
     ]
 
 
-def patches_of(made: Plan) -> list[dict[str, object]]:
+def patches_of(made: Plan) -> list[JsonObject]:
     """What an edit of the working tree is in each version that is replayed with it."""
     return [
         {
