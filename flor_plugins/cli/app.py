@@ -22,8 +22,11 @@ class Engine(StrEnum):
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print CSV.")]
-HookFiles = Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+RunName = Annotated[str, typer.Argument(help="Name or id of a run.")]
 RunNames = Annotated[list[str] | None, typer.Option(help="Name or id of a run; may be repeated.")]
+NewName = Annotated[str | None, typer.Option(help="Name of the run.")]
+HookFiles = Annotated[list[Path] | None, typer.Option(help="A hook file; may be repeated.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes at a time.")]
 EngineName = Annotated[
     Engine, typer.Option(help="Where workers run: this machine, or a Ray cluster.")
@@ -56,7 +59,7 @@ def flor(
 @app.command(context_settings={"allow_interspersed_args": False})
 def record(
     target: Annotated[list[str], typer.Argument(help="RECIPE.yaml, or -- python train.py ...")],
-    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    name: NewName = None,
     framework: Annotated[
         str | None, typer.Option(help="lightning, hf or loop; default: this command's.")
     ] = None,
@@ -90,7 +93,7 @@ def replay(
     workers: Workers = 1,
     engine: EngineName = Engine.local,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show the plan.")] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
@@ -149,17 +152,17 @@ def first(
     run: RunNames = None,
     workers: Workers = 1,
     engine: EngineName = Engine.local,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
 ) -> None:
     """Find the first epoch (or step) at which a predicate holds; compute what is missing for it."""
     from flor_plugins.cli import first
 
-    asked = first.FirstOptions(
+    options = first.FirstOptions(
         when, monotone, epochs, tuple(hook or ()), tuple(run or ()), workers, engine
     )
-    raise typer.Exit(first.first(asked, yes, as_json, as_csv))
+    raise typer.Exit(first.first(options, yes, as_json, as_csv))
 
 
 @app.command("import")
@@ -170,7 +173,7 @@ def import_(
     command: Annotated[
         list[str] | None, typer.Argument(help="-- python train.py ...: what trained it.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run.")] = None,
+    name: NewName = None,
     recipe: Annotated[Path | None, typer.Option(help="The recipe that trained it.")] = None,
     version: Annotated[str | None, typer.Option(help="... and its version.")] = None,
 ) -> None:
@@ -293,7 +296,7 @@ def gc(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be given up.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     abandon: Annotated[
         bool, typer.Option("--abandon", help="Give up what unfinished replays need, too.")
     ] = False,
@@ -307,7 +310,7 @@ def gc(
 
 @app.command()
 def pin(
-    run: Annotated[str, typer.Argument(help="Name or id of a run.")],
+    run: RunName,
     undo: Annotated[bool, typer.Option("--undo", help="Pin it no longer.")] = False,
 ) -> None:
     """Keep all checkpoints of a run, whatever gc is told."""

@@ -93,8 +93,9 @@ def _git_check() -> tuple[str, bool, str]:
 
 
 def _isolation_check(store: Store) -> tuple[str, bool, str]:
-    """Which way of keeping a replay from the user's files is in force here, and why it is
-    not a better one.
+    """Return which way of keeping a replay from the user's files is in force here.
+
+    And why it is not a better one.
     """
     from flor_plugins.errors import ReplayError
     from flor_plugins.replayer.sandbox.isolation import SAID, in_force

@@ -8,15 +8,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flor_plugins.records import JsonObject
+
 if TYPE_CHECKING:
     import pandas as pd
 
+TableRow = Mapping[str, object]
 _MAX_ROWS = 60
 
 
-def table(
-    rows: Sequence[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool, as_csv: bool
-) -> None:
+def table(rows: Sequence[TableRow], columns: Sequence[str], *, as_json: bool, as_csv: bool) -> None:
     """Print rows; a terminal gets a table, anything else aligned plain lines."""
     if as_json:
         print(json.dumps([{c: row.get(c) for c in columns} for row in rows], default=str, indent=1))
@@ -46,7 +47,7 @@ def frame(data: pd.DataFrame, *, as_json: bool = False, as_csv: bool = False) ->
         print(f"{len(data)} rows")
 
 
-def records(data: pd.DataFrame) -> list[dict[str, Any]]:
+def records(data: pd.DataFrame) -> list[JsonObject]:
     """The rows as plain data."""
     return [_jsonable(row) for row in data.to_dict("records")]
 
@@ -64,7 +65,7 @@ def _empty(data: pd.DataFrame) -> str:
     return "  ".join(map(str, data.columns))
 
 
-def _jsonable(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _jsonable(row: Mapping[Any, Any]) -> JsonObject:
     return {str(key): _plain_cell(cell) for key, cell in row.items()}
 
 
@@ -90,7 +91,7 @@ def _csv_cell(cell: Any) -> Any:
     return json.dumps(cell.tolist()) if hasattr(cell, "shape") and cell.shape else cell
 
 
-def _rich(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def _rich(rows: Sequence[TableRow], columns: Sequence[str]) -> None:
     from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
@@ -106,7 +107,7 @@ def _rich(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
     console.print(shown)
 
 
-def _plain(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+def _plain(rows: Sequence[TableRow], columns: Sequence[str]) -> None:
     cells = [[_cell(row.get(c)) for c in columns] for row in rows]
     widths = [max([len(c), *(len(line[i]) for line in cells)]) for i, c in enumerate(columns)]
     for line in [list(columns), *cells]:
@@ -115,5 +116,5 @@ def _plain(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
         )
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     return "" if value is None else str(value)

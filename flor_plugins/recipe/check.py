@@ -6,11 +6,9 @@ import ast
 from pathlib import Path
 
 from flor_plugins.errors import RecipeError
-from flor_plugins.recipe.document import KeyPath, nearest, read_document
+from flor_plugins.recipe.document import KeyPath, RecipeMistake, nearest, read_document
 from flor_plugins.recipe.schema import Recipe, validate
 from flor_plugins.recipe.trainer import find_module, no_module
-
-RecipeMistake = tuple[KeyPath, str]
 
 
 def check_recipe(path: Path) -> list[str]:

@@ -13,13 +13,16 @@ import yaml
 
 from flor_plugins.errors import RecipeError
 from flor_plugins.recipe.examples import example_recipe
+from flor_plugins.records import JsonObject
 
 KeyPath = tuple[int | str, ...]
+RecipeMistake = tuple[KeyPath, str]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's plain scalars: PyYAML's 1.1 reads `off` as False, `1:3` as 63 and `5e-4` as
-    a string.
+    """The plain scalars of YAML 1.2.
+
+    PyYAML's 1.1 reads `off` as False, `1:3` as 63 and `5e-4` as a string.
     """
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 (PyYAML's own name and shape)
@@ -44,13 +47,11 @@ class Document:
     """A YAML file that was read. content: its plain values; root: the nodes with their lines."""
 
     path: Path
-    content: dict[str, Any]
+    content: JsonObject
     root: yaml.Node
 
     def at(self, loc: KeyPath, text: str) -> str:
-        """`file:line: text` for the place that the keys and indexes of `loc` lead to, as far
-        as they do.
-        """
+        """Return `file:line: text` for the place that `loc` leads to, as far as it does."""
         return f"{self.path}:{_line(self.root, loc)}: {text}"
 
 

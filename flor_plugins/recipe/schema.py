@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -20,16 +20,16 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from flor_plugins.errors import RecipeError
-from flor_plugins.recipe.document import Document, KeyPath, nearest, read_document
+from flor_plugins.recipe.document import Document, KeyPath, RecipeMistake, nearest, read_document
 
 
-def _check_format(value: Any) -> int:
+def _check_format(value: object) -> int:
     if type(value) is not int or value != 1:  # True == 1.0 == 1
         raise ValueError("this release reads version 1")
     return value
 
 
-def _check_epochs(value: Any) -> Any:
+def _check_epochs(value: object) -> object:
     """'all', 'last', 'a:b' (both included), 'sample:n' or a list of counts of completed epochs."""
     if isinstance(value, str):
         bounds = re.fullmatch(r"([0-9]+):([0-9]+)", value)
@@ -43,7 +43,7 @@ def _check_epochs(value: Any) -> Any:
     )
 
 
-def _check_list(value: Any) -> Any:
+def _check_list(value: object) -> object:
     """A YAML list, no entry twice, as a tuple."""
     if not isinstance(value, list):
         raise ValueError("it is a list, like [one, two]")
@@ -67,7 +67,8 @@ class ReplaySection(BaseModel):
     """What to ask in hindsight. hooks: paths relative to the recipe's folder.
 
     patch: methods of the runs' own code to be replaced, `module:Class.method` to
-    `file.py:function`."""
+    `file.py:function`.
+    """
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
@@ -121,7 +122,7 @@ class RecipeVersion:
     """One run that `record` makes: its name and what it overrides of the recipe's params."""
 
     name: str
-    params: Mapping[str, Any]
+    params: Mapping[str, JsonValue]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +144,7 @@ class Recipe:
     version: int
     name: str
     trainer: str
-    params: Mapping[str, Any]
+    params: Mapping[str, JsonValue]
     versions: tuple[RecipeVersion, ...]
     replay: ReplaySection
     path: Path
@@ -151,6 +152,7 @@ class Recipe:
 
     @property
     def folder(self) -> Path:
+        """The folder of the recipe's file."""
         return self.path.parent
 
     @property
@@ -164,7 +166,7 @@ class Recipe:
         patch = self.replay.patch.items()
         return {method: str(self.folder / function) for method, function in patch}
 
-    def params_of(self, version: RecipeVersion | str) -> dict[str, Any]:
+    def params_of(self, version: RecipeVersion | str) -> dict[str, JsonValue]:
         """The trainer's arguments for one version, as a copy.
 
         Raises RecipeError for an unknown one.
@@ -209,12 +211,12 @@ def validate(document: Document) -> Recipe:
     )
 
 
-def _refusal(document: Document, mistakes: list[tuple[KeyPath, str]]) -> RecipeError:
+def _refusal(document: Document, mistakes: list[RecipeMistake]) -> RecipeError:
     return RecipeError("\n".join(document.at(loc, text) for loc, text in mistakes))
 
 
-def _check_versions(file: _RecipeFile) -> list[tuple[KeyPath, str]]:
-    found: list[tuple[KeyPath, str]] = []
+def _check_versions(file: _RecipeFile) -> list[RecipeMistake]:
+    found: list[RecipeMistake] = []
     names = [one.name for one in file.versions]
     for index, entry in enumerate(file.versions):
         place: KeyPath = ("versions", index)
@@ -228,7 +230,7 @@ def _check_versions(file: _RecipeFile) -> list[tuple[KeyPath, str]]:
     return found
 
 
-def _explain(error: ErrorDetails) -> tuple[KeyPath, str]:
+def _explain(error: ErrorDetails) -> RecipeMistake:
     """Place and text of what pydantic found."""
     loc: KeyPath = error["loc"]
     key, last = ".".join(str(part) for part in loc), str(loc[-1])
@@ -256,7 +258,7 @@ def _explain(error: ErrorDetails) -> tuple[KeyPath, str]:
     return loc, f"{key} is {_short(error['input'])}: {reason[0].lower()}{reason[1:]}"
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     try:
         text = repr(value)
     except RecursionError:

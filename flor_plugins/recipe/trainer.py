@@ -9,13 +9,12 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from flor_plugins.errors import MissingDependency, RecipeError
 from flor_plugins.recipe.document import nearest
 
 
-def build_trainer(folder: Path, target: str, params: Mapping[str, Any]) -> Any:
+def build_trainer(folder: Path, target: str, params: Mapping[str, object]) -> object:
     """Call the function `module:function` of a recipe's folder and return what it returns.
 
     The folder becomes the first entry of sys.path. What the function itself raises

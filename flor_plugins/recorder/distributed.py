@@ -1,5 +1,6 @@
-"""Recording by several processes that train one model: the first records the run, each other
-one its part of it.
+"""Recording by several processes that train one model.
+
+The first process records the run, each other one its part of it.
 
 A part is laid out as a run is, in `ranks/<r>/`: the rows of that process, and at each
 checkpoint what of the State is its own. No frame reads it; a replay compares each of its
@@ -69,8 +70,9 @@ def begin_together(
     launch: Launch | None,
     parameters: ParameterNames,
 ) -> Recorder | None:
-    """Call `begin` in the first process; the others join the run that it has begun. Return None
-    where nothing can be recorded.
+    """Call `begin` in the first process; the others join the run that it has begun.
+
+    Return None where nothing can be recorded.
 
     A process that can't go on where the others of a resumed run do must not train with them:
     then it raises StoreError, NoCheckpoint or DamagedCheckpoint.

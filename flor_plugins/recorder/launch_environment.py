@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import PurePath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 from flor_plugins.records import Launch
 from flor_plugins.state.environment import environment as environment
@@ -34,7 +34,7 @@ def launch() -> Launch:
     )
 
 
-def _target() -> tuple[Any, str]:
+def _target() -> tuple[Literal["interactive", "script", "module"], str]:
     main = sys.modules.get("__main__")
     spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
     if file is None or file.startswith("<") or hasattr(sys, "ps1"):  # a notebook, python -c, a pipe
@@ -72,7 +72,7 @@ def seconds_since_start() -> float | None:
         return None
 
 
-def flatten(prefix: str, mapping: Any) -> dict[str, PlainValue]:
+def flatten(prefix: str, mapping: object) -> dict[str, PlainValue]:
     """Parameters under dotted names, as values that JSON knows.
 
     mapping: a mapping, a dataclass, a Namespace or None. Sets become sorted lists; NaN and
@@ -84,7 +84,7 @@ def flatten(prefix: str, mapping: Any) -> dict[str, PlainValue]:
     return flat
 
 
-def _flatten(name: str, value: Any, flat: dict[str, PlainValue], depth: int) -> None:
+def _flatten(name: str, value: object, flat: dict[str, PlainValue], depth: int) -> None:
     items = _items(value)
     if items is None or depth > MAX_DEPTH or (not items and depth):
         flat[name] = _plain(value)
@@ -93,7 +93,7 @@ def _flatten(name: str, value: Any, flat: dict[str, PlainValue], depth: int) -> 
         _flatten(f"{name}.{_key(key)}" if name else _key(key), each, flat, depth + 1)
 
 
-def _items(value: Any) -> Mapping[Any, Any] | None:
+def _items(value: object) -> Mapping[Any, Any] | None:
     """What a container of named values holds; None if it is not one."""
     if isinstance(value, Mapping):
         return value
@@ -105,11 +105,11 @@ def _items(value: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def _key(key: Any) -> str:
+def _key(key: object) -> str:
     return key if isinstance(key, str) else str(_plain(key))
 
 
-def _plain(value: Any, depth: int = 0) -> PlainValue:
+def _plain(value: object, depth: int = 0) -> PlainValue:
     if isinstance(value, enum.Enum):
         return (
             _plain(value.value) if isinstance(value.value, bool | int | float | str) else value.name

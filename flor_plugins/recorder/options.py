@@ -1,6 +1,4 @@
-"""The options of a recording: their types, their defaults and their checks, for FlorCallback and
-flor.checkpoints alike.
-"""
+"""The options of FlorCallback and flor.checkpoints: their types, defaults and checks."""
 
 from __future__ import annotations
 
@@ -78,8 +76,9 @@ class CheckpointSchedule:
             )
 
     def without_clock(self) -> CheckpointSchedule:
-        """Return the schedule for several processes: each checkpoint needs a part of each of
-        them, and their clocks differ.
+        """Return the schedule for several processes.
+
+        Each checkpoint needs a part of each of them, and their clocks differ.
         """
         return replace(self, every_minutes=None, overhead=None)
 
@@ -107,8 +106,9 @@ _DEFAULTS = _SCHEDULE | {option.name: option.default for option in fields(Record
 
 
 def options_of(name: str | None = None, **given: Unpack[OptionKeywords]) -> RecordOptions:
-    """Check the options of a recording. Raises HookError, ValueError or TypeError at
-    construction, not later.
+    """Check the options of a recording.
+
+    Raises HookError, ValueError or TypeError at construction, not later.
 
     disk: as people write it ("50GB", "1.5TiB") or bytes.
     """
@@ -128,8 +128,9 @@ def options_of(name: str | None = None, **given: Unpack[OptionKeywords]) -> Reco
 
 
 def lists_options(function: FunctionT) -> FunctionT:
-    """Decorate a function that takes the options as `**options`: help(), notebooks and
-    LightningCLI see each keyword and its default.
+    """Decorate a function that takes the options as `**options`, so that they are listed.
+
+    help(), notebooks and LightningCLI then see each keyword and its default.
     """
     own = inspect.signature(function).parameters.values()
     explicit = [parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD]

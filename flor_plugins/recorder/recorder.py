@@ -1,5 +1,4 @@
-"""What happens beside a training run: rows to the journal, states to checkpoints, the run to
-run.json.
+"""The recorder of a run: rows to the journal, states to checkpoints, the run to run.json.
 
 Nothing in here may end or change the training. Every public method swallows no error
 silently: the first is warned about with its path, all are counted in the run's `gaps`.
@@ -104,9 +103,7 @@ class Recorder:
             self.warn(f"checkpoints are not full: {'; '.join(lost)}")
 
     def watch(self, optimizers: Iterable[object]) -> None:
-        """Learn which optimizers train: between two of their updates parameters stay as they
-        are.
-        """
+        """Learn which optimizers train: parameters stay as they are between their updates."""
         self._checkpointer.watch(optimizers)
 
     def go_on(self) -> None:
@@ -153,9 +150,7 @@ class Recorder:
         self._writer.close()
 
     def reopen(self) -> None:
-        """Open another journal for values that come after the end (trainer.test,
-        trainer.predict).
-        """
+        """Open another journal for what comes after the end (trainer.test, trainer.predict)."""
         self._writer = BackgroundWriter(self._failed)
         self._rows.open_next()
         log.connect(self.log)
@@ -310,9 +305,7 @@ def _map_values(
 def harmless(
     recorder: Recorder, act: Callable[P, ResultT], *args: P.args, **kwargs: P.kwargs
 ) -> ResultT | None:
-    """Do something of ours in the middle of the user's training: a failure is a gap, never
-    an error.
-    """
+    """Do something of ours amid the user's training: a failure is a gap, never an error."""
     try:
         return act(*args, **kwargs)
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Resuming an interrupted run: which one, from where, and was it the same run?"""
+"""Resumption of an interrupted run: which one, from where, and whether it is the same run."""
 
 from __future__ import annotations
 
@@ -90,8 +90,7 @@ class Resumption:
             )
 
     def take_out(self, journal: Journal, media: Path) -> None:
-        """Remove what was recorded after the State from the journal, so that each value stands
-        there once.
+        """Remove the rows after the State from the journal, so that each value stands there once.
 
         Also what came after the training (trainer.test, trainer.predict): its end will come again.
         """
@@ -112,8 +111,9 @@ class Resumption:
 
 
 def resumption(store: Store, options: RecordOptions, first: Run) -> Resumption | None:
-    """Return what a training resumes: the run that FLOR_RESUME or `options.resume` names; None
-    for a new run.
+    """Return what a training resumes; None for a new run.
+
+    FLOR_RESUME or `options.resume` names the run.
 
     first: the run that would be begun otherwise. Of an interrupted launch that trains several
     times, the trainings that had finished are gone through once more from their last State,
@@ -184,8 +184,9 @@ def _wait_for_writers(run: Run) -> None:
 
 
 def _put_aside(run: Run, position: Position) -> None:
-    """Move a checkpoint out of the way of the one that will be made there; names that begin with
-    a dot are not read.
+    """Move a checkpoint out of the way of the one that will be made there.
+
+    Names that begin with a dot are not read.
     """
     for part in _folders(run):
         folder = part / checkpoints.FOLDER / str(position)
@@ -199,8 +200,9 @@ def _folders(run: Run) -> list[Path]:
 
 
 def is_interrupted(run: Run) -> bool:
-    """Has its process ended before its training did? Of another host only its silence can be
-    heard.
+    """Return whether its process has ended before its training did.
+
+    Of another host only its silence can be heard.
     """
     if run.status in ("killed", "failed"):
         return True
@@ -340,9 +342,7 @@ def reopened(resumed: Resumption, process: RecordingProcess, at: str) -> Run:
 
 
 def obstacles(interrupted: Run, present: Run) -> list[Obstacle]:
-    """Return what decides about bits and is not in the process that resumes a run as in the one
-    that was interrupted.
-    """
+    """Return what decides about bits and differs between the interrupted and the present run."""
     before, after = plain(dict(interrupted.environment)), plain(dict(present.environment))
     differences = [
         f"{name} {_difference(before.get(name), after.get(name))}"

@@ -31,8 +31,9 @@ def begin(
     params: ParamsSource,
     launch: Launch | None = None,
 ) -> Recorder | None:
-    """Start a run: its folder, its code, its first run.json. Return None, with one warning, if
-    that fails.
+    """Start a run: its folder, its code, its first run.json.
+
+    Return None, with one warning, if that fails.
 
     Called by the first of several processes it does the same; the others join it (see
     recorder/distributed.py).

@@ -23,8 +23,9 @@ RECENT = 5  # costs and sizes change while a model trains (caches warm up, layer
 
 
 class TimeBudget:
-    """Seconds of training that recording may cost: a share of those that have passed, and
-    ALLOWANCE_S.
+    """Seconds of training that recording may cost.
+
+    They are a share of those that have passed, and ALLOWANCE_S.
 
     Whoever takes a checkpoint whenever the budget allows it takes them the further apart the more
     they cost.
@@ -43,8 +44,9 @@ class TimeBudget:
         self._weights_share = 1.0
 
     def begin(self) -> None:
-        """Begin to count with the training, if it has not begun: of what came before it (imports,
-        data) no share is taken.
+        """Begin to count with the training, if it has not begun.
+
+        Of what came before it (imports, data) no share is taken.
         """
         if self._began is None:
             self._began = self._clock()
@@ -67,7 +69,7 @@ class TimeBudget:
             self._latest.append(0.0)
 
     def allows(self, *, is_full: bool) -> bool:
-        """Is there time for one more checkpoint, with or without the optimizer's state?"""
+        """Return whether there is time for one more checkpoint, full or of the weights."""
         if self._share is None:
             return True
         with self._lock:
@@ -80,14 +82,16 @@ class TimeBudget:
 
     @property
     def refusal(self) -> str:
+        """Why a checkpoint is refused for which there is no time."""
         assert self._share is not None
         return f"recording would cost more than {100 * self._share:.3g} % of the training's time"
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointSpacing:
-    """Every `taken`-th wish becomes a checkpoint (None: none does), and every `full`-th of those
-    is full.
+    """Every `taken`-th wish becomes a checkpoint, every `full`-th of those a full one.
+
+    taken: None where no wish does.
     """
 
     taken: int | None
@@ -142,12 +146,13 @@ class WishForecast:
         self.since_taken += 1
 
     def is_thinned(self, spacing: CheckpointSpacing) -> bool:
-        """Does this spacing refuse the next wish?"""
+        """Return whether this spacing refuses the next wish."""
         return spacing.taken is None or self.since_taken + 1 < spacing.taken
 
     def remaining(self) -> int:
-        """Return how many wishes are to be met, the one at hand included; the last state has its
-        reserve and is not.
+        """Return how many wishes are to be met, the one at hand included.
+
+        The last state has its reserve and is not counted.
         """
         if self._to_come is None or self._to_come < 0:
             return 1 + max(2 * self._wishes, LEAST_EXPECTED)
@@ -156,8 +161,9 @@ class WishForecast:
 
 
 class DiskBudget:
-    """Bytes that the checkpoints of a run may take; the writer reports from its own thread what
-    they took.
+    """Bytes that the checkpoints of a run may take.
+
+    The writer reports from its own thread what they took.
 
     nbytes: None for no limit. used: by checkpoints that are there already.
     """
@@ -209,8 +215,7 @@ class DiskBudget:
             self._used = max(self._used - nbytes, 0)
 
     def spacing(self, wishes: int, since_taken: int = 0, since_full: int = 0) -> CheckpointSpacing:
-        """Return the densest spacing with which so many more checkpoints fit, and the last one
-        after them, whole.
+        """Return the densest spacing with which the wishes fit, and a full last state.
 
         since_taken: wishes that were not met since the last one; since_full: checkpoints since
         the last full one. While sizes are unknown all are taken: one has to be, to be measured.
@@ -228,7 +233,7 @@ class DiskBudget:
             return CheckpointSpacing(None, 1)
 
     def fits(self, *, is_full: bool) -> bool:
-        """Is there room for one more, and for the last one after it?"""
+        """Return whether there is room for one more, and for the last one after it."""
         with self._lock:
             if self.nbytes is None:
                 return True

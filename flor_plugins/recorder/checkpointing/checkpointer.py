@@ -1,6 +1,4 @@
-"""Saves States of a training: asks the policy, takes them between two updates, counts what that
-costs.
-"""
+"""Saves States of a training: asks the policy, takes them between updates, counts the cost."""
 
 from __future__ import annotations
 
@@ -54,8 +52,9 @@ class Checkpointer:
     def save(
         self, position: Position, state: StateSource, *, last: bool = False
     ) -> tuple[str, ...]:
-        """Take the State that `state` gives, unless the writer is behind; return what could not
-        be encoded.
+        """Take the State that `state` gives, unless the writer is behind.
+
+        Return what could not be encoded.
 
         The first and the last one wait for room.
         """
@@ -152,8 +151,9 @@ class Checkpointer:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Keep Python from looking for cycles: it does so whenever some hundreds of objects were
-    made, ten times in a State, which has none.
+    """Keep Python from looking for cycles.
+
+    It does so whenever some hundreds of objects were made: ten times in a State, which has none.
     """
     was_on = gc.isenabled()
     gc.disable()

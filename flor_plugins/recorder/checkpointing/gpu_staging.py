@@ -1,5 +1,4 @@
-"""Copies of tensors on a GPU: first on the device, in order with the training's own work; then
-to the host, beside it.
+"""Copies of tensors on a GPU: first on the device, in order with the training; then to the host.
 
 A copy within a device takes a twentieth of the time of one to the host (H100: 0.7 and 18 ms for
 each GB). Because it is queued where the training's kernels are queued, nothing has to wait: what

@@ -1,6 +1,4 @@
-"""What the writer does besides: it keeps a run within its disk budget, and compresses when
-nobody needs the machine.
-"""
+"""What the writer does besides: it keeps the disk budget, and compresses on an idle machine."""
 
 from __future__ import annotations
 
@@ -21,7 +19,7 @@ IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and 
 ROOM = 0.9
 
 
-class MaintenanceInterrupted(Exception):
+class MaintenanceInterrupted(Exception):  # noqa: N818 (a signal, no error)
     """There is something more important to do."""
 
 
@@ -39,8 +37,7 @@ class Maintenance:
         self._freed = 0
 
     def wrote(self, nbytes: int, budget: int | None) -> int:
-        """Count a checkpoint that was written, and reduce older ones where all have more than
-        `budget` bytes together.
+        """Count a checkpoint that was written; reduce older ones where all exceed the budget.
 
         Return the bytes that were freed since the last one was written.
         """
@@ -55,9 +52,7 @@ class Maintenance:
         return freed
 
     def compress(self) -> None:
-        """Compress older checkpoints, if the machine is idle, until something more important
-        comes.
-        """
+        """Compress older checkpoints on an idle machine, until something more important comes."""
         if os.getloadavg()[0] > IDLE_LOAD * (os.cpu_count() or 1):
             return
         # It loads numpy and pyarrow: not before it is used.

@@ -1,4 +1,4 @@
-"""What is known of each tensor of a training: may it be copied later, has it changed at all?
+"""What is known of each tensor of a training: whether it may be copied later, or has changed.
 
 A tensor's version counter and address say that nothing was written to it, without reading it.
 But neither what is written through `tensor.data` counts nor what a fused optimizer does (torch
@@ -81,8 +81,9 @@ class MutationTracker:
         self._distrust(key)
 
     def taken(self, key: str, tensor: torch.Tensor, constants: set[int]) -> WrittenTensor | None:
-        """Note that a checkpoint is being written that holds a tensor as it is now; the result is
-        for `written`.
+        """Note that a checkpoint is being written with a tensor as it is now.
+
+        The result is for `written`.
         """
         if tensor.is_inference() or key in self._untraceable or tensor.data_ptr() in constants:
             self._written.pop(key, None)
@@ -93,8 +94,9 @@ class MutationTracker:
         return last
 
     def not_written(self, taken: Mapping[str, WrittenTensor]) -> None:
-        """Note that a checkpoint is not on the disk. What it took for known may be gone, and is
-        copied the next time.
+        """Note that a checkpoint is not on the disk.
+
+        What it took for known may be gone, and is copied the next time.
         """
         for key, last in taken.items():
             if self._written.get(key) is last:

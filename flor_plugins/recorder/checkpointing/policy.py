@@ -24,8 +24,10 @@ Clock = Callable[[], float]  # seconds
 
 
 class CheckpointPolicy:
-    """Wishes for a checkpoint at epoch boundaries, at every n-th update, and inside long epochs by
-    the clock; at no position twice.
+    """Decides where checkpoints are taken.
+
+    They are due at epoch boundaries, at every n-th update, and inside long epochs by the clock; at
+    no position twice.
 
     The first state (no step made) and the last are always taken, whole. What else is wished for
     is taken if both budgets have room for it: of the training's time the share
@@ -62,8 +64,9 @@ class CheckpointPolicy:
     # ---- questions
 
     def expects(self, boundaries: int | None) -> None:
-        """Note how many epoch boundaries are still to come, the last state included and not only
-        every n-th; None where nobody knows.
+        """Note how many epoch boundaries are still to come; None where nobody knows.
+
+        The last state is counted, and not only every n-th.
         """
         self._forecast.expects(boundaries)
 
@@ -79,7 +82,7 @@ class CheckpointPolicy:
         return position.step == 0 or (self._timer.is_due_at(position) and self._grants(position))
 
     def wants_inside(self, position: Position) -> bool:
-        """Is a checkpoint due at this step, inside an epoch?"""
+        """Return whether a checkpoint is due at this step, inside an epoch."""
         if position in self._saved:
             return False
         if self._timer.is_step_due(position.step):
@@ -87,7 +90,7 @@ class CheckpointPolicy:
         return self._is_time() and self._grants(position, by_clock=True)
 
     def is_near(self, position: Position) -> bool:
-        """Will a checkpoint be due inside the epoch once the next update is made?
+        """Return whether a checkpoint will be due inside the epoch once the next update is made.
 
         Asked at every step boundary: a checkpoint there needs the RNG state of the boundary
         before it.
@@ -116,8 +119,9 @@ class CheckpointPolicy:
         self._full.took(position, is_full=is_full)
 
     def skipped(self, position: Position, why: str) -> None:
-        """Note that no checkpoint was taken there, or that what was taken is not written: the
-        writer was busy, the disk full, ...
+        """Note that no checkpoint was taken there, or that what was taken is not written.
+
+        The writer was busy, the disk full, ...
         """
         self._saved.discard(position)
         self._disk.dropped(position)
@@ -127,8 +131,9 @@ class CheckpointPolicy:
         self._skip(position, why)
 
     def spent(self, seconds: float) -> None:
-        """Note that so many seconds of the training went into checkpoints; what rows of steps
-        cost is not counted.
+        """Note that so many seconds of the training went into checkpoints.
+
+        What rows of steps cost is not counted.
 
         What is copied beside the training shares the memory with it, and counts as if the
         training copied it: by about so much its steps are longer
@@ -207,7 +212,7 @@ class CheckpointPolicy:
         return self._timer.is_time() and (not self._timer.is_late or self._has_time())
 
     def _has_time(self) -> bool:
-        """Is there time for one more checkpoint?
+        """Return whether there is time for one more checkpoint.
 
         Of a hundred one is full: no place is ever further from one that training resumes from.
         """
@@ -227,25 +232,23 @@ class _CheckpointTimer:
         self.is_late = False
 
     def is_due_at(self, boundary: Position) -> bool:
-        """Is this an n-th epoch, or an n-th update?"""
+        """Return whether this is an n-th epoch, or an n-th update."""
         is_nth = boundary.epoch % self._schedule.every_n_epochs == 0
         return is_nth or self.is_step_due(boundary.step)
 
     def is_step_due(self, step: int) -> bool:
-        """Has an n-th update come since the last checkpoint that was due?"""
+        """Return whether an n-th update has come since the last checkpoint that was due."""
         every = self._schedule.every_n_steps
         # Not `step % every`: with several optimizers a batch makes more than one update.
         return every is not None and step // every > self._step // every
 
     def is_time(self) -> bool:
-        """Have the minutes passed?"""
+        """Return whether the minutes have passed."""
         minutes = self._schedule.every_minutes
         return minutes is not None and self._clock() - self._restarted >= 60 * minutes
 
     def restart(self, position: Position | None = None) -> None:
-        """Count the minutes, and from a position where a wish was answered the updates, from
-        here.
-        """
+        """Count the minutes from here, and the updates from an answered wish."""
         self._restarted, self.is_late = self._clock(), False
         if position is not None:
             self.passed(position.step)
@@ -319,6 +322,7 @@ class SkipLog:
 
     @property
     def listed(self) -> tuple[SkippedCheckpoint, ...]:
+        """The skips, in order."""
         with self._lock:
             # What was not written is reported later.
             return tuple(sorted((*self._first, *self._last), key=attrgetter("position")))

@@ -55,8 +55,9 @@ class SharedBuffer:
 
 
 class BufferPool:
-    """Buffers for states on their way to the disk: at most two large ones, or SMALL bytes of
-    small ones.
+    """Buffers for states on their way to the disk.
+
+    At most two large ones are in use, or SMALL bytes of small ones.
 
     dropped: called for each buffer before its memory is given back.
     """
@@ -68,8 +69,9 @@ class BufferPool:
         self._changed = threading.Condition()
 
     def take(self, nbytes: int, *, wait: bool = False) -> SharedBuffer | None:
-        """Return a buffer of at least that many bytes. While too many are in use, wait for one
-        or return None.
+        """Return a buffer of at least that many bytes.
+
+        While too many are in use, wait for one or return None.
         """
         with self._changed:
             while not self._has_room(nbytes):
@@ -105,7 +107,7 @@ class BufferPool:
                 self._changed.notify_all()
 
     def is_full(self) -> bool:
-        """Would a state as large as the largest one in use have to wait?"""
+        """Return whether a state as large as the largest one in use would have to wait."""
         with self._changed:
             return not self._has_room(max((buffer.nbytes for buffer in self._used), default=0))
 

@@ -1,6 +1,4 @@
-"""States of a training on their way to the disk: taken between two updates, copied beside the
-training, written behind it.
-"""
+"""States on their way to the disk: taken between updates, copied beside and written behind them."""
 
 from __future__ import annotations
 
@@ -52,8 +50,9 @@ class SaveListener(Protocol):
 
 @dataclass(slots=True)
 class _BufferLayout:
-    """The tensors of a state, each with its slot in a buffer of `nbytes`: copied at once, or
-    later, or only read.
+    """The tensors of a state, each with its slot in a buffer of `nbytes`.
+
+    They are copied at once, or later, or only read.
 
     Those at once may be watched besides. Those on a GPU are copied there first.
     """
@@ -137,7 +136,7 @@ class CheckpointStaging:
         self._open: _StagedState | None = None
 
     def has_room(self) -> bool:
-        """Could another state be taken now, without waiting for one to be written?"""
+        """Return whether another state could be taken now, without a wait for room."""
         return not self._pool.is_full()
 
     def prepare(self, nbytes: int) -> None:

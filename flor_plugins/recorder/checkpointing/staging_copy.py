@@ -1,5 +1,6 @@
-"""Copies of the tensors of a state. A thread of their own makes them until the next update of an
-optimizer is due.
+"""Copies of the tensors of a state.
+
+A thread of their own makes them until the next update of an optimizer is due.
 
 The training's own thread copies what that thread has not reached by then, and waits for no more
 than that.
@@ -76,7 +77,7 @@ class StagedTensor:
         return buffer.array[self.slot.offset : self.slot.offset + self.slot.nbytes]
 
     def is_touched(self) -> bool:
-        """Does its version say that something was written to it since the state was taken?"""
+        """Return whether its version says that it was written to since the state was taken."""
         return self.live()._version != self.version
 
 
@@ -94,8 +95,9 @@ class DeviceCopy(Protocol):
 
 
 class PendingCopies:
-    """The tensors of one state that are copied later, or compared. Two threads work on them until
-    none is left.
+    """The tensors of one state that are copied later, or compared.
+
+    Two threads work on them until none is left.
 
     devices: copies of tensors that are not on the CPU, begun already.
     After `close`, torn holds the keys of tensors that were written to before they were copied, and
@@ -138,8 +140,7 @@ class PendingCopies:
         self._done.set_exception(failure)
 
     def close(self) -> None:
-        """Copy what is left, together with the background thread, and see whether anything was
-        written to meanwhile.
+        """Copy what is left, with the background thread, and look for torn tensors.
 
         The training's own thread calls it when the first update is about to be made. Raises what
         went wrong in the background.
@@ -225,8 +226,9 @@ def array_of(tensor: torch.Tensor) -> np.ndarray:
 
 
 def _sample(item: StagedTensor, array: np.ndarray) -> bytes:
-    """Return some elements of the tensor or of its copy, spread over all, by which a write that no
-    version counts is found.
+    """Return some elements of the tensor or of its copy, spread over all.
+
+    By them a write is found that no version counts.
 
     Such a write changes most elements and seldom all: `data.add_(1)` and `data.sub_(1)` leave
     half of them as they were. What costs time is a cache line that has to be fetched; all that

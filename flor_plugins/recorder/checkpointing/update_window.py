@@ -1,5 +1,4 @@
-"""The time in which a training changes none of its parameters: from one update of an optimizer
-to the next.
+"""The time in which a training changes none of its parameters: from one update to the next.
 
 A copy of parameters and optimizer states may be made at any moment of it, beside validation,
 forward and backward. `UpdateWindow` knows those tensors, and calls when an update is about to end
@@ -45,9 +44,7 @@ class UpdateWindow:
         self._handles, self._optimizers = [], []
 
     def constants(self) -> set[int]:
-        """Return the addresses of all tensors that only an update changes: trained parameters and
-        optimizer states.
-        """
+        """Return the addresses of what only an update changes: parameters and optimizer states."""
         parameters, states = self._parameters(), self._states()
         return {tensor.data_ptr() for tensors in (parameters, states) for tensor in tensors}
 

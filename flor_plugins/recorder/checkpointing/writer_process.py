@@ -1,5 +1,6 @@
-"""The process that writes checkpoints beside a training. Standard library and xxhash: it starts
-in no time.
+"""The process that writes checkpoints beside a training.
+
+Standard library and xxhash: it starts in no time.
 
 It gets states as places in shared memory and writes them one after the other, at the lowest
 priority. It outlives a training that is killed until all that it was given is written.
@@ -62,8 +63,9 @@ class CheckpointWriter:
         self.maintenance = Maintenance(run_path, self._known, is_needed)
 
     def write(self, message: WriterMessage, memory: memoryview) -> WriterMessage:
-        """Write one state. The answer holds the hash of each tensor and the bytes of each file,
-        or what went wrong.
+        """Write one state.
+
+        The answer holds the hash of each tensor and the bytes of each file, or what went wrong.
         """
         answer: WriterMessage = {"number": message["number"], "position": message["position"]}
         try:
@@ -152,8 +154,9 @@ def _next(inbox: Inbox, writer: CheckpointWriter) -> WriterMessage | None:
 
 
 def packed(message: WriterMessage) -> bytes:
-    """Return a message as it goes over the socket. Raises ValueError for a NaN, which is no
-    JSON.
+    """Return a message as it goes over the socket.
+
+    Raises ValueError for a NaN, which is no JSON.
     """
     text = json.dumps(message, allow_nan=False, separators=(",", ":")).encode()
     return len(text).to_bytes(8, "little") + text
@@ -162,8 +165,9 @@ def packed(message: WriterMessage) -> bytes:
 def messages(
     channel: socket.socket, handles: list[int], wait: Callable[[], bool] | None = None
 ) -> Iterator[WriterMessage]:
-    """Yield what comes over a socket until the other end hangs up; descriptors that come with it
-    go to `handles`.
+    """Yield what comes over a socket until the other end hangs up.
+
+    Descriptors that come with it go to `handles`.
 
     wait: called before each read; False ends the messages.
     """
@@ -183,8 +187,9 @@ def messages(
 
 
 def _wait_for_bytes(channel: socket.socket, training: int) -> bool:
-    """Wait until there is something to read; False once the training is gone and all that it
-    sent was read.
+    """Wait until there is something to read; return False when nothing will be.
+
+    Then the training is gone and all that it sent was read.
 
     Processes that it forked may live on and keep the other end of the socket open.
     """
@@ -224,8 +229,9 @@ def set_cpu_share(pid: int, niceness: int) -> None:
 
 
 def _known(run_path: Path) -> KnownTensors:
-    """Return what is on the disk: of a resumed run there is something, and of one whose writer
-    was killed.
+    """Return the tensors on the disk.
+
+    A resumed run has some, and so has one whose writer was killed.
     """
     try:
         return known_tensors(run_path)

@@ -19,8 +19,9 @@ NOT_CODE_FOLDERS = frozenset(("node_modules", "__pycache__"))
 
 
 def why_unchanged(path: Path) -> str:
-    """Why the change of a tracked file stays out (its committed version stays in); "" if it
-    goes in.
+    """Return why the change of a tracked file stays out; "" if it goes in.
+
+    Its committed version stays in.
     """
     size = _size(path)
     if size > MAX_FILE_BYTES:
@@ -65,8 +66,9 @@ def _why_not(path: Path, size: int, is_folder: bool) -> str:
 
 
 def scan(folder: Path, store: Path, left_out: list[str]) -> list[str]:
-    """The code-like files beneath a folder without git, relative to it; nested repositories
-    end with /.
+    """Return the code-like files beneath a folder without git, relative to it.
+
+    Nested repositories end with /.
     """
     found, scanned = [], 0
     for here, folders, files in os.walk(folder):

@@ -1,5 +1,4 @@
-"""Runs recorded without us: Lightning's `.ckpt` files and checkpoint folders of the HF Trainer
-become runs.
+"""Import of runs recorded without us: Lightning's `.ckpt` files and the HF Trainer's folders.
 
 Only their weights are taken. The user's files are read, never written.
 """
@@ -11,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import FlorError, StoreError
 from flor_plugins.recorder.code_snapshot import snapshot
 from flor_plugins.recorder.importers import hf, lightning
 from flor_plugins.recorder.importers.found_checkpoints import FoundTraining
 from flor_plugins.recorder.importers.launches import nothing
-from flor_plugins.records import Launch, Obstacle, RecordingProcess, Run
+from flor_plugins.records import JsonObject, Launch, Obstacle, RecordingProcess, Run
 from flor_plugins.records.sections import MODEL
 from flor_plugins.store import checkpoints, codec, runs
 from flor_plugins.store.files import read_json, write_json
@@ -48,7 +46,8 @@ def import_run(
     path: a `.ckpt` file or a folder of some, a `checkpoint-*` folder or one that has several.
     launch: what trained it (see `launches`), needed for a replay; its code is kept as it is now.
     The same files are imported once; a name or another launch is then given to the run that is
-    there. Raises StoreError if nothing at `path` can be read, saying why."""
+    there. Raises StoreError if nothing at `path` can be read, saying why.
+    """
     found = _find(path.absolute())
     home = (store or find_store()).make()
     sources = [_source(file) for file in found.files]
@@ -87,8 +86,9 @@ def _find(path: Path) -> FoundTraining:
 
 
 def _below(path: Path, pattern: str) -> list[Path]:
-    """Not deeper than lightning_logs/version_0/checkpoints: somebody's home may have
-    millions of files.
+    """Search no deeper than lightning_logs/version_0/checkpoints.
+
+    Somebody's home may have millions of files.
     """
     return [one for depth in ("*", "*/*", "*/*/*") for one in path.glob(f"{depth}/{pattern}")]
 
@@ -96,7 +96,7 @@ def _below(path: Path, pattern: str) -> list[Path]:
 def _make(
     home: Store,
     found: FoundTraining,
-    sources: list[dict[str, Any]],
+    sources: list[JsonObject],
     name: str | None,
     launch: Launch | None,
 ) -> Run:
@@ -181,17 +181,17 @@ def _with_launch(home: Store, run: Run, launch: Launch | None, source: Path) -> 
     )
 
 
-def _asks(launch: Launch) -> tuple[Any, ...]:
+def _asks(launch: Launch) -> tuple[object, ...]:
     return (launch.kind, launch.target, launch.argv, launch.folder, dict(launch.params))
 
 
-def _source(file: Path) -> dict[str, Any]:
+def _source(file: Path) -> JsonObject:
     """A file, or a folder in our own format by the file that is written last."""
     told = (file / "state.json" if file.is_dir() else file).stat()
     return {"path": str(file.resolve()), "size": told.st_size, "mtime_ns": told.st_mtime_ns}
 
 
-def _earlier(home: Store, sources: Sequence[dict[str, Any]]) -> Run | None:
+def _earlier(home: Store, sources: Sequence[JsonObject]) -> Run | None:
     """The run that was made of the same files, if they are unchanged since."""
     for run in runs.list_runs(home):
         file = run.path / SOURCE
@@ -202,7 +202,7 @@ def _earlier(home: Store, sources: Sequence[dict[str, Any]]) -> Run | None:
     return None
 
 
-def _key(source: dict[str, Any]) -> tuple[str, int, int]:
+def _key(source: JsonObject) -> tuple[str, int, int]:
     return (source["path"], source["size"], source["mtime_ns"])
 
 

@@ -1,13 +1,11 @@
-"""What an importer finds on disk: checkpoints that another program wrote, and what was
-logged beside them.
-"""
+"""What an importer finds on disk: another program's checkpoints, and what it logged."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from flor_plugins.records import Position, Row
 
@@ -19,7 +17,7 @@ class FoundCheckpoint:
     path: Path
     position: Position
     ends_epoch: bool
-    weights: Callable[[], Mapping[str, Any]]
+    weights: Callable[[], Mapping[str, object]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class FoundTraining:
     checkpoints: tuple[FoundCheckpoint, ...]
     files: tuple[Path, ...]
     rows: tuple[Row, ...] = ()
-    params: Mapping[str, Any] = field(default_factory=dict)
+    params: Mapping[str, object] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 

@@ -1,5 +1,6 @@
-"""Checkpoint folders that the HF Trainer wrote: weights, trainer_state.json and config.json;
-no pickle is opened.
+"""Checkpoint folders that the HF Trainer wrote.
+
+Weights, trainer_state.json and config.json are read; no pickle is opened.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.recorder.importers.found_checkpoints import (
@@ -19,7 +20,10 @@ from flor_plugins.recorder.importers.found_checkpoints import (
     one_each,
 )
 from flor_plugins.recorder.launch_environment import flatten
-from flor_plugins.records import Level, Phase, Position, Row
+from flor_plugins.records import JsonObject, Level, Phase, Position, Row
+
+if TYPE_CHECKING:
+    import torch
 
 STATE = "trainer_state.json"
 _CONFIG = "config.json"
@@ -39,7 +43,8 @@ _SETTINGS = (
 _RENAMED = {"loss": "loss_logged"}
 _ROUNDING = 1e-6  # the Trainer counts epochs in floats
 
-LogHistory = Sequence[Mapping[str, Any]]
+TrainerState = Mapping[str, Any]  # of trainer_state.json, or an entry of its log
+LogHistory = Sequence[TrainerState]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,7 @@ class _CheckpointFolder:
     """A checkpoint folder: what trainer_state.json says, and the files that count."""
 
     stored: FoundCheckpoint
-    state: Mapping[str, Any]
+    state: TrainerState
     files: tuple[Path, ...]
 
 
@@ -161,7 +166,7 @@ def _check(files: Sequence[Path]) -> None:
                 raise StoreError(f"{file} can't be read as safetensors: {error}") from error
 
 
-def read_weights(files: Sequence[Path]) -> dict[str, Any]:
+def read_weights(files: Sequence[Path]) -> dict[str, torch.Tensor]:
     """A model's state_dict out of its files, tensors on the CPU.
 
     Raises StoreError if one is torn or holds code.
@@ -169,7 +174,7 @@ def read_weights(files: Sequence[Path]) -> dict[str, Any]:
     import torch
     from safetensors.torch import load_file
 
-    weights: dict[str, Any] = {}
+    weights: dict[str, torch.Tensor] = {}
     for file in files:
         try:
             if file.suffix == ".safetensors":
@@ -184,14 +189,14 @@ def read_weights(files: Sequence[Path]) -> dict[str, Any]:
     return weights
 
 
-def _state(path: Path) -> dict[str, Any]:
+def _state(path: Path) -> JsonObject:
     state = _json(path)
     if not isinstance(state.get("global_step"), int):
         raise StoreError(f"{path} was to say how far a training came, and has no global_step")
     return state
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> JsonObject:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -209,9 +214,10 @@ def _completed(epochs: float) -> int:
     return round(epochs) if _is_whole(epochs) else math.floor(epochs)
 
 
-def _strays(held: Sequence[_CheckpointFolder], newest: Mapping[str, Any]) -> Iterator[str]:
-    """Checkpoints of another training: what a training has logged is the beginning of what
-    it logs later.
+def _strays(held: Sequence[_CheckpointFolder], newest: TrainerState) -> Iterator[str]:
+    """Yield a note for each checkpoint of another training.
+
+    What a training has logged is the beginning of what it logs later.
     """
     history = newest.get("log_history") or []
     for one in held:
@@ -223,7 +229,7 @@ def _strays(held: Sequence[_CheckpointFolder], newest: Mapping[str, Any]) -> Ite
             )
 
 
-def _params(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
+def _params(folder: Path, state: TrainerState) -> JsonObject:
     params = flatten("", {name: state[name] for name in _SETTINGS if state.get(name) is not None})
     if (folder / _CONFIG).is_file():
         params.update(flatten("model", _json(folder / _CONFIG)))
@@ -233,7 +239,7 @@ def _params(folder: Path, state: Mapping[str, Any]) -> dict[str, Any]:
 def _rows(history: LogHistory, stored: Sequence[FoundCheckpoint], at: float) -> Iterator[Row]:
     """What was logged, a row per position, phase and level. at: when, as far as is known."""
     known = {one.position.step: one.position for one in stored}
-    table: dict[tuple[Position, Phase, Level], dict[str, Any]] = {}
+    table: dict[tuple[Position, Phase, Level], JsonObject] = {}
     ends: dict[int, int] = {}
     for entry in history:
         if _is_whole(float(entry.get("epoch") or 0.0)):
@@ -253,8 +259,10 @@ def _rows(history: LogHistory, stored: Sequence[FoundCheckpoint], at: float) -> 
         yield Row(position, phase, level, values, at)
 
 
-def _level(entry: Mapping[str, Any], phase: Phase, is_end: bool) -> Level:
-    """An evaluation at an epoch's end is the epoch's, and so is the summary; a training log
-    is its step's.
+def _level(entry: TrainerState, phase: Phase, is_end: bool) -> Level:
+    """Return the level of an entry of the log.
+
+    An evaluation at an epoch's end is the epoch's, and so is the summary; a training log is its
+    step's.
     """
     return "epoch" if is_end and (phase == "validation" or "train_runtime" in entry) else "step"

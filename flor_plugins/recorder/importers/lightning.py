@@ -16,7 +16,7 @@ from flor_plugins.recorder.importers.found_checkpoints import (
     one_each,
 )
 from flor_plugins.recorder.launch_environment import flatten
-from flor_plugins.records import Level, Phase, Position, Row
+from flor_plugins.records import JsonObject, Level, Phase, Position, Row
 from flor_plugins.records.sections import MODEL, TRAINER
 from flor_plugins.store.checkpoints import load_folder
 from flor_plugins.store.checkpoints.manifest import STATE
@@ -25,11 +25,13 @@ ENDING = ".ckpt"
 _HPARAMS = ("datamodule_hyper_parameters", "hyper_parameters")
 # What Lightning itself writes at the top of a checkpoint, without which it can't be placed.
 _STEP = "global_step"
+CheckpointContent = dict[str, Any]  # what Lightning dumps
 
 
 def files_in(path: Path) -> list[Path]:
-    """The checkpoints at `path`: itself, those in it, or in `checkpoints/` in it; links to
-    one of them once.
+    """Return the checkpoints at `path`: itself, those in it, or in `checkpoints/` in it.
+
+    Links to one of them count once.
     """
     if path.suffix == ENDING:
         return [path]
@@ -50,7 +52,7 @@ def find(path: Path) -> FoundTraining:
     stored: list[FoundCheckpoint] = []
     notes: list[str] = []
     refused: list[StoreError] = []
-    newest: dict[str, Any] = {_STEP: -1}
+    newest: CheckpointContent = {_STEP: -1}
     scores: dict[str, dict[str, float]] = {}
     for file in sorted(files_in(path)):
         try:
@@ -81,12 +83,13 @@ def find(path: Path) -> FoundTraining:
     return FoundTraining("lightning", path, kept, files, rows, _params(newest), (*notes, *doubles))
 
 
-def read_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
+def read_file(path: Path, *, mapped: bool = True) -> CheckpointContent:
     """The dict in a `.ckpt` file of Lightning, or in a folder that FlorCheckpointIO wrote.
 
     Tensors are on the CPU; mapped: those of a file are read when they are used, which spares
     reading the optimizer's part in vain. Raises StoreError, naming the globals, if the file
-    holds anything that only code could build."""
+    holds anything that only code could build.
+    """
     if path.is_dir():
         if not (path / STATE).is_file():
             raise StoreError(
@@ -109,7 +112,7 @@ def read_file(path: Path, *, mapped: bool = True) -> dict[str, Any]:
     return found
 
 
-def position_of(checkpoint: Mapping[str, Any]) -> Position | None:
+def position_of(checkpoint: CheckpointContent) -> Position | None:
     """(completed epochs, global_step) of the dict that Lightning dumps; None where it doesn't say.
 
     An epoch counts once its last batch is done: at the end-of-epoch validation, where
@@ -127,7 +130,7 @@ def position_of(checkpoint: Mapping[str, Any]) -> Position | None:
         return None
 
 
-def _ends_epoch(checkpoint: Mapping[str, Any]) -> bool:
+def _ends_epoch(checkpoint: CheckpointContent) -> bool:
     """Whether it stands at the end of an epoch and not in its middle; read after `position_of`."""
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if loop is None:
@@ -136,7 +139,7 @@ def _ends_epoch(checkpoint: Mapping[str, Any]) -> bool:
     return bool(batches["is_last_batch"] or progress["started"] == progress["processed"])
 
 
-def _stored(path: Path, checkpoint: Mapping[str, Any]) -> FoundCheckpoint:
+def _stored(path: Path, checkpoint: CheckpointContent) -> FoundCheckpoint:
     position = position_of(checkpoint)
     if position is None or "state_dict" not in checkpoint:
         keys = ", ".join(map(str, list(checkpoint)[:8]))
@@ -168,14 +171,14 @@ def _refusal(path: Path, error: Exception) -> str:
     )
 
 
-def _params(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    params: dict[str, Any] = {}
+def _params(checkpoint: CheckpointContent) -> JsonObject:
+    params: JsonObject = {}
     for key in _HPARAMS:
         params.update(flatten("", checkpoint.get(key) or {}))
     return params
 
 
-def _scores(checkpoint: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _scores(checkpoint: CheckpointContent) -> dict[str, dict[str, float]]:
     """The monitored values that ModelCheckpoint noted: file name to {metric: value}."""
     found: dict[str, dict[str, float]] = {}
     for state in (checkpoint.get("callbacks") or {}).values():

@@ -1,5 +1,6 @@
-"""What a recording that the script itself begins is to be called: said by the process that
-started the script.
+"""How a recording that the script itself begins is to be named.
+
+The process that started the script says so.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from flor_plugins.records import Launch
 
 @dataclass(frozen=True, slots=True)
 class LaunchContext:
-    """launch: how the training was started. name, project: of its runs, where the script does
-    not say.
+    """How a training was started, and the names of its runs where the script gives none.
 
     begun: ids of the runs that came of it.
     """

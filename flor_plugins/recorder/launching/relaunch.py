@@ -48,8 +48,9 @@ def command(run: Run, moved: Mapping[str, str] | None = None) -> list[str]:
 
 
 def environment(run: Run, moved: Mapping[str, str] | None = None) -> dict[str, str]:
-    """The variables of the relaunched process: the present ones, the recorded ones, and
-    which run it goes on with.
+    """Return the variables of the relaunched process.
+
+    They are the present ones, the recorded ones, and which run it resumes.
     """
     recorded = {name: value for name, value in run.launch.env.items() if not _of_a_process(name)}
     found = {**os.environ, **recorded, VARIABLE: run.run_id, "FLOR_DIR": str(run.path.parents[1])}

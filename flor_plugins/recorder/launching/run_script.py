@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flor_plugins import adapter
 from flor_plugins.errors import FlorError, MissingDependency, RecipeError
@@ -28,37 +27,39 @@ def recipe(
     version: str,
     *,
     is_recorded: bool = True,
-    begins: Callable[[Any], Any] = lambda built: None,
+    begins: Callable[[object], None] | None = None,
 ) -> None:
     """Train one version of a recipe, with the callback on where `is_recorded`.
 
     begins: called with what the recipe's function has built, right before it is trained. Of a
     function that trains by itself, with flor.loop, neither is heard: see `listen` in
-    loops/intercept.py."""
-    asked = load_recipe(path)
-    params = asked.params_of(version)
+    loops/intercept.py.
+    """
+    source = load_recipe(path)
+    params = source.params_of(version)
     launched = launch_environment.launch()
     launch = Launch(
         kind="recipe",
-        target=asked.trainer,
+        target=source.trainer,
         cwd=launched.cwd,
         env=launched.env,
-        folder=str(asked.folder),
+        folder=str(source.folder),
         params=params,
-        recipe=str(asked.path),
+        recipe=str(source.path),
     )
     if is_recorded:
-        expect(launch, version, asked.name)  # of a function that trains by itself, with flor.loop
-    built = build_trainer(asked.folder, asked.trainer, params)
+        expect(launch, version, source.name)  # of a function that trains by itself, with flor.loop
+    built = build_trainer(source.folder, source.trainer, params)
     if built is None and (expected_runs() or not is_recorded):
         return
-    framework = _framework_of(built, asked.trainer)
+    framework = _framework_of(built, source.trainer)
     callback = None
     if is_recorded:
-        callback = adapter.callback_class(framework)(version, project=asked.name)
+        callback = adapter.callback_class(framework)(version, project=source.name)
         callback.launch = launch
     trainer_adapter = adapter.trainer_adapter_of(framework)
-    begins(built)
+    if begins is not None:
+        begins(built)
     trainer_adapter.train(built, callback)
 
 
@@ -84,9 +85,8 @@ def command(kind: str, framework: str, name: str, target: str, arguments: list[s
         sys.path.insert(0, str(folder))
         runpy.run_path(target, run_name="__main__")
     else:
-        if (
-            not sys.flags.safe_path
-        ):  # else the code is a copy that lies elsewhere, see recorder/launching/relaunch.py
+        # safe_path: the code is a copy that lies elsewhere, see recorder/launching/relaunch.py
+        if not sys.flags.safe_path:
             sys.path.insert(0, os.getcwd())
         runpy.run_module(target, run_name="__main__", alter_sys=True)
     if missing is not None and not expected_runs():
@@ -94,24 +94,25 @@ def command(kind: str, framework: str, name: str, target: str, arguments: list[s
 
 
 def _put_on(framework: str, name: str, launch: Launch) -> MissingDependency | None:
-    """What is missing for it is said when the script has ended: one with a hand-written loop
-    needs no trainer.
+    """Put a callback on every trainer; return what is missing for that.
+
+    It is raised when the script has ended: one with a hand-written loop needs no trainer.
     """
     try:
-        made = adapter.callback_class(framework)
+        callback_class = adapter.callback_class(framework)
     except MissingDependency as error:
         return error
 
-    def callback() -> Any:
-        one = made(name or None)
-        one.launch = replace(launch, injected=True)
-        return one
+    def build() -> adapter.RecordingCallback:
+        callback = callback_class(name or None)
+        callback.launch = replace(launch, injected=True)
+        return callback
 
-    adapter.trainer_adapter_of(framework).put_on(callback)
+    adapter.trainer_adapter_of(framework).put_on(build)
     return None
 
 
-def _framework_of(built: Any, target: str) -> str:
+def _framework_of(built: object, target: str) -> str:
     if isinstance(built, tuple) and len(built) == 3:
         return "lightning"
     if any(base.__module__.startswith("transformers.") for base in type(built).__mro__):

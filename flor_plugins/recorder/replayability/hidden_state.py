@@ -14,7 +14,6 @@ import os
 import sysconfig
 import textwrap
 from collections.abc import Container, Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -42,7 +41,7 @@ _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) for name in _PATHS)
 
 
-def of_callback(callback: Any, known: Container[int], remedy: str) -> Iterator[Obstacle]:
+def of_callback(callback: object, known: Container[int], remedy: str) -> Iterator[Obstacle]:
     """What a callback of the user's keeps beyond what `state.objects` records.
 
     known: ids of objects that are recorded elsewhere or built by the script (trainer, model and its
@@ -51,7 +50,7 @@ def of_callback(callback: Any, known: Container[int], remedy: str) -> Iterator[O
     return of_owner("the callback", callback, known, remedy)
 
 
-def of_owner(what: str, owner: Any, known: Container[int], remedy: str) -> Iterator[Obstacle]:
+def of_owner(what: str, owner: object, known: Container[int], remedy: str) -> Iterator[Obstacle]:
     """The same for any other object of which `state.objects` records what it can.
 
     what: it is called.
@@ -73,8 +72,7 @@ def of_owner(what: str, owner: Any, known: Container[int], remedy: str) -> Itera
 
 
 def of_modules(root: nn.Module, known: Container[int], remedy: str) -> Iterator[Obstacle]:
-    """The same for a model and its modules, as far as their classes are the user's, beyond
-    `state.module`.
+    """Yield the same for the modules of a model that are the user's, beyond `state.module`.
 
     A module that brings a state of its own (`get_extra_state`) is left out.
     """
@@ -102,7 +100,7 @@ def _of_module(
             yield _lost(f"the module {where(type(module))}", name, kind or _state(value), remedy)
 
 
-def of_object(owner: str, holder: Any, saved: Container[str], remedy: str) -> Iterator[Obstacle]:
+def of_object(owner: str, holder: object, saved: Container[str], remedy: str) -> Iterator[Obstacle]:
     """Attributes that the user's own methods of any other object keep up to date.
 
     owner: what it is to the trainer.
@@ -114,8 +112,9 @@ def of_object(owner: str, holder: Any, saved: Container[str], remedy: str) -> It
 
 
 def changing_attributes(kind: type) -> set[str]:
-    """Attributes that the class' own methods update from what they were; empty where its source
-    is not found.
+    """Return the attributes that the class' own methods update from what they were.
+
+    It is empty where the source is not found.
 
     Only classes outside of the installed packages are read.
     """
@@ -139,8 +138,10 @@ def _updates(kind: type) -> Iterator[str]:
 
 
 def _updated(node: ast.AST, me: str) -> Iterator[str]:
-    """`self.x += 1`, `self.x[k] = v`, `self.x = f(self.x)`, `self.x.append(v)`,
-    `self.x.mul_(v)`: x.
+    """Yield the name x of a statement that updates `self.x`.
+
+    That is `self.x += 1`, `self.x[k] = v`, `self.x = f(self.x)`, `self.x.append(v)` or
+    `self.x.mul_(v)`.
     """
     if isinstance(node, ast.AugAssign):
         yield from _named(node.target, me)
@@ -157,7 +158,7 @@ def _updated(node: ast.AST, me: str) -> Iterator[str]:
 
 
 def _named(node: ast.AST, me: str) -> Iterator[str]:
-    """x of `self.x`, `self.x[0]` and `self.x.y`."""
+    """Yield x of `self.x`, `self.x[0]` and `self.x.y`."""
     while isinstance(node, ast.Attribute | ast.Subscript):
         inner = node.value
         if isinstance(node, ast.Attribute) and isinstance(inner, ast.Name) and inner.id == me:
@@ -165,9 +166,10 @@ def _named(node: ast.AST, me: str) -> Iterator[str]:
         node = inner
 
 
-def is_iterator(value: Any) -> bool:
-    """Does it go on where it stopped? An `__iter__` that does something before it returns
-    may begin again.
+def is_iterator(value: object) -> bool:
+    """Return whether it goes on where it stopped.
+
+    An `__iter__` that does something before it returns may begin again.
     """
     if not hasattr(type(value), "__next__") or isinstance(value, io.IOBase):
         return False
@@ -175,7 +177,7 @@ def is_iterator(value: Any) -> bool:
     return code is None or not code.co_names  # `return self` names nothing
 
 
-def reads_a_file(value: Any) -> bool:
+def reads_a_file(value: object) -> bool:
     """An open file that is read: its position is state. What is only written does not come back."""
     return (
         isinstance(value, io.IOBase)
@@ -196,7 +198,7 @@ def where(kind: type) -> str:
     return kind.__qualname__
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """What a value is that holds state of a kind that no State stores; "" for all else."""
     if is_iterator(value):
         return f"an iterator ({type(value).__name__})"
@@ -213,13 +215,13 @@ def _kind(value: Any) -> str:
     return ""
 
 
-def _parts(value: Any) -> list[Any]:
+def _parts(value: object) -> list[object]:
     if isinstance(value, dict):
         return [value, *list(value.values())[:_MOST_PARTS]]
     return [value, *value[:_MOST_PARTS]] if isinstance(value, list | tuple) else [value]
 
 
-def _has_state(value: Any) -> bool:
+def _has_state(value: object) -> bool:
     """A module with parameters or buffers, or a torchmetric (whose states are neither)."""
     if not isinstance(value, nn.Module):
         return False
@@ -229,14 +231,15 @@ def _has_state(value: Any) -> bool:
     )
 
 
-def _is_trained(value: Any) -> bool:
-    """A module outside of the model's own parts whose weights may be trained; a frozen one
-    does not change.
+def _is_trained(value: object) -> bool:
+    """Return whether it is a module beyond the model's own parts whose weights may be trained.
+
+    A frozen one does not change.
     """
     return isinstance(value, nn.Module) and any(one.requires_grad for one in value.parameters())
 
 
-def _is_generator(value: Any) -> bool:
+def _is_generator(value: object) -> bool:
     """Recorded by state/rng.py, wherever it is."""
     return isinstance(value, torch.Generator) or type(value).__module__ in (
         "random",
@@ -245,7 +248,7 @@ def _is_generator(value: Any) -> bool:
 
 
 def _is_users(kind: type) -> bool:
-    """Is the class of the user's own code, and of no installed package?"""
+    """Return whether the class is of the user's own code, and of no installed package."""
     if kind.__module__.partition(".")[0] in ("builtins", "flor_plugins"):
         return False
     try:
@@ -259,7 +262,7 @@ def _is_users(kind: type) -> bool:
     )
 
 
-def _state(value: Any) -> str:
+def _state(value: object) -> str:
     return f"state ({type(value).__name__})"
 
 

@@ -7,7 +7,6 @@ if it found nothing. The adapters say what there is to look at (their `obstacles
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 import torch
 from torch.utils import data
@@ -31,8 +30,9 @@ _FIXED_COLLATES = frozenset(
 
 
 def of_launch(launch: Launch, code: Code | None, why: str = "") -> list[Obstacle]:
-    """Can the script be started again, with its code? why: what the snapshot said when it
-    failed.
+    """Return what keeps the script from being started again with its code.
+
+    why: what the snapshot said when it failed.
     """
     found = []
     if code is None:
@@ -50,8 +50,9 @@ def of_launch(launch: Launch, code: Code | None, why: str = "") -> list[Obstacle
 
 
 def of_kernels(device: torch.device | str) -> list[Obstacle]:
-    """May the kernels of this device round differently from one run to the next, under this
-    process' settings?
+    """Return why the kernels of this device may round differently from run to run.
+
+    It depends on the settings of this process.
     """
     return of_device(
         torch.device(device).type,
@@ -92,9 +93,10 @@ def of_device(
     return found
 
 
-def of_loader(role: str, loader: Any) -> list[Obstacle]:
-    """role: "training" or "validation". loader: a DataLoader, or any iterable that stands in
-    for one.
+def of_loader(role: str, loader: object) -> list[Obstacle]:
+    """Return the obstacles in a loader.
+
+    role: "training" or "validation". loader: a DataLoader, or any iterable that stands in for one.
     """
     loader = getattr(loader, "base_dataloader", loader)  # below accelerate's shard
     if not isinstance(loader, data.DataLoader):
@@ -116,7 +118,7 @@ def of_loader(role: str, loader: Any) -> list[Obstacle]:
     return found
 
 
-def of_dataset(role: str, dataset: Any, *, workers: int) -> list[Obstacle]:
+def of_dataset(role: str, dataset: object, *, workers: int) -> list[Obstacle]:
     """A dataset that goes on where it stopped.
 
     In workers each epoch begins with the copy that they got.
@@ -127,9 +129,10 @@ def of_dataset(role: str, dataset: Any, *, workers: int) -> list[Obstacle]:
     return [*of_stream(role, "dataset", dataset), *inner]
 
 
-def of_stream(role: str, part: str, source: Any) -> Iterator[Obstacle]:
-    """Is a part of a loader, or something that it keeps, an iterator: a position that nobody
-    can see or set?
+def of_stream(role: str, part: str, source: object) -> Iterator[Obstacle]:
+    """Return an obstacle if a part of a loader, or what it keeps, is an iterator.
+
+    Its position can be neither seen nor set.
     """
     remedy = (
         "use an object whose __iter__ begins again each time: a list, or a class with a "
@@ -150,7 +153,7 @@ def of_stream(role: str, part: str, source: Any) -> Iterator[Obstacle]:
             )
 
 
-def of_sampler(role: str, part: str, sampler: Any) -> Iterator[Obstacle]:
+def of_sampler(role: str, part: str, sampler: object) -> Iterator[Obstacle]:
     """A sampler of the user's that goes on from what it counted; generators in it are recorded."""
     # Both trainers call `set_epoch` at each epoch's beginning, in a replay as well.
     saved = ("epoch",) if hasattr(sampler, "set_epoch") else ()
@@ -162,7 +165,7 @@ def of_sampler(role: str, part: str, sampler: Any) -> Iterator[Obstacle]:
 
 
 def of_workers(
-    role: str, dataset: Any, collate: Any, *, workers: int, persistent: bool, in_order: bool
+    role: str, dataset: object, collate: object, *, workers: int, persistent: bool, in_order: bool
 ) -> list[Obstacle]:
     """Worker processes whose order or random state is not repeated.
 
@@ -190,8 +193,9 @@ def of_workers(
 
 
 def of_lost(lost: Iterable[str]) -> list[Obstacle]:
-    """lost: "section/path: why" of each leaf of a state that could not be stored, see
-    `codec.encode`.
+    """Return the obstacle of a state that could not be stored whole.
+
+    lost: "section/path: why" of each leaf, see `codec.encode`.
     """
     sections: dict[str, list[str]] = {}
     for leaf in lost:
@@ -226,8 +230,9 @@ def of_sharding(what: str) -> Obstacle:
 
 
 def of_spawned(what: str) -> Obstacle:
-    """what: the setting with which the script's own process makes the others, in the middle
-    of the script.
+    """Return the obstacle of a script whose own process makes the others.
+
+    what: the setting with which it does, in the middle of the script.
     """
     return Obstacle(
         "weights",
@@ -245,7 +250,7 @@ def of_gradient_hook(what: str) -> Obstacle:
     )
 
 
-def _may_draw(dataset: Any, collate: Any) -> bool:
+def _may_draw(dataset: object, collate: object) -> bool:
     """False only where it is known: nothing but data is held, and nothing but stacking is done."""
     collate = getattr(collate, "data_collator", collate)  # transformers' RemoveColumnsCollator
     if getattr(collate, "__name__", type(collate).__name__) not in _FIXED_COLLATES:
@@ -255,7 +260,7 @@ def _may_draw(dataset: Any, collate: Any) -> bool:
     return type(dataset) not in (data.TensorDataset, list, tuple, range)
 
 
-def _inside(dataset: Any) -> list[Any]:
+def _inside(dataset: object) -> list[object]:
     """The datasets that one is put together from."""
     if type(dataset) not in _OF_DATASETS:
         return []

@@ -1,5 +1,4 @@
-"""What FlorDB has logged becomes runs of ours: values, parameters and code; nothing that could
-be replayed.
+"""Import of what FlorDB has logged: values, parameters and code, and nothing to be replayed.
 
 FlorDB's files are read and never written; what it pickled (obj_store) is not opened.
 """
@@ -13,14 +12,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import FlorError, StoreError
 from flor_plugins.recorder.importers.flordb import database, loop_positions
 from flor_plugins.recorder.importers.flordb.commits import CommitInfo, commits_in
 from flor_plugins.recorder.importers.flordb.database import LoggedTraining, SegmentKey
-from flor_plugins.recorder.importers.flordb.loop_positions import PositionedTraining
-from flor_plugins.records import Launch, Obstacle, RecordingProcess, Row, Run
+from flor_plugins.recorder.importers.flordb.loop_positions import PositionedTraining, RowPlace
+from flor_plugins.records import JsonObject, Launch, Obstacle, RecordingProcess, Row, Run
 from flor_plugins.store import runs
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.layout import Store, find_store
@@ -53,12 +51,14 @@ class ImportedTraining:
 def import_flordb(
     path: Path, *, epoch: str | None = None, step: str | None = None, store: Store | None = None
 ) -> list[ImportedTraining]:
-    """Make runs of what FlorDB (3.4 or 4) has logged, oldest first; what was imported before is
-    found again.
+    """Make runs of what FlorDB (3.4 or 4) has logged, oldest first.
+
+    What was imported before is found again.
 
     path: a project, its `.flor` folder, FlorDB 3's `~/.flor`, or a `.db` file. epoch, step:
     names of the loops that count epochs and steps (default: see `places.loops_of`). Raises
-    StoreError if nothing there can be read."""
+    StoreError if nothing there can be read.
+    """
     path = path.expanduser().absolute()
     trainings = _trainings(path)
     home = (store or find_store()).make()
@@ -123,8 +123,10 @@ def _files(path: Path) -> tuple[list[Path], list[Path]]:
 def _committed(
     key: SegmentKey, path: Path, seen: dict[Path, Mapping[str, CommitInfo]]
 ) -> CommitInfo | None:
-    """The commit of a run, in the repository around its store, or in the present folder's if
-    that is its project.
+    """Return the commit of a run.
+
+    It is looked for in the repository around its store, or in the present folder's if that is its
+    project.
     """
     here = path if path.is_dir() else path.parent
     for folder in (here, Path.cwd()):
@@ -208,11 +210,10 @@ def _run(home: Store, training: LoggedTraining, one: PositionedTraining, identit
     )
 
 
-def _rows(
-    its: Mapping[loop_positions.RowPlace, Mapping[str, Any]], source: str, run: Run
-) -> list[Row]:
-    """What FlorDB replayed, or read out of printed text, is no recorded value: nobody has
-    compared it.
+def _rows(its: Mapping[RowPlace, JsonObject], source: str, run: Run) -> list[Row]:
+    """Return the rows of one source.
+
+    What FlorDB replayed, or read out of printed text, is no recorded value: nobody has compared it.
     """
     at = datetime.fromisoformat(run.started_at).timestamp()
     verdict = None if source == "forward" else "unverified"

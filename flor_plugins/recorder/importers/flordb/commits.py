@@ -1,16 +1,13 @@
-"""FlorDB's own commits: which one holds the code of a run, and which of its values were
-arguments.
-"""
+"""FlorDB's own commits: which one holds the code of a run, and which values were arguments."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.recorder.importers.flordb.typed_values import value_of
-from flor_plugins.records import Code
+from flor_plugins.records import Code, JsonObject
 from flor_plugins.store.remote.commits import QUIET, told
 
 _SUBJECT = "FLOR::Auto-commit::"
@@ -21,12 +18,13 @@ class CommitInfo:
     """args: what `flor.arg` gave, where the commit says it (FlorDB 4)."""
 
     code: Code
-    args: Mapping[str, Any] = field(default_factory=dict)
+    args: Mapping[str, object] = field(default_factory=dict)
 
 
 def commits_in(folder: Path) -> dict[str, CommitInfo]:
-    """tstamp to FlorDB's commit, of all branches of the repository at or above a folder;
-    nothing without one.
+    """Return FlorDB's commits by tstamp; none without a repository.
+
+    They are of all branches of the repository at or above a folder.
 
     Raises SnapshotError where git refuses.
     """
@@ -59,6 +57,6 @@ def commits_in(folder: Path) -> dict[str, CommitInfo]:
     return found
 
 
-def _args(body: str) -> dict[str, Any]:
+def _args(body: str) -> JsonObject:
     pairs = (line.partition("=") for line in body.splitlines() if "=" in line)
     return {name.strip(): value_of(value.strip()) for name, _, value in pairs}

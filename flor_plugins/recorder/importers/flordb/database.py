@@ -18,6 +18,7 @@ from typing import Any
 
 from flor_plugins.errors import StoreError
 from flor_plugins.recorder.importers.flordb.typed_values import value_of
+from flor_plugins.records import JsonObject
 
 # `logs.value_type`: what was logged, what was printed, and how long something took.
 LOGGED, PRINTED, TIMED = 1, 2, 3
@@ -113,9 +114,7 @@ def read_lines(file: Path) -> LoggedTraining | None:
 
 @contextmanager
 def _copied(file: Path) -> Iterator[Path]:
-    """A copy of a database as it stood at one moment; what its writer has not committed is
-    not in it.
-    """
+    """Yield a copy of a database as it stood at one moment, without what is not committed."""
     with tempfile.TemporaryDirectory(prefix="flor-flordb-") as folder:
         for _ in range(_TRIES):
             before = _stands(file)
@@ -195,5 +194,5 @@ def _path(
     return tuple(found)
 
 
-def _segments(ctx: Sequence[Mapping[str, Any]] | None) -> tuple[LoopIteration, ...]:
+def _segments(ctx: Sequence[JsonObject] | None) -> tuple[LoopIteration, ...]:
     return tuple(LoopIteration(one["name"], one["iteration"], one["value"]) for one in ctx or ())

@@ -16,7 +16,7 @@ from flor_plugins.recorder.importers.flordb.database import (
     LoggedValue,
     LoopIteration,
 )
-from flor_plugins.records import Level, Position
+from flor_plugins.records import JsonObject, Level, Position
 
 _EPOCHS = re.compile(r"epoch", re.IGNORECASE)
 _STEPS = re.compile(r"step|batch|iter", re.IGNORECASE)
@@ -31,7 +31,8 @@ class LoopRoles:
     """Which loop counts epochs, and which of those in it counts steps; None where there is none.
 
     outer: the names of loops around that of the epochs: each of their iterations is a training
-    of its own."""
+    of its own.
+    """
 
     epoch: str | None
     step: str | None
@@ -46,8 +47,8 @@ class PositionedTraining:
     """
 
     lead: OuterIterations
-    params: Mapping[str, Any]
-    rows: Mapping[str, Mapping[RowPlace, Mapping[str, Any]]]
+    params: Mapping[str, object]
+    rows: Mapping[str, Mapping[RowPlace, JsonObject]]
     last: Position | None
     notes: tuple[str, ...]
 
@@ -80,8 +81,10 @@ class _StepCounter:
         return len(self.starts) - 1
 
     def place_of(self, one: _ParsedLog) -> RowPlace:
-        """In an epoch, but in none of its steps, is at its end; outside of the epochs is at
-        the end of all.
+        """Return the place of a logged value.
+
+        In an epoch, but in none of its steps, is at its end; outside of the epochs is at the end of
+        all.
         """
         if one.epoch is None or one.step is None:
             epochs = self.epochs if one.epoch is None else one.epoch + 1
@@ -93,10 +96,12 @@ class _StepCounter:
 def loops_of(
     training: LoggedTraining, epoch: str | None = None, step: str | None = None
 ) -> LoopRoles:
-    """The loop with "epoch" in its name, else the outermost; in it the one with "step", "batch"
-    or "iter", else the
+    """Find the loops of epochs and of steps.
 
-    first. epoch, step: their names, where somebody says so.
+    Of epochs: the loop with "epoch" in its name, else the outermost; of steps: in it the one with
+    "step", "batch" or "iter", else the first.
+
+    epoch, step: their names, where somebody says so.
     """
     paths = list(
         dict.fromkeys(tuple(one.name for one in log.path) for log in training.logs if log.path)
@@ -112,7 +117,7 @@ def loops_of(
 
 
 def placed(
-    training: LoggedTraining, loops: LoopRoles, known: Mapping[str, Any]
+    training: LoggedTraining, loops: LoopRoles, known: Mapping[str, object]
 ) -> Iterator[PositionedTraining]:
     """The trainings in one process: one, or one for each iteration of the loops around the epochs.
 
@@ -132,11 +137,14 @@ def placed(
 
 
 def _placed(
-    lead: OuterIterations, own: Sequence[_ParsedLog], known: Mapping[str, Any], notes: Sequence[str]
+    lead: OuterIterations,
+    own: Sequence[_ParsedLog],
+    known: Mapping[str, object],
+    notes: Sequence[str],
 ) -> PositionedTraining:
     clock = _clock(own)
     params = {**dict(lead), **known}
-    rows: dict[str, dict[RowPlace, dict[str, Any]]] = {}
+    rows: dict[str, dict[RowPlace, JsonObject]] = {}
     lists: dict[tuple[str, RowPlace, str], list[Any]] = {}
     has_begun, twice = False, set[str]()
     for one in own:
@@ -172,8 +180,9 @@ def _placed(
 
 
 def _clock(own: Sequence[_ParsedLog]) -> _StepCounter:
-    """From what was logged in the steps of each epoch; FlorDB 4 also says how many iterations a
-    loop had.
+    """Count the steps of each epoch.
+
+    They are known from what was logged in them; FlorDB 4 also says how many iterations a loop had.
 
     An epoch that logged nothing in its steps had as many as the longest.
     """

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from typing import Any
 
 _INTEGER = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 _FLOAT = re.compile(r"[+-]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][+-]?[0-9]+)?")
@@ -19,9 +18,10 @@ _NAMES = {"true": True, "false": False, "null": None, "NaN": float("nan"), "Infi
 _LONGEST = 1_000_000  # a literal beyond this is kept as text
 
 
-def value_of(text: Any) -> Any:
-    """The bool, int, float, list or dict that `text` is the `str` (or the JSON) of; else the
-    text. None for None.
+def value_of(text: object) -> object:
+    """The bool, int, float, list or dict that `text` is the `str` (or the JSON) of; else the text.
+
+    None for None.
 
     What is no text is taken as it is: JSON has its own types.
     """
@@ -38,9 +38,10 @@ def value_of(text: Any) -> Any:
     return text
 
 
-def plain(value: Any) -> Any:
-    """As a journal keeps it: lists for tuples and sets, text as keys, text for what JSON
-    can't say.
+def plain(value: object) -> object:
+    """Return a value as a journal keeps it.
+
+    Tuples and sets become lists, keys become text, and so does what JSON can't express.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
@@ -51,7 +52,7 @@ def plain(value: Any) -> Any:
     return value if isinstance(value, bool | int | float | str) else str(value)
 
 
-def _literal(text: str) -> Any:
+def _literal(text: str) -> object:
     """Literals only; nothing is called or looked up.
 
     `nan` and `inf` inside are what `str` makes of such floats.
