@@ -25,7 +25,7 @@ from flor_plugins.recorder.distributed import begin_together
 from flor_plugins.recorder.launching.launch_context import expected
 from flor_plugins.recorder.options import options_of
 from flor_plugins.recorder.recorder import Recorder, harmless
-from flor_plugins.recorder.resume import Resumption
+from flor_plugins.recorder.resumption import Resumption
 from flor_plugins.records import Obstacle, Position, RunStatus
 from flor_plugins.state.module import parameter_names
 

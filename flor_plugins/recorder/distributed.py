@@ -19,7 +19,7 @@ from flor_plugins.recorder.checkpointing.checkpointer import StateSource
 from flor_plugins.recorder.gaps import warn
 from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.recorder import Recorder
-from flor_plugins.recorder.resume import Resumption
+from flor_plugins.recorder.resumption import Resumption
 from flor_plugins.recorder.start_run import ParamsSource, begin
 from flor_plugins.records import Framework, Launch, Position, Run
 from flor_plugins.records.sections import MODEL, OPTIMIZER, Sections

@@ -28,7 +28,7 @@ from flor_plugins.recorder.checkpointing.policy import CheckpointPolicy
 from flor_plugins.recorder.gaps import GapLog
 from flor_plugins.recorder.options import RecordOptions
 from flor_plugins.recorder.replayability import obstacles
-from flor_plugins.recorder.resume import Resumption
+from flor_plugins.recorder.resumption import Resumption
 from flor_plugins.recorder.timing_profile import PartTimer, TrainingPart
 from flor_plugins.records import JsonObject, Obstacle, Position, Row, Run, RunStatus
 from flor_plugins.records.sections import TIMELINE, Sections

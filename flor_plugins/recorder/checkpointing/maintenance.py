@@ -19,7 +19,7 @@ IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and 
 ROOM = 0.9
 
 
-class MaintenanceInterrupted(Exception):  # noqa: N818 (a signal, no error)
+class MaintenanceInterrupted(Exception):
     """There is something more important to do."""
 
 
