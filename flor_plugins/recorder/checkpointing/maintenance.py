@@ -19,7 +19,7 @@ IDLE_LOAD = 0.5  # of the processors, in the mean of the last minute: less, and 
 ROOM = 0.9
 
 
-class MaintenanceInterrupted(Exception):
+class MaintenanceInterruptedError(Exception):
     """There is something more important to do."""
 
 
@@ -59,7 +59,7 @@ class Maintenance:
         from flor_plugins.store.checkpoints.compression import cool_run
 
         # What is done is done; gc does the rest one day.
-        with suppress(MaintenanceInterrupted, StoreError, OSError):
+        with suppress(MaintenanceInterruptedError, StoreError, OSError):
             cool_run(self._run_path, pace=self._stop_if_needed)
         self._count()
 
@@ -69,7 +69,7 @@ class Maintenance:
 
     def _stop_if_needed(self) -> None:
         if self._is_needed is not None and self._is_needed():
-            raise MaintenanceInterrupted
+            raise MaintenanceInterruptedError
 
     def _on_disk(self) -> int:
         # Damaged, or deleted this moment: it is counted again after the next thinning.

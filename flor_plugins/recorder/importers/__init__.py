@@ -187,8 +187,8 @@ def _asks(launch: Launch) -> tuple[object, ...]:
 
 def _source(file: Path) -> JsonObject:
     """A file, or a folder in our own format by the file that is written last."""
-    told = (file / "state.json" if file.is_dir() else file).stat()
-    return {"path": str(file.resolve()), "size": told.st_size, "mtime_ns": told.st_mtime_ns}
+    status = (file / "state.json" if file.is_dir() else file).stat()
+    return {"path": str(file.resolve()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
 
 
 def _earlier(home: Store, sources: Sequence[JsonObject]) -> Run | None:

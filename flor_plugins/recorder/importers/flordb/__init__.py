@@ -237,20 +237,20 @@ def _write(run: Run, rows: Mapping[str, Sequence[Row]]) -> None:
 def _digest(run: Run, rows: Mapping[str, Iterable[Row]]) -> str:
     """Of all that an import would write."""
     code = run.code.vid if run.code else None
-    told = [
+    content = [
         code,
         runs.plain(run.params),
         run.gaps,
         sorted((w, [str(one) for one in its]) for w, its in rows.items()),
     ]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _known(home: Store) -> dict[str, Run]:
     """The runs that were imported from FlorDB, by what they are of."""
     files = [(run, run.path / SOURCE) for run in runs.list_runs(home)]
     return {
-        told["flordb"]: run
+        content["flordb"]: run
         for run, file in files
-        if file.is_file() and "flordb" in (told := read_json(file))
+        if file.is_file() and "flordb" in (content := read_json(file))
     }

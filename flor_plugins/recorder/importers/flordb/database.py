@@ -139,8 +139,8 @@ def _stands(file: Path) -> dict[Path, tuple[int, int]]:
     found = {}
     for part in (file, file.with_name(f"{file.name}-journal"), file.with_name(f"{file.name}-wal")):
         try:
-            told = part.stat()
-            found[part] = (told.st_size, told.st_mtime_ns)
+            status = part.stat()
+            found[part] = (status.st_size, status.st_mtime_ns)
         except FileNotFoundError:
             continue
     return found

@@ -167,7 +167,7 @@ def _placed(
         else:
             twice |= {log.name} & values.keys()
             values[log.name] = log.value
-    told = [
+    described = [
         ("logged more than once at one place, of which the last counts", sorted(twice)),
         (
             "lists, a value for each iteration of an inner loop",
@@ -175,7 +175,7 @@ def _placed(
         ),
     ]
     last = max((place for of_source in rows.values() for place, _ in of_source), default=None)
-    more = [f"{what}: {', '.join(names)}" for what, names in told if names]
+    more = [f"{what}: {', '.join(names)}" for what, names in described if names]
     return PositionedTraining(lead, params, rows, last, (*notes, *more))
 
 
