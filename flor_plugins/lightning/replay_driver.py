@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
 
 from flor_plugins.adapter import Proceed
 from flor_plugins.errors import HookError
@@ -75,7 +76,7 @@ class _SkipTraining(Callback):
         prepare(trainer, self.sections, self.wrapped)
         self.wrapped.around(trainer.fit_loop, "on_advance_start", enter)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, *_: object, **__: object) -> None:
         self.wrapped.undo()
 
 
@@ -114,11 +115,14 @@ class _ReplayDriver(Callback):
         self.collector.attach()
         self.wrapped.before(trainer.fit_loop.epoch_loop, "advance", self._step_boundary)
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for optimizer in trainer.optimizers:
-            optimizer.register_step_post_hook(lambda o, *_: self.collector.after_update(o))
+    def on_train_start(self, *_: object, **__: object) -> None:
+        def after_step(optimizer: Optimizer, *_: object) -> None:
+            self.collector.after_update(optimizer)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        for optimizer in self.trainer.optimizers:
+            optimizer.register_step_post_hook(after_step)
+
+    def teardown(self, *_: object, **__: object) -> None:
         self.collector.detach()
         self.wrapped.undo()
 
@@ -227,32 +231,25 @@ class _ReplayDriver(Callback):
     # ---- values, as in FlorCallback
 
     def on_before_optimizer_step(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+        self, trainer: object, pl_module: object, optimizer: Optimizer
     ) -> None:
         self.collector.on_before_optimizer_step(optimizer)
 
     def on_train_batch_end(
-        self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
+        self, trainer: object, pl_module: object, outputs: Any, *_: object, **__: object
     ) -> None:
         self.collector.on_train_batch_end(outputs)
 
     def on_validation_batch_end(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        trainer: object,
+        pl_module: object,
         outputs: Any,
         batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        *_: object,
+        **__: object,
     ) -> None:
         self.collector.on_validation_batch_end(outputs, batch)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: object, pl_module: object, exception: BaseException) -> None:
         self.error = exception

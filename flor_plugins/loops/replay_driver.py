@@ -20,7 +20,7 @@ from flor_plugins.adapter import Proceed
 from flor_plugins.errors import ReplayError
 from flor_plugins.hooks.metric import Context
 from flor_plugins.loops import loaders, state
-from flor_plugins.loops.active_loops import ActiveLoop, LoopStack, source_of
+from flor_plugins.loops.active_loops import ActiveLoop, LoopObserver, LoopStack, source_of
 from flor_plugins.loops.collector import MetricCollector
 from flor_plugins.loops.fast_forward import FastForward, rewindable
 from flor_plugins.loops.frame_variables import FrameVariables, frames_to
@@ -45,7 +45,7 @@ def pass_over(
     end: Position,
 ) -> _SkippedLoop:
     """Leave a training as if it had been done: its last State is restored, no iteration is made."""
-    return _SkippedLoop(*trainer, dict(sections))
+    return _SkippedLoop(*trainer, sections)
 
 
 @dataclass(slots=True)
@@ -63,7 +63,7 @@ class _ScriptPlace:
     is_entered: bool = False
 
 
-class LoopReplayDriver:
+class LoopReplayDriver(LoopObserver):
     """Follows the loops of the run that is replayed (see `LoopObserver`)."""
 
     def __init__(self, on: LoopStack, main: ActiveLoop, session: WorkerSession) -> None:
@@ -154,9 +154,6 @@ class LoopReplayDriver:
             end = error
         if not by_error:
             _raise_in(frame, end)
-
-    def block_over(self, error: BaseException | None) -> None:
-        """The script's block ends, which it did not before all was done."""
 
     # ---- the passes
 
@@ -255,35 +252,23 @@ class LoopReplayDriver:
         return FrameVariables(frames_to(self._main.code), known)
 
 
-class _SkippedLoop:
+class _SkippedLoop(LoopObserver):
     """Follows a loop that is not run."""
 
-    def __init__(self, on: LoopStack, main: ActiveLoop, sections: dict[str, Any]) -> None:
-        self._stage, self._main = on, main
-        self._sections = sections
-        self._variables = FrameVariables(frames_to(main.code), state.known_parts(on.registered))
+    def __init__(self, on: LoopStack, main: ActiveLoop, sections: Mapping[str, Any]) -> None:
+        self._stage = on
+        variables = FrameVariables(frames_to(main.code), state.known_parts(on.registered))
+        self._entry = FastForward(on.registered, variables, dict(sections))
 
     def next_epoch(self, main: ActiveLoop) -> Any:
-        """There is none."""
-        FastForward(self._stage.registered, self._variables, self._sections).at_main(main)
+        """There is none: its last State is restored."""
+        self._entry.at_main(main)
         self._stage.follower = None
         raise StopIteration
-
-    def begins(self, inner: ActiveLoop) -> None:
-        """No body is run."""
 
     def next_item(self, inner: ActiveLoop) -> Any:
         """No body is run."""
         raise StopIteration
-
-    def over(self, inner: ActiveLoop) -> None:
-        """No body is run."""
-
-    def left(self, main: ActiveLoop, by_error: bool | None, frame: FrameType) -> None:
-        """No body is run."""
-
-    def block_over(self, error: BaseException | None) -> None:
-        """No body is run."""
 
 
 def _raise_in(frame: FrameType, error: BaseException) -> None:

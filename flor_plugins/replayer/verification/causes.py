@@ -9,12 +9,14 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from operator import attrgetter
+from typing import Literal
 
 from flor_plugins.records import Position, Run
 from flor_plugins.replayer.verification.environment_diff import (
     FIRST_PACKAGES,
     EnvironmentChange,
+    Facts,
     as_mapping,
     compared_parts,
     environment_changes,
@@ -57,18 +59,16 @@ _ONLY_ON_GPU = re.compile(r"(cuda|cudnn|hip|deterministic)_")
 
 @dataclass(frozen=True, slots=True)
 class BatchFingerprints:
-    """The fingerprints of the data behind one position, recorded and recomputed; None: there
-    is none.
-    """
+    """The fingerprints of the data behind a position, recorded and recomputed; None without one."""
 
     position: Position
-    was: Any
-    now: Any
+    was: object
+    now: object
 
 
 @dataclass(frozen=True, slots=True)
 class SecondReplay:
-    """How a second replay of the same stretch compares with the first, bit for bit.
+    """How a second replay of the same range compares with the first, bit for bit.
 
     differs_at: the first position where they disagree. same_data: did both see the same batches?
     """
@@ -84,14 +84,15 @@ class Evidence:
 
     first: the earliest position at which a value differs at all, rounding included. relative:
     by how much (see `relative_difference`), None where only hashes differ. batches: those up to
-    `first`, in any order. second: None if the stretch was not run twice. environment,
-    variables: the worker's present ones. on_gpu: whether the training computes on one."""
+    `first`, in any order. second: None if the range was not trained twice. environment,
+    variables: the worker's present ones. on_gpu: whether the training computes on one.
+    """
 
     first: Position
     relative: float | None = None
     batches: tuple[BatchFingerprints, ...] = ()
     second: SecondReplay | None = None
-    environment: Mapping[str, Any] | None = None
+    environment: Facts | None = None
     variables: Mapping[str, str] | None = None
     on_gpu: bool = False
 
@@ -105,13 +106,13 @@ class Evidence:
     @property
     def compared(self) -> list[BatchFingerprints]:
         """The batches that both sides know, by position."""
-        known = [one for one in self.batches if one.was is not None and one.now is not None]
-        return sorted(known, key=lambda one: one.position)
+        known = [batch for batch in self.batches if None not in (batch.was, batch.now)]
+        return sorted(known, key=attrgetter("position"))
 
     @property
     def other_data(self) -> BatchFingerprints | None:
         """The first batch that is not what it was."""
-        return next((one for one in self.compared if one.was != one.now), None)
+        return next((batch for batch in self.compared if batch.was != batch.now), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,11 @@ class _LikelyCause:
 
 
 def causes(run: Run, evidence: Evidence) -> list[str]:
-    """The likely causes of a divergence, most likely first: one line each, with what speaks for it.
+    """Return the likely causes of a divergence, most likely first, a line each with its evidence.
 
     run: the recording. Where nothing explains the divergence, a line says so, what is equal and
-    what to try. Never empty."""
+    what to try. Never empty.
+    """
     found = [
         *_data(run, evidence),
         *_draws(evidence),
@@ -132,42 +134,40 @@ def causes(run: Run, evidence: Evidence) -> list[str]:
         *_obstacles(run, evidence),
         *_changes(run, evidence),
     ]
-    found.sort(
-        key=lambda one: -one.weight
-    )  # stable: equals stay in the order in which they were found
-    lines = [one.line for one in found]
+    # Stable: equals stay in the order in which they were found.
+    found.sort(key=attrgetter("weight"), reverse=True)
+    lines = [cause.line for cause in found]
     if not found or found[0].weight < WEAK:
         lines.append(_unexplained(run, evidence, is_all=not found))
-    if evidence.other_data is None and _left_out(run):
+    left_out = _left_out(run)
+    if evidence.other_data is None and left_out:
         lines.append(
-            f"the code snapshot does not hold these files, which may have changed: {_left_out(run)}"
+            f"the code snapshot does not hold these files, which may have changed: {left_out}"
         )
-    return [one_line(line) for line in lines]
+    return list(map(one_line, lines))
 
 
-def relative_difference(was: Any, now: Any) -> float | None:
-    """The largest |now - was| / max(|was|, |now|) of two numbers or equally nested lists of
-    numbers.
+def relative_difference(was: object, now: object) -> float | None:
+    """Return the largest |now - was| / max(|was|, |now|) of numbers, or of equally nested lists.
 
     inf where one side is not finite; None where they can't be compared.
     """
     if isinstance(was, list) and isinstance(now, list):
         if len(was) != len(now):
             return None
-        each = [relative_difference(a, b) for a, b in zip(was, now, strict=True)]
-        return None if None in each else max((one for one in each if one is not None), default=0.0)
+        parts = list(map(relative_difference, was, now))
+        known = [part for part in parts if part is not None]
+        return max(known, default=0.0) if len(known) == len(parts) else None
     if not isinstance(was, (int, float)) or not isinstance(now, (int, float)):
         return None
     if was == now:
         return 0.0
     try:
-        return (
-            abs(now - was) / max(abs(was), abs(now))
-            if math.isfinite(was) and math.isfinite(now)
-            else math.inf
-        )
+        if math.isfinite(was) and math.isfinite(now):
+            return abs(now - was) / max(abs(was), abs(now))
     except OverflowError:  # integers beyond every float
-        return math.inf
+        pass
+    return math.inf
 
 
 def _data(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
@@ -178,11 +178,10 @@ def _data(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
     if batch.position > evidence.first:
         yield _LikelyCause(20, f"the data differ too, but only after the values do: {where}")
         return
-    files = f"; the code snapshot does not hold {_left_out(run)}" if _left_out(run) else ""
-    yield _LikelyCause(
-        100,
-        f"the data differ: {where}: a data file changed, or samples came in another order{files}",
-    )
+    line = f"the data differ: {where}: a data file changed, or samples came in another order"
+    if left_out := _left_out(run):
+        line += f"; the code snapshot does not hold {left_out}"
+    yield _LikelyCause(100, line)
 
 
 def _draws(evidence: Evidence) -> Iterator[_LikelyCause]:
@@ -197,10 +196,8 @@ def _draws(evidence: Evidence) -> Iterator[_LikelyCause]:
     draw = "an unseeded draw (time, os.urandom, a generator of its own)"
     kernel = "a non-deterministic kernel (remedy: torch.use_deterministic_algorithms(True))"
     if second.same_data is False:
-        yield _LikelyCause(
-            110,
-            f"{line}, in their data already: {draw} where samples are chosen, loaded or augmented",
-        )
+        line += f", in their data already: {draw} where samples are chosen, loaded or augmented"
+        yield _LikelyCause(110, line)
         return
     by_kernel = evidence.on_gpu and evidence.size == "tiny"
     # Draws in the loading code explain other data, kernels and draws in the model do not.
@@ -214,7 +211,11 @@ def _draws(evidence: Evidence) -> Iterator[_LikelyCause]:
 def _kernels(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
     disagree = evidence.second is not None and not evidence.second.agrees
     # An obstacle of that grade is about rounding, and was more precise at the time.
-    if not evidence.on_gpu or disagree or any(one.grade == "close" for one in run.obstacles):
+    if (
+        not evidence.on_gpu
+        or disagree
+        or any(obstacle.grade == "close" for obstacle in run.obstacles)
+    ):
         return
     if not all(map(_is_deterministic, (run.environment, evidence.environment))):
         kind = "kernels" if evidence.second is None else "kernels that agreed"
@@ -225,40 +226,35 @@ def _kernels(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
 
 
 def _obstacles(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
-    for one in run.obstacles:
-        kind = "obstacle of rounding" if one.grade == "close" else "obstacle"
-        yield _LikelyCause(
-            _weight(kind, evidence),
-            f"known since the recording: {one.reason} (remedy: {one.remedy})",
-        )
+    for obstacle in run.obstacles:
+        kind = "obstacle of rounding" if obstacle.grade == "close" else "obstacle"
+        line = f"known since the recording: {obstacle.reason} (remedy: {obstacle.remedy})"
+        yield _LikelyCause(_weight(kind, evidence), line)
 
 
 def _changes(run: Run, evidence: Evidence) -> Iterator[_LikelyCause]:
     changes = environment_changes(run.environment, evidence.environment)
     if evidence.variables is not None:
         changes += variable_changes(run.launch.env, evidence.variables)
-    packages = [one for one in changes if one.kind == "package"]
-    for one in [one for one in changes if one.kind != "package"] + packages[:MAX_PACKAGES]:
-        kind = _kind(one, evidence.on_gpu)
-        rounding = evidence.size == "tiny" and one.kind in ("numerics", "device")
-        proof = (
-            f" (the values differ by {evidence.relative:.1e}, as after rounding)"
-            if rounding
-            else ""
-        )
-        yield _LikelyCause(_weight(kind, evidence), f"{one}{proof}")
+    packages = [change for change in changes if change.kind == "package"]
+    others = [change for change in changes if change.kind != "package"]
+    for change in others + packages[:MAX_PACKAGES]:
+        line = str(change)
+        if evidence.size == "tiny" and change.kind in ("numerics", "device"):
+            line += f" (the values differ by {evidence.relative:.1e}, as after rounding)"
+        yield _LikelyCause(_weight(_kind(change, evidence.on_gpu), evidence), line)
     if more := packages[MAX_PACKAGES:]:
-        listed = ", ".join(f"{one.name} {one.was} -> {one.now}" for one in more)
+        listed = ", ".join(f"{change.name} {change.was} -> {change.now}" for change in more)
         yield _LikelyCause(_weight("package", evidence), f"{len(more)} more packages: {listed}")
 
 
 def _kind(change: EnvironmentChange, on_gpu: bool) -> str:
     """The row of WEIGHTS."""
     name = change.name
+    if name == "torch" and change.kind == "package":
+        return "torch"
     if change.kind == "package":
-        return (
-            "torch" if name == "torch" else "main package" if name in FIRST_PACKAGES else "package"
-        )
+        return "main package" if name in FIRST_PACKAGES else "package"
     if change.kind == "variable":
         known = {"PYTHONHASHSEED": "hash seed", "WORLD_SIZE": "processes"}
         return known.get(name, "kernel variable" if _KERNEL_VARIABLE.match(name) else "aside")
@@ -274,17 +270,14 @@ def _unexplained(run: Run, evidence: Evidence, *, is_all: bool) -> str:
     equal = compared_parts(run.environment, evidence.environment) if is_all else ["all else"]
     if evidence.compared and evidence.other_data is None:
         equal.append(f"the data of {len(evidence.compared)} batches")
-    known = (
-        f"{', '.join(equal)} {'are' if len(equal) > 1 else 'is'} equal"
-        if equal
-        else "nothing could be compared"
-    )
-    known += "" if evidence.compared else "; the data were not compared"
-    opening = (
-        "no difference was found between then and now"
-        if is_all
-        else "none of these is a likely cause"
-    )
+    known = "nothing could be compared"
+    if equal:
+        known = f"{', '.join(equal)} {'are' if len(equal) > 1 else 'is'} equal"
+    if not evidence.compared:
+        known += "; the data were not compared"
+    opening = "none of these is a likely cause"
+    if is_all:
+        opening = "no difference was found between then and now"
     if evidence.second is None:
         advice = (
             "verify the run again: if two replays differ from each other, something draws "
@@ -307,7 +300,7 @@ def _weight(kind: str, evidence: Evidence) -> int:
     return WEIGHTS[kind][("tiny", "unknown", "large").index(evidence.size)]
 
 
-def _is_deterministic(environment: Any) -> bool:
+def _is_deterministic(environment: object) -> bool:
     flags = as_mapping(as_mapping(environment).get("determinism"))
     return (
         flags.get("deterministic_algorithms") is True
@@ -325,6 +318,6 @@ def _at(position: Position) -> str:
     return f"step {position.step}"
 
 
-def _short(fingerprint: Any) -> str:
+def _short(fingerprint: object) -> str:
     """The beginning of a hash, or a checksum."""
     return str(fingerprint)[:20]

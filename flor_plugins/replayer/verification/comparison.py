@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 
 from flor_plugins.records import Grade, Position, Verdict
 from flor_plugins.store.metrics.reserved_names import BATCH, FIRST_BATCH, is_measured
@@ -20,8 +20,8 @@ class Difference:
 
     position: Position
     name: str
-    was: Any
-    now: Any
+    was: object
+    now: object
     detail: str
 
 
@@ -30,16 +30,17 @@ class Comparison:
     """Counts equal values and keeps those that differ.
 
     data: where a batch was not what it was. batches: the fingerprints of all batches that were
-    compared."""
+    compared.
+    """
 
     compared: int = 0
     close: list[Difference] = field(default_factory=list)
     differing: list[Difference] = field(default_factory=list)
     data: list[Difference] = field(default_factory=list)
-    batches: list[tuple[Position, Any, Any]] = field(default_factory=list)
+    batches: list[tuple[Position, object, object]] = field(default_factory=list)
 
     def values(
-        self, position: Position, recorded: Mapping[str, Any], recomputed: Mapping[str, Any]
+        self, position: Position, recorded: Mapping[str, object], recomputed: Mapping[str, object]
     ) -> Grade:
         """Compare the encoded values that both have, bit for bit.
 
@@ -47,22 +48,20 @@ class Comparison:
         """
         grade: Grade = "unverified"
         for name in sorted(recorded.keys() & recomputed.keys()):
-            if is_measured(name):
-                continue
-            self.compared += 1
-            grade = worse(grade, self._one(position, name, recorded[name], recomputed[name]))
+            if not is_measured(name):
+                self.compared += 1
+                found = self._value(position, name, recorded[name], recomputed[name])
+                grade = worse(grade, found)
         return grade
 
     def hashes(
         self, position: Position, recorded: Mapping[str, str], recomputed: Mapping[str, str]
     ) -> Grade:
-        """Compare the fingerprints of a model's tensors; tied tensors are recorded under one
-        name.
-        """
-        for name in recorded:
+        """Compare hashes of a model's tensors; tied tensors are recorded under one name."""
+        for name, was in recorded.items():
             self.compared += 1
-            if recorded.get(name) != recomputed.get(name):
-                was, now = recorded[name], recomputed.get(name, "absent")
+            now = recomputed.get(name, "absent")
+            if was != now:
                 detail = f"weights {name}: {was} recorded, {now} now"
                 self.differing.append(Difference(position, f"weights {name}", was, now, detail))
                 return "diverged"
@@ -70,11 +69,8 @@ class Comparison:
 
     def add(self, other: Comparison) -> None:
         """Take what another one found."""
-        self.compared += other.compared
-        self.close += other.close
-        self.differing += other.differing
-        self.data += other.data
-        self.batches += other.batches
+        for part in fields(self):
+            setattr(self, part.name, getattr(self, part.name) + getattr(other, part.name))
 
     def verdict(self) -> Verdict:
         """The verdict over everything compared so far."""
@@ -89,28 +85,24 @@ class Comparison:
     @property
     def earliest(self) -> Difference | None:
         """The first that differs at all, rounding included."""
-        return min(
-            [*self.differing, *self.data, *self.close], key=lambda one: one.position, default=None
-        )
+        found = [*self.differing, *self.data, *self.close]
+        return min(found, key=attrgetter("position"), default=None)
 
-    def _one(self, position: Position, name: str, was: Any, now: Any) -> Grade:
-        if name in (BATCH, FIRST_BATCH):
+    def _value(self, position: Position, name: str, was: object, now: object) -> Grade:
+        is_data = name in (BATCH, FIRST_BATCH)
+        if is_data:
             self.batches.append((position, was, now))
         # Encoded values: equal JSON means equal bits (floats are written with repr, NaN is tagged).
         if was == now and type(was) is type(now):
             return "exact"
-        found = Difference(position, name, was, now, f"{name}: {was!r} recorded, {now!r} now")
-        if name in (BATCH, FIRST_BATCH):
-            self.data.append(found)
-            return "diverged"
-        if _is_close(was, now):
-            self.close.append(found)
-            return "close"
-        self.differing.append(found)
-        return "diverged"
+        is_close = not is_data and _is_close(was, now)
+        differences = self.data if is_data else self.close if is_close else self.differing
+        detail = f"{name}: {was!r} recorded, {now!r} now"
+        differences.append(Difference(position, name, was, now, detail))
+        return "close" if is_close else "diverged"
 
 
-def _is_close(was: Any, now: Any) -> bool:
+def _is_close(was: object, now: object) -> bool:
     if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         return all(_is_close(a, b) for a, b in zip(was, now, strict=True))
     if isinstance(was, (int, float)) and isinstance(now, (int, float)):
@@ -121,6 +113,6 @@ def _is_close(was: Any, now: Any) -> bool:
 _ORDER: tuple[Grade, ...] = ("unverified", "exact", "close", "diverged")
 
 
-def worse(one: Grade, other: Grade) -> Grade:
-    """The one of two grades that says less; one that is known before one that is not."""
-    return max(one, other, key=lambda grade: _ORDER.index(grade))
+def worse(*grades: Grade) -> Grade:
+    """Return the grade that says least; one that is known before one that is not."""
+    return max(grades, key=_ORDER.index)

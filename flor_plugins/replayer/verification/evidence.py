@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from flor_plugins.records import Run
 from flor_plugins.replayer.verification.causes import (
     BatchFingerprints,
@@ -17,7 +15,7 @@ from flor_plugins.state.environment import environment, variables
 
 
 def likely_causes(run: Run, found: Comparison, repeat: RepeatedRange | None) -> list[str]:
-    """One line per cause, most likely first; [] where nothing differs.
+    """Return one line per cause, most likely first; [] where nothing differs.
 
     Call it in the worker, after the replay.
     """
@@ -28,9 +26,9 @@ def likely_causes(run: Run, found: Comparison, repeat: RepeatedRange | None) -> 
         run,
         Evidence(
             first=first.position,
-            relative=_relative(first.was, first.now),
+            relative=relative_difference(first.was, first.now),
             batches=tuple(
-                BatchFingerprints(*one) for one in found.batches if one[0] <= first.position
+                BatchFingerprints(*batch) for batch in found.batches if batch[0] <= first.position
             ),
             second=None if repeat is None else repeat.second,
             environment=environment(),
@@ -38,11 +36,6 @@ def likely_causes(run: Run, found: Comparison, repeat: RepeatedRange | None) -> 
             on_gpu=_computes_on_gpu(),
         ),
     )
-
-
-def _relative(was: Any, now: Any) -> float | None:
-    """None where only hashes are known."""
-    return relative_difference(was, now) if isinstance(was, (int, float, list)) else None
 
 
 def _computes_on_gpu() -> bool:

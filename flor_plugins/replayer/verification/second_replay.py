@@ -1,12 +1,9 @@
-"""Do two replays of one stretch agree with each other? If not, the training itself can't be
-repeated.
-"""
+"""Do two replays of a range agree with each other? If not, the training can't be repeated."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from flor_plugins.records import Level, Phase, Position, Row
 from flor_plugins.replayer.verification.causes import SecondReplay
@@ -17,21 +14,21 @@ SeenPlace = tuple[Position, Phase, Level]
 
 @dataclass(slots=True)
 class RepeatedRange:
-    """What the first replay of a stretch computed, and how the second one compares.
+    """What the first replay of a range computed, and how the second one compares.
 
     Two replays in one process can agree by chance only: what they draw outside of the known
     generators, and what the kernels add in another order, differs.
     """
 
     is_second: bool = False
-    _first: dict[SeenPlace, dict[str, Any]] = field(default_factory=dict)
+    _first: dict[SeenPlace, dict[str, object]] = field(default_factory=dict)
     _comparison: Comparison = field(default_factory=Comparison)
 
     def begin(self) -> None:
         """From now on what is heard is the second replay's."""
         self.is_second = True
 
-    def heard(self, row: Row, encoded: Mapping[str, Any]) -> bool:
+    def heard(self, row: Row, encoded: Mapping[str, object]) -> bool:
         """Keep a row of the first replay, or compare one of the second. True for the second."""
         key = (row.position, row.phase, row.level)
         if self.is_second:
