@@ -1,6 +1,4 @@
-"""The seam between the core and the frameworks: what recorder and replayer ask of a framework's
-package, and the only place that finds one.
-"""
+"""What recorder and replayer ask of a framework's package, and the only place that finds one."""
 
 from __future__ import annotations
 
@@ -50,9 +48,9 @@ class RecordingCallback(Protocol):
 class CallbackFactory(Protocol):
     """The class FlorCallback of a framework."""
 
-    def __call__(
-        self, name: str | None = None, *, project: str | None = None
-    ) -> RecordingCallback: ...
+    def __call__(self, name: str | None = None, *, project: str | None = None) -> RecordingCallback:
+        """Make the callback of a run."""
+        ...
 
 
 class LoopFollower(Protocol[TrainerT]):

@@ -116,9 +116,7 @@ class _ReplayDriver(TrainerCallback):
     def _run_again(
         self, trained: TrainingRange, original: Callable[..., Any], kwargs: Mapping[str, Any]
     ) -> None:
-        """From the State at the range's start to its end, through as many epochs as lie
-        between.
-        """
+        """Train from the State at the range's start to its end, through all epochs between."""
         trainer = self.trainer
         sections: Sections | None = self.session.state(trained.start)
         state.restore(trainer, sections)

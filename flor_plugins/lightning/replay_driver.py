@@ -127,9 +127,7 @@ class _ReplayDriver(Callback):
         self.wrapped.undo()
 
     def _drive(self, advance_start: Proceed) -> None:
-        """Entry of the first `FitLoop.on_advance_start`: from here on epochs are run as
-        `FitLoop.run` would.
-        """
+        """Run epochs as `FitLoop.run` would, from the first `FitLoop.on_advance_start` on."""
         self._loop.evaluate()
         self._loop.validate(self._restore_validation, self._validate)
         with closing(self._loop.ranges()) as ranges:
@@ -174,9 +172,10 @@ class _ReplayDriver(Callback):
             self.session.read_ahead()
 
     def _epoch_boundary(self, advance_start: Proceed) -> bool:
-        """An epoch is over, its hooks and loggers included. The recording stood at the same moment:
+        """An epoch is over, its hooks and loggers included.
 
-        the next epoch's start hooks had run, unless the run had ended.
+        The recording stood at the same moment: the next epoch's start hooks had run, unless the
+        run had ended.
         """
         position, run = self._position(), self.session.run
         is_last = run.status == "finished" and run.position is not None and position >= run.position

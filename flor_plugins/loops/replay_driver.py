@@ -4,7 +4,8 @@ Nothing can call the body of a `for`: the script does, once for each item that t
 gives. So the passes of a session are a script of their own (a generator), which is gone on with
 whenever a loop asks for an item, and which restores States before it gives one. Where a range
 ends in the middle of a body, the inner loop is ended there, and the rest of the body runs
-unheard."""
+unheard.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +54,8 @@ class _ScriptPlace:
     """Where a start of the script stands. number: of inner loops that have begun in this epoch.
 
     step: at the last boundary. is_gone: out of the main loop. is_leaving: in the rest of a body
-    that nobody wants to hear. is_entered: at the first item of an inner loop after a State."""
+    that nobody wants to hear. is_entered: at the first item of an inner loop after a State.
+    """
 
     number: int = 0
     step: int = 0
@@ -136,9 +138,7 @@ class LoopReplayDriver(LoopObserver):
         self._collector.over(inner)
 
     def left(self, main: ActiveLoop, by_error: bool | None, frame: FrameType) -> None:
-        """The script has left the main loop by itself: as it did when it was recorded, or
-        because it diverged.
-        """
+        """The script has left the main loop: as when it was recorded, or because it diverged."""
         self._stage.follower = None
         place = self._place
         place.is_at_main, place.is_gone = not by_error, True
@@ -181,9 +181,7 @@ class LoopReplayDriver(LoopObserver):
         loaders.end_workers(self._collector.sources)
 
     def _run_again(self, trained: TrainingRange) -> Iterator[Any]:
-        """From the State at the range's start to its end, through as many epochs as lie
-        between.
-        """
+        """Train from the State at the range's start to its end, through all epochs between."""
         if self._place.is_gone or not self._place.is_at_main:
             yield _AT_MAIN
         self._enter(trained.start)
@@ -272,8 +270,9 @@ class _SkippedLoop(LoopObserver):
 
 
 def _raise_in(frame: FrameType, error: BaseException) -> None:
-    """Let a running frame raise at its next line: from the end of an iterator's life nothing
-    can be raised.
+    """Let a running frame raise at its next line.
+
+    From the end of an iterator's life nothing can be raised.
     """
 
     def trace(at: FrameType, event: str, argument: Any) -> Any:

@@ -31,8 +31,9 @@ class PassResult:
     verdict: Verdict
 
     def is_end_of(self, replay_pass: ReplayPass) -> bool:
-        """Is it the end of that pass, or of what was left of it? Two passes of one way have no
-        epoch in common.
+        """Say whether it ends that pass, or what was left of it.
+
+        Two passes of one way have no epoch in common.
         """
         return self.way == replay_pass.way and set(self.epochs) <= set(replay_pass.epochs)
 

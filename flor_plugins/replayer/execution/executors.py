@@ -31,14 +31,13 @@ class Executor(Protocol):
         Returns their outcomes in the order of the plan. workers: tasks at a time. tell: hears
         each event of a task as it happens, one at a time; what it raises ends the replay.
         Raises ReplayError for a cluster that can't be reached, MissingDependency for an engine
-        that is not installed."""
+        that is not installed.
+        """
         ...
 
 
 def executor_of(engine: str) -> Executor:
-    """Return an engine. Raises ReplayError for one that does not exist, with the names of those
-    that do.
-    """
+    """Return an engine. Raises ReplayError for an unknown one, with the names of the others."""
     if engine not in ENGINES:
         raise ReplayError(
             f"the engine {engine!r} was asked for; there are "

@@ -3,7 +3,8 @@
 A worker that is forked has its imports behind it. What an interpreter or a library reads only
 once, when it starts (PYTHONHASHSEED, OMP_NUM_THREADS, ...), must be right in the server: it is
 started with the very environment of the run. Only on Linux; elsewhere, and wherever anything
-speaks against it, a worker is a fresh process."""
+speaks against it, a worker is a fresh process.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ class ForkedWorker:
         threading.Thread(target=self._hear, name=f"flor-worker-{pid}", daemon=True).start()
 
     def poll(self) -> int | None:
+        """Return its exit status; None while it runs."""
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -49,9 +51,11 @@ class ForkedWorker:
         return self.returncode
 
     def terminate(self) -> None:
+        """Ask it to end."""
         self._send(signal.SIGTERM)
 
     def kill(self) -> None:
+        """End it at once."""
         self._send(signal.SIGKILL)
 
     def _send(self, number: signal.Signals) -> None:
@@ -77,9 +81,9 @@ class ForkedWorker:
 
 
 class ForkServer:
-    """A fork server, and the line to it. It begins to import at once; the first `fork` waits
-    until it is ready.
+    """A fork server, and the line to it.
 
+    It begins to import at once; the first `fork` waits until it is ready.
     obstacle: what it says against forking, if it does.
     """
 
@@ -108,15 +112,18 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
+        """The server's own process."""
         return self._process.pid
 
     @property
     def is_alive(self) -> bool:
+        """Does the server run? If not, it has ended by itself, or was killed."""
         return self._process.poll() is None
 
     @property
     def is_busy(self) -> bool:
-        return any(one.poll() is None for one in self._forked)
+        """Does one of its workers run? Then it must not be closed."""
+        return any(worker.poll() is None for worker in self._forked)
 
     def fork(self, task: Path, told: int, log: int) -> ForkedWorker | None:
         """A worker for a task; None where the server can't fork, or is gone."""
@@ -133,7 +140,9 @@ class ForkServer:
                     return None
             forked = self._begun(status)
             if forked is not None:
-                self._forked = [one for one in self._forked if one.poll() is None] + [forked]
+                self._forked = [worker for worker in self._forked if worker.poll() is None] + [
+                    forked
+                ]
             return forked
 
     def close(self) -> None:
@@ -176,8 +185,9 @@ class ForkServers:
         self._servers: dict[tuple[str, frozenset[tuple[str, str]]], ForkServer] = {}
 
     def begin(self, framework: str, env: Mapping[str, str]) -> ForkServer | None:
-        """The server for such workers, started if there is none; None where workers must be
-        fresh processes.
+        """Return the server for such workers, started if there is none.
+
+        None where workers must be fresh processes.
         """
         if not _can_fork(env) or os.getpid() != self._owner:
             return None
@@ -215,7 +225,7 @@ class ForkServers:
                 self._servers.popitem()[1].close()
 
     def _make_room(self) -> None:
-        idle = [key for key, one in self._servers.items() if not one.is_busy]
+        idle = [key for key, server in self._servers.items() if not server.is_busy]
         for key in idle[: max(0, len(self._servers) - MOST + 1)]:
             self._servers.pop(key).close()
 
@@ -229,8 +239,9 @@ def servers() -> ForkServers:
 
 
 def _can_fork(env: Mapping[str, str]) -> bool:
-    """Where pidfds are, and nothing but this package on PYTHONPATH: what else is there may
-    shadow what is imported.
+    """Where pidfds are, and nothing but this package on PYTHONPATH.
+
+    What else is there may shadow what is imported.
     """
     is_linux = sys.platform.startswith("linux") and hasattr(os, "pidfd_open")
     return is_linux and env.get("PYTHONPATH") == IMPORT_PATH

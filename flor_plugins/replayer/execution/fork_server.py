@@ -5,7 +5,8 @@
 It imports nothing of a user's, starts no thread and no device: both would be lost or broken in
 a fork (an operation of torch that finds its threads gone waits for ever). Orders come as one
 packet each: JSON, with three descriptors (`warm.Server.fork` sends them). It ends when the
-other side does, or when nobody has asked for a while."""
+other side does, or when nobody has asked for a while.
+"""
 
 from __future__ import annotations
 
@@ -123,8 +124,9 @@ def _preload_journals() -> None:
 
 
 def _keep_at_exit() -> None:
-    """A worker ends without taking apart what was imported here: torch's libraries of
-    operations are one by one.
+    """Let a worker end without taking apart what was imported here.
+
+    torch's libraries of operations would be taken apart one by one.
     """
     for made in weakref.finalize._registry.values():  # type: ignore[attr-defined]
         made.atexit = False
@@ -132,8 +134,9 @@ def _keep_at_exit() -> None:
 
 @contextmanager
 def _own_path() -> Iterator[None]:
-    """Import from the interpreter's folders and that of this package only; packages
-    installed in place are not.
+    """Import from the interpreter's folders and that of this package only.
+
+    Packages installed in place are not imported.
     """
     path, finders = list(sys.path), list(sys.meta_path)
     sys.path[:] = [
@@ -149,9 +152,7 @@ def _own_path() -> Iterator[None]:
 
 
 def _is_of_interpreter(entry: str) -> bool:
-    """The standard library, or a folder that packages are installed into; others were added
-    by hand.
-    """
+    """The standard library, or a folder for packages; others were added by hand."""
     library = os.path.realpath(os.path.dirname(os.__file__))
     if os.path.basename(entry) in ("site-packages", "dist-packages") or entry.endswith(".zip"):
         return True
@@ -227,8 +228,9 @@ class _ForkServerLoop:
         return None
 
     def _become_worker(self, status: socket.socket, server: int) -> None:
-        """As a process that was started afresh: nothing of the server's is open, and it ends
-        with the server.
+        """Close what is the server's, as if this process had been started afresh.
+
+        It ends with the server.
         """
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL))
         if os.getppid() != server:

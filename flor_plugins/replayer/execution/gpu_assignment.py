@@ -1,6 +1,4 @@
-"""Which of this machine's devices a worker sees: workers that run at a time are spread over
-them.
-"""
+"""Which of this machine's devices a worker sees: workers at a time are spread over them."""
 
 from __future__ import annotations
 
@@ -16,20 +14,19 @@ DRIVER = Path("/proc/driver/nvidia/gpus")  # a folder for each device; torch is 
 
 
 def visible(environment: Mapping[str, str] = os.environ, driver: Path = DRIVER) -> tuple[str, ...]:
-    """What the devices that this process may use are called in CUDA_VISIBLE_DEVICES; ()
-    where there are none.
-    """
+    """Return the names of this process' devices, as CUDA_VISIBLE_DEVICES has them."""
     named = environment.get(VARIABLE)
     if named is None:
         return tuple(str(number) for number, _ in enumerate(driver.glob("*")))
-    devices = [one.strip() for one in named.split(",")]
-    end = next((number for number, one in enumerate(devices) if one in ("", "-1")), len(devices))
+    devices = [name.strip() for name in named.split(",")]
+    end = next((i for i, name in enumerate(devices) if name in ("", "-1")), len(devices))
     return tuple(devices[:end])  # as CUDA reads it: what stands behind a wrong one does not count
 
 
 class GpuAssignment:
-    """Each task takes the devices that fewest others have; none ever waits, also where
-    workers outnumber devices.
+    """Each task takes the devices that fewest others have.
+
+    None ever waits, also where workers outnumber devices.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -39,8 +36,9 @@ class GpuAssignment:
 
     @contextmanager
     def taken(self, count: int) -> Iterator[dict[str, str]]:
-        """The variable for `count` processes that work together; empty where there is
-        nothing to choose among.
+        """Give the variable for `count` processes that work together.
+
+        It is empty where there is nothing to choose among.
         """
         if len(self._names) < 2:
             yield {}

@@ -1,5 +1,6 @@
-"""The trainings that a script comes to when it is started again: the recorded one is replayed,
-those before it are passed over.
+"""The trainings that a script comes to when it is started again.
+
+The recorded one is replayed, those before it are passed over.
 """
 
 from __future__ import annotations
@@ -45,9 +46,7 @@ class LaunchedFits:
         self.follower: LoopFollower[object] | None = None
 
     def replay(self, script: RelaunchedScript) -> None:
-        """Start the script; once more where a hand-written loop was left by the script before
-        all was done.
-        """
+        """Start the script; once more where it left a hand-written loop before all was done."""
         while self.follower is None or not self.follower.is_done:
             self.count = 0
             try:
@@ -98,9 +97,7 @@ class LaunchedFits:
 
     @property
     def _was_left(self) -> bool:
-        """Has the script left a hand-written loop by itself: with its `break`, or with the error
-        of the recording?
-        """
+        """The script has left a hand-written loop: by its `break`, or the recording's error."""
         return self.follower is not None and (self.follower.is_done or self.follower.wants_again)
 
     def _never_met(self) -> str:

@@ -1,5 +1,6 @@
-"""A worker does not outlive the process that listens to it: another one would do the same
-and write beside it.
+"""A worker does not outlive the process that listens to it.
+
+Another one would do the same and write beside it.
 """
 
 from __future__ import annotations

@@ -40,11 +40,11 @@ class _SharedSettings:
 def run_all(
     store: Store, runs: Mapping[str, Run], plan: Plan, tell: Tell, *, workers: int = 1
 ) -> list[Outcome]:
-    """Do all tasks of a plan, the longest first; one that fails does not stop the others. In
-    the order of the plan.
+    """Do all tasks of a plan with worker processes (see `Executor`).
 
     What `tell` raises, and an interrupt, end the workers; it is raised when their sandboxes are
-    gone."""
+    gone.
+    """
     store.replay(plan.replay_id).mkdir(parents=True, exist_ok=True)
     devices = GpuAssignment(
         visible() if workers > 1 else ()

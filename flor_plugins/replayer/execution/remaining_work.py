@@ -21,8 +21,7 @@ EventT = TypeVar("EventT", bound=Event)
 
 
 def rest_of(task: Task, events: Sequence[Event]) -> Task:
-    """Return the task without the passes, positions and ranges that were told as done: their
-    rows are stored.
+    """Return the task without what was told as done: the rows of that are stored.
 
     Of a pass that did not end, the last part stays in any case: its end says how exact it was.
     """
@@ -42,7 +41,8 @@ def together(
 
     before: what those told. last: the result of the last one. stored: verdicts of the rows of
     this replay. Of a pass that two workers did a part of each, all epochs are shown with the
-    worst grade, and the last one's seconds."""
+    worst grade, and the last one's seconds.
+    """
     ranges = {result.range: result for result in [*_of(before, RangeResult), *last.stretches]}
     ends = [*last.passed, *_of(before, PassResult)]
     passed = [

@@ -1,6 +1,4 @@
-"""What a task needs of a store that is not at hand, and what it leaves there: from an object
-store and back.
-"""
+"""What a task needs of an object store, and what it leaves there."""
 
 from __future__ import annotations
 
@@ -23,11 +21,11 @@ from flor_plugins.store.runs import list_runs, load_run
 
 
 def upload(store: Store, url: str, runs: Iterable[Run]) -> list[str]:
-    """Put recorded runs and their code into an object store; returns the paths in it that are
-    new or other.
+    """Put recorded runs and their code into an object store; return the paths that are new.
 
     Run it again to add what is missing. Raises SnapshotError where a run's commit can't be
-    found, StoreError where the object store refuses."""
+    found, StoreError where the object store refuses.
+    """
     mirror, pushed = Mirror(url, store.root), []
     for run in runs:
         for code in _codes([run]):
@@ -82,9 +80,7 @@ def come_home(mirror: Mirror, plan: Plan) -> None:
 
 
 def put_back(store: Store, replay_id: str) -> None:
-    """Plan, hooks, outputs and verdicts of a replay to where they are kept; nothing for a
-    store that is a folder.
-    """
+    """Put back plan, hooks, outputs and verdicts of a replay; nothing for a store in a folder."""
     mirror = mirror_of(store)
     if mirror is not None:
         mirror.push(store.replay(replay_id))

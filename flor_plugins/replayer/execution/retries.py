@@ -1,6 +1,4 @@
-"""A task on its way through as many workers as it takes: what they tell, what is left, when
-it is given up.
-"""
+"""A task on its way through as many workers as it takes, or until it is given up."""
 
 from __future__ import annotations
 
@@ -19,10 +17,10 @@ DEATHS = 3  # in a row, with nothing done between them: it is the task that kill
 
 @dataclass(slots=True)
 class RetriedTask:
-    """told: by the present worker. before: by those that were lost. rest: of the task, what is
-    still to be done.
+    """A task, and what its workers said of it.
 
-    outcome: of the last worker.
+    told: by the present worker. before: by those that were lost. rest: of the task, what is
+    still to be done. outcome: of the last worker.
     """
 
     task: Task
@@ -36,12 +34,16 @@ class RetriedTask:
         self.rest, self.outcome = self.task, Outcome(self.task)
 
     def is_for_another(self, said: str, *, are_rows_lost: bool = False) -> bool:
-        """Its worker is lost. True if another one shall do the rest; else the outcome says what
-        became of it.
+        """Its worker is lost: say whether another one shall do the rest.
 
-        are_rows_lost: what it had stored may be gone with it, so that all is done again; rows
-        that are there after all are not stored twice."""
-        self.before, self.told = [] if are_rows_lost else [*self.before, *self.told], []
+        If not, the outcome says what became of it. are_rows_lost: what it had stored may be
+        gone with it, so that all is done again; rows that are there after all are not stored
+        twice.
+        """
+        self.before.extend(self.told)
+        self.told.clear()
+        if are_rows_lost:
+            self.before.clear()
         rest = rest_of(self.task, self.before)
         self.deaths = 1 if rest != self.rest and not are_rows_lost else self.deaths + 1
         self.rest = rest

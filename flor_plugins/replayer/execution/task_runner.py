@@ -52,6 +52,7 @@ class Outcome:
 
     @property
     def is_whole(self) -> bool:
+        """Was all done, and did no hook fail? Then nothing is left to say."""
         return self.failure is None and not self.hook_failures
 
 
@@ -65,11 +66,12 @@ def do_task(
     given_up: threading.Event | None = None,
     variables: Mapping[str, str] | None = None,
 ) -> Outcome:
-    """Do all passes of a task. A failure is told in the outcome; what `tell` raises ends the
-    workers and is raised.
+    """Do all passes of a task.
 
+    A failure is told in the outcome; what `tell` raises ends the workers and is raised.
     given_up: once it is set, the workers are ended. variables: of their environment, over the
-    recorded ones."""
+    recorded ones.
+    """
     outcome, env = Outcome(task), {**environment(run), **(variables or {})}
     folder = store.replay(plan.replay_id) / task.run_id
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,13 +109,14 @@ def do_task(
 
 
 def _parts(run: Run, task: Task) -> list[tuple[Task, int]]:
-    """What one process does, and what as many must do as trained together: they share the
-    data among them.
+    """What one process does, and what as many must do as trained together.
+
+    They share the data among them.
     """
     if run.processes == 1:
         return [(task, 1)]
-    alone = tuple(one for one in task.passes if one.way == "state")
-    together = tuple(one for one in task.passes if one.way != "state")
+    alone = tuple(each for each in task.passes if each.way == "state")
+    together = tuple(each for each in task.passes if each.way != "state")
     parts = [(replace(task, passes=alone), 1), (replace(task, passes=together), run.processes)]
     return [(part, count) for part, count in parts if part.passes]
 

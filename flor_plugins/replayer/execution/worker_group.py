@@ -31,7 +31,7 @@ POLL_S = 0.2
 
 # What tells a process that it trains with others, and who they are: torchrun's, Lightning's and
 # SLURM's names.
-_OF_A_CREW = (
+_PLACE_VARIABLES = (
     "RANK",
     "WORLD_SIZE",
     "LOCAL_RANK",
@@ -70,9 +70,9 @@ class WorkerGroup:
         given_up: threading.Event | None = None,
     ) -> None:
         self.count = count
-        self._framework, self._env, self._order, self._folder = framework, env, order, folder
+        self._framework, self._order, self._folder = framework, order, folder
+        self._env = {**env, **_group_variables(count)}
         self._given_up = given_up or threading.Event()
-        self._port = _free_port() if count > 1 else 0
         self._is_over = threading.Event()
         self._processes: list[Worker] = []
         self._codes: list[int | None] = []  # None for one that had to be ended
@@ -87,8 +87,7 @@ class WorkerGroup:
         finally:
             os.close(write)
         self._events = os.fdopen(read)
-        self._guard = threading.Thread(target=self._end_with_others, name="flor-crew", daemon=True)
-        self._guard.start()
+        threading.Thread(target=self._end_with_others, name="flor-workers", daemon=True).start()
 
     def events(self) -> Iterator[Event]:
         """What the first process tells, until it ends."""
@@ -115,7 +114,8 @@ class WorkerGroup:
         """Why one of the others failed, and none before it.
 
         before: when the first process said that it failed itself; None if it did not. Where its
-        partner died it can only say that the connection is lost."""
+        partner died it can only say that the connection is lost.
+        """
         for rank, code in enumerate(self._codes[1:], start=1):
             failed = next(
                 (event for event in self.events_of(rank) if isinstance(event, WorkerFailure)), None
@@ -126,9 +126,7 @@ class WorkerGroup:
         return None
 
     def killed_by(self) -> int | None:
-        """The number of the signal that ended one of them, and not by us; None where they
-        ended or raised.
-        """
+        """Return the signal that ended one of them, and not by us; None where none did."""
         first, *others = self._codes
         killed = [-code for code in others if code is not None and code < 0]
         if not killed and first is not None and first < 0 and not any(others):
@@ -138,39 +136,20 @@ class WorkerGroup:
     # ---- inside
 
     def _start(self, rank: int, pipe: int) -> None:
-        task = self._file("task", rank, ".json")
+        task, env = self._file("task", rank, ".json"), self._env
         task.write_text(json.dumps(to_json(replace(self._order, rank=rank)), indent=1))
+        if self.count > 1:  # where LOCAL_RANK is set Lightning starts no processes
+            env = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         with ExitStack() as files:
             log = files.enter_context(self._file("output", rank, ".txt").open("a"))
-            told = (
-                files.enter_context(self._file("events", rank, ".jsonl").open("w")).fileno()
-                if rank
-                else pipe
-            )
-            env = {**self._env, **self._place(rank)}
+            told = pipe
+            if rank:
+                events = self._file("events", rank, ".jsonl").open("w")
+                told = files.enter_context(events).fileno()
             warm = None
             if self.count == 1:  # the environment of one of several is its own
                 warm = servers().fork(self._framework, env, task, told, log.fileno())
             self._processes.append(warm or _fresh(task, told, log, env))
-
-    def _place(self, rank: int) -> dict[str, str]:
-        """What torch.distributed and both trainers read.
-
-        Where LOCAL_RANK is set Lightning starts no processes.
-        """
-        if self.count == 1:
-            return {}
-        numbers = {
-            "RANK": rank,
-            "LOCAL_RANK": rank,
-            "WORLD_SIZE": self.count,
-            "LOCAL_WORLD_SIZE": self.count,
-        }
-        numbers |= {"NODE_RANK": 0, "GROUP_RANK": 0, "MASTER_PORT": self._port}
-        return {
-            "MASTER_ADDR": "127.0.0.1",
-            **{name: str(number) for name, number in numbers.items()},
-        }
 
     def _file(self, name: str, rank: int, ending: str) -> Path:
         return self._folder / (f"{name}-{rank}{ending}" if rank else f"{name}{ending}")
@@ -185,6 +164,23 @@ class WorkerGroup:
             if any(other.poll() not in (0, None) for other in self._processes[1:]):
                 _ended(self._processes[0], GRACE_S / 3)  # it may be about to say so itself
                 return
+
+
+def _group_variables(count: int) -> dict[str, str]:
+    """What torch.distributed and both trainers read, where several train together."""
+    if count == 1:
+        return {}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    return {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "NODE_RANK": "0",
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
 
 
 def _fresh(task: Path, told: int, log: IO[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -207,9 +203,7 @@ def _fresh(task: Path, told: int, log: IO[str], env: Mapping[str, str]) -> subpr
 
 
 def _ended(process: Worker, patience_s: float) -> int | None:
-    """Its exit status; None if it had to be ended, because it did not end by itself in that
-    time.
-    """
+    """Return its exit status; None if it did not end by itself in that time, and was ended."""
     try:
         return process.wait(patience_s)
     except subprocess.TimeoutExpired:
@@ -223,10 +217,11 @@ def _ended(process: Worker, patience_s: float) -> int | None:
 
 
 def environment(run: Run) -> dict[str, str]:
-    """The recorded variables that matter, none that place a process among others, and
-    trackers told to stay silent.
+    """Return the environment of a run's workers: the recorded variables that matter.
+
+    None places a process among others, and trackers are told to stay silent.
     """
-    found = {**os.environ, **run.launch.env}
+    recorded = {**os.environ, **run.launch.env}
     silent = {
         "WANDB_MODE": "disabled",
         "COMET_MODE": "disabled",
@@ -238,16 +233,10 @@ def environment(run: Run) -> dict[str, str]:
     }
     # -P keeps the present folder off the import path: the user's newer files must not be found
     # there.
-    paths = [*filter(None, found.get("PYTHONPATH", "").split(os.pathsep)), IMPORT_PATH]
+    paths = [*filter(None, recorded.get("PYTHONPATH", "").split(os.pathsep)), IMPORT_PATH]
     kept = {
-        name: v
-        for name, v in found.items()
-        if name not in _OF_A_CREW and not name.startswith("TORCHELASTIC_")
+        name: value
+        for name, value in recorded.items()
+        if name not in _PLACE_VARIABLES and not name.startswith("TORCHELASTIC_")
     }
     return {**kept, **silent, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]

@@ -98,7 +98,7 @@ class Evidence:
 
     @property
     def size(self) -> DifferenceSize:
-        """Is the first difference as small as rounding?"""
+        """Whether the first difference is as small as rounding."""
         if self.relative is None or math.isnan(self.relative):
             return "unknown"
         return "tiny" if self.relative <= TINY else "large"

@@ -62,8 +62,9 @@ def differences(then: object, now: object) -> list[str]:
 
 
 def environment_changes(then: object, now: object) -> list[EnvironmentChange]:
-    """Return the same as records: devices, switches of torch, packages, interpreter, machine, in
-    this order.
+    """Return the same as records.
+
+    Devices, switches of torch, packages, interpreter, machine: in this order.
     """
     was, present = as_mapping(then), as_mapping(now)
     switches = as_mapping(was.get("determinism")), as_mapping(present.get("determinism"))
@@ -78,8 +79,9 @@ def environment_changes(then: object, now: object) -> list[EnvironmentChange]:
 
 
 def variable_changes(then: object, now: object) -> list[EnvironmentChange]:
-    """Return environment variables that differ or that only one side has; not those that say
-    where a process runs.
+    """Return environment variables that differ or that only one side has.
+
+    Those that say where a process runs are left out.
     """
     was, present = as_mapping(then), as_mapping(now)
     names = [name for name in was.keys() | present.keys() if not PLACES.fullmatch(str(name))]

@@ -1,11 +1,11 @@
-"""Validation data that is loaded once for many positions: a hook gets copies of the batches of
-the pass before.
+"""Validation data that is loaded once for many positions.
 
-That must not be seen in any value: a hook gets the very bits that its own pass over the loader
-would bring, and finds every random number generator as that would leave it. So only loaders
-take part whose batches come from an index in order, and of these only those whose passes show
-that nothing in them is random. Others are gone through by each hook, as if there were nothing
-here."""
+A hook gets copies of the batches of the pass before. That must not be seen in any value: a hook
+gets the very bits that its own pass over the loader would bring, and finds every random number
+generator as that would leave it. So only loaders take part whose batches come from an index in
+order, and of these only those whose passes show that nothing in them is random. Others are gone
+through by each hook, as if there were nothing here.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ class BatchCache:
         self._count += 1
 
     def of(self, loader: object) -> object:
-        """Return what stands for a loader, or for each of a list of them: the loader itself
-        where it takes no part.
+        """Return what stands for a loader, or for each of a list of them.
+
+        It is the loader itself where that takes no part.
         """
         if isinstance(loader, list):
             return [self.of(each) for each in loader]
@@ -73,30 +74,29 @@ class _CachedBatches:
         self.is_on, self.is_whole = True, False
         self.drawn: list[bool] = []
         self.verified = 0
-        self._parts = _parts(loader)
-        self._changes = 0
+        self._data = _DataWatch(loader)
         self._nbytes, self._limit = 0, int(available_bytes() * SHARE)
 
     def is_trusted(self) -> bool:
-        """May batches that were kept stand for those that would be loaded now?
+        """Say whether batches that were kept may stand for those that would be loaded now.
 
         What a process loads itself shows in its generators whether it is random; the first
         batch of a second pass is looked at for those that nobody can see. Of what workers of
-        the loader do nothing shows."""
+        the loader do nothing shows.
+        """
         if self.loader.num_workers:
             return self.is_on and self.is_whole and self.verified == len(self.batches) > 0
         return self.is_on and self.verified > 0
 
     def begin_pass(self) -> None:
-        """Start anew if an attribute of the data set was set since: where it opens its files
-        at first use, one is.
+        """Start anew if an attribute of the data set was set since.
+
+        Where it opens its files at first use, one is.
         """
-        now = _parts(self.loader)
-        if not _is_changed(self._parts, now):
+        if not self._data.has_changed():
             return
-        self._parts, self.batches, self.is_whole, self.verified, self._nbytes = now, [], False, 0, 0
-        self._changes += 1
-        if self._changes == CHANGES:
+        self.batches, self.is_whole, self.verified, self._nbytes = [], False, 0, 0
+        if self._data.changes == CHANGES:
             self.give_up("its data set is changed again and again")
 
     def loaded(self, number: int, batch: object) -> None:
@@ -125,9 +125,7 @@ class _CachedBatches:
         self.is_on, self.batches = False, []
 
     def begins_with(self, number: int, has_drawn: bool) -> None:
-        """Whether a real pass draws its seed at that moment: the same each time, or it takes
-        no part.
-        """
+        """A real pass draws its seed at that moment, or not: always, or it takes no part."""
         if len(self.drawn) == number:
             self.drawn.append(has_drawn)
         elif self.drawn[number] != has_drawn:
@@ -137,6 +135,20 @@ class _CachedBatches:
         """What a real pass draws at that moment."""
         if self.drawn[number]:
             draw_seed(self.loader)
+
+
+class _DataWatch:
+    """What a loader's batches are made from, and how often that was changed."""
+
+    def __init__(self, loader: DataLoader) -> None:
+        self._loader, self._parts, self.changes = loader, _parts(loader), 0
+
+    def has_changed(self) -> bool:
+        """Say whether somebody has set an attribute since this was asked last."""
+        before, self._parts = self._parts, _parts(self._loader)
+        has_changed = _is_changed(before, self._parts)
+        self.changes += has_changed
+        return has_changed
 
 
 class _CachedLoader:
@@ -233,7 +245,7 @@ def _cached_pass(cached: _CachedBatches, batches: list[object], number: int) -> 
 
 
 def _is_plain(loader: object) -> TypeGuard[DataLoader]:
-    """Do its batches come from an index, in order, each pass for itself?"""
+    """Its batches come from an index, in order, each pass for itself."""
     base = getattr(loader, "base_dataloader", loader)
     if not isinstance(base, DataLoader) or any(
         type(part).__module__ not in _PLAIN for part in (loader, base)

@@ -1,6 +1,4 @@
-"""Memory for States that are read ahead: how much there is, and some that is used again and
-again.
-"""
+"""Memory for States that are read ahead: how much there is, and some that is used again."""
 
 from __future__ import annotations
 
@@ -26,7 +24,8 @@ class HostMemoryPool:
 
     A piece is lent again only when nobody holds a tensor, view or array of it any more: what
     somebody keeps of a State (a module its state_dict, an optimizer its moments) is never
-    written over. Pieces are pinned where CUDA is in use. One thread lends; any may let go."""
+    written over. Pieces are pinned where CUDA is in use. One thread lends; any may let go.
+    """
 
     def __init__(self) -> None:
         self._pieces: dict[str, list[_PooledBlock]] = {}
@@ -82,8 +81,9 @@ def _allocated(nbytes: int) -> torch.Tensor:
 
 
 def available_bytes() -> int:
-    """What can be allocated without swapping: of the machine, or of the control groups that
-    this process is in.
+    """Return what can be allocated without swapping.
+
+    Of the machine, or of the control groups that this process is in.
     """
     return min([_of_machine(), *_of_groups()])
 

@@ -50,7 +50,8 @@ class StatePrefetcher:
 
     What another thread does is reading, hashing and allocating: all values but tensors are
     built by the one that asks. Where the order is not kept, and where reading ahead fails, the
-    State is read when it is asked for."""
+    State is read when it is asked for.
+    """
 
     def __init__(
         self, run: Run, rank: int, order: Sequence[StateRequest], say: Callable[[str], None]
@@ -82,14 +83,16 @@ class StatePrefetcher:
         return ranks.load_checkpoint(self._path, self._rank, wanted.position, wanted.only)
 
     def hashes(self, position: Position) -> dict[str, str] | None:
-        """The hash of each of the model's tensors, if it is the State that was handed out
-        last and was read ahead.
+        """Return the hash of each of the model's tensors, if that State was read ahead.
+
+        It must be the one that was handed out last.
         """
         return self._held[1] if self._held is not None and self._held[0] == position else None
 
     def begin(self) -> None:
-        """Start to read what comes after the State that was handed out last; best once that
-        one is let go of.
+        """Start to read what comes after the State that was handed out last.
+
+        That one is best let go of first.
         """
         wanted = self._order[self._next] if self._next < len(self._order) else None
         if (
@@ -136,8 +139,9 @@ class StatePrefetcher:
         return reading.read
 
     def _place(self, wanted: StateRequest) -> int:
-        """Where in the order it stands: the next such place, or an earlier one; before the
-        next one if nowhere.
+        """Where in the order it stands: the next such place, or an earlier one.
+
+        If nowhere, the one before the next.
         """
         for begin in (self._next, 0):
             with suppress(ValueError):
@@ -148,9 +152,9 @@ class StatePrefetcher:
 @dataclass(frozen=True, slots=True)
 class _ReadState:
     """A State before it is put together: tensors by key, and the tree that names them.
-    sections: it, if it is.
 
-    hashes: as `checkpoints.tensor_hashes` gives them for the model.
+    sections: the State, if it is put together. hashes: as `checkpoints.tensor_hashes` gives
+    them for the model.
     """
 
     tree: Mapping[str, Any]
@@ -213,8 +217,9 @@ class _StateReadThread(threading.Thread):
 
 
 def _is_plain(node: Any) -> bool:
-    """Are there tensors in row-major order and nothing else? No code of others, and no
-    copying, builds those.
+    """There are tensors in row-major order and nothing else.
+
+    No code of others, and no copying, builds those.
     """
     if not isinstance(node, dict):
         return False

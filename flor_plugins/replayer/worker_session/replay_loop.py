@@ -1,6 +1,4 @@
-"""The loop over the passes of a task: the same for all frameworks, whose drivers move the
-training.
-"""
+"""The loop over the passes of a task, for all frameworks: their drivers move the training."""
 
 from __future__ import annotations
 

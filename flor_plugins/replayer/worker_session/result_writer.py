@@ -127,6 +127,6 @@ class ResultWriter:
 
 
 def _is_chosen(replay_pass: ReplayPass, position: Position) -> bool:
-    """Are values of that update wanted?"""
+    """Values of that update are wanted."""
     steps = replay_pass.steps
     return steps is None or position.step in steps or position in replay_pass.positions

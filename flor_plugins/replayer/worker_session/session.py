@@ -64,7 +64,7 @@ class PassProgress:
 
     @property
     def is_second(self) -> bool:
-        """Is the range trained a second time?"""
+        """Whether the range is trained a second time."""
         return self.repeat is not None and self.repeat.is_second
 
 
@@ -98,6 +98,7 @@ class WorkerSession:
 
     @property
     def run(self) -> Run:
+        """The run that is replayed."""
         return self.index.run
 
     def passes(self, way: Strategy) -> Iterator[ReplayPass]:
@@ -238,7 +239,8 @@ def guarded(read: Callable[..., Value], *args: object) -> Value | None:
     """Read a value; None where that fails, with the traceback in the worker's output.
 
     It failed when the run was recorded, too, and was noted there; the replay goes on as the
-    recording did."""
+    recording did.
+    """
     try:
         return read(*args)
     except Exception:

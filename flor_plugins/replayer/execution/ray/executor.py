@@ -1,9 +1,10 @@
-"""Tasks on a Ray cluster: the one that RAY_ADDRESS names, one that runs on this machine, else
-one of our own.
+"""Tasks on a Ray cluster.
 
-Every node of a cluster needs the same environment (this package, the trainer's framework, git)
-and the store: a folder that all nodes see under the same path, or an object store by its url.
-Data that the repository does not hold must be there, too. Nothing of a task knows of Ray."""
+It is the one that RAY_ADDRESS names, one that runs on this machine, else one of our own. Every
+node of a cluster needs the same environment (this package, the trainer's framework, git) and
+the store: a folder that all nodes see under the same path, or an object store by its url. Data
+that the repository does not hold must be there, too. Nothing of a task knows of Ray.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ def run_all(
     workers: tasks at a time, each with a CPU, or a GPU where the cluster has any; None: as many
     as the cluster has of those. A task whose worker or node is lost is begun again, without
     what it had told already. Raises MissingDependency without Ray, ReplayError where the
-    cluster can't be reached."""
+    cluster can't be reached.
+    """
     mirror = mirror_of(store)
     if mirror is not None:
         remote_sync.depart(mirror, plan, [runs[task.run_id] for task in plan.tasks])
@@ -213,8 +215,9 @@ def _doing(store: Store, run: Run, plan: Plan, task: Task) -> Iterator[Event | O
 
 
 def _stand_at(place: StoreLocation) -> None:
-    """Where the request was made, if this node has that folder: a repository is looked for
-    around it.
+    """Stand where the request was made, if this node has that folder.
+
+    A repository is looked for around it.
     """
     with suppress(OSError):
         os.chdir(place.cwd)
