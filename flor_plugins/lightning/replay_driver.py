@@ -105,9 +105,15 @@ class _ReplayDriver(Callback):
         if stage != "fit":
             return
         # Weights alone may be all that there is, and all that is needed.
-        trained = [span.start for one in self.session.passes("train") for span in one.stretches]
+        trained = [
+            span.start
+            for replay_pass in self.session.passes("train")
+            for span in replay_pass.stretches
+        ]
         validated = [
-            position for one in self.session.passes("validate") for position in one.positions
+            position
+            for replay_pass in self.session.passes("validate")
+            for position in replay_pass.positions
         ]
         start = next(iter(trained + validated), None)
         prepare(trainer, None if start is None else self.session.state(start), self.wrapped)

@@ -67,16 +67,16 @@ class ForkedWorker:
         """Until its end is told; the server's own end is the worker's, too."""
         with self._status as status:
             try:
-                said = status.recv(PACKET)
+                answer = status.recv(PACKET)
             except OSError:
-                said = b""
-        if not said:
+                answer = b""
+        if not answer:
             self.kill()  # the system has been told to, or will be in a moment: this only makes sure
             select.select([self._handle], [], [])
         with self._lock:
             os.close(self._handle)
             self._handle = -1
-        self.returncode = int(said) if said else -signal.SIGKILL
+        self.returncode = int(answer) if answer else -signal.SIGKILL
         self._has_ended.set()
 
 
@@ -125,7 +125,7 @@ class ForkServer:
         """Does one of its workers run? Then it must not be closed."""
         return any(worker.poll() is None for worker in self._forked)
 
-    def fork(self, task: Path, told: int, log: int) -> ForkedWorker | None:
+    def fork(self, task: Path, events_fd: int, log: int) -> ForkedWorker | None:
         """A worker for a task; None where the server can't fork, or is gone."""
         with self._lock:
             if not self._listens():
@@ -134,7 +134,7 @@ class ForkServer:
             order = json.dumps({"task": str(task), "cwd": os.getcwd()}).encode()
             with theirs:
                 try:
-                    socket.send_fds(self._control, [order], [theirs.fileno(), told, log])
+                    socket.send_fds(self._control, [order], [theirs.fileno(), events_fd, log])
                 except OSError:
                     status.close()
                     return None
@@ -158,23 +158,23 @@ class ForkServer:
         """Has it said that it can fork? Waits for what it says."""
         if self.obstacle is None and not self._is_ready:
             try:
-                said = self._control.recv(PACKET)
+                answer = self._control.recv(PACKET)
             except OSError:
-                said = b""
-            self._is_ready = said == READY
-            self.obstacle = said.decode() if said and said != READY else None
+                answer = b""
+            self._is_ready = answer == READY
+            self.obstacle = answer.decode() if answer and answer != READY else None
         return self._is_ready
 
     @staticmethod
     def _begun(status: socket.socket) -> ForkedWorker | None:
         try:
-            said, handles, _, _ = socket.recv_fds(status, PACKET, 1)
+            answer, handles, _, _ = socket.recv_fds(status, PACKET, 1)
         except OSError:
-            said, handles = b"", []
-        if not said:
+            answer, handles = b"", []
+        if not answer:
             status.close()
             return None
-        return ForkedWorker(int(said), handles[0], status)
+        return ForkedWorker(int(answer), handles[0], status)
 
 
 class ForkServers:
@@ -204,14 +204,14 @@ class ForkServers:
             return server
 
     def fork(
-        self, framework: str, env: Mapping[str, str], task: Path, told: int, log: int
+        self, framework: str, env: Mapping[str, str], task: Path, events_fd: int, log: int
     ) -> ForkedWorker | None:
         """A warm worker for a task; None where it must be a fresh process."""
         for _ in range(2):  # one that has waited for work for long may end while it is asked
             server = self.begin(framework, env)
             if server is None:
                 return None
-            forked = server.fork(task, told, log)
+            forked = server.fork(task, events_fd, log)
             if forked is not None or server.is_alive:
                 return forked
         return None

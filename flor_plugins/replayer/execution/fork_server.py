@@ -26,7 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from flor_plugins import adapter
 from flor_plugins.replayer.sandbox.child_processes import IMPORT_PATH
@@ -42,12 +42,12 @@ ARROW_MEMORY = "JE_ARROW_MALLOC_CONF"
 
 @dataclass(slots=True)
 class ForkOrder:
-    """What a forked worker is to do. log: where its output goes; told: where its events go."""
+    """What a forked worker is to do. log: where its output goes; events_fd: where its events go."""
 
     task: str
     cwd: str
     log: int
-    told: int
+    events_fd: int
 
     def do(self) -> int:
         """In the worker: as in a fresh `python -m flor_plugins.replayer.execution.worker`.
@@ -61,7 +61,9 @@ class ForkOrder:
         # A fresh process draws its first seeds from the system; python's are drawn again in a
         # fork, numpy's are not.
         import_module("numpy").random.seed()
-        return import_module("flor_plugins.replayer.execution.worker").main(self.task, self.told)
+        return import_module("flor_plugins.replayer.execution.worker").main(
+            self.task, self.events_fd
+        )
 
 
 def main(control_fd: int, framework: str) -> NoReturn:
@@ -97,9 +99,8 @@ def _preload(framework: str) -> None:
     sys.dont_write_bytecode = True
     with _own_path():
         _preload_journals()
-        for name in ("execution.worker", "worker_session.session"):
-            import_module(f"flor_plugins.replayer.{name}")
-        adapter.replay_driver_of(framework)
+        import_module("flor_plugins.replayer.execution.worker")
+        adapter.replay_driver_of(framework)  # and with it the session of a worker
         adapter.adapter_of(framework)
         import_module("flor_plugins.replayer.sandbox.trackers").silence_hub()
 
@@ -140,10 +141,14 @@ def _own_path() -> Iterator[None]:
     """
     path, finders = list(sys.path), list(sys.meta_path)
     sys.path[:] = [
-        one for one in path if _is_of_interpreter(one) or os.path.realpath(one) == IMPORT_PATH
+        entry
+        for entry in path
+        if _is_of_interpreter(entry) or os.path.realpath(entry) == IMPORT_PATH
     ]
     sys.meta_path[:] = [
-        one for one in finders if not getattr(one, "__module__", "").startswith("__editable__")
+        finder
+        for finder in finders
+        if not getattr(finder, "__module__", "").startswith("__editable__")
     ]
     try:
         yield
@@ -169,9 +174,9 @@ def _unfit() -> str | None:
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         return f"{threads} threads run after the imports"
-    for one in os.listdir("/proc/self/fd"):
+    for descriptor in os.listdir("/proc/self/fd"):
         with suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{one}").startswith("/dev/nvidia-uvm"):
+            if os.readlink(f"/proc/self/fd/{descriptor}").startswith("/dev/nvidia-uvm"):
                 return "an import has started CUDA"
     return None
 
@@ -184,8 +189,8 @@ class _ForkServerLoop:
         self._workers: dict[int, socket.socket] = {}
         self._parent, self._idle = os.getppid(), 0.0
         self._wake, self._woken = os.pipe()
-        for one in (self._wake, self._woken):
-            os.set_blocking(one, False)
+        for descriptor in (self._wake, self._woken):
+            os.set_blocking(descriptor, False)
 
     def serve(self) -> ForkOrder | None:
         """None when nobody needs it any more; in a forked worker: its order."""
@@ -212,14 +217,16 @@ class _ForkServerLoop:
     def _is_needed(self) -> bool:
         return os.getppid() == self._parent and self._idle < IDLE_S
 
-    def _fork(self, order: dict[str, Any], status_fd: int, told: int, log: int) -> ForkOrder | None:
+    def _fork(
+        self, order: dict[str, str], status_fd: int, events_fd: int, log: int
+    ) -> ForkOrder | None:
         status, server = socket.socket(fileno=status_fd), os.getpid()
         pid = os.fork()
         if pid == 0:
             self._become_worker(status, server)
-            return ForkOrder(order["task"], order["cwd"], log, told)
-        for one in (told, log):
-            os.close(one)
+            return ForkOrder(**order, log=log, events_fd=events_fd)
+        for descriptor in (events_fd, log):
+            os.close(descriptor)
         self._workers[pid] = status
         handle = os.pidfd_open(pid)
         with suppress(OSError):  # nobody listens any more: the worker is ended with this process
@@ -238,17 +245,17 @@ class _ForkServerLoop:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        for one in (status, self._control, *self._workers.values()):
-            one.close()
-        for one in (self._wake, self._woken):
-            os.close(one)
+        for handle in (status, self._control, *self._workers.values()):
+            handle.close()
+        for descriptor in (self._wake, self._woken):
+            os.close(descriptor)
 
     def _reap(self) -> None:
         for pid in list(self._workers):
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                with self._workers.pop(pid) as told, suppress(OSError):
-                    told.send(str(os.waitstatus_to_exitcode(status)).encode())
+                with self._workers.pop(pid) as listener, suppress(OSError):
+                    listener.send(str(os.waitstatus_to_exitcode(status)).encode())
 
 
 if __name__ == "__main__":

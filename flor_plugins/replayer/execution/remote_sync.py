@@ -95,18 +95,18 @@ def fetch_weights(store: Store, run: Run, position: Position) -> None:
 
 def files_read(store: Store, run: Run, task: Task) -> set[Path]:
     """The tensor files that a task reads, in all checkpoints that they are kept in."""
-    found: set[Path] = set()
-    for one in task.passes:
-        starts = [stretch.start for stretch in one.stretches] or list(one.positions)
-        alone = one.way == "state"
+    paths: set[Path] = set()
+    for replay_pass in task.passes:
+        starts = [stretch.start for stretch in replay_pass.stretches] or list(replay_pass.positions)
+        alone = replay_pass.way == "state"
         for position in starts:
-            found.update(
+            paths.update(
                 _files_of(run, position, (MODEL,) if alone else None, 1 if alone else run.processes)
             )
     for before in _before(store, run):
         ends = list_checkpoints(before.path)[-1:]
-        found.update(*(_files_of(before, end.position, None, before.processes) for end in ends))
-    return found
+        paths.update(*(_files_of(before, end.position, None, before.processes) for end in ends))
+    return paths
 
 
 def _codes(runs: Iterable[Run]) -> list[Code]:
@@ -126,9 +126,9 @@ def _before(store: Store, run: Run) -> list[Run]:
     if not run.launch.call:
         return []
     return [
-        one
-        for one in list_runs(store)
-        if one.process == run.process and one.launch.call < run.launch.call
+        earlier
+        for earlier in list_runs(store)
+        if earlier.process == run.process and earlier.launch.call < run.launch.call
     ]
 
 

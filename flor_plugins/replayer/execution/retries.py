@@ -33,7 +33,7 @@ class RetriedTask:
     def __post_init__(self) -> None:
         self.rest, self.outcome = self.task, Outcome(self.task)
 
-    def is_for_another(self, said: str, *, are_rows_lost: bool = False) -> bool:
+    def is_for_another(self, reason: str, *, are_rows_lost: bool = False) -> bool:
         """Its worker is lost: say whether another one shall do the rest.
 
         If not, the outcome says what became of it. are_rows_lost: what it had stored may be
@@ -49,7 +49,7 @@ class RetriedTask:
         self.rest = rest
         if self.deaths >= DEATHS:
             self.outcome.failure = (
-                f"{said} (begun {self.deaths} times, and nothing was done between)"
+                f"{reason} (begun {self.deaths} times, and nothing was done between)"
             )
             return False
         self.outcome = Outcome(self.task, log=self.outcome.log)
@@ -68,14 +68,14 @@ def longest_first(jobs: Iterable[RetriedTask]) -> list[RetriedTask]:
 
 
 def _seconds(task: Task) -> float:
-    found = [one.seconds for one in task.passes]
-    return float("inf") if None in found else sum(s for s in found if s is not None)
+    seconds = [replay_pass.seconds for replay_pass in task.passes]
+    return float("inf") if None in seconds else sum(s for s in seconds if s is not None)
 
 
 def _stored(run: Run, plan: Plan) -> dict[Position, Grade]:
     """The worst verdict of the rows that a replay stored, by position."""
-    found: dict[Position, Grade] = {}
+    grades: dict[Position, Grade] = {}
     for source, row in read_run(run.path, plan.metrics):
         if source.replay_id == plan.replay_id and row.verdict is not None:
-            found[row.position] = worse(row.verdict, found.get(row.position, row.verdict))
-    return found
+            grades[row.position] = worse(row.verdict, grades.get(row.position, row.verdict))
+    return grades

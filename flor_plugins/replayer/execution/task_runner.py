@@ -115,8 +115,8 @@ def _parts(run: Run, task: Task) -> list[tuple[Task, int]]:
     """
     if run.processes == 1:
         return [(task, 1)]
-    alone = tuple(each for each in task.passes if each.way == "state")
-    together = tuple(each for each in task.passes if each.way != "state")
+    alone = tuple(replay_pass for replay_pass in task.passes if replay_pass.way == "state")
+    together = tuple(replay_pass for replay_pass in task.passes if replay_pass.way != "state")
     parts = [(replace(task, passes=alone), 1), (replace(task, passes=together), run.processes)]
     return [(part, count) for part, count in parts if part.passes]
 

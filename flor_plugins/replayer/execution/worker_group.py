@@ -142,14 +142,14 @@ class WorkerGroup:
             env = {**env, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         with ExitStack() as files:
             log = files.enter_context(self._file("output", rank, ".txt").open("a"))
-            told = pipe
+            events_fd = pipe
             if rank:
                 events = self._file("events", rank, ".jsonl").open("w")
-                told = files.enter_context(events).fileno()
+                events_fd = files.enter_context(events).fileno()
             warm = None
             if self.count == 1:  # the environment of one of several is its own
-                warm = servers().fork(self._framework, env, task, told, log.fileno())
-            self._processes.append(warm or _fresh(task, told, log, env))
+                warm = servers().fork(self._framework, env, task, events_fd, log.fileno())
+            self._processes.append(warm or _fresh(task, events_fd, log, env))
 
     def _file(self, name: str, rank: int, ending: str) -> Path:
         return self._folder / (f"{name}-{rank}{ending}" if rank else f"{name}{ending}")
@@ -183,7 +183,9 @@ def _group_variables(count: int) -> dict[str, str]:
     }
 
 
-def _fresh(task: Path, told: int, log: IO[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+def _fresh(
+    task: Path, events_fd: int, log: IO[str], env: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     """A worker that imports everything itself."""
     return subprocess.Popen(
         [
@@ -192,9 +194,9 @@ def _fresh(task: Path, told: int, log: IO[str], env: Mapping[str, str]) -> subpr
             "-m",
             "flor_plugins.replayer.execution.worker",
             str(task),
-            str(told),
+            str(events_fd),
         ],
-        pass_fds=[told],
+        pass_fds=[events_fd],
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,

@@ -127,18 +127,18 @@ def causes(run: Run, evidence: Evidence) -> list[str]:
     run: the recording. Where nothing explains the divergence, a line says so, what is equal and
     what to try. Never empty.
     """
-    found = [
+    likely = [
         *_data(run, evidence),
         *_draws(evidence),
         *_kernels(run, evidence),
         *_obstacles(run, evidence),
         *_changes(run, evidence),
     ]
-    # Stable: equals stay in the order in which they were found.
-    found.sort(key=attrgetter("weight"), reverse=True)
-    lines = [cause.line for cause in found]
-    if not found or found[0].weight < WEAK:
-        lines.append(_unexplained(run, evidence, is_all=not found))
+    # Stable: equals stay in the order in which they were likely.
+    likely.sort(key=attrgetter("weight"), reverse=True)
+    lines = [cause.line for cause in likely]
+    if not likely or likely[0].weight < WEAK:
+        lines.append(_unexplained(run, evidence, is_all=not likely))
     left_out = _left_out(run)
     if evidence.other_data is None and left_out:
         lines.append(

@@ -50,8 +50,8 @@ class Comparison:
         for name in sorted(recorded.keys() & recomputed.keys()):
             if not is_measured(name):
                 self.compared += 1
-                found = self._value(position, name, recorded[name], recomputed[name])
-                grade = worse(grade, found)
+                value_grade = self._value(position, name, recorded[name], recomputed[name])
+                grade = worse(grade, value_grade)
         return grade
 
     def hashes(
@@ -85,8 +85,8 @@ class Comparison:
     @property
     def earliest(self) -> Difference | None:
         """The first that differs at all, rounding included."""
-        found = [*self.differing, *self.data, *self.close]
-        return min(found, key=attrgetter("position"), default=None)
+        differences = [*self.differing, *self.data, *self.close]
+        return min(differences, key=attrgetter("position"), default=None)
 
     def _value(self, position: Position, name: str, was: object, now: object) -> Grade:
         is_data = name in (BATCH, FIRST_BATCH)

@@ -14,12 +14,12 @@ from flor_plugins.replayer.verification.second_replay import RepeatedRange
 from flor_plugins.state.environment import environment, variables
 
 
-def likely_causes(run: Run, found: Comparison, repeat: RepeatedRange | None) -> list[str]:
+def likely_causes(run: Run, comparison: Comparison, repeat: RepeatedRange | None) -> list[str]:
     """Return one line per cause, most likely first; [] where nothing differs.
 
     Call it in the worker, after the replay.
     """
-    first = found.earliest
+    first = comparison.earliest
     if first is None:
         return []
     return causes(
@@ -28,7 +28,9 @@ def likely_causes(run: Run, found: Comparison, repeat: RepeatedRange | None) -> 
             first=first.position,
             relative=relative_difference(first.was, first.now),
             batches=tuple(
-                BatchFingerprints(*batch) for batch in found.batches if batch[0] <= first.position
+                BatchFingerprints(*batch)
+                for batch in comparison.batches
+                if batch[0] <= first.position
             ),
             second=None if repeat is None else repeat.second,
             environment=environment(),

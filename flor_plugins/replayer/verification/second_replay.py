@@ -40,9 +40,9 @@ class RepeatedRange:
     @property
     def second(self) -> SecondReplay | None:
         """How both compare; None where the second did not come to a value that both have."""
-        found = self._comparison
-        if not self.is_second or not found.compared:
+        comparison = self._comparison
+        if not self.is_second or not comparison.compared:
             return None
-        first = found.earliest
-        same_data = not found.data if found.batches else None
+        first = comparison.earliest
+        same_data = not comparison.data if comparison.batches else None
         return SecondReplay(first is None, first.position if first else None, same_data)

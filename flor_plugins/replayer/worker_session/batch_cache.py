@@ -50,7 +50,7 @@ class BatchCache:
         It is the loader itself where that takes no part.
         """
         if isinstance(loader, list):
-            return [self.of(each) for each in loader]
+            return [self.of(part) for part in loader]
         if not _is_plain(loader):
             return loader
         for cached in self._cached:
@@ -265,11 +265,11 @@ def _is_plain(loader: object) -> TypeGuard[DataLoader]:
 
 def _parts(loader: object) -> list[dict[str, object]]:
     """The attributes of what batches are made from: somebody may set one between two passes."""
-    found, part = [], getattr(getattr(loader, "base_dataloader", loader), "dataset", None)
-    while part is not None and len(found) < 10:
-        found.append(dict(getattr(part, "__dict__", {})))
+    parts, part = [], getattr(getattr(loader, "base_dataloader", loader), "dataset", None)
+    while part is not None and len(parts) < 10:
+        parts.append(dict(getattr(part, "__dict__", {})))
         part = getattr(part, "dataset", None)
-    return found
+    return parts
 
 
 def _is_changed(before: list[dict[str, object]], now: list[dict[str, object]]) -> bool:

@@ -38,7 +38,9 @@ class HostMemoryPool:
         name: whose memory it is.
         """
         pieces = self._pieces.setdefault(name, [])
-        free = next((one for one in pieces if one.is_free and one.memory.nbytes == nbytes), None)
+        free = next(
+            (piece for piece in pieces if piece.is_free and piece.memory.nbytes == nbytes), None
+        )
         if free is None:
             free = _PooledBlock(_allocated(nbytes))
             pieces.append(free)
@@ -89,9 +91,9 @@ def available_bytes() -> int:
 
 
 def _of_machine() -> int:
-    found = _fields(MEMINFO).get("MemAvailable:")
-    if found is not None:
-        return found * 1024
+    available_kib = _fields(MEMINFO).get("MemAvailable:")
+    if available_kib is not None:
+        return available_kib * 1024
     return (
         os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
     )  # macOS says only how much there is in all

@@ -35,14 +35,18 @@ class StateRequest:
 
 def order_of(task: Task) -> list[StateRequest]:
     """The States of a task as an adapter's `drive` asks for them, first to last."""
-    found = []
-    for one in (one for way in WAYS for one in task.passes if one.way == way):
+    requests = []
+    for replay_pass in (
+        replay_pass for way in WAYS for replay_pass in task.passes if replay_pass.way == way
+    ):
         positions = (
-            [stretch.start for stretch in one.stretches] if one.way == "train" else one.positions
+            [stretch.start for stretch in replay_pass.stretches]
+            if replay_pass.way == "train"
+            else replay_pass.positions
         )
-        only = (MODEL,) if one.way == "state" else None
-        found += [StateRequest(position, only) for position in positions]
-    return found
+        only = (MODEL,) if replay_pass.way == "state" else None
+        requests += [StateRequest(position, only) for position in positions]
+    return requests
 
 
 class StatePrefetcher:
@@ -193,22 +197,22 @@ class _StateReadThread(threading.Thread):
         # The codec names a tensor of several sections in the model if it is there: no other
         # file is needed for it.
         records = {
-            key: one
-            for key, one in manifest.records(state).items()
+            key: record
+            for key, record in manifest.records(state).items()
             if only is None or key.partition("/")[0] in only
         }
         self.nbytes, self.limit = (
-            sum(one.nbytes for one in records.values()),
+            sum(record.nbytes for record in records.values()),
             int(available_bytes() * self._share),
         )
         if self.is_too_large:
             return None
         into = {
-            key: self._lender.lend(key, getattr(torch, one.dtype), one.shape, one.nbytes)
-            for key, one in records.items()
+            key: self._lender.lend(key, getattr(torch, record.dtype), record.shape, record.nbytes)
+            for key, record in records.items()
             # Others of a State stay where they are put: an optimizer keeps the tensors that it
             # is given.
-            if one.nbytes and key.startswith(f"{MODEL}/")
+            if record.nbytes and key.startswith(f"{MODEL}/")
         }
         tree = {name: part for name, part in state["tree"].items() if only is None or name in only}
         tensors = read_tensors(self._folder, state, records, into)

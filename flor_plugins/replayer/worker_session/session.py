@@ -153,10 +153,10 @@ class WorkerSession:
         progress = self.present
         whole = progress.comparison
         for trained in progress.replay_pass.stretches:
-            found = progress.comparison = Comparison()
+            comparison = progress.comparison = Comparison()
             repeat = RepeatedRange()
             yield from self._training(trained, repeat)
-            differs_at = _agreed(found.earliest.position if found.earliest else None)
+            differs_at = _agreed(comparison.earliest.position if comparison.earliest else None)
             if differs_at is not None and not progress.has_repeated:
                 progress.has_repeated = True
                 repeat.begin()
@@ -164,9 +164,9 @@ class WorkerSession:
                 yield from self._training(replace(trained, end=differs_at), repeat)
                 self.hooks.metrics = self.hooks_of(progress.replay_pass)
             # A second replay says something of its own range only.
-            causes = likely_causes(self.run, found, repeat if repeat.is_second else None)
-            self._tell(RangeResult(trained, found.verdict(), tuple(causes)))
-            whole.add(found)
+            causes = likely_causes(self.run, comparison, repeat if repeat.is_second else None)
+            self._tell(RangeResult(trained, comparison.verdict(), tuple(causes)))
+            whole.add(comparison)
         progress.comparison = whole
 
     def position_done(self, position: Position) -> None:

@@ -55,8 +55,8 @@ def connected(workers: int | None) -> Iterator[Any]:
 
 def devices(ray: Any) -> int:
     """How many tasks the cluster can do at a time: one per GPU, or per CPU where there are none."""
-    found = ray.cluster_resources()
-    return max(1, int(found.get("GPU") or found.get("CPU") or 1))
+    resources = ray.cluster_resources()
+    return max(1, int(resources.get("GPU") or resources.get("CPU") or 1))
 
 
 def share_of(ray: Any, processes: int) -> dict[str, float]:

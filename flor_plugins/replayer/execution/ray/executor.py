@@ -118,7 +118,7 @@ class _Dispatcher:
         """Take the next thing that a worker says; True if it was the last."""
         job = sent.job
         try:
-            said = self._ray.get(next(sent.stream))
+            answer = self._ray.get(next(sent.stream))
         except StopIteration:
             job.outcome.failure = (
                 f"run {job.task.name}: its Ray worker ended without a result. Replay it again."
@@ -126,28 +126,28 @@ class _Dispatcher:
             return True
         except self._ray.exceptions.RayError as error:
             return self._failed(sent, error)
-        if isinstance(said, Outcome):
-            job.outcome = said
+        if isinstance(answer, Outcome):
+            job.outcome = answer
             # The process that Ray started for the task lives, the one that replayed in it was
             # killed.
-            return said.killed_by is None or self._is_over(sent, "worker", said.failure or "")
-        job.told.append(said)
-        self._tell(job.task, said)
+            return answer.killed_by is None or self._is_over(sent, "worker", answer.failure or "")
+        job.told.append(answer)
+        self._tell(job.task, answer)
         return False
 
     def _failed(self, sent: _RemoteJob, error: Exception) -> bool:
         cause = getattr(error, "cause", None)
-        said = str(cause) if isinstance(cause, FlorError) else f"{type(error).__name__}: {error}"
-        sent.job.outcome.failure = f"run {sent.job.task.name} failed on Ray: {said}"
+        reason = str(cause) if isinstance(cause, FlorError) else f"{type(error).__name__}: {error}"
+        sent.job.outcome.failure = f"run {sent.job.task.name} failed on Ray: {reason}"
         lost = is_lost(self._ray, error)
-        return lost is None or self._is_over(sent, lost, said)
+        return lost is None or self._is_over(sent, lost, reason)
 
-    def _is_over(self, sent: _RemoteJob, lost: str, said: str) -> bool:
+    def _is_over(self, sent: _RemoteJob, lost: str, reason: str) -> bool:
         """The worker or the node of a task is gone. False if another worker was begun."""
         # What a dead machine had not yet handed to the shared folder is gone.
-        if not sent.job.is_for_another(said, are_rows_lost=lost == "node"):
+        if not sent.job.is_for_another(reason, are_rows_lost=lost == "node"):
             return True
-        self._tell(sent.job.task, WorkerLoss(f"{said}: begun again"))
+        self._tell(sent.job.task, WorkerLoss(f"{reason}: begun again"))
         self._begin(sent)
         return False
 
@@ -176,12 +176,12 @@ def work(place: StoreLocation, plan: Plan, task: Task) -> Iterator[Event | Outco
         store = mirror.store
         run, plan = remote_sync.arrive(mirror, plan, task)
         os.environ[VARIABLE] = str(store.root)  # the replayed script looks for a folder
-    for said in _doing(store, run, plan, task):
-        if mirror is not None and isinstance(said, (Outcome, *ROWS_STORED)):
+    for answer in _doing(store, run, plan, task):
+        if mirror is not None and isinstance(answer, (Outcome, *ROWS_STORED)):
             remote_sync.deliver(
                 mirror, plan, task
             )  # before it is told, so that what was told is there
-        yield said
+        yield answer
 
 
 def _doing(store: Store, run: Run, plan: Plan, task: Task) -> Iterator[Event | Outcome]:
@@ -203,11 +203,11 @@ def _doing(store: Store, run: Run, plan: Plan, task: Task) -> Iterator[Event | O
     try:
         while True:
             with suppress(queue.Empty):
-                said = heard.get(timeout=LISTEN_S)
-                if isinstance(said, BaseException):
-                    raise said
-                yield said
-                if isinstance(said, Outcome):
+                answer = heard.get(timeout=LISTEN_S)
+                if isinstance(answer, BaseException):
+                    raise answer
+                yield answer
+                if isinstance(answer, Outcome):
                     return
     finally:
         is_over.set()
