@@ -21,14 +21,17 @@ def to_json(record: DataclassInstance) -> JsonObject:
     return asdict(record)
 
 
-def from_json(kind: type[Record], data: Mapping[str, object]) -> Record:
+def from_json(kind: type[Record], data: Mapping[str, object], *, strict: bool = False) -> Record:
     """Build a record from what `to_json` or `json.loads` returned.
 
     Keys that the record has no field for are ignored, and a field without a key keeps its
-    default. Raises TypeError where a field has neither.
+    default. strict: an unknown key of a nested record is an error: it may be a damaged known one.
+    Raises TypeError for that, and where a field has neither key nor default.
     """
     types = _types_of(kind)
-    return kind(**{name: _decode(types[name], data[name]) for name in types if name in data})
+    return kind(
+        **{name: _decode(types[name], data[name], strict) for name in types if name in data}
+    )
 
 
 @cache
@@ -37,15 +40,18 @@ def _types_of(kind: type[DataclassInstance]) -> dict[str, object]:
     return {field.name: types[field.name] for field in fields(kind)}
 
 
-def _decode(kind: Any, value: Any) -> Any:
+def _decode(kind: Any, value: Any, strict: bool) -> Any:
     """Make records and tuples again, where the type of a field says that there were any."""
     if is_dataclass(kind):
-        return from_json(kind, value)  # pyright: ignore[reportArgumentType]
+        unknown = value.keys() - _types_of(kind).keys()  # pyright: ignore[reportArgumentType]
+        if strict and unknown:
+            raise TypeError(f"{', '.join(sorted(unknown))} is no field of {kind.__name__}")
+        return from_json(kind, value, strict=strict)  # pyright: ignore[reportArgumentType]
     parts = get_args(kind)
     if NoneType in parts:
-        return None if value is None else _decode(parts[0], value)
+        return None if value is None else _decode(parts[0], value, strict)
     if get_origin(kind) is tuple:
-        return tuple(_decode(parts[0], item) for item in value)
+        return tuple(_decode(parts[0], item, strict) for item in value)
     if get_origin(kind) is Mapping:
-        return {key: _decode(parts[1], item) for key, item in value.items()}
+        return {key: _decode(parts[1], item, strict) for key, item in value.items()}
     return value

@@ -44,7 +44,7 @@ def load_run(path: Path) -> Run:
                 f"{file} has format {content['format']}, and this version reads up to "
                 f"{FORMAT}. Update flor_plugins."
             )
-        run = from_json(Run, {**_unplain(content), "path": path})
+        run = from_json(Run, {**_unplain(content), "path": path}, strict=True)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise StoreError(
             f"{file} was asked for and is not a run: {type(error).__name__} {error}. "
