@@ -7,13 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Unpack
 
-from transformers import (
-    Trainer,
-    TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
-)
+from transformers import Trainer, TrainerCallback, TrainerState
 
 from flor_plugins.errors import FlorError
 from flor_plugins.hf import loaders, state
@@ -58,7 +52,7 @@ class FlorCallback(RunCallback[MetricCollector], TrainerCallback):
     # ---- begin and end
 
     def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: object, state: TrainerState, control: object, **kwargs: object
     ) -> None:
         """Model, optimizer and loader are prepared; no epoch has begun."""
         # Of processes that torch doesn't know of (XLA) the first one records.
@@ -111,9 +105,7 @@ class FlorCallback(RunCallback[MetricCollector], TrainerCallback):
             self._end("failed", error)
             raise
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *_: object, **__: object) -> None:
         """After the last log; a best model may be loaded by now: the last State is taken."""
         self._end("finished", None)
 
@@ -144,7 +136,7 @@ class FlorCallback(RunCallback[MetricCollector], TrainerCallback):
         if skipped and resumed_from is not None:
             # The trainer leaves samples out without drawing them: nobody can come to this
             # moment again.
-            history.beginning = None
+            history.begin(None)
             recorder.warn(
                 f"epoch {epoch + 1} was resumed in its middle by the Trainer: it can't be replayed"
             )
@@ -214,61 +206,32 @@ class FlorCallback(RunCallback[MetricCollector], TrainerCallback):
 
     # ---- values
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, *_: object, **__: object) -> None:
         """Gradients are complete."""
         self._feed(MetricCollector.on_pre_optimizer_step)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, *_: object, **__: object) -> None:
         """The update is made."""
         self._feed(MetricCollector.on_optimizer_step)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, *_: object, **__: object) -> None:
         """The step is counted."""
         self._feed(MetricCollector.on_step_end)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, *_: object, **__: object) -> None:
         """The epoch is over, but for its log and evaluation."""
         self._feed(MetricCollector.on_epoch_end, self._history.epoch + 1)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: Logged = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, *_: object, logs: Logged = None, **__: object) -> None:
         """Values were logged."""
         if self._is_recording():
             self._feed(MetricCollector.on_log, logs or {})
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Logged = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, *_: object, metrics: Logged = None, **__: object) -> None:
         """An evaluation is over, in the training or after it."""
         self._feed_again(MetricCollector.on_evaluate, metrics or {})
 
-    def on_predict(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: Logged = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_predict(self, *_: object, metrics: Logged = None, **__: object) -> None:
         """A prediction is over."""
         self._feed_again(MetricCollector.on_predict, metrics or {})
 

@@ -16,7 +16,7 @@ import transformers.trainer
 from transformers import Trainer
 
 from flor_plugins.hf import loaders, state
-from flor_plugins.records.sections import RNG, TRAINER
+from flor_plugins.records.sections import RNG, TRAINER, Sections
 from flor_plugins.state import loader_iteration
 from flor_plugins.state.method_wrapper import Method, MethodWrapper
 
@@ -29,7 +29,7 @@ def run_epoch(
     trainer: Trainer,
     original: Method,
     kwargs: Mapping[str, Any],
-    sections: Mapping[str, Any],
+    sections: Sections,
     restored: Callable[[], object],
 ) -> Any:
     """Call `_run_epoch` so that it goes on from a State; returns when the epoch is over.
@@ -64,20 +64,20 @@ def from_the_beginning(kwargs: Mapping[str, Any], epoch: int) -> dict[str, Any]:
     return {**kwargs, "epoch": epoch, **whole}
 
 
-def completed_epochs(sections: Mapping[str, Any]) -> int:
+def completed_epochs(sections: Sections) -> int:
     """The epochs that a State has behind it."""
     held = sections[TRAINER]
     return int(held["epoch"] if "epoch" in held else round(held["state"]["epoch"] or 0))
 
 
-def completed_steps(sections: Mapping[str, Any]) -> int:
+def completed_steps(sections: Sections) -> int:
     """The optimizer updates that a State has behind it."""
     return int(sections[TRAINER]["state"]["global_step"])
 
 
 def resume_at(
     trainer: Trainer,
-    sections: Mapping[str, Any],
+    sections: Sections,
     wrapped: MethodWrapper,
     entering: Callable[[], object],
     restored: Callable[[], object],
@@ -131,7 +131,7 @@ class _SkippingLoader:
         self,
         loader: Any,
         trainer: Trainer,
-        sections: Mapping[str, Any],
+        sections: Sections,
         restored: Callable[[], object],
     ) -> None:
         self._loader, self._trainer = loader, trainer
@@ -157,7 +157,7 @@ class _SkippingLoader:
 
 @contextmanager
 def _skipping(
-    trainer: Trainer, sections: Mapping[str, Any], restored: Callable[[], object]
+    trainer: Trainer, sections: Sections, restored: Callable[[], object]
 ) -> Iterator[None]:
     """Within the block the trainer's own skipping is replaced, and put back after its first use."""
     wrapped, arguments = MethodWrapper(), trainer.args

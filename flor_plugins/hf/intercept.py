@@ -9,9 +9,8 @@ from typing import Any
 from transformers import Trainer, TrainingArguments
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
+from flor_plugins.adapter import Proceed
 from flor_plugins.hf.callback import FlorCallback
-
-Proceed = Callable[[], Any]
 
 
 def intercept(arrived: Callable[[Trainer, Proceed], Any], *, inject: bool) -> None:

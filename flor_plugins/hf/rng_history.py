@@ -9,7 +9,7 @@ from typing import Any
 from transformers import Trainer
 
 from flor_plugins.hf import loaders
-from flor_plugins.records.sections import RNG, TRAINER
+from flor_plugins.records.sections import RNG, TRAINER, Sections
 from flor_plugins.state import rng
 from flor_plugins.state.epoch_rng import EpochRng, Moment
 
@@ -28,19 +28,18 @@ class RngHistory(EpochRng):
     validation: Moment | None = None
     validation_generators: Mapping[str, Any] = field(default_factory=dict)
 
-    def resume(self, sections: Mapping[str, Any], step: int) -> None:
+    def resume(self, sections: Sections, step: int) -> None:
         """Go on with what led to a State."""
         held, place = sections[RNG], sections[TRAINER]
-        self.step, self.epoch, self.batch = step, place.get("epoch", 0), place.get("batch", 0)
-        self.beginning, self.previous = held.get("epoch"), None
-        self.earlier = list(held.get("epochs", ()))
+        self.go_on(step, held.get("epoch"), held.get("epochs", ()))
+        self.epoch, self.batch = place.get("epoch", 0), place.get("batch", 0)
         self.validation = held.get("validation")
         self.validation_generators = held.get("validation_generators", {})
 
     def begin_epoch(self, trainer: Trainer, epoch: int) -> None:
         """Entry of `Trainer._run_epoch`: nothing of the epoch is drawn."""
-        self.epoch, self.batch, self.previous = epoch, 0, None
-        self.beginning = loaders.capture(trainer)
+        self.epoch, self.batch = epoch, 0
+        self.begin(loaders.capture(trainer))
 
     def end_epoch(self, trainer: Trainer) -> None:
         """Note that the epoch is over.
@@ -49,7 +48,8 @@ class RngHistory(EpochRng):
         """
         if self.beginning is not None and loaders.are_persistent(trainer):
             self.earlier.append({**self.beginning, "epoch": self.epoch, "batches": self.batch})
-        self.epoch, self.batch, self.beginning, self.previous = self.epoch + 1, 0, None, None
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.begin(None)
 
     def begin_validation(self, trainer: Trainer) -> None:
         """Entry of `Trainer.evaluate`."""

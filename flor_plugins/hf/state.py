@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from transformers.trainer_callback import ExportableState
 from flor_plugins.errors import ReplayError
 from flor_plugins.hf import loaders
 from flor_plugins.hf.rng_history import RngHistory
-from flor_plugins.records.sections import MODEL, MODULE, OPTIMIZER, RNG, TRAINER
+from flor_plugins.records.sections import MODEL, MODULE, OPTIMIZER, RNG, TRAINER, Sections
 from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
@@ -90,7 +90,7 @@ def only_weights(trainer: Trainer) -> dict[str, Any]:
     return {MODEL: trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}}
 
 
-def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
+def restore(trainer: Trainer, sections: Sections) -> None:
     """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw.
 
     Without the section of the optimizer one can validate, not train.
@@ -120,7 +120,7 @@ def restore(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     loaders.restore(trainer, {**sections[RNG], "loader": held["loader"]})
 
 
-def restore_progress(trainer: Trainer, sections: Mapping[str, Any]) -> None:
+def restore_progress(trainer: Trainer, sections: Sections) -> None:
     """How far the training has come, what it has logged, and what it is about to do."""
     held = sections[TRAINER]
     for name, value in held["state"].items():
@@ -128,7 +128,7 @@ def restore_progress(trainer: Trainer, sections: Mapping[str, Any]) -> None:
     vars(trainer.control).update(held["control"])
 
 
-def restore_weights(trainer: Trainer, sections: Mapping[str, Any]) -> None:
+def restore_weights(trainer: Trainer, sections: Sections) -> None:
     """Only the model's weights and buffers, in place: tied weights stay tied.
 
     What `save_pretrained` wrote lacks all but one name of a tied weight; those are set with it.

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from flor_plugins.records.sections import TIMELINE, TRAINER
+from flor_plugins.records.sections import TIMELINE, TRAINER, Sections
 from flor_plugins.state.method_wrapper import MethodWrapper
 
 CLOCK_S = 0.01  # the times of files are as coarse as the kernel's clock
 
 
-def keep_files(trainer: pl.Trainer, sections: Mapping[str, Any], wrapped: MethodWrapper) -> None:
+def keep_files(trainer: pl.Trainer, sections: Sections, wrapped: MethodWrapper) -> None:
     """In `setup` of a fit, before that of ModelCheckpoint: let its files go where they went.
 
     What was written after the State will be written again. Without this it would get a new

@@ -7,7 +7,7 @@ change control flow and data order.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import StochasticWeightAveraging
 
 from flor_plugins.lightning import loaders, state
 from flor_plugins.lightning.rng_history import beginning_of
-from flor_plugins.records.sections import RNG, TRAINER
+from flor_plugins.records.sections import RNG, TRAINER, Sections
 from flor_plugins.state import rng
 from flor_plugins.state.epoch_rng import Moment
 from flor_plugins.state.loader_iteration import end_workers, once, skip
@@ -30,7 +30,7 @@ class FastForward:
     Of the three moments the first may be left out where the trainer stands after it.
     """
 
-    def __init__(self, trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
+    def __init__(self, trainer: pl.Trainer, sections: Sections) -> None:
         self.trainer, self.sections = trainer, sections
         held = sections[TRAINER]
         self.epoch = completed_epochs(sections)
@@ -125,9 +125,7 @@ class FastForward:
             skip(fetcher, 1, ahead if number == batches - 1 else 0, previous)
 
 
-def prepare(
-    trainer: pl.Trainer, sections: Mapping[str, Any] | None, wrapped: MethodWrapper
-) -> None:
+def prepare(trainer: pl.Trainer, sections: Sections | None, wrapped: MethodWrapper) -> None:
     """In `setup` of a fit: show a State to Lightning's own restore functions.
 
     They see it before callbacks' on_fit_start.
@@ -156,7 +154,7 @@ def _pass_over(original: Method, *args: Any, **kwargs: Any) -> None:
 
 def resume_at(
     trainer: pl.Trainer,
-    sections: Mapping[str, Any],
+    sections: Sections,
     wrapped: MethodWrapper,
     restored: Callable[[], object],
 ) -> None:
@@ -196,10 +194,10 @@ def resume_at(
     wrapped.before(loop.epoch_loop, "advance", once(at_batch))
 
 
-def _begin_last_epoch(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
+def _begin_last_epoch(trainer: pl.Trainer, sections: Sections) -> None:
     """Let StochasticWeightAveraging note what it puts back at the fit's end, and saves nowhere."""
     completed = completed_epochs(sections)
-    for callback in cast(Any, trainer).callbacks:
+    for callback in state.callbacks_of(trainer):
         if isinstance(callback, StochasticWeightAveraging) and completed:
             state.restore_progress(trainer, sections, completed - 1, has_begun=True)
             callback.on_train_epoch_start(trainer, trainer.lightning_module)
@@ -220,12 +218,12 @@ def is_boundary(trainer: pl.Trainer, since: int) -> bool:
     )
 
 
-def completed_epochs(sections: Mapping[str, Any]) -> int:
+def completed_epochs(sections: Sections) -> int:
     """The epochs that a State has behind it."""
     progress = sections[TRAINER]["checkpoint"]["loops"]["fit_loop"]["epoch_progress"]
     return int(progress["current"]["processed"])
 
 
-def completed_steps(sections: Mapping[str, Any]) -> int:
+def completed_steps(sections: Sections) -> int:
     """The optimizer updates that a State has behind it."""
     return int(sections[TRAINER]["checkpoint"]["global_step"])

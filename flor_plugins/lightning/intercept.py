@@ -9,9 +9,9 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import DummyLogger
 
+from flor_plugins.adapter import Proceed
 from flor_plugins.lightning.callback import FlorCallback
 
-Proceed = Callable[[], Any]
 # Where a trainer is Any: its `callbacks` are set from outside, not declared
 # (callback_connector.py).
 

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, Timer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from flor_plugins.lightning import loaders
+from flor_plugins.lightning import loaders, state
 from flor_plugins.recorder.replayability import hidden_state, obstacles
 from flor_plugins.records import Obstacle
 from flor_plugins.state import user_objects
@@ -73,7 +73,7 @@ def _of_clock(trainer: pl.Trainer) -> Iterator[Obstacle]:
         yield Obstacle(
             "partial", reason, "give val_check_interval in batches, or as a fraction of an epoch"
         )
-    for timer in cast(Any, trainer).callbacks:
+    for timer in state.callbacks_of(trainer):
         duration = timer._duration if isinstance(timer, Timer) else None
         if duration is not None:
             reason = (
@@ -85,7 +85,7 @@ def _of_clock(trainer: pl.Trainer) -> Iterator[Obstacle]:
 
 def _of_callbacks(trainer: pl.Trainer) -> Iterator[Obstacle]:
     known = _known(trainer)
-    for callback in cast(Any, trainer).callbacks:
+    for callback in state.callbacks_of(trainer):
         if user_objects.is_users(callback) and not _brings_state(callback, Callback):
             yield from hidden_state.of_callback(callback, known, OF_CALLBACK)
 

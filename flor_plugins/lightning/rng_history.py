@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.loops.fetchers import _DataLoaderIterDataFetcher
 
 from flor_plugins.lightning import loaders
-from flor_plugins.records.sections import RNG
+from flor_plugins.records.sections import RNG, Sections
 from flor_plugins.state import rng
 from flor_plugins.state.epoch_rng import EpochRng, Moment
 
@@ -30,12 +29,12 @@ class RngHistory(EpochRng):
     turns: dict[int, Moment] = field(default_factory=dict)
     validation: Moment | None = None
 
-    def resume(self, sections: Mapping[str, Any], step: int) -> None:
+    def resume(self, sections: Sections, step: int) -> None:
         """Go on with what led to a State."""
         held, beginning = sections[RNG], beginning_of(sections)
         turns, is_begun = dict(beginning.get("turns", {})), "epoch" in held
-        self.step, self.earlier, self.previous = step, list(held.get("epochs", ())), None
-        self.beginning = {**beginning, "turns": turns} if is_begun else None
+        begun = {**beginning, "turns": turns} if is_begun else None
+        self.go_on(step, begun, held.get("epochs", ()))
         self.setup, self.validation = held.get("setup"), held.get("validation_moment")
         self.iterator = None if is_begun else beginning["iterator"]
         self.turns = {} if is_begun else turns
@@ -48,20 +47,18 @@ class RngHistory(EpochRng):
 
     def make_iterator(self, trainer: pl.Trainer) -> None:
         """Entry of `FitLoop._load_combined_loader_states`: the first iterator comes next."""
-        self.iterator, self.earlier, self.beginning = loaders.capture(trainer), [], None
+        self.iterator = loaders.capture(trainer)
+        self.earlier.clear()
+        self.begin(None)
 
     def begin_epoch(self, trainer: pl.Trainer) -> None:
         """Entry of `FitLoop.advance`; the batch progress is still that of the epoch before."""
         if self.beginning is not None and loaders.are_persistent(trainer):
             batches = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             self.earlier.append({**self.beginning, "batches": batches})
-        self.beginning = {
-            "epoch": trainer.current_epoch,
-            "iterator": self.iterator,
-            "turns": self.turns,
-            **loaders.capture(trainer),
-        }
-        self.iterator, self.previous, self.turns = None, None, {}
+        place = {"epoch": trainer.current_epoch, "iterator": self.iterator, "turns": self.turns}
+        self.begin({**place, **loaders.capture(trainer)})
+        self.iterator, self.turns = None, {}
 
     def begin_batch(self, trainer: pl.Trainer, *, is_near: bool) -> None:
         """Entry of `_TrainingEpochLoop.advance`.
@@ -97,7 +94,7 @@ class RngHistory(EpochRng):
         return found
 
 
-def beginning_of(sections: Mapping[str, Any]) -> Moment:
+def beginning_of(sections: Sections) -> Moment:
     """Return the moment at which the epoch of a State began.
 
     It holds that of the loaders' first iterator, too, if they were new.

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, Callback
 from lightning.pytorch.loops.loop import _Loop
 from torch import nn
 
 from flor_plugins.lightning import loaders, log_results
 from flor_plugins.lightning.rng_history import RngHistory
-from flor_plugins.records.sections import MODEL, MODULE, OPTIMIZER, RNG, TRAINER
+from flor_plugins.records.sections import MODEL, MODULE, OPTIMIZER, RNG, TRAINER, Sections
 from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
@@ -89,7 +89,7 @@ def _unsharded(tensor: Any) -> Any:
     return tensor if gather is None else gather()
 
 
-def restore(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
+def restore(trainer: pl.Trainer, sections: Sections) -> None:
     """Put a State into a trainer that stands at the same moment. RNG comes last: the rest may draw.
 
     Without the section of the optimizers one can validate, not train.
@@ -134,19 +134,19 @@ def _restore_trainer(trainer: pl.Trainer, held: Mapping[str, Any]) -> None:
 
 def _rebuild_parameter_groups(trainer: pl.Trainer) -> None:
     """The groups that a finetuning callback had added by then: it adds them when a fit starts."""
-    for callback in cast(Any, trainer).callbacks:
+    for callback in callbacks_of(trainer):
         if isinstance(callback, BaseFinetuning):
             callback.on_fit_start(trainer, trainer.lightning_module)
 
 
-def restore_weights(trainer: pl.Trainer, sections: Mapping[str, Any]) -> None:
+def restore_weights(trainer: pl.Trainer, sections: Sections) -> None:
     """Only the model's weights and buffers, in place."""
     if not fast_load.copy_into(trainer.lightning_module, sections[MODEL]):
         trainer.lightning_module.load_state_dict(sections[MODEL])
 
 
 def restore_progress(
-    trainer: pl.Trainer, sections: Mapping[str, Any], completed: int, *, has_begun: bool = False
+    trainer: pl.Trainer, sections: Sections, completed: int, *, has_begun: bool = False
 ) -> None:
     """Set loop counters as they were with `completed` epochs done.
 
@@ -167,18 +167,21 @@ def restore_progress(
         progress.processed = progress.completed = completed
 
 
-def as_checkpoint(sections: Mapping[str, Any]) -> dict[str, Any]:
+def as_checkpoint(sections: Sections) -> dict[str, Any]:
     """The dict that Lightning's own restore functions expect, without loop progress."""
     checkpoint = dict(sections[TRAINER]["checkpoint"])
     checkpoint.pop("loops", None)
     return {**checkpoint, "state_dict": sections[MODEL], "optimizer_states": sections[OPTIMIZER]}
 
 
+def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
+    """Return the callbacks: they are set from outside, not declared (callback_connector.py)."""
+    return cast(Any, trainer).callbacks
+
+
 def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
     """Callbacks of the user's own."""
-    return user_objects.numbered(
-        one for one in cast(Any, trainer).callbacks if user_objects.is_users(one)
-    )
+    return user_objects.numbered(one for one in callbacks_of(trainer) if user_objects.is_users(one))
 
 
 def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
@@ -186,7 +189,7 @@ def _callback_modules(trainer: pl.Trainer) -> Iterator[tuple[str, nn.Module]]:
 
     Their own state has no non-persistent buffers.
     """
-    for callback in cast(Any, trainer).callbacks:
+    for callback in callbacks_of(trainer):
         for attribute, value in vars(callback).items():
             if isinstance(value, nn.Module) and value is not trainer.lightning_module:
                 yield f"{type(callback).__qualname__}.{attribute}", value

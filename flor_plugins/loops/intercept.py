@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from flor_plugins.adapter import Proceed
 from flor_plugins.hooks import log
 from flor_plugins.loops.active_loops import ActiveLoop, LoopObserver, LoopStack
 from flor_plugins.loops.api import loop_stack
@@ -14,7 +15,7 @@ from flor_plugins.loops.registry import ObjectRegistry
 StartedLoop = tuple[LoopStack, ActiveLoop]
 
 
-def intercept(arrived: Callable[[StartedLoop, Callable[[], Any]], Any], *, inject: bool) -> None:
+def intercept(arrived: Callable[[StartedLoop, Proceed], Any], *, inject: bool) -> None:
     """From now on every recorded main loop of this process goes to `arrived((stage, loop), go)`.
 
     It returns who follows the loop, or None. inject: of no meaning here: a script names its

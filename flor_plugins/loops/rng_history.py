@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flor_plugins.records.sections import LOOP, RNG
+from flor_plugins.records.sections import LOOP, RNG, Sections
 from flor_plugins.state.epoch_rng import EpochRng, Moment
 
 
@@ -26,16 +26,20 @@ class RngHistory(EpochRng):
     main: Moment | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
 
-    def resume(self, sections: Mapping[str, Any], step: int) -> None:
+    def resume(self, sections: Sections, step: int) -> None:
         """Go on with what led to a State. Its epoch begins again: no loop inside has begun."""
         held, moments = sections[LOOP], sections[RNG]
-        self.step, self.epoch, self.variables = step, held["epoch"], held["beginning"]
-        self.main, self.beginning = moments.get("main"), moments.get("epoch")
+        self.go_on(step, moments.get("epoch"), ())
+        self.main, self.epoch, self.variables = (
+            moments.get("main"),
+            held["epoch"],
+            held["beginning"],
+        )
 
     def begin_epoch(self, epoch: int, moment: Moment, variables: Mapping[str, Any]) -> None:
         """Nothing of the epoch is drawn, and nothing of its body is run."""
-        self.epoch, self.inner, self.batch, self.previous = epoch, 0, 0, None
-        self.beginning, self.variables = moment, variables
+        self.epoch, self.inner, self.batch, self.variables = epoch, 0, 0, variables
+        self.begin(moment)
 
     def place(self) -> dict[str, Any]:
         """Return what goes into a State's section of the loop."""

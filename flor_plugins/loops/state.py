@@ -17,7 +17,7 @@ from flor_plugins.errors import ReplayError
 from flor_plugins.loops import loaders, object_graph
 from flor_plugins.loops.registry import ObjectRegistry, set_content
 from flor_plugins.loops.rng_history import RngHistory
-from flor_plugins.records.sections import LOOP, MODEL, MODULE, OPTIMIZER, RNG
+from flor_plugins.records.sections import LOOP, MODEL, MODULE, OPTIMIZER, RNG, Sections
 from flor_plugins.state import ddp_buckets, fast_load, user_objects
 from flor_plugins.state import module as module_state
 from flor_plugins.state import optimizer as optimizer_state
@@ -60,9 +60,7 @@ def capture(
     }
 
 
-def restore(
-    registered: ObjectRegistry, found: loaders.Sources, sections: Mapping[str, Any]
-) -> None:
+def restore(registered: ObjectRegistry, found: loaders.Sources, sections: Sections) -> None:
     """Put a State into the objects, which stand at the same moment.
 
     RNG comes last: the rest may draw.
@@ -90,7 +88,7 @@ def restore(
     loaders.restore(found, sections[RNG])
 
 
-def restore_weights(registered: ObjectRegistry, sections: Mapping[str, Any]) -> None:
+def restore_weights(registered: ObjectRegistry, sections: Sections) -> None:
     """Only the main module's weights and buffers, in place.
 
     Raises ReplayError where they do not fit.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,15 @@ class EpochRng:
     earlier: list[Moment] = field(default_factory=list)
     previous: Moment | None = None
     step: int = 0
+
+    def begin(self, moment: Moment | None) -> None:
+        """An epoch begins at a moment, or at none that anybody can come to again."""
+        self.beginning, self.previous = moment, None
+
+    def go_on(self, step: int, beginning: Moment | None, earlier: Iterable[Moment]) -> None:
+        """Stand where a State was taken."""
+        self.begin(beginning)
+        self.step, self.earlier = step, list(earlier)
 
     def enter_step(self, *, is_near: bool) -> None:
         """Note the RNG at the entry of a step; is_near: a checkpoint may be due at the next one."""
