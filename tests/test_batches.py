@@ -20,7 +20,7 @@ from transformers import BatchEncoding
 from flor_plugins.replayer.worker_session import batch_cache as module
 from flor_plugins.replayer.worker_session.batch_cache import BatchCache
 from flor_plugins.state import rng
-from flor_plugins.state.tensor_trees import UncopyableBatch, copied, is_same
+from flor_plugins.state.tensor_trees import UncopyableBatchError, copied, is_same
 
 SIZE, BATCH = 10, 4  # 3 batches, the last one smaller
 
@@ -273,5 +273,5 @@ def test_what_stands_twice_stands_twice_in_the_copy() -> None:
     ids=["object", "graph", "sparse", "expanded", "shared", "objects", "parameter"],
 )  # fmt: skip
 def test_what_a_copy_would_not_be_like_is_refused(tree: Any) -> None:
-    with pytest.raises(UncopyableBatch):
+    with pytest.raises(UncopyableBatchError):
         copied(tree)

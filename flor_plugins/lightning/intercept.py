@@ -12,9 +12,6 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from flor_plugins.adapter import Proceed
 from flor_plugins.lightning.callback import FlorCallback
 
-# Where a trainer is Any: its `callbacks` are set from outside, not declared
-# (callback_connector.py).
-
 
 def intercept(arrived: Callable[[pl.Trainer, Proceed], Any], *, inject: bool) -> None:
     """From now on every recorded `Trainer.fit` of this process goes to `arrived(trainer, go)`.

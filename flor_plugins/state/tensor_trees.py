@@ -13,7 +13,7 @@ import torch
 _SAME = (str, bytes, int, float, complex, bool, type(None))  # nobody can change one
 
 
-class UncopyableBatch(Exception):
+class UncopyableBatchError(Exception):
     """A batch holds what can't be copied with certainty; says what."""
 
 
@@ -40,8 +40,8 @@ def _still(value: Any) -> Any:
 def copied(tree: Any) -> Any:
     """Return a copy that shares no memory.
 
-    Nobody can tell it from the original by types, bits, strides and devices. Raises UncopyableBatch
-    where somebody could.
+    Nobody can tell it from the original by types, bits, strides and devices. Raises
+    UncopyableBatchError where somebody could.
 
     tree: dicts, lists, tuples (named ones, too) and UserDicts of dense tensors, numpy arrays
     and plain values. What stands in it twice stands twice in the copy.
@@ -93,7 +93,9 @@ def _copy(one: Any, seen: dict[int, Any], memory: set[int]) -> Any:
         return _tensor(one, memory)
     if kind is np.ndarray:
         if one.dtype.hasobject or (one.base is not None and not isinstance(one.base, bytes)):
-            raise UncopyableBatch("a batch holds an array of objects or a view of another array")
+            raise UncopyableBatchError(
+                "a batch holds an array of objects or a view of another array"
+            )
         return one.copy(order="K")
     if kind in (dict, OrderedDict):
         return kind((key, _copied(value, seen, memory)) for key, value in one.items())
@@ -106,7 +108,7 @@ def _copy(one: Any, seen: dict[int, Any], memory: set[int]) -> Any:
         made = copy.copy(one)
         made.data = _copied(dict(one.data), seen, memory)
         return made
-    raise UncopyableBatch(f"a batch holds a {kind.__module__}.{kind.__qualname__}")
+    raise UncopyableBatchError(f"a batch holds a {kind.__module__}.{kind.__qualname__}")
 
 
 def _tensor(one: torch.Tensor, memory: set[int]) -> torch.Tensor:
@@ -117,13 +119,13 @@ def _tensor(one: torch.Tensor, memory: set[int]) -> torch.Tensor:
         or one.is_conj()
         or one.is_neg()
     ):
-        raise UncopyableBatch(
+        raise UncopyableBatchError(
             "a batch holds a tensor that is sparse, quantized or of an autograd graph"
         )
     place = one.untyped_storage().data_ptr()
     made = one.clone()
     if made.stride() != one.stride() or (place in memory and one.numel()):
-        raise UncopyableBatch("a batch holds tensors that share memory")
+        raise UncopyableBatchError("a batch holds tensors that share memory")
     memory.add(place)
     return made
 

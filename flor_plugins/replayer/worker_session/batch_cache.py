@@ -18,7 +18,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 from flor_plugins.replayer.worker_session.host_memory import available_bytes
 from flor_plugins.state import rng
 from flor_plugins.state.loader_seeds import draw_seed, is_one_seed, random_state
-from flor_plugins.state.tensor_trees import UncopyableBatch, copied, is_same, nbytes_of
+from flor_plugins.state.tensor_trees import UncopyableBatchError, copied, is_same, nbytes_of
 
 CHANGES = 3  # of a data set, after which nothing of it is kept
 SHARE = 0.25  # of the available memory: the most that batches may take
@@ -111,7 +111,7 @@ class _CachedBatches:
             try:
                 self.batches.append(copied(batch))
                 self._nbytes += nbytes_of(batch)
-            except UncopyableBatch as error:
+            except UncopyableBatchError as error:
                 self.give_up(str(error))
             if self._nbytes > self._limit:
                 self.give_up(
