@@ -68,7 +68,7 @@ def read() -> dict[str, Any]:
     return dict(_known().read)
 
 
-def recorded(values: Mapping[str, Any]) -> None:
+def recorded(values: Mapping[str, object]) -> None:
     """From now on `arg` gives these values: the script is replayed."""
     _arguments.set(_ScriptArguments(dict(values)))
 
@@ -145,7 +145,7 @@ def _like(value: Any, default: Any) -> Any:
     return value
 
 
-def _does_not_fit(name: str, text: str, default: Any) -> FlorError:
+def _does_not_fit(name: str, text: str, default: object) -> FlorError:
     kind = type(default).__name__
     return FlorError(
         f"flor.arg({name!r}, {default!r}) was given {text!r} on the command line; it takes a {kind}"

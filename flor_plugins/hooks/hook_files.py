@@ -136,7 +136,13 @@ def check_callback(made: type, base: type) -> None:
         _check_signature(made, name, method, getattr(base, name), place)
 
 
-def _check_signature(made: type, name: str, method: Any, expected: Any, place: str) -> None:
+def _check_signature(
+    made: type,
+    name: str,
+    method: Callable[..., object],
+    expected: Callable[..., object],
+    place: str,
+) -> None:
     wanted = inspect.signature(expected)
     positional = [p for p in wanted.parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     keywords = (

@@ -111,7 +111,7 @@ def metric(
     return _checked(function, at, reduce, grad)
 
 
-def _checked(function: Any, at: Any, reduce: Any, grad: bool) -> Metric:
+def _checked(function: object, at: Any, reduce: Any, grad: bool) -> Metric:
     if not inspect.isfunction(function):
         raise HookError(f"@flor.metric decorates a function of one context, not {function!r}")
     made = Metric(function, at, reduce, grad)

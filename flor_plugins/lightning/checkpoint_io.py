@@ -166,7 +166,7 @@ def _local(path: str | os.PathLike[str]) -> Path:
     return Path(text).absolute()
 
 
-def _lost(value: Any) -> tuple[str, ...]:
+def _lost(value: object) -> tuple[str, ...]:
     """Return why each leaf that is missing was lost.
 
     It was lost while saving, or its class is not loaded here.

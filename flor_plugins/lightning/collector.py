@@ -84,7 +84,7 @@ class MetricCollector(StepCollector):
             self.losses.append(loss.detach().clone())
         self.batch = None
 
-    def on_validation_batch_end(self, outputs: Any, batch: Any) -> None:
+    def on_validation_batch_end(self, outputs: object, batch: object) -> None:
         """The validation step has returned what hooks see as outputs."""
         if self.hooks.at("validation") and not self.trainer.sanity_checking:
             self.hooks.validation_batch(self.context(batch=batch, outputs=outputs))

@@ -102,7 +102,7 @@ def _of_data(trainer: pl.Trainer) -> Iterator[Obstacle]:
         yield from hidden_state.of_object("the data module", source, (), OF_DATA)
 
 
-def _brings_state(value: Any, base: type, *methods: str) -> bool:
+def _brings_state(value: object, base: type, *methods: str) -> bool:
     """Tell whether its class writes one of the methods that put state into a checkpoint."""
     names = methods or ("state_dict", "on_save_checkpoint")
     return any(getattr(type(value), name, None) is not getattr(base, name, None) for name in names)

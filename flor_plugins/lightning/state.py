@@ -179,7 +179,7 @@ def callbacks_of(trainer: pl.Trainer) -> list[Callback]:
     return cast(Any, trainer).callbacks
 
 
-def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Any]]:
+def _users_callbacks(trainer: pl.Trainer) -> Iterator[tuple[str, Callback]]:
     """Callbacks of the user's own."""
     return user_objects.numbered(one for one in callbacks_of(trainer) if user_objects.is_users(one))
 

@@ -111,7 +111,7 @@ class checkpoints:  # see `loop`
     options.
     """
 
-    def __init__(self, *objects: Any, **named: Any) -> None:
+    def __init__(self, *objects: object, **named: Any) -> None:
         stack = self._stack = loop_stack()
         if stack.follower is None and stack.registered.is_used:
             # a training was followed before: these are the next one's

@@ -34,7 +34,7 @@ _FILLED = (list, dict, set, deque, torch.Tensor, np.ndarray)
 GLOBALS = "<globals>"
 
 Frames = dict[str, FrameType]
-VariableValues = dict[str, dict[str, Any]]  # frame to name to value
+VariableValues = dict[str, dict[str, object]]  # frame to name to value
 
 _PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
 _LIBRARIES = tuple(os.path.realpath(sysconfig.get_path(name)) + os.sep for name in _PATHS)
@@ -101,7 +101,7 @@ class FrameVariables:
             found += [(name, one) for one in grown.keys() - _plain(grown, self._known).keys()]
         return sorted(found)
 
-    def restore(self, frames: Frames, changed: Mapping[str, Mapping[str, Any]]) -> None:
+    def restore(self, frames: Frames, changed: Mapping[str, Mapping[str, object]]) -> None:
         """Give each the value that `changed` has for it, else the one with which the loop began."""
         for name, held in scopes(frames):
             wanted = {**self._before.get(name, {}), **changed.get(name, {})}
@@ -123,7 +123,7 @@ def is_users(file: str) -> bool:
     return not is_library and not real.startswith(_OURS)
 
 
-def is_of_users(one: Any) -> bool:
+def is_of_users(one: object) -> bool:
     """An instance of a class that stands in the user's own code."""
     if isinstance(one, type | torch.nn.Module) or not hasattr(one, "__dict__"):
         return False
@@ -131,7 +131,7 @@ def is_of_users(one: Any) -> bool:
     return code is not None and is_users(code.co_filename)
 
 
-def scopes(frames: Frames) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def scopes(frames: Frames) -> Iterator[tuple[str, Mapping[str, object]]]:
     """All that is bound in the frames, plain or not, and the globals of the outermost."""
     for name, frame in frames.items():
         if frame.f_locals is not frame.f_globals:
@@ -167,7 +167,7 @@ def _fits(present: Any, value: Any) -> bool:
     return not is_shaped or (present.shape == value.shape and present.dtype == value.dtype)
 
 
-def _plain(held: Mapping[str, Any], known: Collection[int]) -> dict[str, Any]:
+def _plain(held: Mapping[str, object], known: Collection[int]) -> dict[str, object]:
     return {
         name: value
         for name, value in held.items()

@@ -20,7 +20,7 @@ from flor_plugins.state.epoch_rng import Moment
 
 _DRAWING = (DataLoader, Sampler, rng.RandomGenerator)
 
-Sources = dict[str, Any]
+Sources = dict[str, object]
 
 
 def sources(registered: ObjectRegistry, frames: Frames) -> Sources:

@@ -7,7 +7,6 @@ import sys
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from multiprocessing.process import BaseProcess
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -37,16 +36,16 @@ _OF_NO_ENVIRONMENT = frozenset(("numpy", "torch", "pygame", *sys.stdlib_module_n
 _CONTAINERS = (list, tuple, dict, deque)
 _MOST_PARTS, _DEPTH = 10_000, 4  # of a container
 
-Owners = dict[str, Any]
+Owners = dict[str, object]
 
 
-def is_environment(one: Any) -> bool:
+def is_environment(one: object) -> bool:
     """Tell whether it is a simulator, by the class from which it is derived."""
     kinds = () if isinstance(one, type) else type(one).__mro__
     return any(kind.__name__ in _ENVIRONMENTS and _package(kind) in _PACKAGES for kind in kinds)
 
 
-def inside(owners: Mapping[str, Any], known: Collection[int]) -> Owners:
+def inside(owners: Mapping[str, object], known: Collection[int]) -> Owners:
     """Return the owners and what they hold, each object once, by its path: `envs.envs.0`.
 
     Objects of the user's own classes are followed, environments, and what is of the package of
@@ -71,7 +70,7 @@ def inside(owners: Mapping[str, Any], known: Collection[int]) -> Owners:
     return found
 
 
-def foreign_state(environment: Any) -> Iterator[tuple[str, str]]:
+def foreign_state(environment: object) -> Iterator[tuple[str, str]]:
     """What an environment keeps where no State reaches: attribute, and what it is."""
     for key, value in parts(environment) if is_environment(environment) else ():
         if isinstance(value, BaseProcess):
@@ -84,7 +83,7 @@ def foreign_state(environment: Any) -> Iterator[tuple[str, str]]:
             yield key, f"what is not made in Python ({type(value).__name__})"
 
 
-def _is_foreign(one: Any) -> bool:
+def _is_foreign(one: object) -> bool:
     """Tell whether its state is in C.
 
     The emulators and physics of simulators have it there; what pygame has is only drawn.
@@ -96,12 +95,12 @@ def _is_foreign(one: Any) -> bool:
     )
 
 
-def parts(owner: Any) -> Iterator[tuple[str, Any]]:
+def parts(owner: object) -> Iterator[tuple[str, object]]:
     """What an object holds, also in lists and dicts, by names."""
     yield from _parts(vars(owner).items(), 0)
 
 
-def _parts(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[tuple[str, Any]]:
+def _parts(items: Iterable[tuple[object, object]], depth: int) -> Iterator[tuple[str, object]]:
     for key, value in list(items):
         if not isinstance(value, _CONTAINERS):
             yield str(key), value
@@ -110,7 +109,7 @@ def _parts(items: Iterable[tuple[Any, Any]], depth: int) -> Iterator[tuple[str, 
             yield from ((f"{key}.{name}", part) for name, part in _parts(held, depth + 1))
 
 
-def _is_followed(one: Any, packages: Collection[str]) -> bool:
+def _is_followed(one: object, packages: Collection[str]) -> bool:
     if isinstance(one, _ELSEWHERE) or not hasattr(one, "__dict__"):
         return False
     return is_environment(one) or is_of_users(one) or _package(type(one)) in packages

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +77,7 @@ def _of_strategy(registered: ObjectRegistry) -> Iterator[Obstacle]:
             yield obstacles.of_sharding(f"{kind} ({name})")
 
 
-def _loaders(registered: ObjectRegistry, frames: Frames) -> dict[str, Any]:
+def _loaders(registered: ObjectRegistry, frames: Frames) -> dict[str, object]:
     found = dict(registered.loaders())
     if registered.val_dataloader is not None:
         found["val_dataloader"] = registered.val_dataloader
@@ -87,7 +86,7 @@ def _loaders(registered: ObjectRegistry, frames: Frames) -> dict[str, Any]:
     return {name: one for name, one in found.items() if isinstance(one, DataLoader)}
 
 
-def _of_loader(name: str, loader: Any) -> Iterator[Obstacle]:
+def _of_loader(name: str, loader: object) -> Iterator[Obstacle]:
     role = "validation" if name.lower().startswith(("val", "eval", "test")) else "training"
     yield from obstacles.of_loader(role, loader)
     base = loader_iteration.base(loader)
@@ -134,7 +133,7 @@ def _of_variables(registered: ObjectRegistry, frames: Frames) -> Iterator[Obstac
                 )
 
 
-def _looked_at(name: str, one: Any) -> Iterator[tuple[str, Any]]:
+def _looked_at(name: str, one: object) -> Iterator[tuple[str, object]]:
     """A variable; of an object of the user's own the environments, too, in which it acts."""
     yield name, one
     if is_of_users(one):
@@ -147,7 +146,7 @@ def _place(scope: str) -> str:
     return "the script" if scope.startswith("<") else f"{scope}()"
 
 
-def _kind(one: Any, known: frozenset[int]) -> str:
+def _kind(one: object, known: frozenset[int]) -> str:
     if isinstance(one, nn.Module):
         is_trained = (
             any(p.requires_grad for p in one.parameters()) and id(unwrapped(one)) not in known

@@ -35,7 +35,7 @@ class ObjectRegistry:
     options: dict[str, Any] = field(default_factory=dict)
     is_used: bool = False
 
-    def add(self, positional: tuple[Any, ...], named: Mapping[str, Any]) -> None:
+    def add(self, positional: tuple[object, ...], named: Mapping[str, object]) -> None:
         """Take more objects; those without a name are called by class and number.
 
         Raises FlorError if it can't.
@@ -127,18 +127,18 @@ def set_content(held: Any, value: Any) -> None:
         held.extend(value) if isinstance(held, deque) else held.update(value)
 
 
-def _is_stateful(one: Any) -> bool:
+def _is_stateful(one: object) -> bool:
     return callable(getattr(one, "state_dict", None)) and callable(
         getattr(one, "load_state_dict", None)
     )
 
 
-def _is_kept(one: Any) -> bool:
+def _is_kept(one: object) -> bool:
     return not isinstance(one, type) and (
         isinstance(one, (*_KINDS, *_CONTENTS)) or _is_stateful(one) or hasattr(one, "__dict__")
     )
 
 
-def _shown(one: Any) -> str:
+def _shown(one: object) -> str:
     text = repr(one)
     return text if len(text) <= 60 else f"{text[:57]}..."

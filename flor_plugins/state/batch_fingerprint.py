@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import Any
 
 import torch
 
 MAX_DEPTH = 8  # of nested containers: a batch that holds itself ends here
 
 
-def checksum(batch: Any) -> torch.Tensor | int:
+def checksum(batch: object) -> torch.Tensor | int:
     """Return the sum of all words of a batch as a 0-d int64 tensor on its device.
 
     It needs no synchronisation.
@@ -42,7 +41,7 @@ def by_place(checksums: Sequence[torch.Tensor | int]) -> torch.Tensor | int:
     return total
 
 
-def sha256(batch: Any) -> str:
+def sha256(batch: object) -> str:
     """sha256 over every leaf of a batch: dtypes, shapes and bytes of tensors, other values by repr.
 
     Synchronises.
@@ -94,7 +93,7 @@ def _words(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(size)
 
 
-def _leaves(value: Any, depth: int = 0) -> Iterator[Any]:
+def _leaves(value: object, depth: int = 0) -> Iterator[object]:
     if depth > MAX_DEPTH:
         return
     if isinstance(value, Mapping):

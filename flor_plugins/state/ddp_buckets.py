@@ -14,7 +14,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 
-def capture(model: Any) -> list[int] | None:
+def capture(model: object) -> list[int] | None:
     """The parameters in the order in which their gradients came, as the reducer numbers them.
 
     None where the buckets are still the first ones (up to the second update), where they stay
@@ -34,7 +34,7 @@ def capture(model: Any) -> list[int] | None:
     return [int(number) for number in found.replace(",", " ").split()] if found else None
 
 
-def restore(model: Any, order: list[int] | None) -> None:
+def restore(model: object, order: list[int] | None) -> None:
     """Let gradients of zero come in that order once. All processes call this together.
 
     Gradients are not as they were afterwards, and nothing else may have changed: call it before

@@ -10,7 +10,7 @@ import torch
 from flor_plugins.state import rng
 
 
-def has_persistent_workers(loader: Any) -> bool:
+def has_persistent_workers(loader: object) -> bool:
     """Tell whether the workers of this loader live on from epoch to epoch.
 
     They have random state that nobody else sees.
@@ -21,7 +21,7 @@ def has_persistent_workers(loader: Any) -> bool:
     return bool(getattr(loader, "persistent_workers", False) and getattr(loader, "num_workers", 0))
 
 
-def has_running_workers(loader: Any) -> bool:
+def has_running_workers(loader: object) -> bool:
     """Tell whether the persistent workers of this loader have been started."""
     return getattr(loader, "_iterator", None) is not None
 
@@ -46,7 +46,7 @@ def run_workers(loader: Any, *, is_running: bool) -> None:
 
 
 def skip(
-    iterator: Iterator[Any], batches: int, ahead: int, previous: Mapping[str, Any] | None
+    iterator: Iterator[object], batches: int, ahead: int, previous: Mapping[str, Any] | None
 ) -> None:
     """Draw `batches` batches and throw them away; nothing is computed with them.
 
@@ -61,7 +61,7 @@ def skip(
         next(iterator)
 
 
-def once(act: Callable[[], Any]) -> Callable[[], None]:
+def once(act: Callable[[], object]) -> Callable[[], None]:
     """`act` at the first call only."""
     done: list[bool] = []
 
@@ -81,7 +81,7 @@ def base(loader: Any) -> Any:
     return getattr(loader, "base_dataloader", loader)
 
 
-def loader_state(loader: Any) -> dict[str, Any]:
+def loader_state(loader: object) -> dict[str, Any]:
     """Return the counters of accelerate's loader and sampler.
 
     See `SeedableRandomSampler` in accelerate/data_loader.py.
@@ -109,7 +109,7 @@ def restore_loader(loader: Any, state: Mapping[str, Any]) -> None:
         sampler.generator.set_state(state["generator"])
 
 
-def _sampler(loader: Any) -> Any:
+def _sampler(loader: object) -> Any:
     """The sampler below accelerate's shards (accelerate/data_loader.py, `BatchSamplerShard`)."""
     batches = getattr(loader, "batch_sampler", None)
     while batches is not None and hasattr(batches, "batch_sampler"):

@@ -20,7 +20,9 @@ def random_state(own: dict[str, rng.RandomGenerator]) -> dict[str, Any]:
     return {**rng.capture(), "own": rng.capture_generators(own)}
 
 
-def is_one_seed(loader: Any, own: dict[str, rng.RandomGenerator], before: Any, after: Any) -> bool:
+def is_one_seed(
+    loader: Any, own: dict[str, rng.RandomGenerator], before: dict[str, Any], after: dict[str, Any]
+) -> bool:
     """Tell whether what was drawn in between is the one seed of a pass.
 
     Leaves the generators as they are after it.

@@ -125,7 +125,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
     }
 
 
-def _set_attributes(module: nn.Module, values: dict[str, Any]) -> None:
+def _set_attributes(module: nn.Module, values: Mapping[str, object]) -> None:
     for name, value in values.items():
         if is_plain(value):
             present = getattr(module, name, None)
@@ -136,7 +136,7 @@ def _set_attributes(module: nn.Module, values: dict[str, Any]) -> None:
             )
 
 
-def _on(value: Any, device: torch.device) -> Any:
+def _on(value: object, device: torch.device) -> object:
     """A tensor, or a list of them, on a device."""
     if isinstance(value, list):
         return [_on(one, device) for one in value]

@@ -73,7 +73,7 @@ _PARTS = ("sampler", "batch_sampler", "dataset", "datasets", "base_dataloader", 
 _PART_NAMES = frozenset((*_PARTS, *(f"_{part}" for part in _PARTS)))
 
 
-def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, RandomGenerator]:
+def loader_generators(loaders: Iterable[tuple[str, object]]) -> dict[str, RandomGenerator]:
     """Return every generator found on loaders and modules, and on their parts, by a stable name."""
     found: dict[str, RandomGenerator] = {}
     seen: set[int] = set()
@@ -82,7 +82,7 @@ def loader_generators(loaders: Iterable[tuple[str, Any]]) -> dict[str, RandomGen
     return found
 
 
-def _find(name: str, owner: Any, found: dict[str, RandomGenerator], seen: set[int]) -> None:
+def _find(name: str, owner: object, found: dict[str, RandomGenerator], seen: set[int]) -> None:
     if owner is None or id(owner) in seen:
         return
     seen.add(id(owner))
@@ -128,7 +128,7 @@ def restore_generators(generators: dict[str, RandomGenerator], states: dict[str,
             generator.setstate(states[name])
 
 
-def _get(generator: RandomGenerator) -> Any:
+def _get(generator: RandomGenerator) -> object:
     if isinstance(generator, torch.Generator):
         return generator.get_state()
     if isinstance(generator, np.random.Generator):

@@ -17,7 +17,7 @@ class UncopyableBatchError(Exception):
     """A batch holds what can't be copied with certainty; says what."""
 
 
-def still(values: Mapping[str, Any]) -> dict[str, Any]:
+def still(values: Mapping[str, object]) -> dict[str, Any]:
     """Return values that the training can't change any more.
 
     Tensors are copied where they are, without a synchronisation.
@@ -25,7 +25,7 @@ def still(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: _still(value) for name, value in values.items()}
 
 
-def _still(value: Any) -> Any:
+def _still(value: Any) -> object:
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, np.ndarray):
@@ -49,7 +49,7 @@ def copied(tree: Any) -> Any:
     return _copied(tree, {}, set())
 
 
-def nbytes_of(tree: Any) -> int:
+def nbytes_of(tree: object) -> int:
     """Return the bytes of all tensors and arrays, each as often as it stands there."""
     if isinstance(tree, torch.Tensor | np.ndarray):
         return tree.nbytes

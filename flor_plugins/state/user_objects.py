@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Collection, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,16 +14,18 @@ from torch import nn
 from flor_plugins.state import module as module_state
 from flor_plugins.state import rng
 
+T = TypeVar("T")
+
 # Callbacks of these packages save what they need themselves, or need nothing.
 _FRAMEWORKS = ("lightning", "pytorch_lightning", "transformers", "accelerate", "flor_plugins")
 
 
-def is_users(owner: Any) -> bool:
+def is_users(owner: object) -> bool:
     """Tell whether the class of this object was written by the user, and not by a framework."""
     return type(owner).__module__.partition(".")[0] not in _FRAMEWORKS
 
 
-def numbered(owners: Iterable[Any]) -> Iterator[tuple[str, Any]]:
+def numbered(owners: Iterable[T]) -> Iterator[tuple[str, T]]:
     """Yield each object under its class and number.
 
     In a replay, which has others beside them, it has the same name.
@@ -52,7 +54,7 @@ def parts(model: nn.Module) -> set[int]:
     } - {0}
 
 
-def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
+def capture(owner: object, known: Collection[int] = ()) -> dict[str, Any]:
     """Return plain attributes, generators and modules that the object holds.
 
     What else it holds belongs to the script.
@@ -72,7 +74,7 @@ def capture(owner: Any, known: Collection[int] = ()) -> dict[str, Any]:
     }
 
 
-def restore(owner: Any, state: dict[str, Any]) -> None:
+def restore(owner: object, state: dict[str, Any]) -> None:
     """Put `capture`'s result back; modules in place."""
     vars(owner).update(
         copy.deepcopy(state["attributes"])
@@ -84,7 +86,7 @@ def restore(owner: Any, state: dict[str, Any]) -> None:
             module_state.restore(part, state["modules"][name]["rest"])
 
 
-def is_state(value: Any, known: Collection[int] = ()) -> bool:
+def is_state(value: object, known: Collection[int] = ()) -> bool:
     """Tell whether it is plain data that a State can give back.
 
     known: `parts` of the model, of which nothing is plain data.
@@ -110,7 +112,7 @@ def _address(tensor: torch.Tensor | np.ndarray) -> int:
         return 0
 
 
-def _tensors(value: Any) -> Iterator[torch.Tensor | np.ndarray]:
+def _tensors(value: object) -> Iterator[torch.Tensor | np.ndarray]:
     if isinstance(value, torch.Tensor | np.ndarray):
         yield value
     elif isinstance(value, dict):
@@ -119,13 +121,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor | np.ndarray]:
         yield from (one for inner in value for one in _tensors(inner))
 
 
-def _generators(owner: Any) -> dict[str, rng.RandomGenerator]:
+def _generators(owner: object) -> dict[str, rng.RandomGenerator]:
     return {
         name: value for name, value in vars(owner).items() if isinstance(value, rng.RandomGenerator)
     }
 
 
-def _modules(owner: Any) -> Iterator[tuple[str, nn.Module]]:
+def _modules(owner: object) -> Iterator[tuple[str, nn.Module]]:
     yield from (
         (name, value) for name, value in vars(owner).items() if isinstance(value, nn.Module)
     )
