@@ -6,15 +6,16 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from threading import get_ident
+from threading import Thread, current_thread
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 Sink = Callable[[str, Any], object]
 
 _sink: ContextVar[Sink | None] = ContextVar("flor_sink")
 # What `log` feeds in each thread that trains. A new thread has an empty context: it asks here.
-_sinks: dict[int, Sink] = {}
+_sinks: WeakKeyDictionary[Thread, Sink] = WeakKeyDictionary()
 
 
 def log(name: str, value: T) -> T:
@@ -40,7 +41,7 @@ def connect(sink: Sink | None) -> None:
 @contextmanager
 def connected(sink: Sink) -> Iterator[None]:
     """`log` feeds `sink` within the block."""
-    token, before = _sink.set(sink), _sinks.get(get_ident())
+    token, before = _sink.set(sink), _sinks.get(current_thread())
     _note(sink)
     try:
         yield
@@ -51,15 +52,15 @@ def connected(sink: Sink) -> Iterator[None]:
 
 def _note(sink: Sink | None) -> None:
     if sink is None:
-        _sinks.pop(get_ident(), None)
+        _sinks.pop(current_thread(), None)
     else:
-        _sinks[get_ident()] = sink
+        _sinks[current_thread()] = sink
 
 
 def _feed_the_only_training(name: str, value: object) -> None:
-    if get_ident() in _sinks:  # an empty context in a thread that trains was made on purpose
+    if current_thread() in _sinks:  # an empty context in a thread that trains was made on purpose
         return
-    sinks = list(_sinks.values())
+    sinks = [sink for thread, sink in list(_sinks.items()) if thread.is_alive()]
     if len(sinks) == 1:
         sinks[0](name, value)
     elif sinks:
