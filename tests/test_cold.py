@@ -32,11 +32,11 @@ from flor_plugins.store.checkpoints import (
     save_checkpoint,
     tensor_hashes,
 )
-from flor_plugins.store.checkpoints.compression import MOST_DELTAS, cool, cool_run
+from flor_plugins.store.checkpoints.compression import MOST_DELTAS, compress, compress_run
 from flor_plugins.store.checkpoints.loader import read_tensors
-from flor_plugins.store.checkpoints.manifest import read_state
+from flor_plugins.store.checkpoints.manifest import read_manifest
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
-from flor_plugins.store.checkpoints.tombstones import hollow, needed_tensors
+from flor_plugins.store.checkpoints.tombstones import needed_tensors, write_tombstone
 from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.codec import encode
 
@@ -109,7 +109,7 @@ def test_a_compressed_run_is_smaller_and_reads_as_before(run: Path) -> None:
     saved = record(run, 20)
     hot = bytes_in(run)
     hashes = {position: tensor_hashes(run, position) for position in saved}
-    freed = cool_run(run, keep=0)
+    freed = compress_run(run, keep=0)
     assert freed == hot - bytes_in(run) > 0.3 * hot
     assert sum(one.nbytes for one in list_checkpoints(run)) == bytes_in(run)
     assert agree(load_all(run), saved)
@@ -120,9 +120,9 @@ def test_a_compressed_run_is_smaller_and_reads_as_before(run: Path) -> None:
 
 def test_compressing_again_changes_nothing_and_the_newest_are_left(run: Path) -> None:
     record(run, 5)
-    assert cool_run(run) > 0
+    assert compress_run(run) > 0
     content = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    assert cool_run(run) == 0
+    assert compress_run(run) == 0
     assert content == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     assert names(run, at(3)) == {
         "state.json",
@@ -135,8 +135,8 @@ def test_compressing_again_changes_nothing_and_the_newest_are_left(run: Path) ->
 
 def test_tensors_are_read_into_memory_that_is_given(run: Path) -> None:
     saved = record(run, 4)
-    cool_run(run, keep=0)
-    state = read_state(folder_of(run, at(4)))
+    compress_run(run, keep=0)
+    state = read_manifest(folder_of(run, at(4)))
     into = {"model/w": torch.zeros(48, 48), "model/half": torch.zeros(3)}
     loaded = read_tensors(folder_of(run, at(4)), state, ["model/w", "model/half"], into)
     assert loaded["model/w"] is into["model/w"] and torch.equal(
@@ -147,7 +147,7 @@ def test_tensors_are_read_into_memory_that_is_given(run: Path) -> None:
 
 def test_a_compressed_file_is_safetensors_and_says_how_it_is_packed(run: Path) -> None:
     record(run, 2)
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     folder = folder_of(run, at(2))
     there = load_file(folder / "model.cold.safetensors")
     assert there["w"].dtype == torch.uint8 and len(there["w"]) < 0.8 * 48 * 48 * 4
@@ -166,11 +166,11 @@ def test_a_compressed_file_is_safetensors_and_says_how_it_is_packed(run: Path) -
 
 def test_no_tensor_is_more_than_a_few_deltas_away_from_its_keyframe(run: Path) -> None:
     record(run, 34, side=16)
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     lengths = []
     for one in list_checkpoints(run):
-        holders = ManifestCache(one.path, read_state(one.path))
-        lengths.append(len(holders.chain("model/w")) - 1)
+        manifests = ManifestCache(one.path, read_manifest(one.path))
+        lengths.append(len(manifests.chain("model/w")) - 1)
     assert lengths[0] == lengths[16] == lengths[32] == 0
     assert max(lengths) == MOST_DELTAS
 
@@ -178,7 +178,7 @@ def test_no_tensor_is_more_than_a_few_deltas_away_from_its_keyframe(run: Path) -
 def test_checkpoints_that_are_deltas_to_each_other_make_no_circle(run: Path) -> None:
     saved = record(run, 3)
     for position, base in ((1, 3), (2, 1), (3, 2)):
-        assert cool(run, at(position), at(base)) > 0
+        assert compress(run, at(position), at(base)) > 0
     assert agree(load_all(run), saved)
 
 
@@ -187,10 +187,10 @@ def test_a_base_that_does_not_fit_is_not_used(run: Path) -> None:
     save_checkpoint(
         run, at(2), encode({"model": {"w": torch.ones(64, 32), "v": torch.ones(64, 64)}})
     )
-    cool(run, at(2), at(1))
+    compress(run, at(2), at(1))
     assert {
         one["base"]
-        for one in read_state(folder_of(run, at(2)))["tensors"].values()
+        for one in read_manifest(folder_of(run, at(2)))["tensors"].values()
         if "base" in one
     } == set()
     assert torch.equal(load_checkpoint(run, at(2))["model"]["w"], torch.ones(64, 32))
@@ -203,7 +203,7 @@ def test_a_section_may_be_named_like_a_compressed_file(run: Path) -> None:
         "model.cold2": {"w": torch.full((999,), 2.0)},
     }
     save_checkpoint(run, at(1), encode(state))
-    assert cool(run, at(1)) > 0
+    assert compress(run, at(1)) > 0
     assert same(load_checkpoint(run, at(1)), state)
 
 
@@ -245,7 +245,7 @@ def test_any_tensor_reads_as_before(
     before = [exact(load_checkpoint(run, at(number))["model"]) for number in range(3)]
     order = data.draw(st.permutations(range(3)))
     for number in order:
-        cool(run, at(number), at(data.draw(st.integers(0, 2))))
+        compress(run, at(number), at(data.draw(st.integers(0, 2))))
         assert [exact(load_checkpoint(run, at(number))["model"]) for number in range(3)] == before
 
 
@@ -258,7 +258,7 @@ def exact(tensors: dict[str, torch.Tensor]) -> dict[str, Any]:
 
 def test_a_new_checkpoint_refers_to_compressed_ones(run: Path) -> None:
     saved = record(run, 4)
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     known = known_tensors(run)
     earlier = saved[at(2)]["model"]["w"]
     model = saved[at(4)]["model"] | {"w": earlier, "tied": earlier}
@@ -278,7 +278,7 @@ def test_damage_in_a_compressed_file_or_in_its_base_is_found_and_named(
     run: Path, number: int
 ) -> None:
     saved = record(run, 2, side=24)
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     path = folder_of(run, at(number)) / "model.cold.safetensors"
     whole = path.read_bytes()
     found = 0
@@ -323,7 +323,7 @@ def test_a_base_or_packing_that_makes_no_sense_is_refused(
     from flor_plugins.store.checkpoints.manifest import own_hash
 
     record(run, 2)
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     path = folder_of(run, at(2)) / "state.json"
     state = json.loads(path.read_text().replace(json.dumps(old), json.dumps(new)))
     path.write_text(json.dumps(state | {"sha256": own_hash(state)}))
@@ -337,18 +337,18 @@ def test_a_damaged_checkpoint_is_not_compressed_and_the_others_are(run: Path) ->
     whole = path.read_bytes()
     path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.warns(UserWarning, match=r"not compressed.*step=20/model\.safetensors was altered"):
-        cool_run(run, keep=0)
+        compress_run(run, keep=0)
     assert names(run, at(2)) == {"state.json", "model.safetensors", "loops.safetensors"}
     assert "model.cold.safetensors" in names(run, at(3))
     path.write_bytes(whole)
-    assert cool_run(run, keep=0) > 0
+    assert compress_run(run, keep=0) > 0
 
 
 def test_who_read_the_old_state_finds_the_new_files(run: Path) -> None:
     saved = record(run, 6)
-    old = read_state(folder_of(run, at(6)))
+    old = read_manifest(folder_of(run, at(6)))
     keys = list(old["tensors"])
-    assert cool_run(run, keep=0) > 0
+    assert compress_run(run, keep=0) > 0
     loaded = read_tensors(folder_of(run, at(6)), old, keys)
     assert torch.equal(loaded["model/w"], saved[at(6)]["model"]["w"])
 
@@ -373,11 +373,11 @@ def test_readers_meet_no_gap_while_checkpoints_are_compressed_and_given_up(run: 
     readers = [threading.Thread(target=read) for _ in range(2)]
     for one in readers:
         one.start()
-    cool_run(run, keep=1)
+    compress_run(run, keep=1)
     for number in (2, 5, 8):
         keep = needed_tensors(run, of=readable.keys()).get(at(number))
         if keep:
-            hollow(run, at(number), keep)
+            write_tombstone(run, at(number), keep)
     done.set()
     for one in readers:
         one.join()
@@ -416,10 +416,10 @@ elif stage == "before state.json goes":
     die_before(Path, "unlink", lambda path, **_: path.name == "state.json")
 else:
     die_before(Path, "unlink", lambda path, **_: path.name.endswith(".safetensors"))
-if what == "cool":
-    compression.cool(run, Position(2, 20), Position(1, 10))
+if what == "compress":
+    compression.compress(run, Position(2, 20), Position(1, 10))
 else:
-    tombstones.hollow(run, Position(2, 20), sys.argv[4:])
+    tombstones.write_tombstone(run, Position(2, 20), sys.argv[4:])
 """
 
 
@@ -445,9 +445,9 @@ STAGES = [
 @pytest.mark.parametrize("stage", [*STAGES, "before it is verified"])
 def test_a_kill_leaves_the_checkpoint_whole_and_a_later_call_goes_on(run: Path, stage: str) -> None:
     saved = record(run, 3)
-    killed(run, "cool", stage)
+    killed(run, "compress", stage)
     assert agree(load_all(run), saved)
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     assert agree(load_all(run), saved)
     assert names(run, at(2)) == {"state.json", "model.cold.safetensors", "loops.safetensors"}
 
@@ -455,16 +455,16 @@ def test_a_kill_leaves_the_checkpoint_whole_and_a_later_call_goes_on(run: Path, 
 @pytest.mark.parametrize("stage", [*STAGES, "before state.json goes"])
 def test_a_kill_while_a_checkpoint_is_given_up_breaks_no_other(run: Path, stage: str) -> None:
     saved = record(run, 4)
-    cool(run, at(4), at(3))
-    cool(run, at(3), at(2))
+    compress(run, at(4), at(3))
+    compress(run, at(3), at(2))
     others = {position: state for position, state in saved.items() if position != at(2)}
     keep = needed_tensors(run, of=others)[at(2)]
     assert "model/w" in keep and "model/w" in needed_tensors(run, of=[at(4)])[at(2)]
-    killed(run, "hollow", stage, *keep)
+    killed(run, "write_tombstone", stage, *keep)
     now = load_all(run)
     assert agree({position: now[position] for position in others}, others)
     assert at(2) not in now or same(now[at(2)], saved[at(2)])
-    hollow(run, at(2), keep)
+    write_tombstone(run, at(2), keep)
     assert names(run, at(2)) == {"shell.json", "model.shell.safetensors"}
     assert same(load_all(run)[at(4)]["model"]["w"], saved[at(4)]["model"]["w"])
 
@@ -481,11 +481,11 @@ def test_one_who_is_told_to_stop_leaves_nothing_half_done_and_goes_on_later(run:
 
     for left in (1, 2, 5, 9, 17, 30):  # noqa: B007 (counted down above)
         with pytest.raises(KeyboardInterrupt):
-            cool_run(run, keep=0, pace=pace)
+            compress_run(run, keep=0, pace=pace)
         assert agree(load_all(run), saved)
         assert not any(name.startswith(".") for position in saved for name in names(run, position))
     assert "model.cold.safetensors" not in names(run, at(6))
-    cool_run(run, keep=0, pace=pace)
+    compress_run(run, keep=0, pace=pace)
     assert all("model.cold.safetensors" in names(run, position) for position in saved)
     assert agree(load_all(run), saved)
 
@@ -501,7 +501,7 @@ def test_a_full_disk_leaves_the_checkpoint_as_it_was(
 
     monkeypatch.setattr("flor_plugins.store.checkpoints.streaming_safetensors._write_all", full)
     with pytest.raises(StoreError, match="No space left on device"):
-        cool_run(run, keep=0)
+        compress_run(run, keep=0)
     assert names(run, at(2)) == before and agree(load_all(run), saved)
 
 
@@ -513,21 +513,21 @@ def test_what_can_not_be_read_back_does_not_replace_what_was_there(
     saved = record(run, 2)
     monkeypatch.setattr(compression, "pack", lambda memory, width, method, base: [bytes(64)])
     with pytest.warns(UserWarning, match="not compressed"):
-        assert cool_run(run, keep=0) == 0
+        assert compress_run(run, keep=0) == 0
     assert names(run, at(1)) == {"state.json", "model.safetensors", "loops.safetensors"}
     assert agree(load_all(run), saved)
 
 
 def test_a_shell_is_no_checkpoint_and_what_refers_to_it_is_read(run: Path) -> None:
     saved = record(run, 20)
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     left = [at(number) for number in (4, 12, 20)]
     before = bytes_in(run)
     for position in saved.keys() - set(left):
         keep = needed_tensors(run, of=left).get(position, set())
         if keep:
-            hollow(run, position, keep)
-            hollow(run, position, keep)
+            write_tombstone(run, position, keep)
+            write_tombstone(run, position, keep)
     assert not {"model/none", "model/frozen"} - needed_tensors(run, of=left)[at(1)]
     assert bytes_in(run) < before
     assert "shell.json" in names(run, at(1))
@@ -545,19 +545,19 @@ def test_a_shell_is_no_checkpoint_and_what_refers_to_it_is_read(run: Path) -> No
 def test_a_shell_keeps_what_it_is_asked_for_and_refuses_what_it_does_not_have(run: Path) -> None:
     saved = record(run, 2)
     with pytest.raises(StoreError, match=r"step=10.*optimizer/x"):
-        hollow(run, at(1), ["model/frozen", "optimizer/x"])
+        write_tombstone(run, at(1), ["model/frozen", "optimizer/x"])
     with pytest.raises(StoreError, match="none"):
-        hollow(run, at(1), [])
+        write_tombstone(run, at(1), [])
     needed = needed_tensors(run)[at(1)]
     assert {"model/frozen", "model/none"} <= needed and not {"model/w", "model/noise"} & needed
-    hollow(run, at(1), {*needed, "model/w"})
-    hollow(run, at(1), needed)
+    write_tombstone(run, at(1), {*needed, "model/w"})
+    write_tombstone(run, at(1), needed)
     there = load_file(folder_of(run, at(1)) / "model.shell2.safetensors")
     assert {f"model/{name}" for name in there} == needed and torch.equal(
         there["frozen"], saved[at(1)]["model"]["frozen"]
     )
     assert same(load_checkpoint(run, at(2)), saved[at(2)])
-    hollow(run, at(1), ["model/none"])
+    write_tombstone(run, at(1), ["model/none"])
     with pytest.raises(DamagedCheckpoint, match=r"step=10 .*does not have the tensor 'frozen'"):
         load_checkpoint(run, at(2))
 
@@ -568,10 +568,10 @@ def test_checkpoints_of_format_1_are_compressed_and_given_up(tmp_path: Path) -> 
     )
     saved = load_all(run)
     first, second = saved
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     assert json.loads((folder_of(run, first) / "state.json").read_text())["format"] == 2
     assert agree(load_all(run), saved)
-    hollow(run, first, needed_tensors(run)[first])
+    write_tombstone(run, first, needed_tensors(run)[first])
     assert agree(load_all(run), {second: saved[second]})
 
 
@@ -579,9 +579,9 @@ def test_two_who_compress_the_same_run_wait_for_each_other(run: Path) -> None:
     saved = record(run, 8)
     code = (
         "import sys; from pathlib import Path; from "
-        "flor_plugins.store.checkpoints.compression import cool_run\n"
+        "flor_plugins.store.checkpoints.compression import compress_run\n"
     )
-    command = [sys.executable, "-c", code + "cool_run(Path(sys.argv[1]), keep=0)", str(run)]
+    command = [sys.executable, "-c", code + "compress_run(Path(sys.argv[1]), keep=0)", str(run)]
     both = [subprocess.Popen(command, cwd=ROOT) for _ in range(2)]
     assert [one.wait(60) for one in both] == [0, 0]
     assert agree(load_all(run), saved)
@@ -595,7 +595,7 @@ def test_compressing_needs_no_torch(run: Path) -> None:
         f"{[str(ROOT), *[path for path in sys.path if 'site-packages' in path]]!r}\n"
         "from pathlib import Path\n"
         "from flor_plugins.store.checkpoints import compression\n"
-        f"assert compression.cool_run(Path({str(run)!r}), keep=0) > 0\n"
+        f"assert compression.compress_run(Path({str(run)!r}), keep=0) > 0\n"
         "assert 'torch' not in sys.modules and 'pandas' not in sys.modules"
     )
     done = subprocess.run(

@@ -17,10 +17,10 @@ from flor_plugins.recorder.checkpointing.shared_buffers import SharedBuffer
 from flor_plugins.recorder.checkpointing.writer_process import CheckpointWriter
 from flor_plugins.records import Position
 from flor_plugins.store.checkpoints import compression, folder_of, list_checkpoints, load_checkpoint
-from flor_plugins.store.checkpoints.tombstones import hollow
+from flor_plugins.store.checkpoints.tombstones import write_tombstone
 from flor_plugins.store.files import PARTIAL
 from flor_plugins.store.gc import collect, plan_collection
-from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up
+from flor_plugins.store.gc.disk_usage import evict, evict_optimizer
 from flor_plugins.store.layout import Store
 from tests.retaining import at, check_all, ended, train
 
@@ -57,7 +57,7 @@ def test_what_is_read_again_since_the_plan_is_no_leftover(store: Store) -> None:
     torn.write_bytes(b"half")
     plan = plan_collection(store)
     assert {one.path for one in plan.leftovers} == {left, torn}
-    compression.cool_run(run.path)
+    compression.compress_run(run.path)
     collect(plan)
     assert left.exists() and not torn.exists()
     assert check_all(run.path) == dict.fromkeys(range(7), "full")
@@ -78,15 +78,15 @@ def test_files_that_another_process_has_not_named_yet_are_left_alone(
         verify(*args)
 
     monkeypatch.setattr(compression, "_verify", collect_meanwhile)
-    compression.cool_run(run.path)
+    compression.compress_run(run.path)
     others[0].join(60)
     assert check_all(run.path) == dict.fromkeys(range(7), "full")
 
 
 GIVEN_UP: dict[str, Callable[[Path], None]] = {
-    "the optimizer": lambda run: drop_optimizer(run, Position(0, 0)),
-    "all but the weights": lambda run: hollow(run, Position(0, 0), ["model/w"]),
-    "all": lambda run: give_up(run, Position(0, 0)),
+    "the optimizer": lambda run: evict_optimizer(run, Position(0, 0)),
+    "all but the weights": lambda run: write_tombstone(run, Position(0, 0), ["model/w"]),
+    "all": lambda run: evict(run, Position(0, 0)),
 }
 
 

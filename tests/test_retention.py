@@ -25,7 +25,7 @@ from flor_plugins.store.checkpoints import (
 from flor_plugins.store.codec import encode
 from flor_plugins.store.gc import pin, thin
 from flor_plugins.store.gc.checkpoint_sizes import CheckpointContent, CheckpointSizes
-from flor_plugins.store.gc.disk_usage import drop_optimizer, give_up, read_sizes
+from flor_plugins.store.gc.disk_usage import evict, evict_optimizer, read_sizes
 from flor_plugins.store.gc.eviction import EvictionCandidate, EvictionStep, choose, limits_of
 from flor_plugins.store.gc.leftovers import size_of
 from flor_plugins.store.gc.replay_cost import (
@@ -68,11 +68,11 @@ def mean_of(epochs: int, kept: Iterable[int]) -> float:
 def equal(epochs: int, weights: int = 1, optimizer: int = 2) -> EvictionCandidate:
     """A run with a full checkpoint of the same size at each epoch."""
     positions = [at(epoch) for epoch in range(epochs + 1)]
-    shelf = CheckpointSizes(
+    sizes = CheckpointSizes(
         {one: CheckpointContent(weights, optimizer) for one in positions},
         dict.fromkeys(positions, "full"),
     )
-    return EvictionCandidate("run", progress_of(epochs), [shelf], {positions[0], positions[-1]})
+    return EvictionCandidate("run", progress_of(epochs), [sizes], {positions[0], positions[-1]})
 
 
 def log_spaced(epochs: int, count: int) -> list[set[int]]:
@@ -184,11 +184,11 @@ def test_thinning_again_and_again_beside_a_training_beats_the_newest_and_log_spa
     for epoch in range(1, 101):
         kept.append(epoch)
         positions = [at(one) for one in kept]
-        shelf = CheckpointSizes(
+        sizes = CheckpointSizes(
             {one: CheckpointContent(1) for one in positions}, dict.fromkeys(positions, "full")
         )
         run = EvictionCandidate(
-            "run", estimated_progress(positions, None), [shelf], {positions[0], positions[-1]}
+            "run", estimated_progress(positions, None), [sizes], {positions[0], positions[-1]}
         )
         choose([run], run.nbytes - room)
         kept = [one.epoch for one, form in run.forms.items() if form == "full"]
@@ -219,11 +219,11 @@ def shelves(draw: st.DrawFn) -> list[EvictionCandidate]:
                     (one, "optimizer/b") for one in uses if draw(st.booleans())
                 ),
             )
-        shelf = CheckpointSizes(contents, {one: draw(st.sampled_from(FORMS)) for one in contents})
+        sizes = CheckpointSizes(contents, {one: draw(st.sampled_from(FORMS)) for one in contents})
         fixed = {at(0), at(epochs)}
         found.append(
             EvictionCandidate(
-                f"run{number}", progress_of(epochs), [shelf], fixed, draw(st.booleans())
+                f"run{number}", progress_of(epochs), [sizes], fixed, draw(st.booleans())
             )
         )
     return found
@@ -246,10 +246,10 @@ def test_the_budget_is_met_or_nothing_more_can_be_given_up(
         changed = {one for one, form in run.forms.items() if form != before[run.run_id][one]}
         assert changed == told.keys() and not changed & set(run.fixed)
         assert run.can_train or all(step.then == "weights" for step in told.values())
-        for shelf in run.shelves:  # what is there has all that it refers to
-            for one, form in shelf.forms.items():
-                used = shelf.contents[one].uses if form != "gone" else frozenset()
-                assert all(key in shelf.kept(owner) for owner, key in used)
+        for sizes in run.parts:  # what is there has all that it refers to
+            for one, form in sizes.forms.items():
+                used = sizes.contents[one].uses if form != "gone" else frozenset()
+                assert all(key in sizes.kept(owner) for owner, key in used)
 
 
 @given(shelves(), st.integers(0, 800), st.integers(0, 800))
@@ -271,11 +271,11 @@ def test_nothing_is_chosen_beyond_what_was_agreed_to(
 
 def test_a_step_that_turned_out_not_to_be_needed_is_taken_back() -> None:
     sizes = {0: 1, 1: 10, 2: 1, 3: 500, 4: 1}
-    shelf = CheckpointSizes(
+    sizes = CheckpointSizes(
         {at(one): CheckpointContent(size) for one, size in sizes.items()},
         {at(one): "full" for one in sizes},
     )
-    run = EvictionCandidate("run", progress_of(4), [shelf], {at(0), at(4)})
+    run = EvictionCandidate("run", progress_of(4), [sizes], {at(0), at(4)})
     assert choose([run], 400) == [EvictionStep("run", at(3), "full", "gone")]
 
 
@@ -285,7 +285,7 @@ def test_a_step_that_turned_out_not_to_be_needed_is_taken_back() -> None:
 def test_a_checkpoint_without_its_optimizer_is_one_of_the_weights(store: Store) -> None:
     run = train(store, 2)
     before = size_of(run.path)
-    drop_optimizer(run.path, at(1))
+    evict_optimizer(run.path, at(1))
     assert check_all(run.path) == {0: "full", 1: "weights", 2: "full"}
     (one,) = [one for one in list_checkpoints(run.path) if one.position == at(1)]
     assert one.lost == ("optimizer: given up to free space",) and "optimizer" not in one.sections
@@ -298,9 +298,9 @@ def test_a_tensor_of_an_optimizer_that_another_checkpoint_needs_stays(store: Sto
     same = sections(1)["optimizer"]
     for epoch in (1, 2):
         save_checkpoint(run.path, at(epoch), encode({**sections(epoch), "optimizer": same}), known)
-    shelf, _ = read_sizes(run.path)
-    assert shelf.freed(at(1), "weights") == 0
-    drop_optimizer(run.path, at(1), shelf.kept(at(1)))
+    sizes, _ = read_sizes(run.path)
+    assert sizes.freed(at(1), "weights") == 0
+    evict_optimizer(run.path, at(1), sizes.kept(at(1)))
     assert forms(run.path) == {1: "weights", 2: "full"}
     assert load_checkpoint(run.path, at(2))["optimizer"][0]["state"][0]["exp_avg"].sum() == (
         same[0]["state"][0]["exp_avg"].sum()
@@ -309,11 +309,11 @@ def test_a_tensor_of_an_optimizer_that_another_checkpoint_needs_stays(store: Sto
 
 def test_the_bytes_that_were_foreseen_are_freed(store: Store) -> None:
     run = train(store, 4)
-    shelf, _ = read_sizes(run.path)
-    assert shelf.nbytes == size_of(run.path / "checkpoints")
-    foreseen = shelf.freed(at(2), "gone")
-    give_up(run.path, at(2))
-    assert shelf.nbytes - size_of(run.path / "checkpoints") == foreseen > 0
+    sizes, _ = read_sizes(run.path)
+    assert sizes.nbytes == size_of(run.path / "checkpoints")
+    foreseen = sizes.freed(at(2), "gone")
+    evict(run.path, at(2))
+    assert sizes.nbytes - size_of(run.path / "checkpoints") == foreseen > 0
 
 
 def test_thinning_fits_the_budget_and_keeps_both_ends(store: Store) -> None:
@@ -409,7 +409,7 @@ def test_a_kill_leaves_every_listed_checkpoint_whole_and_the_next_thinning_ends(
     store: Store, moment: str, count: int
 ) -> None:
     run = train(store, 6)
-    drop_optimizer(run.path, at(4))
+    evict_optimizer(run.path, at(4))
     command = [sys.executable, "-c", KILLED, str(run.path), moment, str(count)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL or "not killed" in done.stdout, done.stderr

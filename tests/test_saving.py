@@ -24,7 +24,7 @@ from flor_plugins.recorder.checkpointing.staging import CheckpointStaging
 from flor_plugins.records import Position
 from flor_plugins.store import files
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
-from flor_plugins.store.checkpoints.manifest import read_state, records
+from flor_plugins.store.checkpoints.manifest import read_manifest, records
 
 
 def check(made: Training) -> None:
@@ -130,7 +130,7 @@ def test_frozen_tensors_are_references_on_the_disk_and_unfrozen_ones_are_not(
             made.saver.flush()
     check(made)
     assert made.told.errors == {}
-    held = [records(read_state(one.path)) for one in list_checkpoints(tmp_path)]
+    held = [records(read_manifest(one.path)) for one in list_checkpoints(tmp_path)]
     assert [one["model/fused.w0"].is_own for one in held] == [
         True,
         False,

@@ -1,3 +1,4 @@
-"""`flor-hf bench`: what recording a recipe costs, and what its hindsight questions cost
-beside training again.
+"""Measure a recipe for `flor-hf bench`.
+
+What does recording it cost, and what do its hindsight questions cost beside training again?
 """

@@ -1,5 +1,6 @@
-"""A bench as a picture (SVG): seconds of each question beside those of training again, and
-what recording costs.
+"""Draw a bench as a picture (SVG).
+
+It shows the seconds of each question beside those of training again, and what recording costs.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Axis:
     ticks: tuple[float, ...]
 
     def at(self, value: float) -> float:
+        """Return where a value lies on the axis."""
         low, high = self.ticks[0], self.ticks[-1]
         return LEFT + (RIGHT - LEFT) * (value - low) / (high - low)
 
@@ -56,23 +58,27 @@ class Picture:
     y: float = 14.0
 
     def draw(self, tag: str, **attributes: float | str) -> ElementTree.Element:
+        """Add an element."""
         names = {name.replace("_", "-"): _short(value) for name, value in attributes.items()}
         self.parts.append(ElementTree.Element(tag, names))
         return self.parts[-1]
 
     def text(self, x: float, said: str, *, end: bool = False, **attributes: float | str) -> None:
+        """Add a text at the present height."""
         anchor = {"text_anchor": "end"} if end else {}
         self.draw("text", x=x, y=self.y + BAR - 2.5, **anchor, **attributes).text = said
 
     def title(self, said: str, under: str) -> None:
+        """Add a title and the line under it."""
         self.text(20, said, font_size=15, font_weight="bold")
         self.y += LINE
         self.text(20, under, fill="#57606a")
         self.y += 1.5 * LINE
 
     def ruled(self, shown: Axis, begin: float, unit: str) -> None:
-        """The lines of an axis over what was drawn since `begin`, and its numbers below; 0
-        is drawn darker.
+        """Draw the lines of an axis over what was drawn since `begin`, and its numbers below.
+
+        The line at 0 is darker.
         """
         for tick in shown.ticks:
             x, colour = shown.at(tick), "#6e7781" if tick == 0 else FAINT
@@ -82,18 +88,17 @@ class Picture:
         self.y += 2 * LINE
 
     def svg(self) -> str:
-        root = ElementTree.Element(
-            "svg",
-            {
-                "xmlns": "http://www.w3.org/2000/svg",
-                "viewBox": (f"0 0 {WIDTH:.0f} {self.y:.0f}"),
-                "width": f"{WIDTH:.0f}",
-                "height": f"{self.y:.0f}",
-                "font-family": FONT,
-                "font-size": "12",
-                "fill": TEXT,
-            },
-        )
+        """Return the whole picture."""
+        attributes = {
+            "xmlns": "http://www.w3.org/2000/svg",
+            "viewBox": f"0 0 {WIDTH:.0f} {self.y:.0f}",
+            "width": f"{WIDTH:.0f}",
+            "height": f"{self.y:.0f}",
+            "font-family": FONT,
+            "font-size": "12",
+            "fill": TEXT,
+        }
+        root = ElementTree.Element("svg", attributes)
         ElementTree.SubElement(root, "rect", {"width": "100%", "height": "100%", "fill": "#ffffff"})
         root.extend(self.parts)
         ElementTree.indent(root)
@@ -103,10 +108,12 @@ class Picture:
 def svg(bench: Bench) -> str:
     """The whole picture; what was not measured is not drawn."""
     picture = Picture()
-    answered = [one for one in bench.results if one.again_s is not None and one.questions]
+    answered = [
+        result for result in bench.results if result.again_s is not None and result.questions
+    ]
     if answered:
         _questions(picture, answered)
-    recorded = [one for one in bench.results if one.overhead is not None]
+    recorded = [result for result in bench.results if result.overhead is not None]
     if recorded:
         _overheads(picture, recorded)
     if not picture.parts:
@@ -115,8 +122,8 @@ def svg(bench: Bench) -> str:
 
 
 def _questions(picture: Picture, results: Sequence[RecipeResult]) -> None:
-    longest = [one.again_s or 0.0 for one in results]
-    longest += [question.process_s for one in results for question in one.questions]
+    longest = [result.again_s or 0.0 for result in results]
+    longest += [question.process_s for result in results for question in result.questions]
     shown = axis(longest)
     picture.title(
         "A metric in hindsight, beside training again",
@@ -150,7 +157,7 @@ def _bar(picture: Picture, shown: Axis, name: str, value: float, colour: str, sa
 
 
 def _overheads(picture: Picture, results: Sequence[RecipeResult]) -> None:
-    shown = axis([100 * value for one in results for value in _shares(one)])
+    shown = axis([100 * value for result in results for value in _shares(result)])
     picture.title(
         "What recording costs",
         "of the seconds of a training; dot: median of the pairs, line: where they lie, hollow: "

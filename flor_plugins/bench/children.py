@@ -7,18 +7,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import FlorError
+from flor_plugins.records import JsonObject
 from flor_plugins.store.files import read_json
 from flor_plugins.store.layout import VARIABLE
 
 # a terminal's Ctrl-C has reached the child, too: a replay takes its worker and its scratch
 # files away
 _GRACE_S = 10.0
+RESULT = "{result}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,19 +29,23 @@ class BenchProcesses:
     store: Path
     log: Path
 
-    def run(
-        self, module: str, words: Callable[[str], Sequence[str]], what: str
-    ) -> tuple[dict[str, Any], float]:
+    def run(self, module: str, arguments: Sequence[str], what: str) -> tuple[JsonObject, float]:
         """What a module of this package has written, and the seconds from its start to its end.
 
-        words: its arguments, from the path of the file that it is to write. Raises FlorError
-        where it fails, with its last line."""
+        arguments: RESULT among them stands for the file that it is to write. Raises FlorError where
+        it fails, with its last line.
+        """
         with (
             tempfile.TemporaryDirectory(prefix="flor-bench-") as scratch,
             self.log.open("ab") as log,
         ):
             result = os.path.join(scratch, "result.json")
-            command = [sys.executable, "-m", f"flor_plugins.bench.{module}", *words(result)]
+            command = [
+                sys.executable,
+                "-m",
+                f"flor_plugins.bench.{module}",
+                *(result if word == RESULT else word for word in arguments),
+            ]
             log.write(f"\n# {what}\n".encode())
             log.flush()
             begin, began = self.log.stat().st_size, time.perf_counter()
@@ -74,7 +79,7 @@ class BenchProcesses:
 
 def _end(child: subprocess.Popen[bytes]) -> None:
     """Wait for it to end by itself, and see that it does."""
-    for ask in (lambda: None, child.terminate, child.kill):
+    for ask in (child.poll, child.terminate, child.kill):
         ask()
         try:
             child.wait(_GRACE_S)

@@ -1,6 +1,4 @@
-"""Where a bench writes: a folder of its own with the table, its data, the chart, a log and a
-store.
-"""
+"""The folder that a bench writes: the table, its data, the chart, a log and a store."""
 
 from __future__ import annotations
 
@@ -26,10 +24,12 @@ class BenchFolder:
 
     @property
     def store(self) -> Store:
+        """Return the store of the bench."""
         return Store(self.root / STORE)
 
     @property
     def log(self) -> Path:
+        """Return the file for what the trainings print."""
         return self.root / LOG
 
     def write(self, bench: Bench) -> None:

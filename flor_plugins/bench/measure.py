@@ -1,5 +1,6 @@
-"""One recipe: its trainings with and without the callback in turns, then its questions, one
-at a time.
+"""Measure one recipe.
+
+Its trainings run with and without the callback in turns; then come its questions, one at a time.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flor_plugins.bench.children import BenchProcesses
+from flor_plugins.bench.children import RESULT, BenchProcesses
 from flor_plugins.bench.own_store import forget
 from flor_plugins.bench.ratios import orders
 from flor_plugins.bench.results import (
@@ -42,6 +43,7 @@ class BenchSettings:
 
     @property
     def children(self) -> BenchProcesses:
+        """Return what runs the processes of the bench."""
         return BenchProcesses(self.store.root, self.log)
 
 
@@ -57,10 +59,10 @@ def measured(path: Path, setting: BenchSettings) -> Iterator[RecipeResult]:
         result = result.model_copy(update={"trainings": (*result.trainings, training)})
         yield result
     run_ids = {
-        run_id: one.version
-        for one in result.trainings
-        if one.pair == setting.pairs
-        for run_id in one.run_ids
+        run_id: training.version
+        for training in result.trainings
+        if training.pair == setting.pairs
+        for run_id in training.run_ids
     }
     result = result.model_copy(update={"kept": tuple(_kept(recipe, setting.store, run_ids))})
     yield result
@@ -77,7 +79,7 @@ def _described(recipe: Recipe) -> RecipeResult:
     return RecipeResult(
         recipe=recipe.name,
         path=str(recipe.path),
-        versions=tuple(one.name for one in recipe.versions),
+        versions=tuple(version.name for version in recipe.versions),
         model=about.model,
         data=about.data,
         objective=about.objective.text if about.objective else None,
@@ -86,10 +88,13 @@ def _described(recipe: Recipe) -> RecipeResult:
 
 
 def _trainings(recipe: Recipe, setting: BenchSettings) -> Iterator[BenchTraining]:
-    """Every pair is one with the callback and one without; who comes first changes from pair
-    to pair.
+    """Run pairs of a training with the callback and one without.
+
+    Who comes first changes from pair to pair.
     """
-    pairs = [(one.name, pair) for pair in range(1, setting.pairs + 1) for one in recipe.versions]
+    pairs = [
+        (version.name, pair) for pair in range(1, setting.pairs + 1) for version in recipe.versions
+    ]
     for (version, pair), order in zip(pairs, orders(WAYS, len(pairs)), strict=True):
         for how in order:
             training = _train(recipe, version, pair, how, setting)
@@ -106,9 +111,7 @@ def _train(
 ) -> BenchTraining:
     what = f"{recipe.name}: {version} {how} the callback"
     setting.tell(f"{what} ({pair} of {setting.pairs})")
-    found, seconds = setting.children.run(
-        "train", lambda result: [str(recipe.path), version, how, result], what
-    )
+    found, seconds = setting.children.run("train", [str(recipe.path), version, how, RESULT], what)
     return BenchTraining(
         version=version, pair=pair, is_recorded=how == "with", process_s=seconds, **found
     )
@@ -131,7 +134,7 @@ def _kept(recipe: Recipe, store: Store, run_ids: dict[str, str]) -> Iterator[Sto
                 f"{recipe.path}:1: the objective's metric {objective.metric!r} was not logged "
                 f"by run {run.name}"
             )
-        sizes = [one.nbytes for one in list_checkpoints(run.path)]
+        sizes = [checkpoint.nbytes for checkpoint in list_checkpoints(run.path)]
         yield StoredSizes(
             version=run_ids[run.run_id],
             run_id=run.run_id,
@@ -150,7 +153,7 @@ def _ask(
     try:
         found, seconds = setting.children.run(
             "answer",
-            lambda result: [str(recipe.path), metric, result, *run_ids],
+            [str(recipe.path), metric, RESULT, *run_ids],
             f"{recipe.name}: {metric}",
         )
     except FlorError as error:

@@ -13,8 +13,9 @@ LEAST_PAIRS = 11  # fewer say nothing
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A median and where it lies with 95 % confidence; with fewer than 6 values, where the
-    values lie.
+    """A median and where it lies with 95 % confidence.
+
+    With fewer than 6 values it is where the values lie.
 
     n: how many values.
     """
@@ -26,6 +27,7 @@ class Interval:
 
     @property
     def width(self) -> float:
+        """Return how far its ends are apart."""
         return self.high - self.low
 
 
@@ -34,7 +36,7 @@ def interval(values: Sequence[float]) -> Interval:
 
     Raises ValueError for no values, or for one that is not finite.
     """
-    if not values or not all(math.isfinite(one) for one in values):
+    if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"an interval needs finite values, and got {list(values)[:5]}")
     ordered = sorted(values)
     outside = _outside(len(ordered))
@@ -42,8 +44,9 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def _outside(n: int) -> int:
-    """How many values may be left out on either side so that the median is inside with the
-    confidence asked for.
+    """Return how many values may be left out on either side.
+
+    The median must be inside with the confidence asked for.
     """
     tail, outside = 0.0, 0
     for k in range(n // 2):
@@ -62,7 +65,8 @@ def pair_ratios(of: Sequence[float], over: Sequence[float]) -> list[float]:
 
 
 def orders(names: Sequence[str], rounds: int) -> list[list[str]]:
-    """The order of the variants in each round: forward, backward, forward: a drift hits all
-    of them alike.
+    """Return the order of the variants in each round: forward, backward, forward.
+
+    A drift of the machine then hits all of them alike.
     """
     return [list(names) if i % 2 == 0 else list(reversed(names)) for i in range(rounds)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import attrgetter
 from statistics import median
 from typing import Any
 
@@ -29,7 +30,8 @@ class BenchTraining(ResultRecord):
 
     train_s, cpu_s: of the training alone, by the clock and of the processor (all threads);
     process_s: from the start of the process to its end. load: the machine's, of the last
-    minute. run_ids: what was recorded."""
+    minute. run_ids: what was recorded.
+    """
 
     version: str
     pair: int
@@ -44,8 +46,9 @@ class BenchTraining(ResultRecord):
 
 
 class StoredSizes(ResultRecord):
-    """What one run left in the store. checkpoint_bytes: of the largest one; all_bytes: of all
-    together.
+    """What one run left in the store.
+
+    checkpoint_bytes: of the largest one; all_bytes: of all together.
 
     recording_s: what the recorder itself has counted of the training's time. objective: by epoch.
     """
@@ -63,7 +66,8 @@ class BenchQuestion(ResultRecord):
     """One metric, asked alone of all versions.
 
     process_s: of the process that answered; asked_s: in it, from the request to the dataframe.
-    ways: how it was replayed. values: by version and epoch. count: of all values."""
+    ways: how it was replayed. values: by version and epoch. count: of all values.
+    """
 
     metric: str
     process_s: float = 0.0
@@ -75,8 +79,8 @@ class BenchQuestion(ResultRecord):
     error: str | None = None
 
 
-class RecipeResult(ResultRecord):
-    """One recipe. measured_at: UTC, when it began. error: why it is not whole."""
+class MeasuredRecipe(ResultRecord):
+    """The recipe that a result is of. measured_at: UTC, when measuring it began."""
 
     recipe: str
     path: str
@@ -86,6 +90,11 @@ class RecipeResult(ResultRecord):
     data: str | None = None
     objective: str | None = None
     objective_metric: str | None = None
+
+
+class RecipeResult(MeasuredRecipe):
+    """What measuring one recipe gave. error: why it is not whole."""
+
     trainings: tuple[BenchTraining, ...] = ()
     kept: tuple[StoredSizes, ...] = ()
     questions: tuple[BenchQuestion, ...] = ()
@@ -94,10 +103,11 @@ class RecipeResult(ResultRecord):
     @computed_field
     @property
     def overhead(self) -> Interval | None:
-        """Seconds of training with the callback over those without, less 1; of all versions'
-        pairs.
+        """Return the seconds of training with the callback over those without, less 1.
+
+        Of all versions' pairs.
         """
-        return self._share(lambda one: one.train_s)
+        return self._share(attrgetter("train_s"))
 
     @computed_field
     @property
@@ -109,25 +119,27 @@ class RecipeResult(ResultRecord):
     @computed_field
     @property
     def processor_overhead(self) -> Interval | None:
-        """The same of the processor's seconds: what others compute on the machine hardly
-        counts in it.
+        """Return the same of the processor's seconds.
+
+        What others compute on the machine hardly counts in it.
         """
-        return self._share(lambda one: one.cpu_s)
+        return self._share(attrgetter("cpu_s"))
 
     @computed_field
     @property
     def counted_overhead(self) -> float | None:
-        """The share of the training's time that the recorder has counted: its own calls, and
-        not who waits for whom.
+        """Return the share of the training's time that the recorder has counted.
+
+        That is its own calls, and not who waits for whom.
         """
-        seconds = sum(self.seconds(one.version, is_recorded=True) or 0.0 for one in self.kept)
-        counted = [one.recording_s for one in self.kept if one.recording_s is not None]
+        seconds = sum(self.seconds(run.version, is_recorded=True) or 0.0 for run in self.kept)
+        counted = [run.recording_s for run in self.kept if run.recording_s is not None]
         return sum(counted) / seconds if counted and seconds else None
 
     @computed_field
     @property
     def is_conclusive(self) -> bool:
-        """Are there pairs enough, and do they lie on one side of nothing?"""
+        """Say whether there are pairs enough, and they lie on one side of nothing."""
         found = self.overhead
         return found is not None and found.n >= LEAST_PAIRS and not found.low <= 0 <= found.high
 
@@ -143,37 +155,44 @@ class RecipeResult(ResultRecord):
     @property
     def verdict(self) -> str | None:
         """The worst one of all questions."""
-        return worst(one.verdict for one in self.questions if one.verdict)
+        return worst(question.verdict for question in self.questions if question.verdict)
 
     @computed_field
     @property
     def is_good(self) -> bool:
-        """Is everything there, and every verdict exact?"""
-        answered = all(one.error is None and one.verdict == "exact" for one in self.questions)
+        """Say whether everything is there, and every verdict exact."""
+        answered = all(
+            question.error is None and question.verdict == "exact" for question in self.questions
+        )
         return self.error is None and answered
 
     @property
     def parameters(self) -> int:
         """Of the first version: the others may be smaller."""
         return next(
-            (one.parameters for one in self.trainings if one.version == self.versions[0]), 0
+            (
+                training.parameters
+                for training in self.trainings
+                if training.version == self.versions[0]
+            ),
+            0,
         )
 
     def seconds(self, version: str, *, is_recorded: bool) -> float | None:
         """Of a training of this version: the median."""
         found = [
-            one.train_s
-            for one in self.trainings
-            if (one.version, one.is_recorded) == (version, is_recorded)
+            training.train_s
+            for training in self.trainings
+            if (training.version, training.is_recorded) == (version, is_recorded)
         ]
         return median(found) if found else None
 
     def process_seconds(self, version: str) -> float | None:
         """Of a whole process that trains this version without the callback: the median."""
         found = [
-            one.process_s
-            for one in self.trainings
-            if one.version == version and not one.is_recorded
+            training.process_s
+            for training in self.trainings
+            if training.version == version and not training.is_recorded
         ]
         return median(found) if found else None
 
@@ -186,11 +205,11 @@ class RecipeResult(ResultRecord):
     def pairs(self, version: str | None = None) -> Iterator[tuple[BenchTraining, BenchTraining]]:
         """(with, without) of each pair that is whole, in the order measured."""
         held: dict[tuple[str, int], BenchTraining] = {}
-        for one in self.trainings:
-            key = (one.version, one.pair)
-            other = held.setdefault(key, one)
-            if other is not one and version in (None, one.version):
-                yield (one, other) if one.is_recorded else (other, one)
+        for training in self.trainings:
+            key = (training.version, training.pair)
+            other = held.setdefault(key, training)
+            if other is not training and version in (None, training.version):
+                yield (training, other) if training.is_recorded else (other, training)
 
     def _share(self, of: Callable[[BenchTraining], float]) -> Interval | None:
         pairs = [pair for pair in self.pairs() if of(pair[1]) > 0]

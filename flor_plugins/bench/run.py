@@ -17,15 +17,16 @@ from flor_plugins.bench.results import Bench, RecipeResult
 from flor_plugins.errors import FlorError
 from flor_plugins.recipe import load_recipe
 from flor_plugins.store.layout import store_in
-from flor_plugins.store.machine import processors
+from flor_plugins.store.sizes import processors
 
 _PACKAGES = ("torch", "transformers", "lightning", "flor-plugins")
 
 
 @dataclass(frozen=True, slots=True)
 class BenchRequest:
-    """pairs: trainings with and without the callback, of each version. store: None for one in
-    `out`.
+    """What a bench is asked to measure.
+
+    pairs: trainings with and without the callback, of each version. store: None for one in `out`.
 
     is_added: the rows of other recipes that stand in `out` already stay.
     """
@@ -45,7 +46,8 @@ def run(
     A recipe that fails is told in its row. Raises FlorError before anything is measured: for
     targets that do not exist, for a folder that is not a bench's, for rows to be kept that were
     measured on another machine or with other packages. On an interrupt what is known is
-    written, and KeyboardInterrupt goes on."""
+    written, and KeyboardInterrupt goes on.
+    """
     paths = recipes_of(asked.targets)
     folder, before = open_folder(asked.out)
     kept = before.results if before and asked.is_added else ()
@@ -106,7 +108,7 @@ def recipes_of(targets: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for target in targets:
         if target.is_dir():
-            inside = sorted(one for one in target.iterdir() if one.suffix in (".yaml", ".yml"))
+            inside = sorted(path for path in target.iterdir() if path.suffix in (".yaml", ".yml"))
             if not inside:
                 raise FlorError(
                     f"the bench was asked for the recipes in {target}, and no .yaml file is there"

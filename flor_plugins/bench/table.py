@@ -1,6 +1,4 @@
-"""A bench as Markdown: one table of all recipes, the figures behind it, and how they were
-measured.
-"""
+"""A bench as Markdown: one table of all recipes, its figures, and how they were measured."""
 
 from __future__ import annotations
 
@@ -54,7 +52,11 @@ How it was measured:
 
 def markdown(bench: Bench) -> str:
     """The whole document."""
-    parts = ["# flor-hf bench", _machine(bench), grid(HEAD, [_row(one) for one in bench.results])]
+    parts = [
+        "# flor-hf bench",
+        _machine(bench),
+        grid(HEAD, [_row(result) for result in bench.results]),
+    ]
     for one in bench.results:
         parts += [
             f"## {one.recipe}",
@@ -71,7 +73,7 @@ def grid(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def overhead(one: RecipeResult) -> str:
-    """+1.2 %, +0.26 s (-0.4 to +2.9 %, 3 pairs: inconclusive)"""
+    """Write +1.2 %, +0.26 s (-0.4 to +2.9 %, 3 pairs: inconclusive)."""
     found, seconds = one.overhead, one.overhead_s
     if found is None or seconds is None:
         return ""
@@ -82,12 +84,12 @@ def overhead(one: RecipeResult) -> str:
 
 
 def percent(share: float) -> str:
-    """+1.2 %, +1500 %"""
+    """Write +1.2 %, +1500 %."""
     return f"{100 * share:+.{0 if abs(share) >= 9.995 else 1}f} %"
 
 
 def times(found: float | None) -> str:
-    """13x, 2.4x, 0.92x"""
+    """Write 13x, 2.4x, 0.92x."""
     if found is None:
         return ""
     return (
@@ -96,7 +98,7 @@ def times(found: float | None) -> str:
 
 
 def count(number: int) -> str:
-    """812, 430 k, 58.2 M"""
+    """Write 812, 430 k, 58.2 M."""
     size, unit = float(number), 0
     while size >= 999.5 and unit < len(UNITS) - 1:
         size, unit = size / 1000, unit + 1
@@ -125,14 +127,17 @@ def value(found: Any) -> str:
 def _machine(bench: Bench) -> str:
     said = [f"{name}: {value}" for name, value in bench.machine.items() if value not in (None, "")]
     loads = [
-        one.load for result in bench.results for one in result.trainings if one.load is not None
+        training.load
+        for result in bench.results
+        for training in result.trainings
+        if training.load is not None
     ]
     if loads:
         said.append(
             f"load meanwhile: {min(loads):.1f} to {max(loads):.1f} (a training on one thread "
             f"is 1 of it)"
         )
-    devices = sorted({one.device for result in bench.results for one in result.trainings})
+    devices = sorted({training.device for result in bench.results for training in result.trainings})
     until = f" to {bench.finished_at}" if bench.finished_at else ", not whole yet"
     return ". ".join(
         [

@@ -1,9 +1,11 @@
-"""The process of one training of a bench, which times it: python -m flor_plugins.bench.train
-RECIPE VERSION HOW RESULT
+"""The process of one training of a bench, which times it.
+
+python -m flor_plugins.bench.train RECIPE VERSION HOW RESULT
 
 HOW: `with` the callback or `without`. What is timed is `fit` or `train`; of a function that
 trains by itself, with flor.loop, all from the first item of its first main loop until it
-returns. Imports and the building of model and data are not, in either case."""
+returns. Imports and the building of model and data are not, in either case.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +33,7 @@ class TrainingClock:
         self._begun: tuple[float, float] | None = None
 
     def begin(self, trained: Any) -> None:
+        """Note what is trained, and when that began."""
         if self._begun is None:
             self.trained = trained
             self._begun = time.perf_counter(), time.process_time()
@@ -80,8 +83,9 @@ def measure(path: Path, version: str, *, is_recorded: bool) -> dict[str, Any]:
 
 
 def count_parameters(trained: Any) -> int:
-    """Of what a recipe's function has built, or what `flor.checkpoints` was given; shared
-    ones count once.
+    """Count the parameters of what a recipe's function built or `flor.checkpoints` was given.
+
+    Shared ones count once.
     """
     if isinstance(trained, ObjectRegistry):
         modules = list(trained.modules().values())
@@ -91,7 +95,8 @@ def count_parameters(trained: Any) -> int:
 
 
 def run_ids(store: Store) -> set[str]:
-    return {one.parent.name for one in store.runs.glob("*/run.json")}
+    """Return the ids of the runs in a store."""
+    return {path.parent.name for path in store.runs.glob("*/run.json")}
 
 
 def main(arguments: list[str]) -> int:

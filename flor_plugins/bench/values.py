@@ -34,12 +34,14 @@ def values_of(store: Store, runs: Sequence[Run], metric: str) -> MetricRows:
 
 
 def by_epoch(rows: Iterable[tuple[int, int, Any]]) -> Series:
-    """One value per epoch, counted from 1: the mean of the updates made in it; of what is no
-    number the last one.
+    """Return one value per epoch, counted from 1: the mean of the updates made in it.
+
+    Of what is no number it is the last one.
 
     rows: (epochs completed, step, value). The update that completes an epoch is the first one
     that counts it as completed, and all that come after it are of the next. What stands before
-    the first update is epoch 0."""
+    the first update is epoch 0.
+    """
     groups: dict[int, list[Any]] = {}
     seen: set[int] = set()
     for epoch, step, value in sorted(rows, key=lambda row: row[:2]):
@@ -50,8 +52,9 @@ def by_epoch(rows: Iterable[tuple[int, int, Any]]) -> Series:
 
 
 def plain(value: Any) -> Any:
-    """JSON for it: lists for arrays; NaN and infinities become text, as what JSON does not
-    know does.
+    """Return a value as JSON has it.
+
+    Arrays become lists; NaN and infinities become text, as what JSON does not know does.
     """
     if hasattr(value, "tolist"):
         value = value.tolist()

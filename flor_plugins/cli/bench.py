@@ -1,6 +1,4 @@
-"""`bench`: recipes with and without the callback, their hindsight questions, and one table
-of all.
-"""
+"""`bench`: measure recipes with and without the callback, and their hindsight questions."""
 
 from __future__ import annotations
 

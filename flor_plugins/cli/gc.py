@@ -31,7 +31,7 @@ def gc(budget: str | None, dry_run: bool, yes: bool, as_json: bool, abandon: boo
             _show(plan, as_json)
         if not _agreed(plan):
             return 1
-    done = collection.collect(plan, _tell if not as_json else lambda line: None)
+    done = collection.collect(plan, None if as_json else _tell)
     _show(done, as_json)
     return _end(done)
 
@@ -62,7 +62,8 @@ def _agreed(plan: GcPlan) -> bool:
             "Look at them with --dry-run, and say --yes"
         )
     return typer.confirm(
-        f"Give up {len({(one.run_id, one.position) for one in plan.steps})} checkpoints?", err=True
+        f"Give up {len({(step.run_id, step.position) for step in plan.steps})} checkpoints?",
+        err=True,
     )
 
 
@@ -82,7 +83,7 @@ def _show(plan: GcPlan, as_json: bool) -> None:
         return
     tables.table([_row(share) for share in plan.shares], COLUMNS, as_json=False, as_csv=False)
     if plan.leftovers:
-        nbytes = sum(one.nbytes for one in plan.leftovers)
+        nbytes = sum(leftover.nbytes for leftover in plan.leftovers)
         print(f"\n{format_size(nbytes)} are left over from processes that were killed")
     for share in plan.shares:
         if share.held:
@@ -135,7 +136,9 @@ def _plain(plan: GcPlan) -> dict[str, Any]:
         "budget": plan.budget,
         "before": plan.before,
         "after": plan.after,
-        "leftovers": [{"path": str(one.path), "bytes": one.nbytes} for one in plan.leftovers],
+        "leftovers": [
+            {"path": str(leftover.path), "bytes": leftover.nbytes} for leftover in plan.leftovers
+        ],
         "runs": list(_plain_runs(plan.shares)),
         "problem": plan.problem or None,
     }
@@ -145,12 +148,12 @@ def _plain_runs(shares: Iterable[RunShare]) -> Iterable[dict[str, Any]]:
     for share in shares:
         steps = [
             {
-                "epoch": one.position.epoch,
-                "step": one.position.step,
-                "from": one.now,
-                "to": one.then,
+                "epoch": step.position.epoch,
+                "step": step.position.step,
+                "from": step.now,
+                "to": step.then,
             }
-            for one in share.steps
+            for step in share.steps
         ]
         summaries = {"before": _plain_summary(share.before), "after": _plain_summary(share.after)}
         yield {

@@ -24,7 +24,8 @@ from flor_plugins.recorder.importers.lightning import position_of, read_file
 from flor_plugins.records import Position
 from flor_plugins.records.sections import MODEL, OPTIMIZER, TRAINER
 from flor_plugins.store import checkpoints, codec
-from flor_plugins.store.checkpoints.manifest import STATE, beside, put_in_place
+from flor_plugins.store.checkpoints.manifest import STATE, put_in_place
+from flor_plugins.store.files import scratch_path
 
 MapLocation = Callable[..., Any] | torch.device | str | Mapping[str, str] | None
 
@@ -69,7 +70,7 @@ class FlorCheckpointIO(CheckpointIO):
         if not os.path.lexists(target):
             checkpoints.save_folder(target, position, encoded)
             return
-        new = beside(target)
+        new = scratch_path(target)
         checkpoints.save_folder(new, position, encoded)
         put_in_place(new, target)
 
@@ -96,7 +97,7 @@ class FlorCheckpointIO(CheckpointIO):
         if target.is_symlink() or target.is_file():
             target.unlink()
         elif target.is_dir():
-            gone = beside(target)
+            gone = scratch_path(target)
             target.rename(gone)  # whole or absent, at any moment
             shutil.rmtree(gone, ignore_errors=True)
 

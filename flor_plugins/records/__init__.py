@@ -1,6 +1,6 @@
 """The frozen records that all parts exchange. Standard library only; nothing happens here."""
 
-from flor_plugins.records.json_form import JsonObject, from_json, to_json
+from flor_plugins.records.json_form import JsonObject, JsonValue, from_json, to_json
 from flor_plugins.records.plan import (
     BackportedEdit,
     MethodPatch,
@@ -40,6 +40,7 @@ __all__ = [
     "Framework",
     "Grade",
     "JsonObject",
+    "JsonValue",
     "Launch",
     "Level",
     "MethodPatch",

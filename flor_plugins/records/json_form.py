@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # What json.loads makes of an object; which values it holds depends on its keys.
 JsonObject = dict[str, Any]
+JsonValue = None | bool | int | float | str | list[Any] | JsonObject
 Record = TypeVar("Record", bound="DataclassInstance")
 
 

@@ -14,3 +14,4 @@ RNG = "rng"  # the random number generators, now and at the earlier moments that
 TIMELINE = "timeline"  # how far the rows of the run had come
 
 Sections = Mapping[str, Any]  # of a State, by name, as `codec.encode` takes them
+LoadedSections = dict[str, Any]  # the same, as `codec.decode` returns them

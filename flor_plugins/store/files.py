@@ -19,11 +19,11 @@ PARTIAL = ".partial-"  # what begins so was never finished: readers pass over it
 
 @contextmanager
 def alone_in(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Wait until no other process or thread is in such a block of the same folder, and keep
-    others waiting.
+    """Hold the lock of a folder: only one process or thread is in such a block at a time.
 
     The lock is on the folder itself: nothing is left in it, and a process that is killed gives
-    it up. Raises OSError if the folder can't be opened."""
+    it up. Raises OSError if the folder can't be opened.
+    """
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(
@@ -42,7 +42,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     An older `path` is replaced in one step. Readers that have it open keep the old one.
     """
     make_folder(path.parent)
-    scratch = _scratch(path)
+    scratch = scratch_path(path)
     # made here, by open and not mkstemp, so that the umask decides who may read it
     os.close(os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     mode = scratch.stat().st_mode & 0o777
@@ -68,7 +68,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     if path.exists():
         raise _exists(path)
     make_folder(path.parent)
-    scratch = _scratch(path)
+    scratch = scratch_path(path)
     scratch.mkdir()
     mode = scratch.stat().st_mode & 0o666
     try:
@@ -108,7 +108,8 @@ def read_json(path: Path) -> Any:
         ) from error
 
 
-def _scratch(path: Path) -> Path:
+def scratch_path(path: Path) -> Path:
+    """Return a new name in the same folder that readers pass over."""
     # a short name: the target's own may already be as long as the file system allows
     return path.with_name(f"{PARTIAL}{os.getpid()}-{secrets.token_hex(4)}")
 
@@ -120,16 +121,17 @@ def _exists(path: Path) -> StoreError:
 
 
 def _sync_tree(folder: Path, mode: int) -> None:
-    for one in sorted(folder.rglob("*")):
-        if one.is_file():
-            one.chmod(mode)
-        sync(one)
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            path.chmod(mode)
+        sync(path)
     sync(folder)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and what is missing above it, names and all: else a machine that loses
-    its power forgets them.
+    """Make a folder and what is missing above it, and sync their names.
+
+    Else a machine that loses its power forgets them.
     """
     missing = [one for one in (path, *path.parents) if not one.exists()]
     path.mkdir(parents=True, exist_ok=True)

@@ -23,16 +23,20 @@ class Store:
 
     @property
     def runs(self) -> Path:
+        """Return the folder of all runs."""
         return self.root / "runs"
 
     @property
     def replays(self) -> Path:
+        """Return the folder of all replays."""
         return self.root / "replays"
 
     def run(self, run_id: str) -> Path:
+        """Return the folder of a run."""
         return self.runs / run_id
 
     def replay(self, replay_id: str) -> Path:
+        """Return the folder of a replay."""
         return self.replays / replay_id
 
     def make(self) -> Store:
@@ -58,7 +62,8 @@ def find_store(start: Path | None = None) -> Store:
 
     $FLOR_DIR wins; then `.flor` at the top of the git work tree around `start`;
     then `start/.flor`. Nothing is created. Raises StoreError where $FLOR_DIR is the url of an
-    object store."""
+    object store.
+    """
     named = os.environ.get(VARIABLE)
     if named:
         return store_in(named)
@@ -78,7 +83,7 @@ def store_in(folder: str | Path) -> Store:
 
 
 def is_url(text: str) -> bool:
-    """Does it name an object store, and not a folder?"""
+    """Say whether a text names an object store, and not a folder."""
     return "://" in text
 
 

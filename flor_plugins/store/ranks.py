@@ -1,19 +1,20 @@
-"""What the processes of a data-parallel run keep apart: `ranks/<r>/` in the folder of the run,
-for r from 1.
+"""What the processes of a data-parallel run keep apart.
+
+It lies in `ranks/<r>/` in the folder of the run, for r from 1.
 
 The checkpoints of the run itself are those of the first process. Each of the others has at the
 same positions what differs from it: random numbers, loaders, buffers, sums in flight.
-Parameters and optimizer are in the first one's only."""
+Parameters and optimizer are in the first one's only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.records import Checkpoint, Position, Run
-from flor_plugins.records.sections import MODEL
+from flor_plugins.records.sections import MODEL, LoadedSections
 from flor_plugins.store import checkpoints
 
 
@@ -28,14 +29,15 @@ def list_checkpoints(run: Run) -> list[Checkpoint]:
     A checkpoint that not all processes have is one of the weights only.
     """
     parts = {rank: _positions(folder(run.path, rank)) for rank in range(1, run.processes)}
-    return [_over_all(one, parts) for one in checkpoints.list_checkpoints(run.path)]
+    return [_over_all(checkpoint, parts) for checkpoint in checkpoints.list_checkpoints(run.path)]
 
 
 def load_checkpoint(
     run_path: Path, rank: int, position: Position, only: Collection[str] | None = None
-) -> dict[str, Any]:
-    """The State of one process at a position: the first one's, with this one's own part laid
-    over it.
+) -> LoadedSections:
+    """Load the State of one process at a position.
+
+    It is the first process', with this one's own part laid over it.
 
     Errors as `checkpoints.load_checkpoint`, also where this process wrote nothing.
     """
@@ -45,10 +47,9 @@ def load_checkpoint(
 
 
 def with_own_part(
-    whole: dict[str, Any], run_path: Path, rank: int, position: Position
-) -> dict[str, Any]:
-    """The first process' State at a position with the part of another one laid over it, section
-    by section.
+    whole: LoadedSections, run_path: Path, rank: int, position: Position
+) -> LoadedSections:
+    """Lay the part of a process over the first process' State at a position, section by section.
 
     Errors as `checkpoints.load_checkpoint`, where that part is absent or damaged.
     """
@@ -62,7 +63,7 @@ def with_own_part(
 
 
 def _positions(path: Path) -> dict[Position, Checkpoint]:
-    return {one.position: one for one in checkpoints.list_checkpoints(path)}
+    return {checkpoint.position: checkpoint for checkpoint in checkpoints.list_checkpoints(path)}
 
 
 def _over_all(one: Checkpoint, parts: dict[int, dict[Position, Checkpoint]]) -> Checkpoint:

@@ -1,5 +1,6 @@
-"""Where a run's epochs end, which positions have checkpoints, and from which it can be trained
-again: known once, for the planner of replays and for gc.
+"""Where a run's epochs end, where its checkpoints are, and from which it can be trained again.
+
+It is known once, for the planner of replays and for gc.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class RunProgress:
 
     @property
     def epochs(self) -> tuple[int, ...]:
+        """Return the completed epochs, ascending, without the beginning."""
         return tuple(sorted(epoch for epoch in self.ends if epoch > 0))
 
     def epochs_done(self, position: Position) -> float:
@@ -42,7 +44,7 @@ class RunProgress:
         return position.epoch + min((position.step - begun) / max(length, 1), 0.999)
 
     def is_end(self, position: Position) -> bool:
-        """Was an epoch completed there, or is it the beginning?"""
+        """Say whether an epoch was completed at a position, or the run began there."""
         return position == BEGINNING or self.ends.get(position.epoch) == position.step
 
     def _steps_per_epoch(self) -> int:
@@ -57,7 +59,8 @@ class RunIndex:
 
     saved: every whole checkpoint by position. starts: the checkpoints from which training goes
     on; bit for bit where there are such. validated: where the run was validated inside an
-    epoch. steps: every update of which something was recorded, ascending."""
+    epoch. steps: every update of which something was recorded, ascending.
+    """
 
     run: Run
     progress: RunProgress
@@ -68,14 +71,16 @@ class RunIndex:
 
     @property
     def ends(self) -> Mapping[int, int]:
+        """Return the step that completed each epoch."""
         return self.progress.ends
 
     @property
     def last(self) -> Position:
+        """Return the last position."""
         return self.progress.last
 
     def is_end(self, position: Position) -> bool:
-        """Was an epoch completed there, or is it the beginning?"""
+        """Say whether an epoch was completed at a position, or the run began there."""
         return self.progress.is_end(position)
 
     def end_of(self, epoch: int) -> Position:
@@ -101,9 +106,7 @@ class RunIndex:
         return Position(max(done, default=0), step)
 
     def epoch_of(self, position: Position) -> int:
-        """The number of the epoch in which the update of that position was made: 1 for the
-        first.
-        """
+        """Return the number of the epoch in which the update of a position was made, from 1."""
         return position.epoch if self.is_end(position) else position.epoch + 1
 
 
@@ -157,8 +160,9 @@ def _starts(checkpoints: Iterable[Checkpoint]) -> tuple[Position, ...]:
 
 
 def estimated_progress(positions: Iterable[Position], epoch_s: float | None) -> RunProgress:
-    """How far a run came as its checkpoints tell it, where the journal is not read: all epochs
-    count as equally long.
+    """Estimate how far a run came from its checkpoints, where the journal is not read.
+
+    All epochs count as equally long.
     """
     reached = sorted(positions)
     last = reached[-1] if reached else BEGINNING

@@ -101,8 +101,9 @@ def process_of(pid: int) -> RecordingProcess:
 
 
 def is_gone(process: RecordingProcess) -> bool:
-    """Whether a process of this host has ended; False for one of another host, which can't
-    be asked.
+    """Say whether a process of this host has ended.
+
+    False for one of another host, which can't be asked.
     """
     if process.host != socket.gethostname():
         return False
@@ -164,8 +165,9 @@ def _unknown(store: Store, text: str, runs: list[Run], *, is_ambiguous: bool) ->
 
 
 def plain(value: Any) -> Any:
-    """JSON for anything: hyper-parameters hold what the user put there, so the rest becomes
-    text.
+    """Return JSON for anything.
+
+    Hyper-parameters hold what the user put there, so the rest becomes text.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {

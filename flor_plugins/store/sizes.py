@@ -1,8 +1,9 @@
-"""Sizes as people write them: "50GB", "1.5 TiB"."""
+"""How much there is: bytes as people write them ("50GB", "1.5 TiB"), and processors."""
 
 from __future__ import annotations
 
 import math
+import os
 import re
 from fractions import Fraction
 
@@ -18,7 +19,8 @@ def parse_size(text: str | int) -> int:
 
     kB, MB, GB, TB, PB and EB count in thousands, KiB, MiB, GiB ... in 1024; upper and lower
     case are the same, and the B may be left out. Part of a byte is not counted. Raises
-    ValueError for anything else, and below 0."""
+    ValueError for anything else, and below 0.
+    """
     if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
         return text
     found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
@@ -33,8 +35,9 @@ def parse_size(text: str | int) -> int:
 
 
 def format_size(nbytes: int) -> str:
-    """Bytes for people, three digits at least from the first unit on: 999 B, 1.25 kB, 12.5 GB,
-    125 GB.
+    """Write bytes for people: 999 B, 1.25 kB, 12.5 GB, 125 GB.
+
+    There are three digits at least from the first unit on.
 
     `parse_size` reads it back, up to the rounding.
     """
@@ -46,3 +49,8 @@ def format_size(nbytes: int) -> str:
         return f"{nbytes} B"
     digits = 2 if abs(size) < 9.995 else 1 if abs(size) < 99.95 else 0
     return f"{size:.{digits}f} {_UNITS[unit]}"
+
+
+def processors() -> int:
+    """Return how many processors this process may use, where the system can say that."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

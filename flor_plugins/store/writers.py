@@ -1,5 +1,6 @@
-"""Which process writes the checkpoints of a run: `writer.json` in its folder, as long as
-that process is at work.
+"""Which process writes the checkpoints of a run.
+
+`writer.json` in its folder names it as long as it is at work.
 """
 
 from __future__ import annotations

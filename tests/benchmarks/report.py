@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from flor_plugins.store.machine import processors
+from flor_plugins.store.sizes import processors
 from tests.benchmarks.ratios import Aim, Interval, Verdict, judge
 
 SCALES = ("tiny", "small", "full")

@@ -110,13 +110,13 @@ def _record(folder: Path, model: torch.nn.Module, epochs: int) -> None:
 def _cooled(folder: Path) -> Path | None:
     """A copy of the run in the cold tier; None if there is no such tier."""
     try:
-        cool_run = import_module("flor_plugins.store.checkpoints.compression").cool_run
+        compress_run = import_module("flor_plugins.store.checkpoints.compression").compress_run
     except (ModuleNotFoundError, AttributeError):
         tell("cold tier: absent")
         return None
     shutil.copytree(folder / "run", folder / "cold")
     begin = time.perf_counter()
-    cool_run(folder / "cold", keep=0)
+    compress_run(folder / "cold", keep=0)
     sizes = [
         sum(one.stat().st_size for one in (folder / name).rglob("*")) for name in ("cold", "run")
     ]

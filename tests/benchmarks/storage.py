@@ -43,7 +43,7 @@ from transformers import (
 )
 
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
-from flor_plugins.store.checkpoints.compression import cool_run
+from flor_plugins.store.checkpoints.compression import compress_run
 from tests.benchmarks.place import Place, place, remove, require, run_paths
 from tests.benchmarks.ratios import Aim, Interval
 from tests.benchmarks.report import Figure, answer, parser, quiet, table, tell
@@ -265,11 +265,11 @@ def _measure(there: Place, workload: Workload, device: str) -> Found:
     found.full_at = [one.position.epoch for one in list_checkpoints(run) if one.is_full]
     found.written = sum(sizes(run).values())
     began = time.perf_counter()
-    cool_run(run)
+    compress_run(run)
     found.cool_s = time.perf_counter() - began
     found.parts = sizes(run)
     found.cooled = sum(found.parts.values())
-    cool_run(run, keep=0)
+    compress_run(run, keep=0)
     found.all_cooled = sum(sizes(run).values())
     found.exact = verify(run, seen.hashes)
     remove(store)

@@ -56,11 +56,11 @@ class Maintenance:
         if os.getloadavg()[0] > IDLE_LOAD * (os.cpu_count() or 1):
             return
         # It loads numpy and pyarrow: not before it is used.
-        from flor_plugins.store.checkpoints.compression import cool_run
+        from flor_plugins.store.checkpoints.compression import compress_run
 
         # What is done is done; gc does the rest one day.
         with suppress(MaintenanceInterruptedError, StoreError, OSError):
-            cool_run(self._run_path, pace=self._stop_if_needed)
+            compress_run(self._run_path, pace=self._stop_if_needed)
         self._count()
 
     def _count(self) -> None:

@@ -33,7 +33,7 @@ from flor_plugins.recorder.checkpointing.maintenance import QUIET_S, Maintenance
 from flor_plugins.recorder.checkpointing.writer_lock import leave
 from flor_plugins.records import JsonObject, Position
 from flor_plugins.store.checkpoints import folder_of, known_tensors
-from flor_plugins.store.checkpoints.manifest import STATE, read_state, records
+from flor_plugins.store.checkpoints.manifest import STATE, read_manifest, records
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 from flor_plugins.store.checkpoints.writer import (
     CheckpointDraft,
@@ -90,7 +90,7 @@ class CheckpointWriter:
     ) -> JsonObject:
         """Write a checkpoint and return its state.json."""
         if folder.exists():  # whoever wrote it was killed before it could say so
-            return read_state(folder, position)
+            return read_manifest(folder, position)
         pieces = [_piece(memory, *piece) for piece in message["pieces"]]
         draft = CheckpointDraft(message["tree"], pieces, tuple(message["lost"]), message["full"])
         state = write_folder(folder, position, draft, self._known)

@@ -14,7 +14,7 @@ from flor_plugins.errors import SnapshotError, StoreError
 from flor_plugins.recorder.code_snapshot.code_files import scan, why_unchanged, within_limits
 from flor_plugins.records import Code
 from flor_plugins.store.files import whole_folder
-from flor_plugins.store.remote.commits import QUIET, told
+from flor_plugins.store.remote.commits import QUIET, git_errors_explained
 
 if TYPE_CHECKING:
     from git import Repo
@@ -74,7 +74,7 @@ def take(store: Store, run_id: str, start: Path) -> Code:
     SnapshotError when git is missing or refuses.
     """
     folder = (start if start.is_dir() else start.parent).resolve()
-    with told(f"the code in {folder} was to be kept for run {run_id}"):
+    with git_errors_explained(f"the code in {folder} was to be kept for run {run_id}"):
         repo = _repo_around(folder)
         if repo is None:
             return _take_plain(store, run_id, folder)
@@ -105,7 +105,7 @@ def changes(then: Code, now: Code) -> list[str]:
     if (then.git_dir, then.root) != (now.git_dir, now.root):
         return [now.root]
     folder = Path(now.root)
-    with told(f"the code in {folder} was to be compared with {then.vid[:12]}"):
+    with git_errors_explained(f"the code in {folder} was to be compared with {then.vid[:12]}"):
         repo = _repo_around(folder)
         where = now.git_dir if repo is None else os.path.abspath(repo.git_dir)
         git = _GitIndex(where, now.root, os.path.join(where, "index"))
@@ -120,7 +120,7 @@ def forget(code: Code, run_id: str) -> None:
     """Give up what keeps the code of a run alive: that run was never made."""
     with tempfile.TemporaryDirectory(prefix="flor-index-") as scratch:
         git = _GitIndex(code.git_dir, code.root, os.path.join(scratch, "index"))
-        with told(f"refs/flor/{run_id} was to be removed"):
+        with git_errors_explained(f"refs/flor/{run_id} was to be removed"):
             git.run("update-ref", "-d", f"refs/flor/{run_id}")
 
 

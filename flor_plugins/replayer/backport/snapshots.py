@@ -18,7 +18,7 @@ from flor_plugins.replayer.backport.imports import leads_to
 from flor_plugins.replayer.backport.logged_names import logging_calls
 from flor_plugins.replayer.backport.syntax import CodeVersion, parsed
 from flor_plugins.replayer.backport.tree_diff import compare
-from flor_plugins.store.remote.commits import QUIET, find_commit, told
+from flor_plugins.store.remote.commits import QUIET, find_commit, git_errors_explained
 
 if TYPE_CHECKING:
     from git import Repo
@@ -54,7 +54,7 @@ class SnapshotSources:
         return self._versions[code.vid]
 
     def _read(self, repo: Repo, code: Code) -> Iterator[tuple[str, str]]:
-        with told(f"the code of commit {code.vid} was to be read"):
+        with git_errors_explained(f"the code of commit {code.vid} was to be read"):
             for entry in repo.commit(code.vid).tree.traverse():
                 blob: Any = entry  # declared as any of git's objects
                 if blob.type != "blob" or blob.mode == LINK or not str(blob.path).endswith(SUFFIX):
@@ -244,7 +244,7 @@ def _seen_by_git(root: Path) -> list[str] | None:
     except GitCommandError as error:
         if error.status != 1:  # 1: not ignored
             return None
-    with told(f"the files in {root} were to be listed"):
+    with git_errors_explained(f"the files in {root} were to be listed"):
         listed = git.execute(
             ["git", *QUIET, "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
             stdout_as_string=False,

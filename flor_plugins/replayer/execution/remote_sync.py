@@ -138,7 +138,7 @@ def _files_of(
     for rank in range(processes):
         folder = folder_of(ranks.folder(run.path, rank), position)
         with suppress(DamagedCheckpoint):  # whoever reads it says what is wrong
-            state = manifest.read_state(folder, position)
+            state = manifest.read_manifest(folder, position)
             holders = ManifestCache(folder, state)
             wanted = [part for name, part in state["tree"].items() if only is None or name in only]
             for key in set().union(*map(keys_of, wanted)):

@@ -100,7 +100,7 @@ def _nbytes(places: RunIndex, one: ReplayPass) -> int | None:
     if last is None or last not in places.saved:
         return None
     try:
-        tensors = manifest.records(manifest.read_state(places.saved[last].path, last))
+        tensors = manifest.records(manifest.read_manifest(places.saved[last].path, last))
     except StoreError:
         return None  # whoever restores it says what is wrong
     read = {

@@ -193,7 +193,7 @@ class _StateReadThread(threading.Thread):
             self.read = self._found()
 
     def _found(self) -> _ReadState | None:
-        state, only = manifest.read_state(self._folder, self.wanted.position), self.wanted.only
+        state, only = manifest.read_manifest(self._folder, self.wanted.position), self.wanted.only
         # The codec names a tensor of several sections in the model if it is there: no other
         # file is needed for it.
         records = {

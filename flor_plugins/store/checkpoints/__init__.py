@@ -1,26 +1,27 @@
-"""Checkpoints of a run: one folder per position, a safetensors file per section, and state.json
-last.
+"""Checkpoints of a run: one folder per position with a safetensors file per section.
+
+Its manifest, state.json, is written last.
 
 state.json names the file, shape, dtype and hash of every tensor, and has a hash of
 itself; nothing that was torn or altered is handed out. A tensor that an earlier
 checkpoint of the run holds already is a reference to it, not a second copy. Older
-ones may be compressed (cold.py), or given up but for tensors that others need
-(shells.py): both change files and state.json, not what is read.
+ones may be compressed (compression.py), or evicted but for tensors that others
+need (tombstones.py): both change files and state.json, not what is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint, NoCheckpoint, StoreError
-from flor_plugins.records import Checkpoint, Position
-from flor_plugins.records.sections import MODEL
+from flor_plugins.records import Checkpoint, JsonObject, Position
+from flor_plugins.records.sections import MODEL, LoadedSections
 from flor_plugins.store.checkpoints import manifest
-from flor_plugins.store.checkpoints.manifest import STATE
+from flor_plugins.store.checkpoints.manifest import FOLDER, STATE
 from flor_plugins.store.checkpoints.writer import (
     CheckpointDraft,
     KnownTensors,
@@ -32,8 +33,6 @@ if TYPE_CHECKING:  # listing checkpoints must not load torch
     import torch
 
     from flor_plugins.store.codec import Encoded
-
-FOLDER = "checkpoints"
 
 
 def save_checkpoint(
@@ -62,20 +61,21 @@ def load_checkpoint(
     position: Position,
     only: Collection[str] | None = None,
     into: Mapping[str, torch.Tensor] | None = None,
-) -> dict[str, Any]:
+) -> LoadedSections:
     """The state at a position: section to value, tensors on the CPU in memory of their own.
 
     only: the sections that are wanted (default all); other files are not read. into: see
     `read_tensors`. Raises NoCheckpoint, listing the positions that exist; DamagedCheckpoint,
     naming the file, if anything it reads is missing, torn or altered; StoreError for a section
-    that was not saved."""
+    that was not saved.
+    """
     folder = _folder(run_path, position)
-    return _load(folder, manifest.read_state(folder, position), only, into)
+    return _load(folder, manifest.read_manifest(folder, position), only, into)
 
 
-def load_folder(folder: Path, only: Collection[str] | None = None) -> dict[str, Any]:
+def load_folder(folder: Path, only: Collection[str] | None = None) -> LoadedSections:
     """What `save_folder` wrote, with the checks and errors of `load_checkpoint`."""
-    return _load(folder, manifest.read_state(folder), only)
+    return _load(folder, manifest.read_manifest(folder), only)
 
 
 def list_checkpoints(run_path: Path) -> list[Checkpoint]:
@@ -97,7 +97,7 @@ def list_checkpoints(run_path: Path) -> list[Checkpoint]:
 def _read_checkpoint(
     run_path: Path, folder: Path, position: Position, stamp: manifest.FileStamp | None
 ) -> Checkpoint:
-    return checkpoint_of(run_path, manifest.read_state(folder, position))
+    return checkpoint_of(run_path, manifest.read_manifest(folder, position))
 
 
 # A request looks at each several times, and reading and checking its state.json takes milliseconds.
@@ -109,10 +109,10 @@ def tensor_hashes(run_path: Path, position: Position, section: str = MODEL) -> d
 
     A tied tensor stands under the name it was met with first. Raises as load_checkpoint does.
     """
-    return hashes_of(manifest.read_state(_folder(run_path, position), position), section)
+    return hashes_of(manifest.read_manifest(_folder(run_path, position), position), section)
 
 
-def hashes_of(state: Mapping[str, Any], section: str) -> dict[str, str]:
+def hashes_of(state: JsonObject, section: str) -> dict[str, str]:
     """`tensor_hashes` of a state.json that was read already."""
     prefix = f"{section}/"
     held = manifest.records(state).items()
@@ -122,17 +122,18 @@ def hashes_of(state: Mapping[str, Any], section: str) -> dict[str, str]:
 def known_tensors(run_path: Path) -> KnownTensors:
     """What the checkpoints of a run hold, for a process that goes on writing it."""
     known: KnownTensors = {}
-    for one in list_checkpoints(run_path):
-        state = manifest.read_state(one.path, one.position)
+    for checkpoint in list_checkpoints(run_path):
+        state = manifest.read_manifest(checkpoint.path, checkpoint.position)
         for key, record in manifest.records(state).items():
             if record.is_own:
-                known[record.identity(key)] = (one.path.name, record.file, record.key)
+                known[record.identity(key)] = (checkpoint.path.name, record.file, record.key)
     return known
 
 
 def references(run_path: Path) -> dict[Position, set[Position]]:
-    """For each checkpoint the others that tensors of it are read from: those must not be
-    deleted before it.
+    """Return for each checkpoint the others that tensors of it are read from.
+
+    Those must not be deleted before it.
     """
     from flor_plugins.store.checkpoints import tombstones
 
@@ -152,10 +153,10 @@ def draft_of(encoded: Encoded, *, is_full: bool = True) -> CheckpointDraft:
 
 def _load(
     folder: Path,
-    state: dict[str, Any],
+    state: JsonObject,
     only: Collection[str] | None,
     into: Mapping[str, torch.Tensor] | None = None,
-) -> dict[str, Any]:
+) -> LoadedSections:
     from flor_plugins.errors import EncodingError
     from flor_plugins.store.checkpoints.loader import read_tensors
     from flor_plugins.store.codec import decode
@@ -179,7 +180,7 @@ def folder_of(run_path: Path, position: Position) -> Path:
     return run_path / FOLDER / str(position)
 
 
-def checkpoint_of(run_path: Path, state: dict[str, Any]) -> Checkpoint:
+def checkpoint_of(run_path: Path, state: JsonObject) -> Checkpoint:
     """What a state.json says of its checkpoint."""
     position = Position(**state["position"])
     return Checkpoint(
@@ -187,27 +188,20 @@ def checkpoint_of(run_path: Path, state: dict[str, Any]) -> Checkpoint:
         position=position,
         path=folder_of(run_path, position),
         is_full=state["full"],
-        nbytes=sum(size for file, size in state["files"].items() if "/" not in file),
+        nbytes=manifest.own_nbytes(state),
         lost=tuple(state["lost"]),
         sections=tuple(state["tree"]),
     )
 
 
-def _positions(run_path: Path) -> Iterable[tuple[Position, Path]]:
-    found = []
-    for folder in (run_path / FOLDER).glob("epoch=*,step=*"):
-        try:
-            position = Position.parse(folder.name)
-        except ValueError:
-            continue  # not one of ours
-        if not manifest.is_shell(folder):
-            found.append((position, folder))
-    return sorted(found)
+def _positions(run_path: Path) -> list[tuple[Position, Path]]:
+    folders = manifest.position_folders(run_path).items()
+    return [(position, folder) for position, folder in folders if not manifest.is_tombstone(folder)]
 
 
 def _folder(run_path: Path, position: Position) -> Path:
     folder = folder_of(run_path, position)
-    if folder.is_dir() and not manifest.is_shell(folder):
+    if folder.is_dir() and not manifest.is_tombstone(folder):
         return folder
     there = "; ".join(str(one) for one, _ in _positions(run_path))
     raise NoCheckpoint(

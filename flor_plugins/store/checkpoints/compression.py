@@ -1,10 +1,11 @@
 """The cold tier: older checkpoints of a run, compressed without loss and read as before. No torch.
 
-Tensors go packed (packing.py) into `<section>.cold.safetensors`, as deltas to those of an
+Tensors go packed (delta_packing.py) into `<section>.cold.safetensors`, as deltas to those of an
 earlier checkpoint where that is smaller. Every sixteenth checkpoint of a run is a keyframe. The
 base of any other is found by clearing the lowest bit that is set in its number: half of them
 are deltas to the one before, and none is more than four deltas away from its keyframe, two on
-average."""
+average.
+"""
 
 from __future__ import annotations
 
@@ -14,28 +15,29 @@ from typing import Any
 from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint
-from flor_plugins.records import Position
+from flor_plugins.records import JsonObject, Position
 from flor_plugins.store.checkpoints import folder_of, list_checkpoints
 from flor_plugins.store.checkpoints.delta_packing import choose, pack, width_of
 from flor_plugins.store.checkpoints.manifest import (
     FORMAT,
     STATE,
     TensorRecord,
-    read_holder,
-    read_state,
+    own_nbytes,
+    read_manifest,
+    read_manifest_or_tombstone,
     records,
 )
 from flor_plugins.store.checkpoints.rewriting import (
-    alone,
     free_name,
+    locked,
     no_disk_error,
-    put_state,
-    sweep,
+    remove_orphans,
+    replace_manifest,
 )
 from flor_plugins.store.checkpoints.streaming_safetensors import StreamingSafetensors
 from flor_plugins.store.checkpoints.tensor_reader import TensorReader
 from flor_plugins.store.checkpoints.tensor_references import DeltaChain, ManifestCache
-from flor_plugins.store.checkpoints.writer import DTYPES
+from flor_plugins.store.checkpoints.writer import DTYPES, no_pause
 from flor_plugins.store.files import whole_file
 
 KEYFRAME_EVERY = 16  # checkpoints
@@ -46,19 +48,21 @@ WORTH = 0.97  # of its bytes: what shrinks less is left as it is, which is faste
 Throttle = Callable[[], None]
 
 
-def cool_run(run_path: Path, *, keep: int = 2, pace: Throttle = lambda: None) -> int:
-    """Compress all checkpoints of a run but the newest `keep`, oldest first; returns the bytes
-    that it freed.
+def compress_run(run_path: Path, *, keep: int = 2, pace: Throttle = no_pause) -> int:
+    """Compress all checkpoints of a run but the newest `keep`, oldest first.
+
+    Returns the bytes that it freed.
 
     pace: called after each MiB or so; it may wait, or raise to stop: what was done is kept, and
     a later call goes on. A checkpoint that is damaged is passed over with a warning. Raises
-    StoreError if the disk refuses."""
-    positions = [one.position for one in list_checkpoints(run_path)]
+    StoreError if the disk refuses.
+    """
+    positions = [checkpoint.position for checkpoint in list_checkpoints(run_path)]
     freed = 0
     for number, position in enumerate(positions[: max(0, len(positions) - keep)]):
         pace()
         try:
-            freed += cool(run_path, position, base_of(positions, number), pace)
+            freed += compress(run_path, position, base_of(positions, number), pace)
         except DamagedCheckpoint as error:
             warn(f"a checkpoint is not compressed: {error}", stacklevel=2)
     return freed
@@ -69,19 +73,20 @@ def base_of(positions: list[Position], number: int) -> Position | None:
     return positions[number & (number - 1)] if number % KEYFRAME_EVERY else None
 
 
-def cool(
-    run_path: Path, position: Position, base: Position | None = None, pace: Throttle = lambda: None
+def compress(
+    run_path: Path, position: Position, base: Position | None = None, pace: Throttle = no_pause
 ) -> int:
     """Compress a checkpoint; returns the bytes that it freed, 0 if it is compressed already.
 
     base: a checkpoint that the tensors may become deltas to, where that pays and no circle or
     long chain comes of it. Killed at any moment, or with readers at work, the checkpoint stays
     whole. Raises DamagedCheckpoint if it or the base can't be read; StoreError if the disk
-    refuses: then it is as it was."""
+    refuses: then it is as it was.
+    """
     folder = folder_of(run_path, position)
-    with alone(folder), no_disk_error(folder):
-        sweep(folder)
-        state = read_state(folder, position)
+    with locked(folder), no_disk_error(folder):
+        remove_orphans(folder)
+        state = read_manifest(folder, position)
         if state.get("cold"):
             return 0
         try:
@@ -89,23 +94,19 @@ def cool(
                 new = _CheckpointCompressor(folder, state, base, reader, pace).rewritten()
             _verify(folder, new, pace)
         except BaseException:
-            sweep(folder)
+            remove_orphans(folder)
             raise
-        put_state(folder, STATE, state, new)
-    return _size(state) - _size(new)
+        replace_manifest(folder, STATE, state, new)
+    return own_nbytes(state) - own_nbytes(new)
 
 
-def _size(state: Mapping[str, Any]) -> int:
-    return sum(size for file, size in state["files"].items() if "/" not in file)
-
-
-def _verify(folder: Path, new: Mapping[str, Any], pace: Throttle) -> None:
+def _verify(folder: Path, new: JsonObject, pace: Throttle) -> None:
     """Read all that was rewritten before the old files are given up. Raises DamagedCheckpoint."""
-    holders, memory = ManifestCache(folder, new), _TensorBuffer()
+    manifests, memory = ManifestCache(folder, new), _TensorBuffer()
     with TensorReader() as reader:
         for key, record in records(new).items():
             if record.is_own:
-                reader.fetch(holders.chain(key), memory.of(record.nbytes))
+                reader.fetch(manifests.chain(key), memory.of(record.nbytes))
                 pace()
 
 
@@ -127,18 +128,20 @@ class _CheckpointCompressor:
     def __init__(
         self,
         folder: Path,
-        state: Mapping[str, Any],
+        state: JsonObject,
         base: Position | None,
         reader: TensorReader,
         pace: Throttle,
     ) -> None:
         self._folder, self._state, self._reader, self._pace = folder, state, reader, pace
-        self._holders = ManifestCache(folder, state)
+        self._manifests = ManifestCache(folder, state)
         self._base = None if base is None else folder.parent / str(base)
-        self._bases = {} if self._base is None else records(read_holder(self._base, base))
+        self._bases = (
+            {} if self._base is None else records(read_manifest_or_tombstone(self._base, base))
+        )
         self._tensor, self._origin = _TensorBuffer(), _TensorBuffer()
 
-    def rewritten(self) -> dict[str, Any]:
+    def rewritten(self) -> JsonObject:
         """Write the files; returns what state.json is to be."""
         tensors, files = records(self._state), dict(self._state["files"])
         for file in [file for file in files if "/" not in file]:
@@ -197,7 +200,7 @@ class _CheckpointCompressor:
 
     def _read(self, key: str, one: TensorRecord) -> memoryview:
         memory = self._tensor.of(one.nbytes)
-        self._reader.fetch(self._holders.chain(key), memory)
+        self._reader.fetch(self._manifests.chain(key), memory)
         return memory
 
     def _paced(self, pieces: Any) -> Any:
@@ -210,5 +213,9 @@ class _CheckpointCompressor:
         if there is None or (there.dtype, there.shape) != (one.dtype, one.shape):
             return None
         # Links of a chain are tensors of their own: cut short, it ends in an earlier one.
-        chain = self._holders.chain(key, self._base)[:MOST_DELTAS]
-        return None if any(link.folder.name == self._folder.name for link in chain) else chain
+        chain = self._manifests.chain(key, self._base)[:MOST_DELTAS]
+        return (
+            None
+            if any(reference.folder.name == self._folder.name for reference in chain)
+            else chain
+        )

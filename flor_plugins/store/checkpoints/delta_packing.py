@@ -1,5 +1,4 @@
-"""Tensors made smaller without loss: what changed since another tensor, sorted, cut into planes
-of bytes, zstd.
+"""Tensors made smaller without loss: deltas, sorted, cut into planes of bytes, zstd.
 
 A method is a comma-separated list of steps, in the order in which they are taken:
 
@@ -20,7 +19,8 @@ The tensor is packed in chunks of 1 MiB, so that neither side needs memory for m
 tensor is its chunks, zeros that make its length a multiple of 8, and the length of each chunk
 as uint32. A chunk is a uint16 for each segment of each plane, lowest byte first, and the
 segments: a length of 0 stands for zeros, the full length for bytes as they are, less for one
-zstd frame. All numbers are little-endian."""
+zstd frame. All numbers are little-endian.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +59,9 @@ def width_of(dtype: str) -> int:
 
 
 def choose(memory: memoryview, width: int, base: memoryview | None = None) -> tuple[str, float]:
-    """The method for a tensor, and about how many bytes it makes of one: tried on the chunk
-    in the middle.
+    """Return the method for a tensor, and about how many bytes it makes of one.
+
+    It is tried on the chunk in the middle.
     """
     start = len(memory) // CHUNK // 2 * CHUNK
     items = _items(memory[start : start + CHUNK], width)
@@ -91,11 +92,13 @@ def pack(
 
 
 def unpack(packed: memoryview, width: int, method: str, into: memoryview) -> None:
-    """The inverse of `pack`. into: memory of the tensor's length that holds the base, if there
-    is one.
+    """Undo `pack`.
+
+    into: memory of the tensor's length that holds the base, if there is one.
 
     Raises ValueError if the bytes are not what `pack` makes; what came out is to be hashed in
-    any case."""
+    any case.
+    """
     spans = chunks(packed[len(packed) - tail(len(into)) :], len(into))
     for start, (begin, end) in zip(range(0, len(into), CHUNK), spans, strict=True):
         unpack_chunk(packed[begin:end], width, method, into[start : start + CHUNK])

@@ -3,7 +3,8 @@
 Nobody reads a checkpoint while it is written, and to bring a gigabyte through the page cache
 takes two seconds of a processor: pages to be found, cleared, filled and flushed, much of it by
 threads of the kernel that no priority holds back. Written directly (open(2), O_DIRECT) it takes
-a tenth of one."""
+a tenth of one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ import fcntl
 import mmap
 import os
 from pathlib import Path
-from types import TracebackType
 
 ROOM = 4 << 20  # bytes of one write
 BLOCK = 4096  # address, length and place of a direct write have to be multiples of it
@@ -20,8 +20,9 @@ WORTH = 4 * ROOM  # bytes; a small file is better off in the cache
 
 
 class DirectFile:
-    """A new file of about `nbytes`, written from its beginning to its end. A context manager:
-    it closes the file.
+    """A new file of about `nbytes`, written from its beginning to its end.
+
+    A context manager: it closes the file.
 
     Where the file system has no direct writes, or the file is small, it is written as any other.
     """
@@ -43,12 +44,7 @@ class DirectFile:
     def __enter__(self) -> DirectFile:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None and self._direct:
                 self._flush()
@@ -71,8 +67,9 @@ class DirectFile:
                 self._flush()
 
     def _flush(self) -> None:
-        """Write what is in the room, up to a whole block; what is too much of the last one
-        is cut off in the end.
+        """Write what is in the buffer, up to a whole block.
+
+        What is too much of the last block is cut off in the end.
         """
         self._write_all(self._room[: -(-self._filled // BLOCK) * BLOCK])
         self._filled = 0

@@ -3,7 +3,8 @@
 They find what was torn or altered by accident and tell what has not changed; they are no
 signature. xxh3_128 (https://xxhash.com) runs as fast as memory is read, sha256 twenty times
 slower: next to a training that is the difference between none and a second of a core for each
-gigabyte. Checkpoints of format 1 have sha256."""
+gigabyte. Checkpoints of format 1 have sha256.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ class TensorHash:
         self._state: Any = ALGORITHMS[algorithm]()
 
     def update(self, memory: memoryview | bytes) -> None:
+        """Add some bytes."""
         self._state.update(memory)
 
     def __str__(self) -> str:

@@ -1,15 +1,14 @@
-"""Tensors of a checkpoint, each read once: from the file into the memory where it stays, and
-hashed there.
-"""
+"""Read each tensor of a checkpoint once: into the memory where it stays, and hash it there."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from flor_plugins.records import JsonObject
 from flor_plugins.store.checkpoints.hashes import bytes_of
-from flor_plugins.store.checkpoints.manifest import TensorRecord, read_state, records
+from flor_plugins.store.checkpoints.manifest import TensorRecord, read_manifest, records
 from flor_plugins.store.checkpoints.tensor_reader import MissingTensorFile, TensorReader
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 
 def read_tensors(
     folder: Path,
-    state: Mapping[str, Any],
+    state: JsonObject,
     keys: Collection[str],
     into: Mapping[str, torch.Tensor] | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -27,29 +26,30 @@ def read_tensors(
 
     into: contiguous CPU tensors by key: those of the right dtype and shape are filled in place
     and handed out, which saves the page faults of fresh memory. Raises DamagedCheckpoint,
-    naming the file; then some of `into` may be filled."""
+    naming the file; then some of `into` may be filled.
+    """
     while True:
-        holders = ManifestCache(folder, state)
+        manifests = ManifestCache(folder, state)
         try:
-            return _read(holders, records(state), keys, into or {})
+            return _read(manifests, records(state), keys, into or {})
         except MissingTensorFile:
             # A checkpoint may be compressed at any time: what state.json named a moment ago is
             # elsewhere now.
-            state = read_state(folder)
+            state = read_manifest(folder)
             now = ManifestCache(folder, state)
             for key in records(state).keys() & set(keys):
                 now.chain(key)
-            if now.versions == holders.versions:
+            if now.versions == manifests.versions:
                 raise
 
 
 def _read(
-    holders: ManifestCache,
+    manifests: ManifestCache,
     held: Mapping[str, TensorRecord],
     keys: Collection[str],
     into: Mapping[str, torch.Tensor],
 ) -> dict[str, torch.Tensor]:
-    chains = {key: holders.chain(key) for key in held if key in keys}
+    chains = {key: manifests.chain(key) for key in held if key in keys}
     with TensorReader() as reader:
         reader.open(chains.values())  # before any memory is taken
         loaded = {key: place_for(held[key], into.get(key)) for key in chains}

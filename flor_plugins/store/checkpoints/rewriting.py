@@ -1,25 +1,33 @@
-"""What is common to rewriting a checkpoint that readers may be reading: one process at a time,
-and nothing left over.
+"""Rewrite a checkpoint that readers may be reading.
+
+One process does so at a time, and nothing is left over.
 
 The order is always: new files beside the old ones, fsynced; state.json replaced by renaming;
 the old files removed. Killed in between, a checkpoint has the one or the other state.json with
-all its files, and some files too many."""
+all its files, and some files too many.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
-from flor_plugins.store.checkpoints.manifest import FILE, SHELL, STATE, own_hash, read_holder
+from flor_plugins.records import JsonObject
+from flor_plugins.store.checkpoints.manifest import (
+    FILE,
+    STATE,
+    TOMBSTONE,
+    own_hash,
+    read_manifest_or_tombstone,
+)
 from flor_plugins.store.files import PARTIAL, alone_in, write_json
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Wait until no other process rewrites checkpoints of this run, and keep others waiting."""
     with ExitStack() as stack:
         try:
@@ -33,6 +41,7 @@ def alone(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def no_disk_error(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses into a StoreError."""
     try:
         yield
     except OSError as error:
@@ -42,19 +51,19 @@ def no_disk_error(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def sweep(folder: Path) -> None:
+def remove_orphans(folder: Path) -> None:
     """Remove what a killed process left: files that neither state.json nor shell.json names."""
     try:
-        state = read_holder(folder)
+        state = read_manifest_or_tombstone(folder)
     except DamagedCheckpoint:
         return  # nobody knows what belongs to it
     if (folder / STATE).exists():  # it was about to be given up, and is not
-        (folder / SHELL).unlink(missing_ok=True)
-    for one in folder.iterdir():
-        if one.name.startswith(PARTIAL):
-            shutil.rmtree(one) if one.is_dir() else one.unlink(missing_ok=True)
-        elif FILE.fullmatch(one.name) and one.name not in state["files"]:
-            one.unlink(missing_ok=True)
+        (folder / TOMBSTONE).unlink(missing_ok=True)
+    for path in folder.iterdir():
+        if path.name.startswith(PARTIAL):
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        elif FILE.fullmatch(path.name) and path.name not in state["files"]:
+            path.unlink(missing_ok=True)
 
 
 def free_name(section: str, kind: str, taken: Collection[str]) -> str:
@@ -69,13 +78,14 @@ def free_name(section: str, kind: str, taken: Collection[str]) -> str:
     return name
 
 
-def put_state(folder: Path, file: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Replace state.json, or put shell.json in its place; then remove the files that only
-    the old one named.
+def replace_manifest(folder: Path, file: str, old: JsonObject, new: JsonObject) -> None:
+    """Replace state.json, or put shell.json in its place.
+
+    Then remove the files that only the old one named.
     """
     whole = {key: value for key, value in new.items() if key != "sha256"}
     write_json(folder / file, whole | {"sha256": own_hash(whole)}, indent=None)
-    if file == SHELL:
+    if file == TOMBSTONE:
         (folder / STATE).unlink(missing_ok=True)
     for name in old["files"].keys() - new["files"].keys():
         if "/" not in name:

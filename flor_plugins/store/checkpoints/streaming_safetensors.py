@@ -9,21 +9,23 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+
+from flor_plugins.records import JsonObject
 
 LONGEST = 10**15  # no offset in a file has more digits
 
 
 class StreamingSafetensors:
-    """Tensors are added one after the other; the header before them is written last, in the
-    place kept for it.
+    """A safetensors file to which tensors are added one after the other.
+
+    The header before them is written last, in the place kept for it.
 
     shapes: of all tensors that will be added, by name; any may become a row of bytes instead. A
-    context manager: a file that is left without an error is whole."""
+    context manager: a file that is left without an error is whole.
+    """
 
     def __init__(self, path: Path, shapes: Mapping[str, Sequence[int]]) -> None:
-        self._header: dict[str, Any] = {}
+        self._header: JsonObject = {}
         self._end = 0
         widest = {
             name: _entry("F8_E4M3FNUZ", [*shape, LONGEST], LONGEST, LONGEST)
@@ -37,12 +39,7 @@ class StreamingSafetensors:
     def __enter__(self) -> StreamingSafetensors:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         try:
             if kind is None:
                 text = _text(self._header).ljust(self._room)
@@ -70,11 +67,11 @@ class StreamingSafetensors:
         )
 
 
-def _entry(dtype: str, shape: list[int], start: int, end: int) -> dict[str, Any]:
+def _entry(dtype: str, shape: list[int], start: int, end: int) -> JsonObject:
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
 
 
-def _text(header: dict[str, Any]) -> bytes:
+def _text(header: JsonObject) -> bytes:
     return json.dumps(header, separators=(",", ":")).encode()
 
 

@@ -1,25 +1,25 @@
-"""Where the bytes of a tensor are: in its checkpoint, in another one of the run, or in several
-as a chain of deltas.
+"""Where the bytes of a tensor are.
+
+They are in its checkpoint, in another one of the run, or in several as a chain of deltas.
 
 What another checkpoint says of itself decides, not what was written down here when it was
 referred to: it may have been compressed since, or given up but for some tensors. Standard
-library only."""
+library only.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint
-from flor_plugins.records import Position
+from flor_plugins.records import JsonObject, Position
 from flor_plugins.store.checkpoints.manifest import (
     FILE,
     STATE,
     WHAT_TO_DO,
     TensorRecord,
-    read_holder,
+    read_manifest_or_tombstone,
     records,
 )
 
@@ -29,7 +29,8 @@ class TensorReference:
     """One tensor in one file: as it is, packed, or packed as a delta to the link before it.
 
     key: its name in the state.json of its checkpoint. size: bytes of the file, as that
-    state.json says."""
+    state.json says.
+    """
 
     folder: Path
     key: str
@@ -38,29 +39,31 @@ class TensorReference:
 
     @property
     def path(self) -> Path:
+        """Return its file."""
         return self.folder / self.record.file
 
     @property
     def tensor(self) -> tuple[Position, str]:
+        """Return its checkpoint and its key there."""
         return Position.parse(self.folder.name), self.key
 
 
 DeltaChain = tuple[
     TensorReference, ...
-]  # what is read first to what is asked for; one link unless there are deltas
+]  # what is read first to what is asked for; one reference unless there are deltas
 
 
 class ManifestCache:
     """The checkpoints of a run, each state.json read once, as they are found while one is read."""
 
-    def __init__(self, folder: Path, state: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, state: JsonObject) -> None:
         self._home = folder
-        self._states: dict[str, Mapping[str, Any]] = {folder.name: state}
+        self._states: dict[str, JsonObject] = {folder.name: state}
         self._records: dict[str, dict[str, TensorRecord]] = {}
         self._contents: dict[str, dict[tuple[str, str, tuple[int, ...]], str]] = {}
 
     @property
-    def versions(self) -> dict[str, Any]:
+    def versions(self) -> JsonObject:
         """What tells whether any of those that were read has changed since."""
         return {name: state["sha256"] for name, state in self._states.items()}
 
@@ -72,10 +75,11 @@ class ManifestCache:
         return self._chain(folder or self._home, key, ())
 
     def records(self, folder: Path) -> dict[str, TensorRecord]:
+        """Return the tensors of a checkpoint or tombstone, by key."""
         name = folder.name
         if name not in self._records:
             if name not in self._states:
-                self._states[name] = read_holder(folder, Position.parse(name))
+                self._states[name] = read_manifest_or_tombstone(folder, Position.parse(name))
             self._records[name] = records(self._states[name])
         return self._records[name]
 
@@ -93,16 +97,18 @@ class ManifestCache:
         if not record.is_own:
             owner = self._other(folder, record.file)
             return self._chain(owner, self._same(owner, record), seen)
-        link = TensorReference(folder, key, self._states[folder.name]["files"][record.file], record)
+        reference = TensorReference(
+            folder, key, self._states[folder.name]["files"][record.file], record
+        )
         if record.base is None:
-            return (link,)
+            return (reference,)
         owner, base = self._base(folder, record.base)
         before = self._chain(owner, base, seen)
         if (before[-1].record.dtype, before[-1].record.shape) != (record.dtype, record.shape):
             raise self._damaged(
                 folder, f"has {key!r} as a delta to {record.base!r}, which has another shape"
             )
-        return (*before, link)
+        return (*before, reference)
 
     def _same(self, owner: Path, record: TensorRecord) -> str:
         """The key of the tensor that a record refers to.
@@ -133,7 +139,7 @@ class ManifestCache:
             Position.parse(place)
         except ValueError as error:
             raise self._damaged(folder, f"names {place!r}, not a checkpoint") from error
-        # resolved: a folder outside of a run may be reached through a link
+        # resolved: a folder outside of a run may be reached through a symbolic link
         return folder.resolve().parent / place
 
     def _damaged(self, folder: Path, what: str) -> DamagedCheckpoint:

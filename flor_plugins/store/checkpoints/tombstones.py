@@ -1,5 +1,6 @@
-"""What is left of a checkpoint that was given up while others need tensors of it, and who
-needs what. No torch.
+"""Tombstones: what is left of an evicted checkpoint while others need tensors of it.
+
+Who needs what is found here, too. No torch.
 """
 
 from __future__ import annotations
@@ -7,25 +8,24 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
-from flor_plugins.records import Position
+from flor_plugins.records import JsonObject, Position
 from flor_plugins.store.checkpoints import folder_of, list_checkpoints
 from flor_plugins.store.checkpoints.manifest import (
     FORMAT,
-    SHELL,
+    TOMBSTONE,
     TensorRecord,
-    read_holder,
-    read_state,
+    read_manifest,
+    read_manifest_or_tombstone,
     records,
 )
 from flor_plugins.store.checkpoints.rewriting import (
-    alone,
     free_name,
+    locked,
     no_disk_error,
-    put_state,
-    sweep,
+    remove_orphans,
+    replace_manifest,
 )
 from flor_plugins.store.checkpoints.streaming_safetensors import StreamingSafetensors
 from flor_plugins.store.checkpoints.tensor_reader import TensorReader
@@ -41,12 +41,12 @@ TensorKey = tuple[Position, str]
 def needed_tensors(
     run_path: Path, of: Collection[Position] | None = None
 ) -> dict[Position, set[str]]:
-    """For each checkpoint or shell the keys of its tensors that other checkpoints can't be read
-    without.
+    """Return for each checkpoint or tombstone the keys of its tensors that others need to be read.
 
     of: the checkpoints that shall stay readable, default all of them. Deltas are followed to
     their keyframes. One that nobody needs is not in the answer; a tensor that can't be read any
-    more needs nothing."""
+    more needs nothing.
+    """
     needed: dict[Position, set[str]] = {}
     for user, (position, key) in _needs(run_path):
         if (of is None or user in of) and user != position:
@@ -55,11 +55,12 @@ def needed_tensors(
 
 
 def references(run_path: Path) -> dict[Position, set[Position]]:
-    """For each checkpoint the others, and shells, that it can't be read without: they must
-    not be deleted before it.
+    """Return for each checkpoint the others, and tombstones, that it can't be read without.
+
+    They must not be deleted before it.
     """
     found: dict[Position, set[Position]] = {
-        one.position: set() for one in list_checkpoints(run_path)
+        checkpoint.position: set() for checkpoint in list_checkpoints(run_path)
     }
     for user, (position, _) in _needs(run_path):
         if user != position:
@@ -72,26 +73,28 @@ def _needs(run_path: Path) -> Iterator[tuple[Position, TensorKey]]:
     listed = list_checkpoints(run_path)
     if not listed:
         return
-    holders = ManifestCache(listed[0].path, read_state(listed[0].path, listed[0].position))
-    for one in listed:
-        for key in holders.records(one.path):
+    manifests = ManifestCache(listed[0].path, read_manifest(listed[0].path, listed[0].position))
+    for checkpoint in listed:
+        for key in manifests.records(checkpoint.path):
             try:
-                chain = holders.chain(key, one.path)
+                chain = manifests.chain(key, checkpoint.path)
             except DamagedCheckpoint:
                 continue
-            yield from ((one.position, link.tensor) for link in chain)
+            yield from ((checkpoint.position, reference.tensor) for reference in chain)
 
 
-def hollow(run_path: Path, position: Position, keep: Collection[str]) -> None:
-    """Give up a checkpoint, or a shell, but for some tensors that others need: by key, at least
-    one.
+def write_tombstone(run_path: Path, position: Position, keep: Collection[str]) -> None:
+    """Evict a checkpoint, or a tombstone, but for some tensors that others need.
+
+    keep: their keys, at least one.
 
     It is no checkpoint after that. Killed at any moment, or with readers of the others at work,
     no tensor of `keep` is lost. Raises StoreError for a key that it does not have, or if the
-    disk refuses; DamagedCheckpoint."""
+    disk refuses; DamagedCheckpoint.
+    """
     folder = folder_of(run_path, position)
-    with alone(folder), no_disk_error(folder):
-        state = read_holder(folder, position)
+    with locked(folder), no_disk_error(folder):
+        state = read_manifest_or_tombstone(folder, position)
         held = records(state)
         missing = sorted(set(keep) - held.keys())
         if missing or not keep:
@@ -101,18 +104,18 @@ def hollow(run_path: Path, position: Position, keep: Collection[str]) -> None:
                 f"and it has {len(held)} others. Keep what `needed_tensors` names, or delete "
                 f"the folder."
             )
-        sweep(folder)
+        remove_orphans(folder)
         try:
             shell = _shell(folder, state, {key: held[key] for key in keep})
         except BaseException:
-            sweep(folder)
+            remove_orphans(folder)
             raise
-        put_state(folder, SHELL, state, shell)
+        replace_manifest(folder, TOMBSTONE, state, shell)
 
 
-def _shell(folder: Path, state: Mapping[str, Any], kept: dict[str, TensorRecord]) -> dict[str, Any]:
+def _shell(folder: Path, state: JsonObject, kept: dict[str, TensorRecord]) -> JsonObject:
     files: dict[str, int] = {}
-    for file in {one.file: None for one in kept.values() if one.is_own}:
+    for file in {record.file: None for record in kept.values() if record.is_own}:
         ones = {key: one for key, one in kept.items() if one.file == file}
         name = _without_the_rest(folder, state, file, ones, files)
         kept |= {key: one.at(name, one.key) for key, one in ones.items()}
@@ -131,18 +134,19 @@ def _shell(folder: Path, state: Mapping[str, Any], kept: dict[str, TensorRecord]
 
 def _without_the_rest(
     folder: Path,
-    state: Mapping[str, Any],
+    state: JsonObject,
     file: str,
     ones: Mapping[str, TensorRecord],
     made: Collection[str],
 ) -> str:
-    """The name of a file with these tensors of `file` as they lie there: itself, or a
-    smaller one that is written.
+    """Return the name of a file with these tensors of `file` as they lie there.
+
+    That is the file itself, or a smaller one that is written.
     """
     name = free_name(file.partition(".")[0], "shell", {*state["files"], *made})
-    holders = ManifestCache(folder, state)
+    manifests = ManifestCache(folder, state)
     with TensorReader() as reader:
-        entries = {key: reader.entry(holders.chain(key)[-1]) for key in ones}
+        entries = {key: reader.entry(manifests.chain(key)[-1]) for key in ones}
         if sum(entry.nbytes for entry in entries.values()) >= WORTH * state["files"][file]:
             return file
         with (

@@ -1,11 +1,13 @@
-"""A checkpoint's folder from bytes in memory. No torch: the process that writes beside a
-training starts in no time.
+"""Write a checkpoint's folder from bytes in memory.
+
+No torch: the process that writes beside a training starts in no time.
 
 The files are safetensors (https://huggingface.co/docs/safetensors#format): 8 bytes with the
 length of a JSON header, the header, the tensors one after the other. They are written here and
 not by that package because it takes tensors of a framework, and all of them at once: here bytes
 go from the memory that they were copied to straight to the file, and the one who writes can
-pause at any time."""
+pause at any time.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Position
+from flor_plugins.records import JsonObject, Position
 from flor_plugins.store.checkpoints.direct_io import DirectFile
 from flor_plugins.store.checkpoints.hashes import TensorHash
-from flor_plugins.store.checkpoints.manifest import FORMAT, SHELL, STATE, TensorRecord, own_hash
+from flor_plugins.store.checkpoints.manifest import FORMAT, STATE, TOMBSTONE, TensorRecord, own_hash
 from flor_plugins.store.files import whole_folder, write_json
 
 CHUNK = 1 << 19  # bytes between two calls of `pace`; they fit into the cache of a core
@@ -48,7 +49,8 @@ class StateTensor:
     """A tensor of a State, in memory.
 
     key: "<section>/<name>". dtype: one of DTYPES. memory: its bytes, row-major; None where
-    `hash` says that it is what was written with that hash before."""
+    `hash` says that it is what was written with that hash before.
+    """
 
     key: str
     dtype: str
@@ -58,6 +60,7 @@ class StateTensor:
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes that it has in a file."""
         count = DTYPES[self.dtype][1]
         for size in self.shape:
             count *= size
@@ -71,10 +74,14 @@ class CheckpointDraft:
     lost: what could not be encoded. is_full: training can go on from it exactly.
     """
 
-    tree: dict[str, Any]
+    tree: JsonObject
     pieces: Sequence[StateTensor]
     lost: tuple[str, ...] = ()
     is_full: bool = True
+
+
+def no_pause() -> None:
+    """Go on at once."""
 
 
 def write_folder(
@@ -82,20 +89,21 @@ def write_folder(
     position: Position,
     draft: CheckpointDraft,
     known: KnownTensors | None = None,
-    pace: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+    pace: Callable[[], None] = no_pause,
+) -> JsonObject:
     """Write a checkpoint, whole or not at all; returns what state.json holds.
 
     known: what the run has on disk, filled here after success: a piece that is there already
     becomes a reference.
     pace: called after each half MiB, for a writer that must not disturb. Raises StoreError if
     the folder exists, if the disk refuses, or if a piece without memory is not on disk any
-    more."""
+    more.
+    """
     known = {} if known is None else known
     try:
         with whole_folder(folder) as scratch:
             records = _write_files(scratch, folder, draft.pieces, known, pace)
-            state = _state(position, draft, records, scratch, folder.parent)
+            state = _state(position, draft, records, scratch)
             # compact: Python's fast JSON encoder does not indent, and the tree may be long
             write_json(scratch / STATE, state, indent=None)
     except OSError as error:
@@ -204,9 +212,7 @@ def _header(pieces: Sequence[StateTensor]) -> bytes:
 
 
 class _TensorPlacement:
-    """Where a tensor will be found: in this checkpoint, or in an earlier one that still is
-    there.
-    """
+    """Where a tensor will be found: in this checkpoint, or in an earlier one that is there."""
 
     def __init__(self, folder: Path, known: KnownTensors) -> None:
         self._folder, self._known = folder, known
@@ -240,7 +246,7 @@ class _TensorPlacement:
     def _is_there(self, place: str) -> bool:
         if place not in self._there:  # it may have been deleted since
             holder = self._folder.parent / place
-            self._there[place] = (holder / STATE).is_file() or (holder / SHELL).is_file()
+            self._there[place] = (holder / STATE).is_file() or (holder / TOMBSTONE).is_file()
         return self._there[place]
 
 
@@ -249,9 +255,8 @@ def _state(
     draft: CheckpointDraft,
     records: dict[str, TensorRecord],
     scratch: Path,
-    parent: Path,
-) -> dict[str, Any]:
-    files = sorted({one.file for one in records.values()})
+) -> JsonObject:
+    files = sorted({record.file for record in records.values()})
     own = {file: (scratch / file).stat().st_size for file in files if "/" not in file}
     state = {
         "format": FORMAT,

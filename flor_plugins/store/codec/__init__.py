@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import EncodingError
-from flor_plugins.records.sections import MODEL
+from flor_plugins.records import JsonObject
+from flor_plugins.records.sections import MODEL, LoadedSections, Sections
 from flor_plugins.store.codec import arrays, names, tags, tensors
 from flor_plugins.store.codec.tags import LostLeaf
 
@@ -34,12 +35,12 @@ class Encoded:
     "path: why" of each leaf that could not be encoded; `decode` puts a LostLeaf in its place.
     """
 
-    tree: dict[str, Any]
+    tree: JsonObject
     tensors: dict[str, torch.Tensor]
     lost: tuple[str, ...] = ()
 
 
-def encode(sections: Mapping[str, Any], reuse: Mapping[str, torch.Tensor] | None = None) -> Encoded:
+def encode(sections: Sections, reuse: Mapping[str, torch.Tensor] | None = None) -> Encoded:
     """Copy a state into a JSON tree and CPU tensors.
 
     sections: name to any nesting of the types that the tags know. A tensor met
@@ -51,18 +52,17 @@ def encode(sections: Mapping[str, Any], reuse: Mapping[str, torch.Tensor] | None
     return _encode(sections, tensors.copying(reuse or {}))
 
 
-def survey(sections: Mapping[str, Any]) -> Encoded:
-    """As `encode`, but its tensors are the state's own, where and as they are: they are still
-    to be copied.
+def survey(sections: Sections) -> Encoded:
+    """Encode a state as `encode` does, but with the state's own tensors, where and as they are.
+
+    They are still to be copied.
 
     All else is as it was at this moment, whatever the training does with it.
     """
     return _encode(sections, lambda key, tensor: tensor)
 
 
-def _encode(
-    sections: Mapping[str, Any], keep: Callable[[str, torch.Tensor], torch.Tensor]
-) -> Encoded:
+def _encode(sections: Sections, keep: Callable[[str, torch.Tensor], torch.Tensor]) -> Encoded:
     for name in sections:
         if type(name) is not str or re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name) is None:
             raise EncodingError(
@@ -79,7 +79,7 @@ def _encode(
     )
 
 
-def decode(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+def decode(tree: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> LoadedSections:
     """The inverse of `encode`: section to value.
 
     Tensors are on the CPU and may share memory with `tensors`; names that stood

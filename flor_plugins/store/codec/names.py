@@ -1,5 +1,4 @@
-"""Values that only their class explains: enums, named tuples, dataclasses; and references to
-functions.
+"""Values that only their class explains (enums, named tuples, dataclasses), and functions.
 
 The class is found by its name among modules that are loaded already. Nothing is
 imported, no attribute hook and no property runs, no `__init__` is called.
@@ -11,15 +10,22 @@ import dataclasses
 import enum
 import sys
 import types
+from contextlib import suppress
 from typing import Any
 
 from flor_plugins.errors import EncodingError
-from flor_plugins.store.codec.tags import LostLeaf, Packer, Unpacker, join
+from flor_plugins.records import JsonObject, JsonValue
+from flor_plugins.store.codec.tags import (
+    LostLeaf,
+    Packer,
+    Unpacker,
+    join,
+)
 
 FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 
 
-def pack_named(value: Any, to: Packer, path: str) -> dict[str, Any]:
+def pack_named(value: Any, to: Packer, path: str) -> JsonValue:
     """The JSON of such a value. Raises EncodingError for everything else."""
     kind = type(value)
     if isinstance(value, enum.Enum):
@@ -41,7 +47,7 @@ def pack_named(value: Any, to: Packer, path: str) -> dict[str, Any]:
     raise EncodingError(f"a value of type {name} can't be stored without pickle")
 
 
-def _pack_enum(value: enum.Enum, to: Packer, path: str) -> dict[str, Any]:
+def _pack_enum(value: enum.Enum, to: Packer, path: str) -> JsonValue:
     kind = type(value)
     if kind.__members__.get(value.name) is value:
         return {"$": "enum", "class": _name(kind), "member": value.name}
@@ -50,7 +56,7 @@ def _pack_enum(value: enum.Enum, to: Packer, path: str) -> dict[str, Any]:
     raise EncodingError(f"{value!r} is no member of its own enum")
 
 
-def _unpack_enum(node: Any, of: Unpacker) -> Any:
+def _unpack_enum(node: JsonObject, of: Unpacker) -> object:
     kind = find_named(node["class"])
     if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
         return _unknown(node["class"], "enum")
@@ -65,7 +71,7 @@ def _unpack_enum(node: Any, of: Unpacker) -> Any:
     )
 
 
-def _unpack_namedtuple(node: Any, of: Unpacker) -> Any:
+def _unpack_namedtuple(node: JsonObject, of: Unpacker) -> object:
     kind = find_named(node["class"])
     items = [of.value(one) for one in node["items"]]
     if not (isinstance(kind, type) and issubclass(kind, tuple) and hasattr(kind, "_fields")):
@@ -76,7 +82,7 @@ def _unpack_namedtuple(node: Any, of: Unpacker) -> Any:
     return tuple.__new__(kind, items)
 
 
-def _unpack_dataclass(node: Any, of: Unpacker) -> Any:
+def _unpack_dataclass(node: JsonObject, of: Unpacker) -> object:
     kind = find_named(node["class"])
     fields = {name: of.value(one) for name, one in node["fields"].items()}
     if not (
@@ -95,7 +101,7 @@ def _unpack_dataclass(node: Any, of: Unpacker) -> Any:
     return made
 
 
-def _unpack_reference(node: Any, of: Unpacker) -> Any:
+def _unpack_reference(node: JsonObject, of: Unpacker) -> object:
     found = find_named(node["name"])
     return (
         found
@@ -141,14 +147,14 @@ def _refuse_own_new(kind: type, base: type, attributes: Any) -> None:
         )
 
 
-def _parts(names: Any, values: Any, to: Packer, path: str) -> list[Any]:
+def _parts(names: Any, values: Any, to: Packer, path: str) -> list[object]:
     return [to.value(one, join(path, name)) for name, one in zip(names, values, strict=True)]
 
 
-def _slots(kind: type) -> dict[str, Any]:
-    slots: dict[str, Any] = {}
-    for one in reversed(kind.__mro__):
-        members = vars(one).items()
+def _slots(kind: type) -> dict[str, types.MemberDescriptorType]:
+    slots: dict[str, types.MemberDescriptorType] = {}
+    for base in reversed(kind.__mro__):
+        members = vars(base).items()
         slots |= {
             name: member
             for name, member in members
@@ -157,17 +163,12 @@ def _slots(kind: type) -> dict[str, Any]:
     return slots
 
 
-def _attributes(value: Any) -> dict[str, Any]:
+def _attributes(value: Any) -> dict[str, object]:
     """What an object holds, read from where it lies and not through its properties."""
-    unset = object()
     held = dict(getattr(value, "__dict__", {}))
     for name, slot in _slots(type(value)).items():
-        try:
-            one = slot.__get__(value, type(value))
-        except AttributeError:
-            one = unset
-        if one is not unset:
-            held[name] = one
+        with suppress(AttributeError):  # an empty slot
+            held[name] = slot.__get__(value, type(value))
     return held
 
 

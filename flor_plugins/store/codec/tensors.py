@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from flor_plugins.errors import EncodingError
+from flor_plugins.records import JsonObject
 
 # what safetensors stores as it is; all else goes as its real parts or as its bytes
 _NATIVE = """bool uint8 int8 int16 int32 int64 uint16 uint32 uint64 float16 bfloat16 float32 float64
@@ -30,7 +31,7 @@ class TensorTable:
         # met tensors stay alive while encoding: a freed one's address may be given to another
         self._met: list[torch.Tensor] = []
 
-    def pack(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
+    def pack(self, tensor: torch.Tensor, path: str) -> JsonObject:
         """The JSON that stands for a tensor.
 
         Raises EncodingError for those that have no plain memory.
@@ -39,7 +40,7 @@ class TensorTable:
         # possible.
         _refuse(tensor)
         dtype, shape, strides = tensor.dtype, tensor.shape, tensor.stride()
-        node: dict[str, Any] = {
+        node: JsonObject = {
             "$": "tensor",
             "key": "",
             "dtype": DTYPE_NAMES[dtype],
@@ -95,6 +96,7 @@ def copying(reuse: Mapping[str, torch.Tensor]) -> Callable[[str, torch.Tensor], 
 
 
 def find(key: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """Return a tensor by its key. Raises EncodingError."""
     try:
         return tensors[key]
     except KeyError:
@@ -104,7 +106,7 @@ def find(key: str, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 
 def unpack(
-    node: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], seen: dict[Any, torch.Tensor]
+    node: JsonObject, tensors: Mapping[str, torch.Tensor], seen: dict[Any, torch.Tensor]
 ) -> torch.Tensor:
     """The tensor that `pack` described, on the CPU. seen: the tensors that were unpacked so far."""
     key, shape, strides = node["key"], node["shape"], node.get("strides")
@@ -152,7 +154,7 @@ def _storable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _restored(stored: torch.Tensor, node: Mapping[str, Any]) -> torch.Tensor:
+def _restored(stored: torch.Tensor, node: JsonObject) -> torch.Tensor:
     dtype, shape, strides = DTYPES[node["dtype"]], node["shape"], node.get("strides")
     tensor = stored
     if dtype not in NATIVE:

@@ -1,10 +1,10 @@
-"""Retention: what a store gives up so that it fits a budget, and what can be asked of its runs
-then.
+"""Retention: what a store evicts to fit a budget, and what can be asked of its runs then.
 
-First what costs no answer: what killed processes left, and lossless compression. Then
+First goes what costs no answer: what killed processes left, and lossless compression. Then
 checkpoints are reduced one by one, such that the expected cost of reaching any epoch of any run
-again grows least: `cost` says what that is, `choice` chooses, `shelf` knows the bytes, `disk`
-does it, `holds` says what must stay."""
+again grows least: `replay_cost` says what that is, `eviction` chooses, `checkpoint_sizes` knows
+the bytes, `disk_usage` does it, `pins_and_holds` says what must stay.
+"""
 
 from __future__ import annotations
 

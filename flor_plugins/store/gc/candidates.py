@@ -1,10 +1,12 @@
-"""What gc knows of a run before it evicts anything: its progress, the bytes of its checkpoints,
-and which of them must stay in any case.
+"""What gc knows of a run before it evicts anything.
+
+That is its progress, the bytes of its checkpoints, and which of them must stay in any case.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from operator import attrgetter
 
 from flor_plugins.records import Checkpoint, Position, Run
 from flor_plugins.store import ranks
@@ -27,10 +29,11 @@ def read_candidate(run: Run, held: Collection[Position] = ()) -> EvictionCandida
 
 
 def first_and_last(checkpoints: Iterable[Checkpoint]) -> set[Position]:
-    """Return the first and the last position of all checkpoints, of those from which training
-    can go on, and of the exact ones.
+    """Return the positions of the first and the last checkpoint.
+
+    Of all checkpoints, of those from which training can go on, and of the exact ones.
     """
-    ordered = sorted(checkpoints, key=lambda checkpoint: checkpoint.position)
+    ordered = sorted(checkpoints, key=attrgetter("position"))
     trainable = [checkpoint for checkpoint in ordered if checkpoint.can_train]
     groups = [ordered, trainable, [checkpoint for checkpoint in trainable if checkpoint.is_full]]
     return {

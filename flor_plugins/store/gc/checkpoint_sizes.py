@@ -1,5 +1,6 @@
-"""What the checkpoints of a folder hold in bytes, and what can be freed of each while others
-refer to its tensors.
+"""How many bytes the checkpoints of a folder have, and what evicting each would free.
+
+Others may refer to its tensors.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class CheckpointContent:
     rest: bytes of all but what only its optimizer section needs; optimizer: of that. tensors:
     bytes of each tensor that lies here. uses, optimizer_uses: tensors of other checkpoints.
     of_optimizer: keys that lie in the files of `optimizer`. frame: bytes around the tensors if
-    only some of them stay."""
+    only some of them stay.
+    """
 
     rest: int
     optimizer: int = 0
@@ -45,7 +47,7 @@ class CheckpointSizes:
     ) -> None:
         self.contents = dict(contents)
         self.forms: dict[Position, CheckpointForm] = {
-            one: forms.get(one, "gone") for one in contents
+            position: forms.get(position, "gone") for position in contents
         }
         self._refers: dict[Position, Counter[str]] = {}
         for position, form in self.forms.items():
@@ -53,6 +55,7 @@ class CheckpointSizes:
 
     @property
     def nbytes(self) -> int:
+        """Return the bytes of all of them."""
         return sum(map(self.nbytes_of, self.contents))
 
     def nbytes_of(self, position: Position) -> int:
@@ -71,7 +74,7 @@ class CheckpointSizes:
         return content.rest
 
     def is_left_over(self, position: Position) -> bool:
-        """Are there files of its optimizer that nobody needs any more?"""
+        """Say whether there are files of its optimizer that nobody needs any more."""
         content = self.contents[position]
         return content.optimizer > 0 and not self.kept(position) & content.of_optimizer
 

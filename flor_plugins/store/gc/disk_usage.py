@@ -8,18 +8,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from graphlib import TopologicalSorter
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
 from warnings import warn
 
 from flor_plugins.errors import DamagedCheckpoint, StoreError
-from flor_plugins.records import Checkpoint, Position
+from flor_plugins.records import Checkpoint, JsonObject, Position
 from flor_plugins.records.sections import OPTIMIZER
-from flor_plugins.store.checkpoints import FOLDER, checkpoint_of, folder_of, keys_of, manifest
-from flor_plugins.store.checkpoints.rewriting import alone, no_disk_error, put_state
+from flor_plugins.store.checkpoints import checkpoint_of, folder_of, keys_of, manifest
+from flor_plugins.store.checkpoints.rewriting import locked, no_disk_error, replace_manifest
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
-from flor_plugins.store.checkpoints.tombstones import hollow
-from flor_plugins.store.files import sync
+from flor_plugins.store.checkpoints.tombstones import write_tombstone
+from flor_plugins.store.files import scratch_path, sync
 from flor_plugins.store.gc.checkpoint_sizes import CheckpointContent, CheckpointSizes, TensorKey
 from flor_plugins.store.gc.replay_cost import CheckpointForm
 
@@ -27,32 +27,30 @@ GIVEN_UP = "optimizer: given up to free space"
 
 
 def parts_of(run_path: Path) -> list[Path]:
-    """The folders in which the processes of a run keep their checkpoints, the first process'
-    first.
+    """Return the folders in which the processes of a run keep their checkpoints.
+
+    The first process' folder comes first.
     """
-    others = [one for one in (run_path / "ranks").glob("*") if one.name.isdecimal()]
+    others = [path for path in (run_path / "ranks").glob("*") if path.name.isdecimal()]
     return [run_path, *sorted(others, key=lambda one: int(one.name))]
 
 
 class _RunFolder(ManifestCache):
-    """The checkpoints and shells of a folder, each state.json read once."""
+    """The checkpoints and tombstones of a folder, each state.json read once."""
 
     def __init__(self, run_path: Path) -> None:
         super().__init__(run_path, {})
-        self.states: dict[Position, dict[str, Any]] = {}
+        self.states: dict[Position, JsonObject] = {}
         self.listed: list[Checkpoint] = []
-        for folder in (run_path / FOLDER).glob("epoch=*,step=*"):
+        for position, folder in manifest.position_folders(run_path).items():
             try:
-                position = Position.parse(folder.name)
-                is_shell = manifest.is_shell(folder)
-                state = manifest.read_holder(folder, position)
-            except ValueError:
-                continue  # not one of ours
+                is_tombstone = manifest.is_tombstone(folder)
+                state = manifest.read_manifest_or_tombstone(folder, position)
             except StoreError as error:
                 warn(f"a checkpoint is left as it is: {error}", stacklevel=4)
                 continue
             self.states[position] = self._states[folder.name] = state
-            if not is_shell:
+            if not is_tombstone:
                 self.listed.append(checkpoint_of(run_path, state))
 
 
@@ -63,24 +61,25 @@ def read_sizes(run_path: Path) -> tuple[CheckpointSizes, list[Checkpoint]]:
     """
     run = _RunFolder(run_path)
     forms: dict[Position, CheckpointForm] = {
-        one.position: "full" if one.can_train else "weights" for one in run.listed
+        checkpoint.position: "full" if checkpoint.can_train else "weights"
+        for checkpoint in run.listed
     }
     contents = {
         position: _content(folder_of(run_path, position), state, run)
         for position, state in sorted(run.states.items())
     }
-    return CheckpointSizes(contents, forms), sorted(run.listed, key=lambda one: one.position)
+    return CheckpointSizes(contents, forms), sorted(run.listed, key=attrgetter("position"))
 
 
-def _content(folder: Path, state: Mapping[str, Any], holders: ManifestCache) -> CheckpointContent:
+def _content(folder: Path, state: JsonObject, manifests: ManifestCache) -> CheckpointContent:
     rest = keys_of({name: part for name, part in state["tree"].items() if name != OPTIMIZER})
     own: dict[str, dict[str, int]] = {}
-    for key, one in holders.records(folder).items():
+    for key, one in manifests.records(folder).items():
         if one.is_own:
             own.setdefault(one.file, {})[key] = one.nbytes
     only_optimizer = {file for file, ones in own.items() if not rest & ones.keys()}
     sizes = {file: _size(folder / file) for file in own}
-    described = _size(folder / manifest.STATE) or _size(folder / manifest.SHELL)
+    described = _size(folder / manifest.STATE) or _size(folder / manifest.TOMBSTONE)
     return CheckpointContent(
         rest=described + sum(size for file, size in sizes.items() if file not in only_optimizer),
         optimizer=sum(sizes[file] for file in only_optimizer),
@@ -88,10 +87,10 @@ def _content(folder: Path, state: Mapping[str, Any], holders: ManifestCache) -> 
             key: nbytes for file, ones in own.items() for key, nbytes in _shares(ones, sizes[file])
         },
         of_optimizer=frozenset(key for file in only_optimizer for key in own[file]),
-        frame=2
-        * described,  # a shell's state.json and the headers of its files are no longer than that
-        uses=_uses(folder, rest, holders),
-        optimizer_uses=_uses(folder, keys_of(state["tree"]) - rest, holders),
+        # A tombstone's state.json and the headers of its files are no longer than that.
+        frame=2 * described,
+        uses=_uses(folder, rest, manifests),
+        optimizer_uses=_uses(folder, keys_of(state["tree"]) - rest, manifests),
     )
 
 
@@ -101,17 +100,17 @@ def _shares(ones: Mapping[str, int], size: int) -> Iterator[tuple[str, int]]:
     return ((key, -(-size * nbytes // whole)) for key, nbytes in ones.items())
 
 
-def _uses(folder: Path, keys: Collection[str], holders: ManifestCache) -> frozenset[TensorKey]:
+def _uses(folder: Path, keys: Collection[str], manifests: ManifestCache) -> frozenset[TensorKey]:
     """The tensors of other checkpoints that some of this one are read from."""
-    found, held = set(), holders.records(folder)
+    found, held = set(), manifests.records(folder)
     for key in keys:
         if key not in held or (held[key].is_own and held[key].base is None):
             continue
         try:
             found |= {
-                link.tensor
-                for link in holders.chain(key, folder)
-                if link.folder.name != folder.name
+                reference.tensor
+                for reference in manifests.chain(key, folder)
+                if reference.folder.name != folder.name
             }
         except DamagedCheckpoint:
             continue  # what it needs is gone already
@@ -126,63 +125,67 @@ def _size(path: Path) -> int:
 
 
 def reduce(
-    run_path: Path, shelf: CheckpointSizes, was: Mapping[Position, CheckpointForm]
+    run_path: Path, sizes: CheckpointSizes, was: Mapping[Position, CheckpointForm]
 ) -> Iterator[tuple[Position, CheckpointForm]]:
-    """Make a process' checkpoints what `shelf` says; `was`: what they are.
+    """Make a process' checkpoints what `sizes` says; `was`: what they are.
 
     Yields each with its new form before it is changed: who stops there leaves it, and all that
     follow, as they are. One that refers to others goes before them, so that no reference is
-    ever broken."""
-    for position in _users_first(shelf, was):
-        form, kept = shelf.forms[position], shelf.kept(position)
+    ever broken.
+    """
+    for position in _users_first(sizes, was):
+        form, kept = sizes.forms[position], sizes.kept(position)
         if form == "gone" and (was[position] != "gone" or _is_larger(run_path, position, kept)):
             yield position, form
-            give_up(run_path, position, kept)
-        elif form == "weights" and (was[position] == "full" or shelf.is_left_over(position)):
+            evict(run_path, position, kept)
+        elif form == "weights" and (was[position] == "full" or sizes.is_left_over(position)):
             yield position, form
-            drop_optimizer(run_path, position, kept)
+            evict_optimizer(run_path, position, kept)
 
 
 def _users_first(
-    shelf: CheckpointSizes, was: Mapping[Position, CheckpointForm]
+    sizes: CheckpointSizes, was: Mapping[Position, CheckpointForm]
 ) -> Iterable[Position]:
     order: TopologicalSorter[Position] = TopologicalSorter()
-    now = dict(shelf.forms)
+    now = dict(sizes.forms)
     for position in sorted(now, reverse=True):
         order.add(position)
     for position, form in was.items():
-        shelf.put(position, form)
-        for owner in shelf.owners(position) & now.keys() - {position}:
+        sizes.put(position, form)
+        for owner in sizes.owners(position) & now.keys() - {position}:
             order.add(owner, position)
-        shelf.put(position, now[position])
+        sizes.put(position, now[position])
     return list(order.static_order())
 
 
 def _is_larger(run_path: Path, position: Position, kept: Collection[str]) -> bool:
-    """Does a shell hold more than is needed of it?"""
+    """Say whether a tombstone holds more than is needed of it."""
     return bool(
-        manifest.records(manifest.read_holder(folder_of(run_path, position))).keys() - set(kept)
+        manifest.records(manifest.read_manifest_or_tombstone(folder_of(run_path, position))).keys()
+        - set(kept)
     )
 
 
-def drop_optimizer(run_path: Path, position: Position, keep: Collection[str] = ()) -> None:
-    """Make weights of a full checkpoint: training can't go on from it any more, all else of it
-    is as it was.
+def evict_optimizer(run_path: Path, position: Position, keep: Collection[str] = ()) -> None:
+    """Make weights of a full checkpoint.
+
+    Training can't go on from it any more; all else of it is as it was.
 
     keep: tensors of it that other checkpoints refer to. Raises DamagedCheckpoint if it can't be
-    read, StoreError if the disk refuses."""
+    read, StoreError if the disk refuses.
+    """
     folder = folder_of(run_path, position)
-    with alone(folder), no_disk_error(folder):
-        state = manifest.read_state(folder, position)
-        put_state(folder, manifest.STATE, state, _without_optimizer(state, keep))
+    with locked(folder), no_disk_error(folder):
+        state = manifest.read_manifest(folder, position)
+        replace_manifest(folder, manifest.STATE, state, _without_optimizer(state, keep))
 
 
-def _without_optimizer(state: Mapping[str, Any], keep: Collection[str]) -> dict[str, Any]:
+def _without_optimizer(state: JsonObject, keep: Collection[str]) -> JsonObject:
     tree = {name: part for name, part in state["tree"].items() if name != OPTIMIZER}
     wanted = keys_of(tree) | set(keep)
     tensors = {key: one for key, one in state["tensors"].items() if key in wanted}
-    held = {one["file"] for one in tensors.values()}
-    bases = {one["base"].split("/")[1] for one in tensors.values() if "base" in one}
+    held = {tensor["file"] for tensor in tensors.values()}
+    bases = {tensor["base"].split("/")[1] for tensor in tensors.values() if "base" in tensor}
     held |= {file for file in state["files"] if "/" in file and file.split("/")[1] in bases}
     return {
         **state,
@@ -194,20 +197,20 @@ def _without_optimizer(state: Mapping[str, Any], keep: Collection[str]) -> dict[
     }
 
 
-def give_up(run_path: Path, position: Position, keep: Collection[str] = ()) -> None:
+def evict(run_path: Path, position: Position, keep: Collection[str] = ()) -> None:
     """Remove a checkpoint but for the tensors `keep`, which other checkpoints refer to."""
     folder = folder_of(run_path, position)
     if keep:
-        hollow(run_path, position, keep)
+        write_tombstone(run_path, position, keep)
     elif folder.is_dir():
-        with alone(folder):
+        with locked(folder):
             remove(folder)
 
 
 def remove(path: Path) -> None:
     """Remove a file or a folder; what is half removed has a name that readers pass over."""
     try:
-        aside = manifest.beside(path)
+        aside = scratch_path(path)
         path.rename(aside)
         sync(path.parent)  # else a machine that loses its power may keep the name and not the files
         shutil.rmtree(aside) if aside.is_dir() and not aside.is_symlink() else aside.unlink()

@@ -1,5 +1,6 @@
-"""Which checkpoints are given up: always the step next that makes a question dearer by least
-for a byte.
+"""Choose which checkpoints are evicted.
+
+The next step is always the one that makes a question dearer by least for a byte.
 """
 
 from __future__ import annotations
@@ -38,34 +39,39 @@ class EvictionStep:
 
 @dataclass(slots=True)
 class EvictionCandidate:
-    """A run while it is decided what it gives up. shelves: of each process that trained it; the
-    first one's counts.
+    """A run while it is decided what it loses.
+
+    sizes: of each process that trained it; the first one's counts.
 
     fixed: positions that stay as they are. can_train: could what is given up be trained again?
-    If not, only what nobody could use is given up: the optimizer."""
+    If not, only what nobody could use is given up: the optimizer.
+    """
 
     run_id: str
     progress: RunProgress
-    shelves: Sequence[CheckpointSizes]
+    parts: Sequence[CheckpointSizes]
     fixed: Collection[Position] = ()
     can_train: bool = True
     weights: Mapping[int, float] | None = None
     questions: QuestionCosts = field(init=False)
 
     def __post_init__(self) -> None:
-        forms = self.shelves[0].forms
+        forms = self.parts[0].forms
         self.questions = QuestionCosts.of(self.progress, forms, self.weights)
 
     @property
     def nbytes(self) -> int:
-        return sum(shelf.nbytes for shelf in self.shelves)
+        """Return the bytes of all its processes' checkpoints."""
+        return sum(sizes.nbytes for sizes in self.parts)
 
     @property
     def forms(self) -> Mapping[Position, CheckpointForm]:
-        return self.shelves[0].forms
+        """Return what is there of each checkpoint."""
+        return self.parts[0].forms
 
     @property
     def answers(self) -> ReachableEpochs:
+        """Return what can be asked of the run."""
         found = self.questions.answers()
         return found if self.can_train else ReachableEpochs(found.at_once, None, None)
 
@@ -80,7 +86,8 @@ class EvictionCandidate:
                     yield EvictionStep(self.run_id, position, now, then)
 
     def freed(self, step: EvictionStep) -> int:
-        return sum(shelf.freed(step.position, form) for shelf, form in self._parts(step.then))
+        """Return how many bytes a step frees."""
+        return sum(sizes.freed(step.position, form) for sizes, form in self._parts(step.then))
 
     def increase(self, step: EvictionStep) -> float:
         """By how many seconds the expected cost of a question to this run grows."""
@@ -89,25 +96,28 @@ class EvictionCandidate:
         return self.questions.increase(step.position, step.now, step.then)
 
     def put(self, position: Position, form: CheckpointForm) -> None:
+        """Give a checkpoint another form, in all processes' parts."""
         self.questions.take(position, self.forms[position])
-        for shelf, one in self._parts(form):
-            shelf.put(position, one)
+        for sizes, one in self._parts(form):
+            sizes.put(position, one)
         self.questions.put(position, form)
 
     def _parts(self, form: CheckpointForm) -> Iterator[tuple[CheckpointSizes, CheckpointForm]]:
         """The other processes' parts have no optimizer: they go with the whole."""
-        for number, shelf in enumerate(self.shelves):
-            yield shelf, form if number == 0 or form == "gone" else "full"
+        for number, sizes in enumerate(self.parts):
+            yield sizes, form if number == 0 or form == "gone" else "full"
 
 
 def choose(
     runs: Sequence[EvictionCandidate], excess: int, limits: FormLimits | None = None
 ) -> list[EvictionStep]:
-    """Reduce `runs` until `excess` bytes are freed, or nothing more can be. Returns what is
-    given up.
+    """Reduce `runs` until `excess` bytes are freed, or nothing more can be.
+
+    Returns the steps.
 
     limits: no other checkpoint is reduced, and none of these further. A step that turned out
-    not to be needed is taken back at the end."""
+    not to be needed is taken back at the end.
+    """
     by_id = {run.run_id: run for run in runs}
     taken: list[EvictionStep] = []
     while excess > 0:
@@ -168,7 +178,7 @@ def _cheapest(
             queue.put(now, step)
             continue
         owners = {
-            owner for shelf in run.shelves for owner in shelf.owners(step.position)
+            owner for sizes in run.parts for owner in sizes.owners(step.position)
         } & run.forms.keys()
         freed = run.freed(step)
         run.put(step.position, step.then)
@@ -196,8 +206,9 @@ def limits_of(steps: Iterable[EvictionStep]) -> dict[tuple[str, Position], Check
 def _without_needless(
     runs: Mapping[str, EvictionCandidate], taken: Sequence[EvictionStep], spare: int
 ) -> list[EvictionStep]:
-    """The last steps freed more than was asked for, so that some of the earlier ones can be
-    taken back.
+    """Take back some of the earlier steps.
+
+    The last ones freed more than was asked for.
     """
     kept = []
     for step in reversed(taken):

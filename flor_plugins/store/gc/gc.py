@@ -60,8 +60,9 @@ class RunShare:
 
 @dataclass(frozen=True, slots=True)
 class GcPlan:
-    """What is given up in a store. budget: bytes of the whole store, None for what costs no
-    answer only.
+    """What a store loses.
+
+    budget: bytes of the whole store, None for what costs no answer only.
 
     before, after: bytes of the store; `after` without what compression saves, which is known
     only when it is done.
@@ -79,26 +80,31 @@ class GcPlan:
 
     @property
     def steps(self) -> tuple[EvictionStep, ...]:
+        """Return the steps of all runs."""
         return tuple(step for share in self.shares for step in share.steps)
 
 
 def plan_collection(store: Store, budget: int | None = None, *, abandon: bool = False) -> GcPlan:
-    """What must be given up so that the whole store has at most `budget` bytes; without one,
-    nothing but leftovers.
+    """Plan what is evicted so that the whole store has at most `budget` bytes.
+
+    Without a budget only leftovers are removed.
 
     abandon: what unfinished replays need is given up, too, but for those that are going on.
-    Nothing is written. Damaged runs and checkpoints are left as they are, with a warning."""
+    Nothing is written. Damaged runs and checkpoints are left as they are, with a warning.
+    """
     return _plan(store, budget, abandon, None)
 
 
-def collect(plan: GcPlan, tell: ReportLine = lambda line: None) -> GcPlan:
-    """Do what a plan says; returns what was done. Compression comes first, so that it may be
-    less than was planned.
+def collect(plan: GcPlan, tell: ReportLine | None = None) -> GcPlan:
+    """Do what a plan says, and return what was done.
+
+    Compression comes first, so that it may be less than was planned.
 
     A kill in the middle leaves every checkpoint that is listed whole; the next collection goes
     on from there. Raises StoreError if something can't be removed: what was done before stays
-    done."""
-    store = plan.store
+    done.
+    """
+    store, tell = plan.store, tell or _stay_silent
     for path in clear(store, plan.leftovers):
         tell(f"removed {path}")
     # Deltas hold on to what they are made from: what compression will not save anyway goes first.
@@ -112,8 +118,12 @@ def collect(plan: GcPlan, tell: ReportLine = lambda line: None) -> GcPlan:
         problem = f"{store.root} has {after - plan.budget} bytes too many"
     if problem and not plan.problem:  # deltas hold on to what they are made from
         problem += ". Ask again: more can be given up now than was planned"
-    shares = (_over_all(one, plan.shares, first.shares) for one in last.shares)
+    shares = (_over_all(share, plan.shares, first.shares) for share in last.shares)
     return dataclasses.replace(plan, after=after, shares=tuple(shares), problem=problem)
+
+
+def _stay_silent(line: str) -> None:
+    pass
 
 
 def _part(plan: GcPlan, budget: int | None, tell: ReportLine) -> GcPlan:
@@ -131,8 +141,8 @@ def _part(plan: GcPlan, budget: int | None, tell: ReportLine) -> GcPlan:
 
 
 def _over_all(last: RunShare, planned: Iterable[RunShare], first: Iterable[RunShare]) -> RunShare:
-    before = next((one.before for one in planned if one.run_id == last.run_id), last.before)
-    steps = next((one.steps for one in first if one.run_id == last.run_id), ())
+    before = next((share.before for share in planned if share.run_id == last.run_id), last.before)
+    steps = next((share.steps for share in first if share.run_id == last.run_id), ())
     return dataclasses.replace(last, before=before, steps=(*steps, *last.steps))
 
 
@@ -144,7 +154,7 @@ def _plan(store: Store, budget: int | None, abandon: bool, limits: FormLimits | 
     }
     before = {run.run_id: _summary(candidates[run.run_id]) for run in runs}
     whole = size_of(store.root)
-    lost = sum(one.nbytes for one in unread)
+    lost = sum(leftover.nbytes for leftover in unread)
     excess = 0 if budget is None else whole - lost - budget
     held = {run.run_id: why_held(run, holds) for run in runs}
     free = [candidates[run.run_id] for run in runs if not held[run.run_id]]
@@ -160,7 +170,7 @@ def _plan(store: Store, budget: int | None, abandon: bool, limits: FormLimits | 
         )
         for run in runs
     )
-    after = whole - lost - sum(one.before.nbytes - one.after.nbytes for one in shares)
+    after = whole - lost - sum(share.before.nbytes - share.after.nbytes for share in shares)
     problem = ""
     if budget is not None and after > budget:
         problem = _problem(store, budget, after, shares)
@@ -183,7 +193,7 @@ def _why_not_more(run: Run, holds: ReplayHolds, can_train: bool) -> str:
 def _problem(store: Store, budget: int, after: int, shares: Iterable[RunShare]) -> str:
     from flor_plugins.store.sizes import format_size
 
-    why = [f"run {one.name} ({one.run_id}): {one.held}" for one in shares if one.held]
+    why = [f"run {share.name} ({share.run_id}): {share.held}" for share in shares if share.held]
     return (
         f"the store {store.root} was to have at most {format_size(budget)}, and "
         f"{format_size(after)} must stay: "
@@ -199,7 +209,7 @@ def _compress(store: Store, budget: int | None, tell: ReportLine) -> None:
 
     The largest runs first, until the budget is met.
     """
-    from flor_plugins.store.checkpoints.compression import cool_run
+    from flor_plugins.store.checkpoints.compression import compress_run
 
     busy = held_by_replays(
         store
@@ -209,25 +219,26 @@ def _compress(store: Store, budget: int | None, tell: ReportLine) -> None:
     for run in sorted(runs, key=lambda run: -size_of(run.path)):
         if excess is not None and excess <= 0:
             return
-        freed = sum(cool_run(part) for part in parts_of(run.path))
+        freed = sum(compress_run(part) for part in parts_of(run.path))
         excess = None if excess is None else excess - freed
         if freed:
             tell(f"compressed {run.name}: {freed} bytes less")
 
 
 def _give_up(store: Store, share: RunShare, abandon: bool, tell: ReportLine) -> str:
-    """Returns why not all was given up: between planning and now a replay may have begun, or
-    the run gone on.
+    """Evict what a share says, and return why not all was.
+
+    Between planning and now a replay may have begun, or the run gone on.
     """
     path = store.run(share.run_id)
     forms: dict[Position, CheckpointForm] = {step.position: step.then for step in share.steps}
     for part in parts_of(path):
-        shelf, _ = read_sizes(part)
-        was = dict(shelf.forms)
+        sizes, _ = read_sizes(part)
+        was = dict(sizes.forms)
         for position, form in forms.items():
             if part == path or form == "gone":
-                shelf.put(position, form)
-        for position, form in reduce(part, shelf, was):
+                sizes.put(position, form)
+        for position, form in reduce(part, sizes, was):
             why = _why_held_now(store, path, abandon, forms)
             if why:
                 return why

@@ -1,5 +1,6 @@
-"""What killed processes left in a store: it is never read, and is removed once its writer is
-gone.
+"""What killed processes left in a store.
+
+It is never read, and is removed once its writer is gone.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Position, RecordingProcess, Run
-from flor_plugins.store.checkpoints import FOLDER, manifest
-from flor_plugins.store.checkpoints.rewriting import alone
+from flor_plugins.records import RecordingProcess, Run
+from flor_plugins.store.checkpoints import manifest
+from flor_plugins.store.checkpoints.manifest import FOLDER
+from flor_plugins.store.checkpoints.rewriting import locked
 from flor_plugins.store.files import PARTIAL
 from flor_plugins.store.gc.disk_usage import parts_of, remove
 from flor_plugins.store.layout import Store
@@ -40,7 +42,7 @@ def leftovers(store: Store) -> list[Leftover]:
     runs = {run.path: run for run in list_runs(store)}
     found = []
     for path in _partial(store.root):
-        run = next((runs[one] for one in path.parents if one in runs), None)
+        run = next((runs[parent] for parent in path.parents if parent in runs), None)
         if run is not None and run.status == "running":
             continue
         is_here = run is None or run.process.host == socket.gethostname()
@@ -53,18 +55,19 @@ def leftovers(store: Store) -> list[Leftover]:
 
 
 def clear(store: Store, planned: Iterable[Leftover]) -> Iterator[Path]:
-    """Remove what was left over and still is, and yield each path then: since it was planned
-    a run may have gone on.
+    """Remove what was left over and still is, and yield each path then.
+
+    Since it was planned a run may have gone on.
     """
-    now = {one.path for one in leftovers(store)}
-    for path in (one.path for one in planned if one.path in now):
+    now = {leftover.path for leftover in leftovers(store)}
+    for path in (leftover.path for leftover in planned if leftover.path in now):
         if manifest.FILE.fullmatch(path.name) is None:
             remove(path)
         else:
-            with alone(
+            with locked(
                 path.parent
             ):  # whoever rewrites a checkpoint names its files only when they are all there
-                if path.name in manifest.read_holder(path.parent)["files"]:
+                if path.name in manifest.read_manifest_or_tombstone(path.parent)["files"]:
                     continue
                 remove(path)
         yield path
@@ -75,7 +78,7 @@ def is_being_written(run: Run) -> bool:
     if any(living_writer(part) is not None for part in parts_of(run.path)):
         return True
     is_here = run.process.host == socket.gethostname()
-    found = (one for part in parts_of(run.path) for one in (part / FOLDER).glob(f"{PARTIAL}*"))
+    found = (path for part in parts_of(run.path) for path in (part / FOLDER).glob(f"{PARTIAL}*"))
     return any(_NAME.fullmatch(one.name) and not _is_abandoned(one, is_here) for one in found)
 
 
@@ -130,34 +133,27 @@ def _started_at(pid: int) -> float | None:
 
 
 def _unread(run: Run) -> Iterator[Path]:
-    """Files that no state.json names, as a killed collection leaves them; and parts of a
-    checkpoint that is gone.
+    """Yield files that no manifest names, and parts of a checkpoint that is gone.
+
+    A killed collection leaves such files.
     """
     first, *others = parts_of(run.path)
-    there = _positions(first)
+    there = manifest.position_folders(first)
     for part in (first, *others):
-        for position, folder in _positions(part).items():
+        for position, folder in manifest.position_folders(part).items():
             if part != first and position not in there:
                 yield folder
                 continue
             try:
-                named = manifest.read_holder(folder, position)["files"]
+                named = manifest.read_manifest_or_tombstone(folder, position)["files"]
             except StoreError:
                 continue
             yield from (
-                one for one in sorted(folder.iterdir()) if _is_ours(one) and one.name not in named
+                path
+                for path in sorted(folder.iterdir())
+                if _is_ours(path) and path.name not in named
             )
 
 
 def _is_ours(path: Path) -> bool:
     return manifest.FILE.fullmatch(path.name) is not None
-
-
-def _positions(part: Path) -> dict[Position, Path]:
-    found = {}
-    for folder in sorted((part / FOLDER).glob("epoch=*,step=*")):
-        try:
-            found[Position.parse(folder.name)] = folder
-        except ValueError:
-            continue  # not one of ours
-    return found

@@ -1,5 +1,6 @@
-"""What must not be given up, and why: pinned runs, runs that are going on, and what
-unfinished replays start from.
+"""What must not be evicted, and why.
+
+That are pinned runs, runs that are going on, and what unfinished replays start from.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-from flor_plugins.records import Position, RecordingProcess, Run
+from flor_plugins.records import JsonObject, Position, RecordingProcess, Run
 from flor_plugins.store.files import read_json, write_json
 from flor_plugins.store.gc.leftovers import is_being_written
 from flor_plugins.store.layout import Store
@@ -46,6 +46,7 @@ def unpin(run: Run) -> None:
 
 
 def is_pinned(run_path: Path) -> bool:
+    """Say whether all checkpoints of a run are kept, whatever the budget."""
     return (run_path / PINNED).exists()
 
 
@@ -66,7 +67,8 @@ def held_by_replays(store: Store, *, abandon: bool = False) -> ReplayHolds:
     One that is going on holds all of its runs, because it compares with every checkpoint that
     it comes by. One whose process is gone holds what it would start from when it is asked
     again; with `abandon`, nothing. Raises StoreError, naming the file, for a plan that can't be
-    read."""
+    read.
+    """
     runs: dict[str, str] = {}
     positions: dict[str, dict[Position, str]] = {}
     for folder, plan in _unfinished(store):
@@ -84,14 +86,14 @@ def held_by_replays(store: Store, *, abandon: bool = False) -> ReplayHolds:
     return ReplayHolds(runs, positions)
 
 
-def _unfinished(store: Store) -> Iterator[tuple[Path, dict[str, Any]]]:
+def _unfinished(store: Store) -> Iterator[tuple[Path, JsonObject]]:
     """A replay writes plan.json first and verdicts.json last."""
     for file in sorted(store.replays.glob("*/plan.json")):
         if not file.parent.name.startswith(".") and not (file.parent / "verdicts.json").exists():
             yield file.parent, read_json(file)
 
 
-def _is_going_on(folder: Path, plan: Mapping[str, Any]) -> bool:
+def _is_going_on(folder: Path, plan: JsonObject) -> bool:
     if "process" in plan:
         return not is_gone(RecordingProcess(**plan["process"]))
     newest = max(one.stat().st_mtime for one in [folder, *folder.rglob("*")])

@@ -1,10 +1,12 @@
-"""What it costs to reach a place of a run again: nothing where a checkpoint is, else training
-from the one before.
+"""What it costs to reach a position of a run again.
+
+It costs nothing where a checkpoint is, else training from the one before.
 
 Two questions are asked of a run, equally often. "The weights after epoch e" is answered at once
 by any checkpoint there. "What happened from this moment on" is answered from a checkpoint from
 which training can go on. Either takes training from the nearest earlier one otherwise. All
-epochs are equally likely, unless weights say something else."""
+epochs are equally likely, unless weights say something else.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class ReachableEpochs:
     """What can be asked of a run. at_once: epochs whose weights are there.
 
     mean_s, worst_s: seconds of training until a question is answered; None of a run that can't
-    be trained again."""
+    be trained again.
+    """
 
     at_once: tuple[int, ...] = ()
     mean_s: float | None = 0.0
@@ -41,7 +44,8 @@ class QuestionCosts:
     """The questions to one run and what answers them now. Costs are in seconds.
 
     starts: progress at the checkpoints from which training goes on, ascending. saved: epochs
-    whose weights are there."""
+    whose weights are there.
+    """
 
     progress: RunProgress
     starts: list[float] = field(default_factory=list)
@@ -63,7 +67,7 @@ class QuestionCosts:
         likely = {epoch: (weights or {}).get(epoch, 0.0 if weights else 1.0) for epoch in epochs}
         whole = sum(likely.values()) or 1.0
         found._weights = {epoch: one / whole / 2 for epoch, one in likely.items()}
-        has_inside = any(not progress.is_end(one) for one in forms)
+        has_inside = any(not progress.is_end(position) for position in forms)
         parts = max(2, ceil(MOMENTS / max(len(epochs), 1))) if has_inside else 1
         moments = [
             (epoch - 1 + part / parts, found._weights[epoch] / parts)
@@ -93,8 +97,9 @@ class QuestionCosts:
             self.saved.discard(position.epoch)
 
     def increase(self, position: Position, now: CheckpointForm, then: CheckpointForm) -> float:
-        """By how much the expected cost of a question grows if a checkpoint is reduced to
-        another form.
+        """Return by how much the expected cost of a question grows.
+
+        A checkpoint is reduced to another form.
         """
         here, grows = self.progress.epochs_done(position), 0.0
         if now == "full":
@@ -123,9 +128,9 @@ class QuestionCosts:
 
     def _costs(self) -> list[tuple[float, float]]:
         costs = [
-            (self._weights[one], self._cost(one))
-            for one in self.progress.epochs
-            if one not in self.saved
+            (self._weights[epoch], self._cost(epoch))
+            for epoch in self.progress.epochs
+            if epoch not in self.saved
         ]
         for number, moment in enumerate(self._moments):
             costs.append((self._sums[number + 1] - self._sums[number], self._cost(moment)))

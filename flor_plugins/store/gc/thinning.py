@@ -23,8 +23,9 @@ from flor_plugins.store.runs import load_run
 
 
 def thin(run_path: Path, budget: int, known: KnownTensors | None = None) -> list[Position]:
-    """Reduce checkpoints of a run that is being recorded until they have at most `budget`
-    bytes, as far as possible.
+    """Reduce checkpoints of a run that is being recorded to at most `budget` bytes.
+
+    It goes as far as possible.
 
     For the process that writes them, and no other. The journal is not read: all epochs so far
     count as equally long and equally likely. The first and the last checkpoint stay, and what
@@ -34,23 +35,23 @@ def thin(run_path: Path, budget: int, known: KnownTensors | None = None) -> list
     The part of another process than the first (`ranks/<r>`) follows that one, whatever the budget.
     Raises StoreError if something can't be removed: what was done before stays done.
     """
-    shelf, listed = read_sizes(run_path)
-    was = dict(shelf.forms)
+    sizes, listed = read_sizes(run_path)
+    was = dict(sizes.forms)
     if run_path.parent.name == "ranks":
-        _follow(run_path, shelf)
+        _follow(run_path, sizes)
     else:
-        _decide(run_path, shelf, listed, budget)
+        _decide(run_path, sizes, listed, budget)
     done = []
-    for position, form in reduce(run_path, shelf, was):
+    for position, form in reduce(run_path, sizes, was):
         if (
             known is not None
         ):  # before it is removed: a reference to what is gone would be worse than a second copy
-            _forget(known, shelf, position, form)
+            _forget(known, sizes, position, form)
         done.append(position)
     return done
 
 
-def _decide(run_path: Path, shelf: CheckpointSizes, listed: list[Checkpoint], budget: int) -> None:
+def _decide(run_path: Path, sizes: CheckpointSizes, listed: list[Checkpoint], budget: int) -> None:
     run_id = run_path.name
     holds = held_by_replays(Store(run_path.parents[1]))
     if is_pinned(run_path) or run_id in holds.runs:
@@ -59,28 +60,30 @@ def _decide(run_path: Path, shelf: CheckpointSizes, listed: list[Checkpoint], bu
         epoch_s = load_run(run_path).timing.epoch_s
     except StoreError:  # only the unit of the costs is unknown then
         epoch_s = None
-    progress = estimated_progress((one.position for one in listed), epoch_s)
+    progress = estimated_progress((checkpoint.position for checkpoint in listed), epoch_s)
     fixed = first_and_last(listed) | set(holds.positions.get(run_id, ()))
-    choose([EvictionCandidate(run_id, progress, [shelf], fixed)], shelf.nbytes - budget)
+    choose([EvictionCandidate(run_id, progress, [sizes], fixed)], sizes.nbytes - budget)
 
 
-def _follow(part: Path, shelf: CheckpointSizes) -> None:
+def _follow(part: Path, sizes: CheckpointSizes) -> None:
     """What the first process has given up is of no use.
 
     It may not have written its newest one yet.
     """
-    there = {one.position for one in list_checkpoints(part.parents[1])}
+    there = {checkpoint.position for checkpoint in list_checkpoints(part.parents[1])}
     for position in [
-        one for one in shelf.forms if one not in there and one < max(there, default=one)
+        position
+        for position in sizes.forms
+        if position not in there and position < max(there, default=position)
     ]:
-        shelf.put(position, "gone")
+        sizes.put(position, "gone")
 
 
 def _forget(
-    known: KnownTensors, shelf: CheckpointSizes, position: Position, form: CheckpointForm
+    known: KnownTensors, sizes: CheckpointSizes, position: Position, form: CheckpointForm
 ) -> None:
-    kept = shelf.kept(position)
-    of_optimizer = shelf.contents[position].of_optimizer
+    kept = sizes.kept(position)
+    of_optimizer = sizes.contents[position].of_optimizer
     for identity, (place, _, _) in list(known.items()):
         key = identity[0]
         if place == str(position) and key not in kept and (form == "gone" or key in of_optimizer):

@@ -9,13 +9,13 @@ import json
 import os
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import EncodingError, StoreError
-from flor_plugins.records import Position, Row
+from flor_plugins.records import JsonObject, Position, Row
 from flor_plugins.store.files import make_folder, sync, whole_file
 from flor_plugins.store.metrics import parquet_journal
 from flor_plugins.store.metrics.row_source import SourcedRow, source_of
@@ -41,12 +41,13 @@ class Journal:
         self._fd: int | None = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
         _cut_torn_line(self._fd)
         if os.fstat(self._fd).st_size == 0:
-            self._write({"format": FORMAT, "writer": path.stem})
+            self._write(_header(path))
             sync(path.parent)  # its name; what is in it, when `sync` is called
 
     def append(self, row: Row) -> None:
-        """Hand one row to the operating system: it survives the end of this process, not of the
-        machine.
+        """Hand one row to the operating system.
+
+        It survives the end of this process, not of the machine.
 
         EncodingError names the metric that can't be stored; nothing of the row is written then.
         StoreError if the journal is closed or the disk is full; the file then is as it was before.
@@ -59,16 +60,13 @@ class Journal:
         taken: list[Row] = []
         for row in read_rows(self.path):
             (taken if unwanted(row) else kept).append(row)
-        lines = [{"format": FORMAT, "writer": self.path.stem}]
-        lines += [_line(row, self.media) for row in kept]
         with self._lock:
             if self._fd is None:
                 raise StoreError(
                     f"rows were to be removed from {self.path}, and it is closed. Open a new "
                     f"Journal."
                 )
-            with whole_file(self.path) as scratch:
-                scratch.write_bytes(b"".join(map(_bytes, lines)))
+            _write_whole(self.path, kept, self.media)
             os.close(self._fd)
             self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND)
         return taken
@@ -95,7 +93,7 @@ class Journal:
         self.path.unlink()
         return target
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: JsonObject) -> None:
         data = _bytes(line)
         with self._lock:
             if self._fd is None:
@@ -153,8 +151,8 @@ def _read_writer(stem: Path, names: Collection[str] | None) -> list[Row]:
     return []
 
 
-def _line(row: Row, media: Path) -> dict[str, Any]:
-    line: dict[str, Any] = {
+def _line(row: Row, media: Path) -> JsonObject:
+    line: JsonObject = {
         "epoch": row.position.epoch,
         "step": row.position.step,
         "phase": row.phase,
@@ -169,7 +167,17 @@ def _line(row: Row, media: Path) -> dict[str, Any]:
     return line
 
 
-def _bytes(line: dict[str, Any]) -> bytes:
+def _header(path: Path) -> JsonObject:
+    return {"format": FORMAT, "writer": path.stem}
+
+
+def _write_whole(path: Path, rows: Iterable[Row], media: Path) -> None:
+    lines = [_header(path), *(_line(row, media) for row in rows)]
+    with whole_file(path) as scratch:
+        scratch.write_bytes(b"".join(map(_bytes, lines)))
+
+
+def _bytes(line: JsonObject) -> bytes:
     return _JSON.encode(line).encode() + b"\n"
 
 
@@ -188,7 +196,7 @@ def _value(name: str, value: Any, media: Path) -> Any:
         raise EncodingError(f"metric {name!r}: {error}") from error
 
 
-def _row(line: dict[str, Any], media: Path, wanted: frozenset[str] | None) -> Row:
+def _row(line: JsonObject, media: Path, wanted: frozenset[str] | None) -> Row:
     values = {
         name: decode_value(value, media) if isinstance(value, dict | list) else value
         for name, value in line["values"].items()
@@ -199,7 +207,7 @@ def _row(line: dict[str, Any], media: Path, wanted: frozenset[str] | None) -> Ro
     return Row(position, line["phase"], line["level"], values, line["at"], verdict, hook)
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def _read_lines(path: Path) -> Iterator[JsonObject]:
     """The rows of a .jsonl as JSON.
 
     A damaged line that is not the last one is left out with a warning.
@@ -226,10 +234,7 @@ def _unseal(path: Path, media: Path) -> None:
     if not parquet.exists():
         return
     # The Parquet file counts as long as it is there, so a kill in between loses nothing.
-    lines = [{"format": FORMAT, "writer": path.stem}]
-    lines += [_line(row, media) for row in parquet_journal.read(parquet, media)]
-    with whole_file(path) as scratch:
-        scratch.write_bytes(b"".join(map(_bytes, lines)))
+    _write_whole(path, parquet_journal.read(parquet, media), media)
     parquet.unlink()
 
 

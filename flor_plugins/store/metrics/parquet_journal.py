@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flor_plugins.errors import StoreError
-from flor_plugins.records import Position, Row
+from flor_plugins.records import JsonObject, Position, Row
 from flor_plugins.store.metrics.value_codec import decode_value
 
 FORMAT = 1
@@ -23,7 +23,7 @@ JSON_MARK = {b"flor": b"json"}
 EXACT = 2**53
 
 
-def write(lines: Iterable[dict[str, Any]], path: Path, media: Path) -> None:
+def write(lines: Iterable[JsonObject], path: Path, media: Path) -> None:
     """Write the lines of a journal as Parquet (zstd) to `path`."""
     import pyarrow
     import pyarrow.parquet
@@ -162,7 +162,7 @@ _LEAVES = {leaf: frozenset({leaf}) for leaf in ("bool", "int", "exact", "float",
 def _rows(table: Any, media: Path) -> list[Row]:
     base = {name: _cells(table.column(name), table.field(name), media) for name in BASE}
     positions = map(Position, base["epoch"], base["step"])
-    values: list[dict[str, Any]] = [{} for _ in range(table.num_rows)]
+    values: list[dict[str, object]] = [{} for _ in range(table.num_rows)]
     for field, column in zip(table.schema, table.columns, strict=True):
         if field.name in BASE:
             continue

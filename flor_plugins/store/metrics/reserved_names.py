@@ -18,10 +18,10 @@ _MEASURED = re.compile(
 
 
 def is_measured(name: str) -> bool:
-    """Is it a measurement of the machine, which no replay can repeat?"""
+    """Say whether it is a measurement of the machine, which no replay can repeat."""
     return _MEASURED.search(name) is not None
 
 
 def is_ours(name: str) -> bool:
-    """Is it a note of ours, which nobody asked to see?"""
+    """Say whether it is a note of ours, which nobody asked to see."""
     return name.startswith(_PREFIX)

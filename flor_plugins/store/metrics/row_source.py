@@ -1,5 +1,6 @@
-"""Who wrote a row: the recorded training or a replay. A journal's file name says it, and is made
-and read here only.
+"""Who wrote a row: the recorded training or a replay.
+
+A journal's file name says it; names are made and read here only.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class RowSource:
 
     @property
     def is_replay(self) -> bool:
+        """Say whether a replay wrote it, and not the training."""
         return self.replay_id is not None
 
     def __str__(self) -> str:

@@ -8,14 +8,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from flor_plugins.records import Level, Phase, Position, Row
+from flor_plugins.records import JsonObject, Level, Phase, Position, Row
 
 
-@dataclass(slots=True)
 class Timeline:
     """Holds the present position open until the run moves on, then emits its rows.
 
@@ -28,15 +26,16 @@ class Timeline:
     from any thread.
     """
 
-    emit: Callable[[Row], None]
-    position: Position = field(default_factory=lambda: Position(0, 0))
-    at_epoch_end: bool = False
-    phase: Phase = "train"
-    coming: dict[str, Any] = field(default_factory=dict)
-    _open: dict[tuple[Phase, Level], dict[str, Any]] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock, repr=False)
+    def __init__(self, emit: Callable[[Row], None]) -> None:
+        self.emit = emit
+        self.position = Position(0, 0)
+        self.at_epoch_end = False
+        self.phase: Phase = "train"
+        self.coming: dict[str, Any] = {}
+        self._open: dict[tuple[Phase, Level], dict[str, object]] = {}
+        self._lock = Lock()
 
-    def step(self, step: int, values: Mapping[str, Any]) -> None:
+    def step(self, step: int, values: Mapping[str, object]) -> None:
         """`step` optimizer updates are done; opens that position with its training values."""
         if step != self.position.step:
             self.jump(Position(self.position.epoch, step))
@@ -53,7 +52,7 @@ class Timeline:
         self.position = position
         self.at_epoch_end = False
 
-    def add(self, values: Mapping[str, Any], phase: Phase, level: Level | None = None) -> None:
+    def add(self, values: Mapping[str, object], phase: Phase, level: Level | None = None) -> None:
         """Values at the open position; a name logged again there takes the newer value.
 
         level: None means "epoch" where the epoch is known to be over, else "step".
@@ -63,7 +62,7 @@ class Timeline:
             with self._lock:
                 self._open.setdefault((phase, level), {}).update(values)
 
-    def add_coming(self, values: Mapping[str, Any]) -> None:
+    def add_coming(self, values: Mapping[str, object]) -> None:
         """Values of the update that is being made."""
         with self._lock:
             self.coming.update(values)
@@ -80,7 +79,7 @@ class Timeline:
             coming, self.coming = self.coming, {}
         return coming
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> JsonObject:
         """Where it stands and what is open, for `restore`: values as they were logged."""
         with self._lock:
             rows = [[phase, level, dict(values)] for (phase, level), values in self._open.items()]
@@ -91,7 +90,7 @@ class Timeline:
                 "open": rows,
             }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: JsonObject) -> None:
         """Stand where a `state` was taken; nothing is emitted."""
         self.position = Position(*state["position"])
         self.at_epoch_end = state["at_epoch_end"]

@@ -12,6 +12,8 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,8 +35,9 @@ class Media:
     path: Path
 
     def load(self) -> Any:
-        """The numpy array, PIL image or pandas DataFrame; StoreError if the file is gone or
-        torn.
+        """Return the numpy array, PIL image or pandas DataFrame.
+
+        Raises StoreError if the file is gone or torn.
         """
         if not self.path.is_file():
             raise StoreError(
@@ -163,7 +166,7 @@ def _encode_array(value: Any, media: Path) -> Any:
     if value.dtype.kind not in "biufU" or isinstance(value, numpy.ma.MaskedArray):
         raise _refused(value, f" (dtype {value.dtype})")
     if value.size > LARGEST_INLINE:
-        return _store("array", media, lambda file: numpy.save(file, value, allow_pickle=False))
+        return _store("array", media, partial(numpy.save, arr=value, allow_pickle=False))
     if value.dtype.kind == "f":
         value = value.astype(numpy.float64)  # else a longdouble stays what it is in tolist
     return _encode(value.tolist(), media)
@@ -177,7 +180,7 @@ def _encode_scalar(value: Any, media: Path) -> Any:
 
 def _encode_image(value: Any, media: Path) -> Any:
     try:
-        return _store("image", media, lambda file: value.save(file, format="PNG"))
+        return _store("image", media, partial(value.save, format="PNG"))
     except (OSError, ValueError) as error:
         raise _refused(value, f" as PNG ({error}); try image.convert('RGB')") from error
 
@@ -186,7 +189,7 @@ def _encode_table(value: Any, media: Path) -> Any:
     import pyarrow
 
     try:
-        return _store("table", media, lambda file: value.to_parquet(file, engine="pyarrow"))
+        return _store("table", media, partial(value.to_parquet, engine="pyarrow"))
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
         raise _refused(value, f" as Parquet ({error})") from error
 
@@ -209,7 +212,7 @@ def _refer(value: Media, media: Path) -> dict[str, str]:
     if value.path.parent == media:
         return {"$": "media", "kind": value.kind, "path": f"media/{value.path.name}"}
     content = value.path.read_bytes()
-    return _store(value.kind, media, lambda file: file.write(content))
+    return _store(value.kind, media, methodcaller("write", content))
 
 
 def _load_array(path: Path) -> Any:

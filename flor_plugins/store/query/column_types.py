@@ -38,8 +38,9 @@ def typed(cells: list[Any], expected: type | None = None) -> pandas.Series:
 
 
 def _text_type() -> Any:
-    """`str` where that is a type of its own (pandas 3), else object: a missing cell stays
-    missing.
+    """Return `str` where that is a type of its own (pandas 3), else object.
+
+    A missing cell stays missing.
     """
     import pandas
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal
 
 from flor_plugins.errors import StoreError, WhereError
@@ -46,8 +47,9 @@ def dataframe(
     store: Store, *names: str, where: str | WhereExpression | None = None, source: bool = False,
     level: Level | None = None, runs: Iterable[Run | str] | None = None,
 ) -> pandas.DataFrame:  # fmt: skip
-    """Columns run, name, epoch, step and then `names` (default: all metrics); sorted by run,
-    epoch, step.
+    """Return a frame with columns run, name, epoch, step and then `names` (default: all metrics).
+
+    It is sorted by run, epoch, step.
 
     A name is a metric, else an attribute of the run, else a parameter (`lr` or `params.lr`),
     else a column of missing values. A metric of several phases becomes `train/acc`,
@@ -90,13 +92,15 @@ def dataframe(
 def positions(
     run: Run, names: Sequence[str], level: Level, rows: Iterable[SourcedRow] | None = None
 ) -> pandas.DataFrame:
-    """All positions of one run, with or without values: columns epoch, step and `names` as in
-    `dataframe`.
+    """Return all positions of one run, with or without values.
+
+    Its columns are epoch, step and `names` as in `dataframe`.
 
     level "epoch": every completed epoch 1..N; the step is missing where nothing was
     recorded at the epoch's end. level "step": every recorded step. `run` and `name` are
     columns only when asked for. rows: (source, row) of its journals, source by source, if they
-    were read already."""
+    were read already.
+    """
     found = collect(run, metric_names(names), rows)
     columns = _resolve(list(dict.fromkeys(names)), [found], _seen([found]))
     places: list[Any] = sorted(found.steps) if level == "step" else _completed(found)
@@ -110,7 +114,7 @@ def _choose(store: Store, runs: Iterable[Run | str] | None) -> list[Run]:
         return list_runs(store)
     chosen = [runs] if isinstance(runs, str) else runs
     found = [find_run(store, one) if isinstance(one, str) else one for one in chosen]
-    return sorted({run.run_id: run for run in found}.values(), key=lambda run: run.run_id)
+    return sorted({run.run_id: run for run in found}.values(), key=attrgetter("run_id"))
 
 
 def metric_names(names: Iterable[str]) -> set[str]:
@@ -234,7 +238,7 @@ def _build(
 ) -> pandas.DataFrame:
     import pandas
 
-    data: dict[str, Any] = {
+    data: dict[str, object] = {
         "run": typed([cells.run.run_id for cells, places in rows for _ in places], str),
         "name": typed([cells.run.name for cells, places in rows for _ in places], str),
         "epoch": pandas.array([place[0] for _, places in rows for place in places], dtype="Int64"),
@@ -249,15 +253,16 @@ def _build(
         for cells, places in rows:
             track = cells.tracks.get(column.key, MetricSeries())
             cells_ += track.at_steps(places) if level == "step" else track.at_epochs(places)
-        data[column.label] = typed([None if cell is None else cell[0] for cell in cells_])
+        data[column.label] = typed(_parts(cells_, 0))
         if source:
-            data[f"{column.label}.source"] = typed(
-                [None if cell is None else cell[1] for cell in cells_], str
-            )
-            data[f"{column.label}.verdict"] = typed(
-                [None if cell is None else cell[2] for cell in cells_], str
-            )
+            data[f"{column.label}.source"] = typed(_parts(cells_, 1), str)
+            data[f"{column.label}.verdict"] = typed(_parts(cells_, 2), str)
     return pandas.DataFrame(data)
+
+
+def _parts(cells: Iterable[SeriesCell | None], part: int) -> list[object]:
+    """Return the values, sources or verdicts of some cells."""
+    return [None if cell is None else cell[part] for cell in cells]
 
 
 def _fact(run: Run, column: FrameColumn) -> Any:
@@ -272,8 +277,9 @@ def _fact(run: Run, column: FrameColumn) -> Any:
 
 
 def _refuse_unquoted(where: WhereExpression, seen: dict[str, list[SeriesKey]]) -> None:
-    """`val/acc < 1` is a division of two columns that do not exist: say so in place of
-    finding nothing.
+    """Refuse `val/acc < 1`, a division of two columns that do not exist.
+
+    Else nothing would be found, and nobody told why.
     """
     names = {*seen, *(f"{phase}/{name}" for name, keys in seen.items() for phase, _ in keys)}
     for name in names - set(where.names):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 from flor_plugins.errors import NoCheckpoint, UnknownRun
 from flor_plugins.records import Checkpoint, Run
@@ -55,7 +56,7 @@ def checkpoint_at(run: Run, known: Sequence[Checkpoint], reference: RunReference
         and reference.step in (None, one.position.step)
     ]
     if reference.epoch is not None:  # the end of that epoch, not a step after it
-        fitting = [min(fitting, key=lambda one: one.position)] if fitting else []
+        fitting = [min(fitting, key=attrgetter("position"))] if fitting else []
     if fitting:
         return fitting[-1]
     there = "; ".join(str(one.position) for one in known) or "none"

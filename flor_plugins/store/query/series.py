@@ -1,5 +1,6 @@
-"""The values of one run by metric and position: where several writers have one, which of
-them counts.
+"""The values of one run by metric and position.
+
+Where several writers have one, it is decided here which of them counts.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
-from flor_plugins.records import Level, Phase, Run
+from flor_plugins.records import Level, Phase, Row, Run
 from flor_plugins.store.metrics.journal import read_run
 from flor_plugins.store.metrics.row_source import RowSource, SourcedRow
 
@@ -44,8 +45,9 @@ class MetricSeries:
         return cells
 
     def at_epochs(self, places: Sequence[SeriesPlace]) -> list[SeriesCell | None]:
-        """Its first cell in the epoch of each place, else its step-level cell at that very
-        place.
+        """Return the first cell in the epoch of each place.
+
+        Without one it is the step-level cell at that very place.
         """
         first: dict[int, SeriesCell] = {}
         for place in sorted(self.epochs):
@@ -55,8 +57,9 @@ class MetricSeries:
 
 @dataclass(slots=True)
 class RunSeries:
-    """What was read of a run. steps and ends: what was recorded, whether or not a name was
-    asked for it.
+    """What was read of a run.
+
+    steps and ends: what was recorded, whether or not a name was asked for it.
 
     ends: epoch to the first step recorded in it, which is where the epoch before it ended.
     """
@@ -90,7 +93,7 @@ def collect(
         (source, [row for _, row in sourced]) for source, sourced in groupby(read, itemgetter(0))
     ]
     # The last one that writes a place counts.
-    for source, written in sorted(by_source, key=lambda group: _precedence(group[0])):
+    for source, written in sorted(by_source, key=_precedence):
         origin = str(source)
         for row in written:
             place = (row.position.epoch, row.position.step)
@@ -108,7 +111,8 @@ def collect(
     return found
 
 
-def _precedence(source: RowSource) -> tuple[int, int, str]:
+def _precedence(sourced: tuple[RowSource, list[Row]]) -> tuple[int, int, str]:
+    source = sourced[0]
     if source.is_replay:
         return 0, 0, source.writer
     return 1, -1 if source.worker is None else -source.worker, source.writer

@@ -96,22 +96,10 @@ def _fill(connection: Any, store: Store, table: str) -> None:
 def _runs(store: Store) -> Iterator[tuple[Any, ...]]:
     for run in list_runs(store):
         reached = (run.position.epoch, run.position.step) if run.position else (None, None)
-        params = json.dumps(plain(run.params))
-        yield (
-            run.run_id,
-            run.name,
-            run.project,
-            run.framework,
-            run.status,
-            run.code.vid if run.code else None,
-            run.started_at,
-            run.finished_at,
-            *reached,
-            run.error,
-            json.dumps(run.tags),
-            params,
-            str(run.path),
-        )
+        identity = (run.run_id, run.name, run.project, run.framework, run.status)
+        vid = run.code.vid if run.code else None
+        texts = (json.dumps(run.tags), json.dumps(plain(run.params)), str(run.path))
+        yield (*identity, vid, run.started_at, run.finished_at, *reached, run.error, *texts)
 
 
 def _metrics(store: Store) -> Iterator[tuple[Any, ...]]:
@@ -136,9 +124,16 @@ def _checkpoints(store: Store) -> Iterator[tuple[Any, ...]]:
     from flor_plugins.store.checkpoints import list_checkpoints
 
     for run in list_runs(store):
-        for one in list_checkpoints(run.path):
-            place = (one.position.epoch, one.position.step)
-            yield (run.run_id, *place, one.is_full, one.nbytes, json.dumps(one.lost), str(one.path))
+        for checkpoint in list_checkpoints(run.path):
+            place = (checkpoint.position.epoch, checkpoint.position.step)
+            yield (
+                run.run_id,
+                *place,
+                checkpoint.is_full,
+                checkpoint.nbytes,
+                json.dumps(checkpoint.lost),
+                str(checkpoint.path),
+            )
 
 
 def _replays(store: Store) -> Iterator[tuple[Any, ...]]:

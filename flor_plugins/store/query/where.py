@@ -12,6 +12,7 @@ import difflib
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from flor_plugins.errors import WhereError
@@ -195,9 +196,7 @@ class _Parser:
     ) -> Evaluate:
         if isinstance(right, LISTS):
             constants = self.constants(right)
-            found = self.call(
-                node, lambda one: where_operations.is_in(one, constants), self.value(left)
-            )
+            found = self.call(node, partial(where_operations.is_in, constants), self.value(left))
         elif isinstance(left, ast.Constant):
             found = self.call(node, where_operations.holds, self.value(left), self.value(right))
         else:
@@ -217,7 +216,7 @@ class _Parser:
             ):
                 constants = self.constants(arguments[0])
                 return self.call(
-                    node, lambda one: where_operations.is_in(one, constants), self.value(target)
+                    node, partial(where_operations.is_in, constants), self.value(target)
                 )
             case ast.Attribute(value=target, attr="between") if len(arguments) == 2:
                 ends = map(self.value, arguments)
@@ -227,7 +226,7 @@ class _Parser:
             ):
                 if len(arguments) == 1 and isinstance(text := _constant(arguments[0]), str):
                     return self.call(
-                        node, lambda one: where_operations.text(name, one, text), self.value(target)
+                        node, partial(where_operations.text, name, text), self.value(target)
                     )
                 self.fail(
                     self.at(node), f".str.{name} needs one text", f'Write x.str.{name}("abc").'
@@ -235,7 +234,7 @@ class _Parser:
         self.fail(self.at(node), "this call is not understood")
 
     def constants(self, node: ast.expr) -> list[Any]:
-        found = [_constant(one) for one in node.elts]  # pyright: ignore[reportAttributeAccessIssue]
+        found = [_constant(element) for element in node.elts]  # pyright: ignore[reportAttributeAccessIssue]
         for one, constant in zip(node.elts, found, strict=True):  # pyright: ignore[reportAttributeAccessIssue]
             if constant is None:
                 self.fail(self.at(one), "a list may hold only numbers and texts")
@@ -314,9 +313,9 @@ def _constant(node: ast.expr) -> Any:
 
 
 def _close(name: str, columns: list[str]) -> str:
-    close = [one for one in columns if one.endswith("/" + name)] or difflib.get_close_matches(
-        name, columns, n=3
-    )
+    close = [
+        column for column in columns if column.endswith("/" + name)
+    ] or difflib.get_close_matches(name, columns, n=3)
     if not close:
         return f"The columns are: {', '.join(columns)}."
     return (

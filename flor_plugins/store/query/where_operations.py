@@ -1,5 +1,6 @@
-"""What a `where` computes with: columns of any type and constants, missing values as in
-pandas with NaN.
+"""What a `where` computes with: columns of any type and constants.
+
+Values are missing as in pandas with NaN.
 """
 
 from __future__ import annotations
@@ -7,7 +8,8 @@ from __future__ import annotations
 import operator
 import re
 from collections.abc import Callable, Mapping
-from functools import reduce
+from functools import partial, reduce
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
 
 PatternError = re.error
 TEXT = ("startswith", "endswith", "contains")
+BinaryOperation = Callable[[Any, Any], Any]
 NUMBERS = (bool, int, float)
 
 
@@ -53,10 +56,12 @@ def as_condition(value: Any) -> Any:
 
 
 def negate(value: Any) -> Any:
+    """Return the opposite of a condition."""
     return ~value if _is_column(value) else not value
 
 
-def is_in(value: Any, constants: list[Any]) -> Any:
+def is_in(constants: list[Any], value: Any) -> Any:
+    """Say whether a value, or each cell, is one of some constants."""
     return value.isin(constants) if _is_column(value) else value in constants
 
 
@@ -64,28 +69,29 @@ def holds(constant: Any, cells: Any) -> Any:
     """Whether each cell, a list or a text, holds the constant; False where it is missing."""
     if isinstance(cells, str):
         return str(constant) in cells
-    return cells.map(lambda cell: _cell_holds(cell, constant)).astype(bool)
+    return cells.map(partial(_cell_holds, constant)).astype(bool)
 
 
 def between(value: Any, low: Any, high: Any) -> Any:
+    """Say whether a value, or each cell, lies between two others, both included."""
     return LOGIC["and"](COMPARISONS["GtE"](value, low), COMPARISONS["LtE"](value, high))
 
 
-def text(name: str, value: Any, part: str) -> Any:
+def text(name: str, part: str, value: Any) -> Any:
     """Whether each text starts with, ends with or matches `part`; False for what is no text."""
-    if name == "contains":
-        search = re.compile(part).search
-        return value.map(lambda cell: isinstance(cell, str) and search(cell) is not None).astype(
-            bool
-        )
-    return value.map(lambda cell: isinstance(cell, str) and getattr(cell, name)(part)).astype(bool)
+    matches = re.compile(part).search if name == "contains" else methodcaller(name, part)
+
+    def is_match(cell: object) -> bool:
+        return isinstance(cell, str) and bool(matches(cell))
+
+    return value.map(is_match).astype(bool)
 
 
 def _is_column(value: Any) -> bool:
     return hasattr(value, "iloc")
 
 
-def _compare(function: Callable[[Any, Any], Any], missing: bool) -> Callable[[Any, Any], Any]:
+def _compare(function: BinaryOperation, missing: bool) -> BinaryOperation:
     def compare(left: Any, right: Any) -> Any:
         left, right = _untyped(left), _untyped(right)
         found = function(left, right)
@@ -102,7 +108,7 @@ def _untyped(value: Any) -> Any:
     return value
 
 
-def _compute(function: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+def _compute(function: BinaryOperation) -> BinaryOperation:
     def compute(left: Any, right: Any) -> Any:
         if _is_text(left) or _is_text(right):  # else 2 * name would repeat it
             raise TypeError("text has no arithmetic")
@@ -119,17 +125,25 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _cell_holds(cell: Any, constant: Any) -> bool:
+def _cell_holds(constant: object, cell: object) -> bool:
     if isinstance(cell, str):
         return isinstance(constant, str) and constant in cell
     return constant in cell if isinstance(cell, list | tuple) else False
 
 
+def _all_of(*parts: Any) -> Any:
+    return reduce(operator.and_, parts)
+
+
+def _any_of(*parts: Any) -> Any:
+    return reduce(operator.or_, parts)
+
+
 LOGIC: Mapping[str, Callable[..., Any]] = {
-    "and": lambda *parts: reduce(operator.and_, parts),
-    "or": lambda *parts: reduce(operator.or_, parts),
+    "and": _all_of,
+    "or": _any_of,
 }
-COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
+COMPARISONS: Mapping[str, BinaryOperation] = {
     "Lt": _compare(operator.lt, False),
     "LtE": _compare(operator.le, False),
     "Gt": _compare(operator.gt, False),
@@ -137,7 +151,7 @@ COMPARISONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "Eq": _compare(operator.eq, False),
     "NotEq": _compare(operator.ne, True),
 }
-ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
+ARITHMETIC: Mapping[str, BinaryOperation] = {
     "Add": _compute(operator.add),
     "Sub": _compute(operator.sub),
     "Mult": _compute(operator.mul),
@@ -148,6 +162,6 @@ ARITHMETIC: Mapping[str, Callable[[Any, Any], Any]] = {
 }
 SIGNS: Mapping[str, Callable[[Any], Any]] = {"USub": operator.neg, "UAdd": operator.pos}
 METHODS: Mapping[str, Callable[[Any], Any]] = {
-    "isna": lambda value: value.isna(),
-    "notna": lambda value: value.notna(),
+    "isna": methodcaller("isna"),
+    "notna": methodcaller("notna"),
 }

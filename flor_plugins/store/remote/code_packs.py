@@ -1,8 +1,10 @@
-"""One version of the code as one file: a git pack of a commit and all that its tree holds,
-without its history.
+"""One version of the code as one file.
+
+It is a git pack of a commit and all that its tree holds, without its history.
 
 A bundle would carry all commits before it, once per version. The repository that a pack is put
-into knows the commit as the first of a shallow history, as after `git fetch --depth 1`."""
+into knows the commit as the first of a shallow history, as after `git fetch --depth 1`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from flor_plugins.errors import SnapshotError
 from flor_plugins.store.files import alone_in, whole_file
-from flor_plugins.store.remote.commits import QUIET, told
+from flor_plugins.store.remote.commits import QUIET, git_errors_explained
 
 if TYPE_CHECKING:
     from git import Repo
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 def pack(repo: Repo, vid: str, file: Path) -> None:
     """Write the pack of commit `vid` (40 hex digits). Raises SnapshotError where git refuses."""
     git_dir = os.path.abspath(repo.common_dir)
-    with told(f"commit {vid} of {git_dir} was to be packed"):
+    with git_errors_explained(f"commit {vid} of {git_dir} was to be packed"):
         # objects of a submodule lie in another repository: git lists none of them
         listed = _git(git_dir, "rev-list", "--objects", "--no-object-names", "--no-walk", vid)
         with whole_file(file) as scratch:
@@ -30,12 +32,14 @@ def pack(repo: Repo, vid: str, file: Path) -> None:
 
 
 def unpack(file: Path, vid: str, git_dir: Path) -> None:
-    """Put a pack into a bare repository, which is made if it is not there. Twice, or two at
-    once, does no harm.
+    """Put a pack into a bare repository, which is made if it is not there.
+
+    Twice, or two at once, does no harm.
 
     The commit is kept alive by refs/flor/<vid>. Raises SnapshotError for a torn pack, or one of
-    another commit."""
-    with told(f"commit {vid} was to be put into {git_dir} from {file}"):
+    another commit.
+    """
+    with git_errors_explained(f"commit {vid} was to be put into {git_dir} from {file}"):
         git_dir.parent.mkdir(parents=True, exist_ok=True)
         with alone_in(git_dir.parent):  # two `git init` of one folder at once fail each other
             _git(None, "init", "-q", "--bare", "--template=", str(git_dir))

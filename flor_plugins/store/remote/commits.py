@@ -1,5 +1,6 @@
-"""The commits that hold the code of runs, and how git is asked without running the user's
-programs.
+"""The commits that hold the code of runs.
+
+git is asked without running the user's programs.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def find_commit(code: Code, store: Store, start: Path) -> Repo:
     then in the one around the store, then in the store's own; else SnapshotError.
     """
     asked = f"the code of commit {code.vid} was asked for"
-    with told(asked):
+    with git_errors_explained(asked):
         from git import InvalidGitRepositoryError, NoSuchPathError, Repo
 
         tried = []
@@ -59,7 +60,7 @@ def find_commit(code: Code, store: Store, start: Path) -> Repo:
 
 
 @contextmanager
-def told(asked: str) -> Iterator[None]:
+def git_errors_explained(asked: str) -> Iterator[None]:
     """Turn what git says into a SnapshotError that says what was asked."""
     try:
         yield

@@ -1,9 +1,11 @@
-"""A store in an object store (s3://, gs://, ...): what is needed of it is fetched into a folder
-here, and what was made here is put back.
+"""A store in an object store (s3://, gs://, ...), mirrored in a folder here.
+
+What is needed of it is fetched, and what was made here is put back.
 
 The folder is a store as any other, with files missing that nobody has needed yet. Objects are
 put whole, what announces them after them, and none is deleted but the sealed form of a journal
-that goes on: readers of the object store see what readers of a folder see."""
+that goes on: readers of the object store see what readers of a folder see.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,21 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from flor_plugins.errors import FlorError, MissingDependency, StoreError
+from flor_plugins.errors import FlorError, StoreError
 from flor_plugins.store.files import PARTIAL, read_json, whole_file, write_json
 from flor_plugins.store.layout import VARIABLE, Store, find_store, is_url, store_in
 from flor_plugins.store.metrics.row_source import source_of
+from flor_plugins.store.remote.object_store import (
+    ObjectInfo,
+    is_local,
+    open_file_system,
+    version_of,
+)
 
 # in the folder: which object store it mirrors, and which version of each object is here
 NOTES = "mirror.json"
@@ -27,22 +36,12 @@ TENSORS = ".safetensors"
 CODE = "code"
 # A run is there once its run.json is, a checkpoint once its state.json is.
 _ANNOUNCES = ("shell.json", "state.json", "run.json")
-# What object stores call the version of an object, the most telling first.
-_VERSIONS = (
-    "ETag",
-    "etag",
-    "md5Hash",
-    "content_md5",
-    "mtime",
-    "LastModified",
-    "last_modified",
-    "created",
-)
 
 
 def cache_of(url: str) -> Path:
-    """The folder on this machine that mirrors an object store: beneath $XDG_CACHE_HOME,
-    named by the url's hash.
+    """Return the folder on this machine that mirrors an object store.
+
+    It lies beneath $XDG_CACHE_HOME, named by the url's hash.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "flor-plugins" / hashlib.sha256(url.rstrip("/").encode()).hexdigest()[:16]
@@ -61,8 +60,9 @@ def mirror_of(store: Store) -> Mirror | None:
 
 
 def open_url(url: str) -> Store:
-    """The folder on this machine that mirrors an object store, with what is known of its
-    runs as of now.
+    """Return the folder on this machine that mirrors an object store.
+
+    What is known of its runs is fetched as of now.
     """
     mirror = Mirror(url)
     mirror.pull_records()
@@ -82,39 +82,42 @@ def open_any(named: str | Path | None = None, start: Path | None = None) -> Stor
 
 
 class Mirror:
-    """An object store and its folder here, `store`. One thread at a time; several processes may
-    share the folder.
+    """An object store and its folder here, `store`.
+
+    One thread at a time; several processes may share the folder.
 
     Raises MissingDependency where the package for that kind of url is not installed. All
-    methods raise StoreError, naming the object, when the object store refuses."""
+    methods raise StoreError, naming the object, when the object store refuses.
+    """
 
     def __init__(self, url: str, folder: Path | None = None) -> None:
         self.url = url.rstrip("/")
         self.store = Store(folder or cache_of(url))
-        self._files, self._top = _file_system(self.url)
+        self._files, self._top = open_file_system(self.url)
         self._notes = self.store.root / NOTES
 
     # ---- from there to here
 
     def pull_records(self, run_id: str = "", *, media: bool = False) -> None:
-        """What is known of all runs, or of one: all of them but the tensors and, unless asked
-        for, media.
+        """Fetch what is known of all runs, or of one.
+
+        That is all of them but the tensors and, unless asked for, media.
 
         What was deleted there is deleted here.
         """
-        self._pull(f"runs/{run_id}".rstrip("/"), lambda path: _is_record(path, media), prune=True)
+        self._pull(f"runs/{run_id}".rstrip("/"), partial(_is_record, media=media), prune=True)
 
     def pull_replays(self) -> None:
         """What is known of all replays: plans, with what was estimated, and verdicts."""
         self._pull(
             "replays",
-            lambda path: PurePosixPath(path).name in ("plan.json", "verdicts.json"),
+            _is_replay_summary,
             prune=True,
         )
 
     def pull_replay(self, replay_id: str) -> None:
         """Plan, hooks, outputs and verdicts of a replay."""
-        self._pull(f"replays/{replay_id}", lambda path: True)
+        self._pull(f"replays/{replay_id}", None)
 
     def pull_files(self, paths: Iterable[Path]) -> None:
         """Files of the store, by where they lie here.
@@ -129,8 +132,9 @@ class Mirror:
             self._pull(folder, names.__contains__)
 
     def pull_code(self, vid: str) -> bool:
-        """Put a commit into the bare repository of the folder here; False if the object
-        store does not have it.
+        """Put a commit into the bare repository of the folder here.
+
+        Returns False if the object store does not have it.
         """
         from flor_plugins.store.remote.code_packs import unpack
 
@@ -150,19 +154,21 @@ class Mirror:
         from flor_plugins.store.remote.code_packs import pack
 
         name = _code(vid)
-        if not self._said(name, lambda: self._files.exists(self._there(name))):
+        if not self._ask(name, self._files.exists, self._there(name)):
             with tempfile.TemporaryDirectory(prefix="flor-code-") as scratch:
                 file = Path(scratch) / "pack"
                 pack(repo, vid, file)
                 self._put(name, file)
 
-    def push(self, *folders: Path, only: Callable[[str], bool] = lambda path: True) -> list[str]:
-        """Put the files of folders of the store that are other there, in that order; returns
-        their paths in it.
+    def push(self, *folders: Path, only: Callable[[str], bool] | None = None) -> list[str]:
+        """Put the files of folders of the store that are other there, in that order.
+
+        Returns their paths in it.
 
         only: of the path in the store. Within a folder tensors go first, what announces them
         last. Tensors, media and code that are there are passed over; all else is small, and put
-        again."""
+        again.
+        """
         pushed = []
         for folder in folders:
             inside = folder.relative_to(self.store.root).as_posix()
@@ -173,18 +179,19 @@ class Mirror:
                 if path.is_file() and not path.name.startswith(PARTIAL)
             ]
             for name in sorted(
-                (one.relative_to(self.store.root).as_posix() for one in files),
+                (file.relative_to(self.store.root).as_posix() for file in files),
                 key=_last_if_announcing,
             ):
-                if only(name) and self._has_put(name, there):
+                if (only is None or only(name)) and self._has_put(name, there):
                     pushed.append(name)
         return pushed
 
     # ---- inside
 
-    def _has_put(self, name: str, there: Mapping[str, Any]) -> bool:
-        """Put a file there; False where it was there already, or is gone: a journal may be
-        sealed at any moment.
+    def _has_put(self, name: str, there: ObjectInfo) -> bool:
+        """Put a file there.
+
+        False where it was there already, or is gone: a journal may be sealed at any moment.
         """
         here = self._here(name)
         try:
@@ -198,10 +205,12 @@ class Mirror:
         self._open_again(name, there)
         return True
 
-    def _pull(self, inside: str, is_wanted: Callable[[str], bool], *, prune: bool = False) -> None:
+    def _pull(
+        self, inside: str, is_wanted: Callable[[str], bool] | None, *, prune: bool = False
+    ) -> None:
         there, seen, fetched = self._list(inside), self._seen(), {}
         for name in sorted(filter(is_wanted, there), key=_last_if_announcing):
-            version = _version(there[name])
+            version = version_of(there[name])
             is_same = seen.get(name) == version and self._here(name).exists()
             if not is_same and not self._is_written_here(name, there[name]):
                 self._get(name)
@@ -219,9 +228,10 @@ class Mirror:
                 self._notes, {"format": FORMAT, "url": self.url, "seen": {**kept, **fetched}}
             )
 
-    def _is_written_here(self, name: str, there: Mapping[str, Any]) -> bool:
-        """Is it the journal of a replay on this machine? It only grows; what is there is a
-        beginning of it.
+    def _is_written_here(self, name: str, there: ObjectInfo) -> bool:
+        """Say whether an object is the journal of a replay on this machine.
+
+        It only grows; what is there is a beginning of it.
 
         Its writer would go on in a file that is no longer in the folder.
         """
@@ -230,8 +240,9 @@ class Mirror:
         return is_journal and here.exists() and here.stat().st_size >= (there.get("size") or 0)
 
     def _remove(self, path: Path) -> None:
-        """A file, and the folders that are empty without it: one without state.json is a
-        damaged checkpoint.
+        """Remove a file, and the folders that are empty without it.
+
+        One without state.json would be a damaged checkpoint.
         """
         path.unlink(missing_ok=True)
         for folder in path.parents:
@@ -246,17 +257,17 @@ class Mirror:
         """Path in the store to the version that was fetched."""
         return read_json(self._notes)["seen"] if self._notes.exists() else {}
 
-    def _list(self, inside: str) -> dict[str, Mapping[str, Any]]:
+    def _list(self, inside: str) -> dict[str, ObjectInfo]:
         """Path in the store to what is known of each object beneath a folder of it."""
 
-        def listed() -> dict[str, Mapping[str, Any]]:
+        def listed() -> dict[str, ObjectInfo]:
             self._files.invalidate_cache()
             try:
                 return self._files.find(self._there(inside), detail=True)
             except FileNotFoundError:
                 return {}
 
-        found = self._said(inside, listed)
+        found = self._ask(inside, listed)
         names = {
             path.lstrip("/")[len(self._top.lstrip("/")) :].lstrip("/"): info
             for path, info in found.items()
@@ -265,24 +276,25 @@ class Mirror:
 
     def _get(self, name: str) -> None:
         with whole_file(self._here(name)) as scratch:
-            self._said(name, lambda: self._files.get_file(self._there(name), str(scratch)))
+            self._ask(name, self._files.get_file, self._there(name), str(scratch))
 
     def _put(self, name: str, here: Path) -> None:
         """Object stores show an object once all of it is there; of folders that is up to us."""
         there = self._there(name)
-        if _is_local(self._files):
+        if is_local(self._files):
             with whole_file(Path(there)) as scratch:
                 shutil.copyfile(here, scratch)
         else:
-            self._said(name, lambda: self._files.put_file(str(here), there))
+            self._ask(name, self._files.put_file, str(here), there)
 
-    def _open_again(self, name: str, there: Mapping[str, Any]) -> None:
-        """Of a journal in both forms the sealed one counts: one that is written on here must
-        not be sealed there.
+    def _open_again(self, name: str, there: ObjectInfo) -> None:
+        """Remove the sealed form of a journal that is written on here.
+
+        Of a journal in both forms the sealed one counts.
         """
         sealed = str(PurePosixPath(name).with_suffix(".parquet"))
         if name.endswith(".jsonl") and sealed in there and not self._here(sealed).exists():
-            self._said(sealed, lambda: self._files.rm_file(self._there(sealed)))
+            self._ask(sealed, self._files.rm_file, self._there(sealed))
 
     def _here(self, name: str) -> Path:
         path = self.store.root / name
@@ -295,9 +307,9 @@ class Mirror:
     def _there(self, name: str) -> str:
         return f"{self._top}/{name}"
 
-    def _said(self, name: str, act: Callable[[], Any]) -> Any:
+    def _ask(self, name: str, act: Callable[..., Any], *arguments: str) -> Any:
         try:
-            return act()
+            return act(*arguments)
         except FlorError:
             raise
         except Exception as error:  # each file system has errors of its own
@@ -313,9 +325,14 @@ def _is_record(path: str, media: bool) -> bool:
     return not path.endswith(TENSORS) and (media or "/media/" not in path)
 
 
+def _is_replay_summary(path: str) -> bool:
+    return PurePosixPath(path).name in ("plan.json", "verdicts.json")
+
+
 def _never_changes(name: str) -> bool:
-    """Is its name its content's hash, or that of a commit? Tensors are written once; packed,
-    they have another size.
+    """Say whether a name is its content's hash, or that of a commit.
+
+    Tensors are written once; packed, they have another size.
     """
     return "/media/" in name or name.startswith(f"{CODE}/") or name.endswith(TENSORS)
 
@@ -327,31 +344,3 @@ def _last_if_announcing(name: str) -> tuple[int, str]:
 
 def _code(vid: str) -> str:
     return f"{CODE}/{vid}.pack"
-
-
-def _version(info: Mapping[str, Any]) -> str:
-    telling = next((info[name] for name in _VERSIONS if info.get(name)), "")
-    return f"{info.get('size')} {telling}"
-
-
-def _is_local(files: Any) -> bool:
-    return "file" in ([files.protocol] if isinstance(files.protocol, str) else files.protocol)
-
-
-def _file_system(url: str) -> tuple[Any, str]:
-    """(the file system, the path in it of a url)."""
-    try:
-        from fsspec.core import url_to_fs
-
-        files, top = url_to_fs(url)
-    except ImportError as error:  # fsspec itself, or what it needs for that protocol: it says which
-        raise MissingDependency(
-            f"the store {url} was asked for; it can't be reached: {error}. pip install "
-            f"'flor-plugins[s3]' "
-            f"(for s3://; other object stores have packages of their own: gcsfs, adlfs, ...)"
-        ) from error
-    except ValueError as error:
-        raise StoreError(
-            f"the store {url} was asked for: {error}. Name a folder, or a url as s3://bucket/flor."
-        ) from error
-    return files, str(top).rstrip("/")

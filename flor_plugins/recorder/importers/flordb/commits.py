@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flor_plugins.recorder.importers.flordb.typed_values import value_of
 from flor_plugins.records import Code, JsonObject
-from flor_plugins.store.remote.commits import QUIET, told
+from flor_plugins.store.remote.commits import QUIET, git_errors_explained
 
 _SUBJECT = "FLOR::Auto-commit::"
 
@@ -28,7 +28,7 @@ def commits_in(folder: Path) -> dict[str, CommitInfo]:
 
     Raises SnapshotError where git refuses.
     """
-    with told(f"FlorDB's commits were looked for at {folder}"):
+    with git_errors_explained(f"FlorDB's commits were looked for at {folder}"):
         from git import InvalidGitRepositoryError, NoSuchPathError, Repo
 
         try:
