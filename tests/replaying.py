@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 from flor_plugins.store.layout import Store
 from tests.flor_here import flor_here
-from tests.trainings import ROOT, run_python, variables
+from tests.trainings import run_python, variables
 
 TOYS = Path(__file__).parent / "projects"
 HOOKS = {"lightning": "lit_hooks.py", "hf": "hf_hooks.py"}
@@ -110,10 +109,7 @@ class Project:
         return done
 
     def _variables(self, env: Mapping[str, str]) -> dict[str, str]:
-        given = {**self.env, **env}
-        paths = [*given.get("PYTHONPATH", "").split(os.pathsep), str(ROOT)]
-        paths = [path for path in dict.fromkeys(paths) if path]
-        return variables(**{**given, "PYTHONPATH": os.pathsep.join(paths)})
+        return variables(**{**self.env, **env})
 
     def printed_by_workers(self) -> str:
         return "".join(path.read_text() for path in self.store.root.glob("replays/*/*/output.txt"))

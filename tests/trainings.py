@@ -66,9 +66,9 @@ def run_python(
 
 
 def variables(**more: str) -> dict[str, str]:
-    """Those of a user who has no store, in a shell that finds this checkout's package."""
-    inherited = {name: value for name, value in os.environ.items() if name != "FLOR_DIR"}
-    return {**inherited, "PYTHONPATH": str(ROOT), **more}
+    """Those of a user who has neither a store nor a PYTHONPATH: a run records the latter."""
+    ours = ("FLOR_DIR", "PYTHONPATH")
+    return {**{name: value for name, value in os.environ.items() if name not in ours}, **more}
 
 
 class ForkParent:
@@ -76,10 +76,14 @@ class ForkParent:
 
     def __init__(self) -> None:
         self._env, self._lock = variables(), threading.Lock()
+        own = {"PYTHONPATH": str(ROOT), "JE_ARROW_MALLOC_CONF": "background_thread:false"}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env=self._env | {"JE_ARROW_MALLOC_CONF": "background_thread:false"},
-        )  # fmt: skip
+            [sys.executable, "-P", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self._env | own,
+        )
 
     def can_run(self, args: Sequence[str], env: Mapping[str, str]) -> bool:
         """Whether a fork does what a new interpreter with these arguments would do."""
