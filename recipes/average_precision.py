@@ -14,10 +14,11 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
+# of the picture's height: the sides of COCO's 32x32 and 96x96 in one of 160 pixels
 SMALL, LARGE = (
     1 / 5,
     3 / 5,
-)  # of the picture's height: the sides of COCO's 32x32 and 96x96 in one of 160 pixels
+)
 SIZES = ("all", "small", "medium", "large")
 MOST = 100  # found objects of a picture that count, as in COCO
 

@@ -21,10 +21,11 @@ from torch import Tensor
 
 from flor_plugins.errors import MissingDependency
 
+# both MIT; West Virginia's courts and legal aid
 SOURCES = (
     "docassemble.LAWVFamilyLaw",
     "docassemble.LAWVRelease",
-)  # both MIT; West Virginia's courts and legal aid
+)
 FEWEST_FIELDS = 3  # a page with fewer is running text
 BLANK = 0.15  # of the fields stay empty
 BOLD = 600  # a font's weight from which it is bold, as in CSS
@@ -133,9 +134,8 @@ def type_in(document: pdfium.PdfDocument, number: int, answers: list[tuple[Field
     """
     page = document[number]
     for field, answer in answers:
-        enter(
-            document, page, field, ""
-        )  # a field that already has this answer, from another page, would not be drawn
+        # a field that already has this answer, from another page, would not be drawn
+        enter(document, page, field, "")
         enter(document, page, field, answer)
     raw.FPDFPage_Flatten(page, raw.FLAT_NORMALDISPLAY)
     page.close()  # an open page does not show what was flattened
@@ -167,9 +167,8 @@ def read(document: pdfium.PdfDocument, number: int) -> list[Letter]:
 
 def read_letter(text: pdfium.PdfTextPage, index: int) -> Letter:
     letter = chr(raw.FPDFText_GetUnicode(text, index))
-    box = Box(
-        *text.get_charbox(index, loose=True)
-    )  # loose: from the font's ascent to its descent, whatever the letter
+    # loose: from the font's ascent to its descent, whatever the letter
+    box = Box(*text.get_charbox(index, loose=True))
     if letter in BREAKS or not letter.isprintable() or letter.isspace() or box.width <= 0:
         return Letter(letter, None)
     return Letter(letter, box, raw.FPDFText_GetFontSize(text, index), is_bold(text, index))

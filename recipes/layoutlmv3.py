@@ -68,9 +68,8 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that is ready to train. layers: None for those of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(
-            1
-        )  # a second thread makes so small a model slower beside another process
+        # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(1)
     size = SCALES[scale]
     train, validation = load_windows(size)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn

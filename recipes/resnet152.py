@@ -13,12 +13,13 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from transformers import ResNetConfig, ResNetForImageClassification
 
+# bottleneck blocks of three convolutions: with stem and classifier, 152 layers
 DEPTHS = [
     3,
     8,
     36,
     3,
-]  # bottleneck blocks of three convolutions: with stem and classifier, 152 layers
+]
 DIGITS = 10
 
 
@@ -51,9 +52,8 @@ def build_trainer(
 ) -> tuple[lightning.Trainer, lightning.LightningModule, Loaders]:
     """Trainer, module and the loaders (training, validation). width: a factor on all widths."""
     if scale == "tiny":
-        torch.set_num_threads(
-            1
-        )  # a second thread makes so small a model slower beside another process
+        # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(1)
     lightning.seed_everything(seed, verbose=False)
     module = DigitReader(SCALES[scale], width=width, learning_rate=learning_rate)
     trainer = lightning_training.make_trainer(scale=scale, epochs=epochs)

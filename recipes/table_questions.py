@@ -16,12 +16,13 @@ from typing import Any
 
 from vega_datasets import local_data
 
+# numbered as in the models that were fine-tuned on WikiTableQuestions
 OPERATORS = (
     "NONE",
     "SUM",
     "AVERAGE",
     "COUNT",
-)  # numbered as in the models that were fine-tuned on WikiTableQuestions
+)
 HELD_OUT = 4  # every fourth row of a source appears in validation tables only
 FEWEST_ROWS = 4
 

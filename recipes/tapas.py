@@ -98,9 +98,8 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer that is ready to train. hidden_size: None for the one of the scale."""
     if scale == "tiny":
-        torch.set_num_threads(
-            1
-        )  # a second thread makes so small a model slower beside another process
+        # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(1)
     size = SCALES[scale]
     training, validation = load_questions(size)
     set_seed(seed)  # before the model: Trainer seeds only after its weights are drawn
@@ -251,10 +250,11 @@ def encode(
 
 
 def fits(question: Question, tokenizer: TapasTokenizer, length: int) -> bool:
+    # CLS, SEP
     return (
         2 + sum(len(tokenizer.tokenize(text)) for text in table_questions.words([question]))
         <= length
-    )  # CLS, SEP
+    )
 
 
 def encode_one(question: Question, tokenizer: TapasTokenizer, length: int) -> dict[str, Tensor]:

@@ -70,9 +70,8 @@ def build_trainer(
     hidden_size: None for the one of the scale.
     """
     if scale == "tiny":
-        torch.set_num_threads(
-            1
-        )  # a second thread makes so small a model slower beside another process
+        # a second thread makes so small a model slower beside another process
+        torch.set_num_threads(1)
     size = SCALES[scale]
     lightning.seed_everything(seed, verbose=False)
     module = Detector(size, hidden_size or size.hidden_size, learning_rate=learning_rate)
@@ -98,9 +97,8 @@ class Detector(lightning.LightningModule):
         Returns what each query found, picture by picture.
         """
         output = self.net(pixel_values=pictures)
-        scores, classes = output.logits.softmax(dim=-1)[..., :-1].max(
-            dim=-1
-        )  # the last class: no object
+        # the last class: no object
+        scores, classes = output.logits.softmax(dim=-1)[..., :-1].max(dim=-1)
         boxes = self.to_pixels(output.pred_boxes)
         return [Seen(*one) for one in zip(boxes.cpu(), classes.cpu(), scores.cpu(), strict=True)]
 
@@ -171,9 +169,8 @@ def build_net(scale: Scale, hidden_size: int) -> YolosForObjectDetection:
     # transformers leaves them at zero: all queries would be the same one, and all patches of
     # one place.
     torch.nn.init.normal_(net.vit.embeddings.detection_tokens, std=0.5)
-    torch.nn.init.normal_(
-        net.vit.embeddings.position_embeddings, std=0.3
-    )  # as strong as the patches
+    # as strong as the patches
+    torch.nn.init.normal_(net.vit.embeddings.position_embeddings, std=0.3)
     return net
 
 

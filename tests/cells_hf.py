@@ -222,9 +222,8 @@ def train(name: str, folder: Path, callback: Any) -> tuple[Trainer, Callable[[],
         bos_token_id=0,
         eos_token_id=0,
     )
-    model: Any = GPT2LMHeadModel(
-        config
-    )  # its input and output embeddings are one tensor; it has dropout
+    # its input and output embeddings are one tensor; it has dropout
+    model: Any = GPT2LMHeadModel(config)
     if name == "lora":
         from peft import LoraConfig, get_peft_model
 

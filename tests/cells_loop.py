@@ -163,9 +163,8 @@ def stream(flor: Flor) -> None:
 
 def accumulate(flor: Flor) -> None:
     net, optimizer = built()
-    loader = DataLoader(
-        Points(), batch_size=4, shuffle=True
-    )  # 11 batches: two gradients stay at the epoch's end
+    # 11 batches: two gradients stay at the epoch's end
+    loader = DataLoader(Points(), batch_size=4, shuffle=True)
     flor.checkpoints(net, optimizer)
     for epoch in flor.loop("epoch", range(4)):
         for i, (x, y) in enumerate(flor.loop("step", loader)):

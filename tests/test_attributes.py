@@ -19,9 +19,8 @@ from transformers.trainer_callback import ExportableState
 
 from tests.looking import Toys, holding, in_hf, in_lightning, load_toys, said
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore"
-)  # Lightning warns of few workers, of few batches ...
+# Lightning warns of few workers, of few batches ...
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")

@@ -321,10 +321,11 @@ def test_with_a_budget_the_first_epochs_do_not_count(tmp_path, capfd):
     assert line["figures"][0]["n"] == 2 and {
         len(one) for one in line["details"]["epochs_s"].values()
     } == {2}
+    # the first, three epochs, two that count, the last
     assert line["details"]["checkpoints"] == [
         7,
         7,
-    ]  # the first, three epochs, two that count, the last
+    ]
 
 
 def test_a_saver_that_does_not_exist_is_named(capsys):

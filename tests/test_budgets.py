@@ -129,10 +129,11 @@ def test_where_time_is_short_the_optimizers_state_is_left_out_before_a_checkpoin
     made_up.run(100, 20.0, same(1.0))  # 0.4 s an epoch are granted
     assert len(made_up.taken) == 101 and made_up.asked.skips == ()
     spaces = [two.epoch - one.epoch for one, two in pairwise(made_up.full)]
+    # at first the two free seconds
     assert 10 < len(made_up.full) < 25 and set(spaces[5:-1]) == {
         6,
         7,
-    }  # at first the two free seconds
+    }
     # the last one is taken whatever it costs
     assert made_up.asked.spent_s <= 0.02 * (made_up.clock.now - 1000.0) + ALLOWANCE_S + 1.0
 

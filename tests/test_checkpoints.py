@@ -22,11 +22,11 @@ from flor_plugins.store.checkpoints import (
     list_checkpoints,
     load_checkpoint,
     manifest,
-    references,
     save_checkpoint,
     tensor_hashes,
 )
 from flor_plugins.store.checkpoints import tensor_reader as fetching
+from flor_plugins.store.checkpoints.tombstones import references
 from flor_plugins.store.codec import Encoded, LostLeaf, encode
 from flor_plugins.store.files import PARTIAL, read_json
 
@@ -53,9 +53,8 @@ def test_a_checkpoint_that_was_listed_is_read_again_only_if_it_was_written_since
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(run, AT, encode(sections()))
-    assert (
-        manifest.stamp_of(folder(run)) is None
-    )  # it may still be written within the same tick of the clock
+    # it may still be written within the same tick of the clock
+    assert manifest.stamp_of(folder(run)) is None
     monkeypatch.setattr(manifest, "SETTLED_S", 0.0)
     read: list[Path] = []
     monkeypatch.setattr(manifest, "read_json", lambda path: read.append(path) or read_json(path))

@@ -168,9 +168,8 @@ def test_tensors_made_and_freed_while_encoding_are_not_taken_for_one() -> None:
     class Fresh(dict):
         pass
 
-    generators = [
-        torch.Generator().manual_seed(i) for i in range(20)
-    ]  # get_state makes a new tensor each
+    # get_state makes a new tensor each
+    generators = [torch.Generator().manual_seed(i) for i in range(20)]
     assert same(generators, there_and_back(generators))
 
 

@@ -28,7 +28,6 @@ from flor_plugins.store.checkpoints import (
     known_tensors,
     list_checkpoints,
     load_checkpoint,
-    references,
     save_checkpoint,
     tensor_hashes,
 )
@@ -36,7 +35,7 @@ from flor_plugins.store.checkpoints.compression import MOST_DELTAS, compress, co
 from flor_plugins.store.checkpoints.loader import read_tensors
 from flor_plugins.store.checkpoints.manifest import read_manifest
 from flor_plugins.store.checkpoints.tensor_references import ManifestCache
-from flor_plugins.store.checkpoints.tombstones import needed_tensors, write_tombstone
+from flor_plugins.store.checkpoints.tombstones import needed_tensors, references, write_tombstone
 from flor_plugins.store.checkpoints.writer import DTYPES
 from flor_plugins.store.codec import encode
 
@@ -285,9 +284,8 @@ def test_damage_in_a_compressed_file_or_in_its_base_is_found_and_named(
     for i in data_of(path)[:: 1 + len(whole) // 150]:
         path.write_bytes(whole[:i] + bytes([whole[i] ^ 4]) + whole[i + 1 :])
         try:
-            assert same(
-                load_checkpoint(run, at(2)), saved[at(2)]
-            )  # it lay between two tensors, or was not needed
+            # it lay between two tensors, or was not needed
+            assert same(load_checkpoint(run, at(2)), saved[at(2)])
         except DamagedCheckpoint as error:
             assert str(path) in str(error)
             found += 1

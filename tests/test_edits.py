@@ -78,9 +78,8 @@ def test_what_every_version_logs_is_no_edit(project: Project):
     runs = runs_of(project, NET)
     assert find(project.store, runs, ["loss", "nothing"]) is None
     project.write("net.py", changed(NET, ("lr=0.1", "lr=0.2")))
-    assert (
-        find(project.store, runs, ["loss", "nothing"]) is None
-    )  # so that it is not looked at any further
+    # so that it is not looked at any further
+    assert find(project.store, runs, ["loss", "nothing"]) is None
     with pytest.raises(
         HookError, match=r"no hook computes 'nothing'.*the working tree does not log it"
     ):

@@ -194,9 +194,8 @@ def test_a_run_that_fails_does_not_stop_the_others(
     project: Project, local: tuple[dict[str, Any], pd.DataFrame]
 ) -> None:
     store = copy(project, "damaged")
-    *others, last = list_runs(
-        Store(store)
-    )  # of one process: those after a damaged one could not be come to
+    # of one process: those after a damaged one could not be come to
+    *others, last = list_runs(Store(store))
     for file in last.path.rglob("model.safetensors"):
         file.write_bytes(b"torn")
     said = ask(project, store, RAY)

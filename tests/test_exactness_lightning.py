@@ -134,9 +134,8 @@ def test_replayed_epochs_and_steps_are_bit_equal(
     compared = {(one["epoch"], one["step"]) for one in events if one["event"] == "weights"}
     assert {(end.epoch, end.step) for _, end in [*whole, *halves]} <= compared
     assert {epoch for epoch, _ in replayed} >= {epoch - 1 for epoch in (1, min(3, last), last)}
-    assert (
-        times_run(recorded, replayed) == 3
-    )  # its last batches: once from the start, twice from steps inside
+    # its last batches: once from the start, twice from steps inside
+    assert times_run(recorded, replayed) == 3
     assert same_bits(recorded, replayed)
     assert sorted(tmp_path.glob("saved/*")) == before
 
@@ -375,9 +374,8 @@ def test_time_alone_makes_a_checkpoint_inside_an_epoch(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run, _ = record("stream", tmp_path, every_minutes=1e-9)
-    assert (
-        len(inside(index_run(run), 0)) >= 13
-    )  # at some updates the RNG of the batch before is not known
+    # at some updates the RNG of the batch before is not known
+    assert len(inside(index_run(run), 0)) >= 13
 
 
 def test_epoch_without_a_checkpoint_before_it_is_reached_by_going_on(

@@ -133,9 +133,8 @@ def _command(process: Path, mark: str) -> str:
     try:
         if mark.encode() not in (process / "environ").read_bytes().split(b"\0"):
             return ""
-        return (
-            (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        )  # "" for one that is dead
+        # "" for one that is dead
+        return (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:
         return ""
 

@@ -33,9 +33,8 @@ from flor_plugins.store.runs import load_run
 from tests.conftest import launched
 from tests.looking import Toys, holding, in_hf, in_lightning, load_toys, said
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore"
-)  # Lightning warns of few workers, of few batches ...
+# Lightning warns of few workers, of few batches ...
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from tests.looking import Toys, in_hf, in_lightning, load_toys, said
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore"
-)  # Lightning warns of few workers, of few batches ...
+# Lightning warns of few workers, of few batches ...
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")

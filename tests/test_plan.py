@@ -134,11 +134,12 @@ def test_each_metric_goes_the_cheapest_way(store: Store, hooks: Path) -> None:
     assert made.metrics == ("accuracy", "wrong", "norm")
     assert ways(made) == {"state": (1, 2, 3), "validate": (1, 2, 3), "train": (1, 2, 3)}
     bases = {one.way: one.checkpoints for one in made.tasks[0].passes}
+    # the ends first
     assert bases["state"] == (
         "epoch=1,step=4",
         "epoch=3,step=12",
         "epoch=2,step=8",
-    )  # the ends first
+    )
     assert bases["train"] == ("epoch=0,step=0", "epoch=2,step=8", "epoch=1,step=4")
 
 

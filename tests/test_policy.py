@@ -149,9 +149,8 @@ def test_what_the_writer_refused_is_skipped_and_the_next_one_is_full() -> None:
     assert made_up.asked.wants(Position(2, 20)) and made_up.asked.takes_optimizer(Position(2, 20))
     made_up.asked.saved(Position(2, 20))
     made_up.clock.now += 3.0
-    made_up.asked.skipped(
-        Position(2, 20), "the disk was full"
-    )  # told when it had been taken already
+    # told when it had been taken already
+    made_up.asked.skipped(Position(2, 20), "the disk was full")
     assert [(one.why, one.cost_s) for one in made_up.asked.skips] == [
         ("the writer was busy", 5.0),
         ("the disk was full", 10.0),

@@ -24,12 +24,13 @@ from tests.replaying import Project, rows_of
 # Seven workers are started one after the other, on a machine that others may use.
 pytestmark = pytest.mark.timeout(900)
 STEPS = 8  # two epochs of four batches
+# the others are recorded from a working tree that differs from HEAD
 COMMITTED = (
     "v1",
     "v3",
     "v4",
     "v7",
-)  # the others are recorded from a working tree that differs from HEAD
+)
 STEPS_FILE = "toys/steps.py"
 Values = dict[tuple[int, int], float]
 

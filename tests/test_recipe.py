@@ -233,15 +233,13 @@ def test_mapping_inside_itself_is_refused(folder: Path) -> None:
     assert "params" in mistake(folder, "version: 1\nname: a\ntrainer: a:b\nparams: &p {x: *p}\n")
 
 
-TEXTS = st.text(
-    st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"])
-)  # what JSON escapes as YAML does
+# what JSON escapes as YAML does
+TEXTS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]))
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
 
 
-KEYS = st.text(
-    st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=150
-)  # YAML: < 1024 escaped
+# YAML: < 1024 escaped
+KEYS = st.text(st.characters(max_codepoint=0xFFFF, exclude_categories=["Cs"]), max_size=150)
 
 
 @given(st.dictionaries(KEYS, st.none() | st.booleans() | st.integers() | FLOATS | TEXTS))

@@ -55,9 +55,8 @@ def test_shipped_recipe_is_right():
 def test_every_emoji_has_a_name_and_a_picture_of_its_own(pictures, emoji):
     assert len(emoji) > 1_000
     assert len({one.name for one in emoji}) == len(emoji)
-    assert len({one.picture.tobytes() for one in emoji}) > 0.95 * len(
-        emoji
-    )  # a few are drawn alike
+    # a few are drawn alike
+    assert len({one.picture.tobytes() for one in emoji}) > 0.95 * len(emoji)
     blocks = {one.name: one.block for one in emoji}
     assert (blocks["cat face"], blocks["grinning face"]) == (pictures.THINGS, "Emoticons")
     assert not [name for name in blocks if "modifier" in name]
@@ -70,9 +69,8 @@ def test_box_holds_just_what_can_be_seen(pictures, emoji):
         changed = (numpy.array(canvas) != (1, 2, 3)).any(axis=2)
         rows, columns = changed.any(axis=1).nonzero()[0], changed.any(axis=0).nonzero()[0]
         seen = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
-        assert seen == pytest.approx(
-            (left, top, right, bottom), abs=2
-        )  # half the size: edges are blurred
+        # half the size: edges are blurred
+        assert seen == pytest.approx((left, top, right, bottom), abs=2)
 
 
 def test_pieces_lie_within_their_photograph(pictures):

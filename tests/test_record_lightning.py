@@ -20,11 +20,12 @@ from flor_plugins.records import Position, Run
 from flor_plugins.store.checkpoints import list_checkpoints, load_checkpoint
 from tests.conftest import Table, at, launched, load_script, table_of
 
+# 60 points in batches of 8; 3 micro-batches an update, 2 in the last
 EPOCHS, BATCHES, WINDOW = (
     3,
     8,
     3,
-)  # 60 points in batches of 8; 3 micro-batches an update, 2 in the last
+)
 UPDATES = 3
 
 
@@ -209,9 +210,8 @@ def test_every_update_has_the_fingerprint_of_its_batches_and_every_epoch_that_of
             2 * updates,
         ]
     alone = [at(plain[2], *position(step))["flor.batch"] for step in range(1, WINDOW + 1)]
-    together = at(
-        accumulated[2], *position(1, UPDATES)
-    )  # the first epoch has the same batches in both
+    # the first epoch has the same batches in both
+    together = at(accumulated[2], *position(1, UPDATES))
     expected = sum(i * one for i, one in enumerate(alone, start=1))
     assert (together["flor.batch"] - expected) % 2**64 == 0  # the sum is one of 64 bits
     assert together["flor.first_batch"] == at(plain[2], *position(1))["flor.first_batch"]

@@ -303,9 +303,8 @@ def test_a_disk_that_fills_up_costs_one_warning_and_what_is_missing_is_noted(
     gaps = "\n".join(run.gaps)
     assert "checkpoint" in gaps and "a row could not be written" in gaps
     table = table_of(run)
-    assert "loss" in at(table, 0, 1) and not at(
-        table, 2, 16
-    )  # the first rows are there, the last are not
+    # the first rows are there, the last are not
+    assert "loss" in at(table, 0, 1) and not at(table, 2, 16)
     assert not list((project / "store20000").rglob(".partial-*"))
 
 

@@ -87,9 +87,8 @@ def lay(root: Path) -> None:
     """The files to be harmed, as they are before each act."""
     for name in ("canary", "mode", "time", "long", "gone", "moved"):
         (root / "home" / f"{name}.txt").write_text("of the user")
-    (root / "outside" / "saved").mkdir(
-        parents=True, exist_ok=True
-    )  # as the recording has left its folder
+    # as the recording has left its folder
+    (root / "outside" / "saved").mkdir(parents=True, exist_ok=True)
     for name in ("canary.txt", "linked.txt", "deep/canary.txt", "canary.safetensors"):
         (root / "outside" / name).parent.mkdir(exist_ok=True)
         (root / "outside" / name).write_text("of the user")
@@ -187,10 +186,11 @@ def replay(world: World, act: str, kind: str, patch: pytest.MonkeyPatch) -> str:
     for name, value in world.project.env.items():
         patch.setenv(name, value)
     patch.setenv(isolation.VARIABLE, kind)
+    # each kind asks for what is not known yet
     metric, store = (
         f"norm_{kind}",
         world.project.store.root,
-    )  # each kind asks for what is not known yet
+    )
     hook = world.root.parent / f"{metric}.py"
     hook.write_text(HOOK.format(metric))
     try:

@@ -17,12 +17,13 @@ CELLS = {
     "lightning": ["dropout_shuffle", "two_workers", "accumulate_clip", "ema", "model_checkpoint"],
     "hf": ["plain", "workers", "accumulate", "plateau", "best_model"],
 }
+# of a whole training
 UPDATES = {
     "accumulate_clip": 24,
     "accumulate": 16,
     "hf": 40,
     "lightning": 60,
-}  # of a whole training
+}
 MOMENTS = ("step", "validation", "checkpoint")
 FILES = 5  # of the first checkpoint, at most
 

@@ -203,9 +203,8 @@ def test_a_run_is_killed_once_its_process_was_killed(store: Store) -> None:
         child.kill()
         child.communicate()
     assert list_runs(store)[0].status == "killed"
-    assert (
-        json.loads((run.path / "run.json").read_text())["status"] == "running"
-    )  # a read never writes
+    # a read never writes
+    assert json.loads((run.path / "run.json").read_text())["status"] == "running"
 
 
 def test_a_pid_that_was_given_again_is_another_process(store: Store) -> None:

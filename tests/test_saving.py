@@ -194,9 +194,8 @@ def test_what_goes_wrong_while_a_state_is_copied_is_told_and_the_next_one_is_tak
         made.save()
         made.step("sgd", False)  # what is trained was seen to stay: from now on it is copied later
         with monkeypatch.context() as patch:
-            patch.setattr(
-                staging_copy, "_copied", broken
-            )  # called after each copy that is made later, and no other
+            # called after each copy that is made later, and no other
+            patch.setattr(staging_copy, "_copied", broken)
             made.save()
             made.step("sgd", False)
         made.save()

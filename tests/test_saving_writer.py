@@ -221,9 +221,8 @@ def test_a_damaged_checkpoint_keeps_no_writer_from_starting(tmp_path: Path, warn
     with warnings.catch_warnings():
         warnings.simplefilter(warned)
         writer = CheckpointWriter(tmp_path)
-    assert "failed" in writer.write(
-        job(1, 0) | {"number": 0}, buffer.array.data
-    )  # there is one of that name
+    # there is one of that name
+    assert "failed" in writer.write(job(1, 0) | {"number": 0}, buffer.array.data)
     assert (
         writer.write(job(2, 0) | {"number": 1}, buffer.array.data)["files"]["model.safetensors"]
         > 4 * SIZE

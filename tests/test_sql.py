@@ -151,9 +151,8 @@ def test_a_wrong_query_is_a_store_error_with_the_tables(store: Store, query: str
 def test_a_query_can_not_read_or_write_files(store: Store, tmp_path: Path, query: str) -> None:
     import pandas
 
-    secret = pandas.DataFrame(
-        {"a": [1]}
-    )  # DuckDB finds frames in the callers' variables, unless told not to
+    # DuckDB finds frames in the callers' variables, unless told not to
+    secret = pandas.DataFrame({"a": [1]})
     file = tmp_path / "secret.csv"
     file.write_text("a,b\n1,2\n")
     before = sorted(tmp_path.iterdir())

@@ -54,10 +54,11 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     ("every", "expected"),
     [
         (4, [(0, 0), (0, 4), (0, 8), (1, 10), (1, 12), (1, 16), (2, 20)]),
+        # step 10 completes an epoch: its boundary has it
         (
             5,
             [(0, 0), (0, 5), (1, 10), (1, 15), (2, 20)],
-        ),  # step 10 completes an epoch: its boundary has it
+        ),
     ],
 )
 @pytest.mark.parametrize("name", ["plain", "endless_name"])

@@ -50,9 +50,8 @@ def _outside(n: int) -> int:
     """
     tail, outside = 0.0, 0
     for k in range(n // 2):
-        tail += (
-            math.comb(n, k) / 2**n
-        )  # P(exactly k of n values lie below the median); the sum: at most k do
+        # P(exactly k of n values lie below the median); the sum: at most k do
+        tail += math.comb(n, k) / 2**n
         if tail > (1 - CONFIDENCE) / 2:
             break
         outside = k

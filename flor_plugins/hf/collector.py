@@ -20,7 +20,6 @@ from flor_plugins.hooks import log
 from flor_plugins.hooks.metric import Context
 from flor_plugins.hooks.step_collector import GuardedCall, StepCollector, ValueReceiver
 from flor_plugins.state.method_wrapper import Method, MethodWrapper
-from flor_plugins.state.optimizer import unwrapped
 from flor_plugins.state.tensor_trees import still
 
 # HF logs the mean loss since the last log as "loss"; here "loss" is each update's own.
@@ -63,20 +62,25 @@ class MetricCollector(StepCollector):
         """Return the context without its position."""
         return Context(
             self.trainer.model,
-            optimizer=unwrapped(self.trainer.optimizer),
+            optimizer=self._optimizer(),
             make_val_dataloader=self._val_dataloader,
             device=self.trainer.args.device,
         )
+
+    def _optimizer(self) -> Any:
+        # AcceleratedOptimizer hides the optimizer that the Trainer was given, or has made
+        # (accelerate/optimizer.py); that may be a wrapper of the user's own.
+        return getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
 
     # ---- called by the callback's events of the same names
 
     def on_pre_optimizer_step(self) -> None:
         """Gradients are clipped."""
-        self.before_update(unwrapped(self.trainer.optimizer))
+        self.before_update(self._optimizer())
 
     def on_optimizer_step(self) -> None:
         """The update is made; gradients are still there."""
-        self.after_update(unwrapped(self.trainer.optimizer))
+        self.after_update(self._optimizer())
 
     def on_step_end(self) -> None:
         """global_step counts this update already; logging and evaluation follow."""

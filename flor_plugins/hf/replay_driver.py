@@ -22,8 +22,8 @@ from flor_plugins.hf.collector import MetricCollector
 from flor_plugins.hf.intercept import silence
 from flor_plugins.hooks.hook_files import check_callback
 from flor_plugins.records import Position, TrainingRange
-from flor_plugins.records.sections import RNG, TRAINER
-from flor_plugins.replayer.worker_session.replay_loop import RangeEnd, ReplayLoop, Sections
+from flor_plugins.records.sections import RNG, TRAINER, LoadedSections
+from flor_plugins.replayer.worker_session.replay_loop import RangeEnd, ReplayLoop
 from flor_plugins.replayer.worker_session.session import WorkerSession, guarded
 from flor_plugins.state import rng
 from flor_plugins.state.method_wrapper import MethodWrapper
@@ -118,7 +118,7 @@ class _ReplayDriver(TrainerCallback):
     ) -> None:
         """Train from the State at the range's start to its end, through all epochs between."""
         trainer = self.trainer
-        sections: Sections | None = self.session.state(trained.start)
+        sections: LoadedSections | None = self.session.state(trained.start)
         state.restore(trainer, sections)
         self._epoch, self._step = trained.start.epoch, trained.start.step
         while True:
@@ -136,7 +136,10 @@ class _ReplayDriver(TrainerCallback):
                 return
 
     def _run_epoch(
-        self, original: Callable[..., Any], kwargs: Mapping[str, Any], sections: Sections | None
+        self,
+        original: Callable[..., Any],
+        kwargs: Mapping[str, Any],
+        sections: LoadedSections | None,
     ) -> None:
         self._batch = 0 if sections is None else sections[TRAINER].get("batch", 0)
         if not self._batch:
@@ -174,7 +177,7 @@ class _ReplayDriver(TrainerCallback):
 
     # ---- without training
 
-    def _restore_validation(self, position: Position, sections: Sections) -> None:
+    def _restore_validation(self, position: Position, sections: LoadedSections) -> None:
         trainer = self.trainer
         loaders.restore_evaluated(trainer, sections[TRAINER].get("evaluated", []))
         state.restore(trainer, sections)

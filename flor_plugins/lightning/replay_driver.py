@@ -24,8 +24,8 @@ from flor_plugins.lightning.collector import MetricCollector
 from flor_plugins.lightning.fast_forward import FastForward, is_boundary, prepare
 from flor_plugins.lightning.intercept import silence
 from flor_plugins.records import Position, TrainingRange
-from flor_plugins.records.sections import RNG
-from flor_plugins.replayer.worker_session.replay_loop import RangeEnd, ReplayLoop, Sections
+from flor_plugins.records.sections import RNG, LoadedSections
+from flor_plugins.replayer.worker_session.replay_loop import RangeEnd, ReplayLoop
 from flor_plugins.replayer.worker_session.session import WorkerSession, guarded
 from flor_plugins.state import rng
 from flor_plugins.state.method_wrapper import MethodWrapper
@@ -210,7 +210,7 @@ class _ReplayDriver(Callback):
 
     # ---- without training
 
-    def _restore_validation(self, position: Position, sections: Sections) -> None:
+    def _restore_validation(self, position: Position, sections: LoadedSections) -> None:
         trainer, epoch_loop = self.trainer, self.trainer.fit_loop.epoch_loop
         is_inside = FastForward(trainer, sections).batch
         # At an epoch's end its validation came before the counters went on.

@@ -100,9 +100,8 @@ def restore(trainer: pl.Trainer, sections: Sections) -> None:
     for name, callback in _users_callbacks(trainer):
         if name in held.get("callbacks", {}):
             user_objects.restore(callback, held["callbacks"][name])
-    present = [
-        one.state_dict() for one in trainer.optimizers
-    ]  # they stay as they are without a section of theirs
+    # they stay as they are without a section of theirs
+    present = [one.state_dict() for one in trainer.optimizers]
     connector._loaded_checkpoint = as_checkpoint({OPTIMIZER: present, **sections})
     connector.restore_datamodule()
     connector.restore_model()
@@ -158,10 +157,11 @@ def restore_progress(
     loop = trainer.fit_loop
     loop.load_state_dict(sections[TRAINER]["checkpoint"]["loops"]["fit_loop"])
     _clear_restart(loop)
+    # declared as base class
     trackers: list[Any] = [
         loop.epoch_progress.total,
         loop.epoch_progress.current,
-    ]  # declared as base class
+    ]
     for progress in trackers:
         progress.ready = progress.started = completed + has_begun
         progress.processed = progress.completed = completed

@@ -27,8 +27,9 @@ from flor_plugins.loops.fast_forward import FastForward, rewindable
 from flor_plugins.loops.frame_variables import FrameVariables, frames_to
 from flor_plugins.loops.intercept import StartedLoop
 from flor_plugins.records import Position, TrainingRange
+from flor_plugins.records.sections import LoadedSections
 from flor_plugins.replayer.execution.launched_fit import RelaunchScript, ReplayDone
-from flor_plugins.replayer.worker_session.replay_loop import ReplayLoop, Sections
+from flor_plugins.replayer.worker_session.replay_loop import ReplayLoop
 from flor_plugins.replayer.worker_session.session import WorkerSession, guarded
 
 _AT_MAIN: Any = object()  # the passes can go on when the main loop asks for its next item
@@ -242,7 +243,7 @@ class LoopReplayDriver(LoopObserver):
     def _weights(self) -> Mapping[str, Tensor]:
         return self._stage.registered.model.state_dict()
 
-    def _restore_weights(self, sections: Sections) -> None:
+    def _restore_weights(self, sections: LoadedSections) -> None:
         state.restore_weights(self._stage.registered, sections)
 
     def _frame_variables(self) -> FrameVariables:

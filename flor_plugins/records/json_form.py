@@ -46,7 +46,7 @@ def _decode(kind: Any, value: Any, strict: bool) -> Any:
     if is_dataclass(kind):
         unknown = value.keys() - _types_of(kind).keys()  # pyright: ignore[reportArgumentType]
         if strict and unknown:
-            raise TypeError(f"{', '.join(sorted(unknown))} is no field of {kind.__name__}")
+            raise TypeError(f"{', '.join(sorted(unknown))} is no field of {kind}")
         return from_json(kind, value, strict=strict)  # pyright: ignore[reportArgumentType]
     parts = get_args(kind)
     if NoneType in parts:

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-LARGEST_ARRAY = (
-    2**26
-)  # bytes: what is larger is a data set, or has to be given to whoever saves it by name
+# bytes: what is larger is a data set, or has to be given to whoever saves it by name
+LARGEST_ARRAY = 2**26
 _OWN = frozenset(vars(nn.Module())) | {"training"}
 _Modules = list[tuple[str, nn.Module]]
 

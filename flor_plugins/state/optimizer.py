@@ -10,11 +10,9 @@ from torch.optim import Optimizer
 
 
 def unwrapped(optimizer: Any) -> Any:
-    """Return torch's own optimizer below those that keep it as `optimizer`.
+    """Return torch's own optimizer below wrappers that keep it as `optimizer`.
 
-    These are accelerate's and Fabric's.
-
-    What is no wrapper is returned as it is.
+    accelerate's and Fabric's do. What is no wrapper is returned as it is.
     """
     inner = getattr(optimizer, "optimizer", None)
     if isinstance(inner, Optimizer) or hasattr(inner, "optimizer"):

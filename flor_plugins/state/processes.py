@@ -14,9 +14,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-WAIT = timedelta(
-    minutes=10
-)  # a snapshot of the code, or a checkpoint that is compared, may take a while
+# a snapshot of the code, or a checkpoint that is compared, may take a while
+WAIT = timedelta(minutes=10)
 
 
 def rank() -> int:

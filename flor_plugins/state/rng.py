@@ -12,14 +12,14 @@ import numpy as np
 import torch
 
 RandomGenerator = torch.Generator | np.random.Generator | random.Random
+# of a tuple isinstance is faster than of a union
 _KINDS = (
     torch.Generator,
     np.random.Generator,
     random.Random,
-)  # of a tuple isinstance is faster than of a union
-_NO_GENERATORS = frozenset(
-    (bool, int, float, str, dict, OrderedDict, set, type(None))
-)  # most that a module has
+)
+# most that a module has
+_NO_GENERATORS = frozenset((bool, int, float, str, dict, OrderedDict, set, type(None)))
 
 
 def capture() -> dict[str, Any]:

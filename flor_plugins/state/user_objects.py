@@ -76,9 +76,8 @@ def capture(owner: object, known: Collection[int] = ()) -> dict[str, Any]:
 
 def restore(owner: object, state: dict[str, Any]) -> None:
     """Put `capture`'s result back; modules in place."""
-    vars(owner).update(
-        copy.deepcopy(state["attributes"])
-    )  # not setattr, which frozen classes refuse
+    # not setattr, which frozen classes refuse
+    vars(owner).update(copy.deepcopy(state["attributes"]))
     rng.restore_generators(_generators(owner), state["generators"])
     for name, part in _modules(owner):
         if name in state["modules"]:

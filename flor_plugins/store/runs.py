@@ -142,9 +142,8 @@ def _folders(store: Store) -> list[Path]:
     if not store.runs.is_dir():
         return []
     folders = (path.parent for path in store.runs.glob("*/run.json"))
-    return sorted(
-        folder for folder in folders if not folder.name.startswith(".")
-    )  # else unfinished
+    # else unfinished
+    return sorted(folder for folder in folders if not folder.name.startswith("."))
 
 
 def _unknown(store: Store, text: str, runs: list[Run], *, is_ambiguous: bool) -> str:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 import flor_plugins as flor
 
+# as recipes/tapas.py numbers them
 KINDS = (
     "look_up",
     "reverse_look_up",
     "extreme",
     "count",
     "sum_or_average",
-)  # as recipes/tapas.py numbers them
+)
 OPERATORS = ("NONE", "SUM", "AVERAGE", "COUNT")
 
 
@@ -58,10 +59,11 @@ def is_right(batch: dict[str, Tensor], logits: Tensor, operators: Tensor) -> Ten
     """(batch,) float32: 1 where the model gave the very cells, or, of a sum, average or
     count, the number.
     """
+    # a cell of several tokens counts once
     is_chosen, sizes = (
         logits > 0,
         batch["numeric_values_scale"],
-    )  # a cell of several tokens counts once
+    )
     cells = (is_chosen / sizes).sum(dim=1)
     total = torch.where(is_chosen, batch["numeric_values"] / sizes, 0).sum(dim=1)
     given = torch.stack([torch.full_like(total, torch.nan), total, total / cells, cells])

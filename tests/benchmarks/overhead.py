@@ -174,9 +174,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 for name in NAMES
             }
 
-        _interleaved(
-            trainings(0), 0, 1
-        )  # code and memory that only the first fit of a process meets
+        # code and memory that only the first fit of a process meets
+        _interleaved(trainings(0), 0, 1)
         settling = 0 if options.budget is None else SETTLING
         measured = trainings(settling + options.pairs)
         with patch.object(budgets, "ALLOWANCE_S", FREE_S):

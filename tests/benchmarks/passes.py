@@ -47,11 +47,12 @@ SHAPES = {
 }
 TIMES = 3.0  # how much faster K are than one at a time, at the least
 CALIBRATIONS = 4
+# of validation data; the first one is loaded twice, to compare it
 BATCHES = {
     "tiny": 4,
     "small": 40,
     "full": 40,
-}  # of validation data; the first one is loaded twice, to compare it
+}
 
 METRIC = "held_out_loss"
 HOOK = """

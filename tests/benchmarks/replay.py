@@ -34,16 +34,18 @@ SHAPES = {
     "small": Shape(2, 128, 1000, 4, 32),
     "full": Shape(4, 256, 2000, 8, 32),
 }
+# of training data: at full scale 20 epochs take about a minute
 TEXTS = {
     "tiny": 20,
     "small": 80,
     "full": 320,
-}  # of training data: at full scale 20 epochs take about a minute
+}
+# passes over the validation data by the hook for several runs
 THROUGH = {
     "tiny": 1,
     "small": 4,
     "full": 6,
-}  # passes over the validation data by the hook for several runs
+}
 TIMES, TIMES_BY_TWO = 20.0, 1.7
 REQUEST_S = 1.0  # asked again
 

@@ -29,19 +29,21 @@ from tests.benchmarks.savers import SAVERS, Setting, nothing
 from tests.benchmarks.workloads import LARGE, Memcpy, adam_state
 
 MOST_MEMCPYS = 1.2
+# from one checkpoint to the next: a gigabyte is written in 5 s
 WINDOW_S = {
     "tiny": 0.1,
     "small": 2.0,
     "full": 12.0,
-}  # from one checkpoint to the next: a gigabyte is written in 5 s
+}
 SHOWN = 10  # steps after a checkpoint, of which it is told what each of them lost
 LEAST_STEPS = 12  # from one checkpoint to the next
+# times less
 ANCHORS = {
     "AsyncCheckpointIO": 3,
     "ModelCheckpoint": 10,
     "torch.save": 10,
     "save_strategy (hf)": 10,
-}  # times less
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,9 +169,8 @@ def workloads(scale: str) -> Iterator[Workload]:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", ".is_gradient_checkpointing. is deprecated"
-        )  # of peft's code, not of ours
+        # of peft's code, not of ours
+        warnings.filterwarnings("ignore", ".is_gradient_checkpointing. is deprecated")
         lora = get_peft_model(GPT2LMHeadModel(large.config()), adapters)
     yield Workload("LoRA", 1 / 50, 2e-4, lora, Texts([manual], large), large)
 

@@ -48,7 +48,8 @@ class _GitIndex:
             given.seek(0)
             out = Git(self.root).execute(
                 ["git", *QUIET, *SAFE, *args],
-                istream=given,  # pyright: ignore[reportArgumentType]  any file with a descriptor will do
+                # Any file with a descriptor will do.
+                istream=given,  # pyright: ignore[reportArgumentType]
                 env={**places, **env},
                 stdout_as_string=False,
                 strip_newline_in_stdout=False,

@@ -25,7 +25,7 @@ ENDING = ".ckpt"
 _HPARAMS = ("datamodule_hyper_parameters", "hyper_parameters")
 # What Lightning itself writes at the top of a checkpoint, without which it can't be placed.
 _STEP = "global_step"
-CheckpointContent = dict[str, Any]  # what Lightning dumps
+LightningCheckpoint = dict[str, Any]  # what Lightning dumps
 
 
 def files_in(path: Path) -> list[Path]:
@@ -52,7 +52,7 @@ def find(path: Path) -> FoundTraining:
     stored: list[FoundCheckpoint] = []
     notes: list[str] = []
     refused: list[StoreError] = []
-    newest: CheckpointContent = {_STEP: -1}
+    newest: LightningCheckpoint = {_STEP: -1}
     scores: dict[str, dict[str, float]] = {}
     for file in sorted(files_in(path)):
         try:
@@ -83,7 +83,7 @@ def find(path: Path) -> FoundTraining:
     return FoundTraining("lightning", path, kept, files, rows, _params(newest), (*notes, *doubles))
 
 
-def read_file(path: Path, *, mapped: bool = True) -> CheckpointContent:
+def read_file(path: Path, *, mapped: bool = True) -> LightningCheckpoint:
     """The dict in a `.ckpt` file of Lightning, or in a folder that FlorCheckpointIO wrote.
 
     Tensors are on the CPU; mapped: those of a file are read when they are used, which spares
@@ -112,7 +112,7 @@ def read_file(path: Path, *, mapped: bool = True) -> CheckpointContent:
     return found
 
 
-def position_of(checkpoint: CheckpointContent) -> Position | None:
+def position_of(checkpoint: LightningCheckpoint) -> Position | None:
     """(completed epochs, global_step) of the dict that Lightning dumps; None where it doesn't say.
 
     An epoch counts once its last batch is done: at the end-of-epoch validation, where
@@ -130,7 +130,7 @@ def position_of(checkpoint: CheckpointContent) -> Position | None:
         return None
 
 
-def _ends_epoch(checkpoint: CheckpointContent) -> bool:
+def _ends_epoch(checkpoint: LightningCheckpoint) -> bool:
     """Whether it stands at the end of an epoch and not in its middle; read after `position_of`."""
     loop = checkpoint.get("loops", {}).get("fit_loop")
     if loop is None:
@@ -139,7 +139,7 @@ def _ends_epoch(checkpoint: CheckpointContent) -> bool:
     return bool(batches["is_last_batch"] or progress["started"] == progress["processed"])
 
 
-def _stored(path: Path, checkpoint: CheckpointContent) -> FoundCheckpoint:
+def _stored(path: Path, checkpoint: LightningCheckpoint) -> FoundCheckpoint:
     position = position_of(checkpoint)
     if position is None or "state_dict" not in checkpoint:
         keys = ", ".join(map(str, list(checkpoint)[:8]))
@@ -171,14 +171,14 @@ def _refusal(path: Path, error: Exception) -> str:
     )
 
 
-def _params(checkpoint: CheckpointContent) -> JsonObject:
+def _params(checkpoint: LightningCheckpoint) -> JsonObject:
     params: JsonObject = {}
     for key in _HPARAMS:
         params.update(flatten("", checkpoint.get(key) or {}))
     return params
 
 
-def _scores(checkpoint: CheckpointContent) -> dict[str, dict[str, float]]:
+def _scores(checkpoint: LightningCheckpoint) -> dict[str, dict[str, float]]:
     """The monitored values that ModelCheckpoint noted: file name to {metric: value}."""
     found: dict[str, dict[str, float]] = {}
     for state in (checkpoint.get("callbacks") or {}).values():

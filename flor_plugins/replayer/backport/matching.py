@@ -137,7 +137,8 @@ def _pair_likeness(base: ast.stmt, old: ast.stmt) -> float:
     if isinstance(base, Definition) or isinstance(old, Definition):
         if type(base) is not type(old):
             return 0.0
-        return 1.0 if base.name == old.name else 0.9 * likeness(base, old)  # type: ignore[attr-defined]
+        has_same_name = base.name == old.name  # type: ignore[attr-defined]
+        return 1.0 if has_same_name else 0.9 * likeness(base, old)
     whole = likeness(base, old)
     if type(base) is not type(old) or not list(inner_blocks(base)):
         return whole

@@ -65,7 +65,7 @@ def compare(
     was, now: the two texts, so that changes are told as they are written. No ForbiddenChange means
     that the edited file without each AddedStatement is the base's very tree (docstrings aside).
     """
-    comparison = _Comparison(path, was, now)
+    comparison = _TreeComparison(path, was, now)
     comparison.compare(_Side(base), _Side(edited), (), ())
     return comparison.settled()
 
@@ -160,7 +160,7 @@ def _written(side: _Side, source: str) -> str:
 
 
 @dataclass
-class _Comparison:
+class _TreeComparison:
     path: str
     was: str
     now: str
@@ -277,7 +277,8 @@ class _Comparison:
     def _new_cost(self, old: _Side, new: _Side) -> float:
         if old.shape == new.shape:
             return 0.0
-        if isinstance(new.node, Definition) and old.node.name != new.node.name:  # type: ignore[attr-defined]
+        names = [getattr(side.node, "name", None) for side in (old, new)]
+        if isinstance(new.node, Definition) and names[0] != names[1]:
             return float("inf")
         cost = 0.0
         if old.shell != new.shell:

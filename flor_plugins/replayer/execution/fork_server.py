@@ -87,7 +87,8 @@ def main(control_fd: int, framework: str) -> NoReturn:
     status = 0
     if order is not None:
         status = order.do()
-        threading._shutdown()  # type: ignore[attr-defined]  # as an interpreter does: threads, exit hooks, output
+        # As an interpreter does at its end: threads, exit hooks, output.
+        threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         stream.flush()

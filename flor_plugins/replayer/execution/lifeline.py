@@ -19,9 +19,8 @@ def end_with_listener(events_fd: int) -> None:
 
 def _watch(events_fd: int) -> None:
     watched = select.poll()
-    watched.register(
-        events_fd, 0
-    )  # these two are reported in any case, once no reader is left; of a file, never
+    # these two are reported in any case, once no reader is left; of a file, never
+    watched.register(events_fd, 0)
     while not any(event & (select.POLLERR | select.POLLHUP) for _, event in watched.poll()):
         pass
     os._exit(STATUS)

@@ -32,9 +32,8 @@ class _SharedSettings:
     tell: Tell
     devices: GpuAssignment
     is_over: threading.Event = field(default_factory=threading.Event)
-    turn: threading.Lock = field(
-        default_factory=threading.Lock
-    )  # who asks is told one thing at a time
+    # who asks is told one thing at a time
+    turn: threading.Lock = field(default_factory=threading.Lock)
 
 
 def run_all(
@@ -46,9 +45,8 @@ def run_all(
     gone.
     """
     store.replay(plan.replay_id).mkdir(parents=True, exist_ok=True)
-    devices = GpuAssignment(
-        visible() if workers > 1 else ()
-    )  # a single worker sees them as the recording did
+    # a single worker sees them as the recording did
+    devices = GpuAssignment(visible() if workers > 1 else ())
     request, jobs = (
         _SharedSettings(store, runs, plan, tell, devices),
         [RetriedTask(task) for task in plan.tasks],
@@ -83,9 +81,8 @@ def _do(request: _SharedSettings, job: RetriedTask) -> Outcome:
 def _work_on(request: _SharedSettings, job: RetriedTask, run: Run, mirror: Mirror | None) -> None:
     def tell(task: Task, event: Event) -> None:
         if mirror is not None and isinstance(event, ROWS_STORED):
-            remote_sync.deliver(
-                mirror, request.plan, task
-            )  # before it is told, so that what was told is there
+            # before it is told, so that what was told is there
+            remote_sync.deliver(mirror, request.plan, task)
         job.told.append(event)
         _say(request, task, event)
 

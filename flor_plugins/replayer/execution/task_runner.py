@@ -31,7 +31,7 @@ from flor_plugins.store.layout import Store
 from flor_plugins.store.remote.commits import find_commit
 
 Tell = Callable[[Task, Event], None]
-ResultT = TypeVar("ResultT", PassResult, RangeResult)
+EventResultT = TypeVar("EventResultT", PassResult, RangeResult)
 
 
 @dataclass(slots=True)
@@ -151,7 +151,7 @@ def _watch(outcome: Outcome, run: Run, group: WorkerGroup, tell: Tell) -> None:
         outcome.stretches[ranges:] = _worst(outcome.stretches[ranges:], events, rank)
 
 
-def _worst(results: list[ResultT], events: Sequence[Event], rank: int) -> list[ResultT]:
+def _worst(results: list[EventResultT], events: Sequence[Event], rank: int) -> list[EventResultT]:
     """A result is as exact as it is in the process in which it is the least."""
     others = [event for event in events if isinstance(event, type(results[0]))] if results else []
     worst = list(results)

@@ -26,9 +26,9 @@ FORCED: dict[str, tuple[tuple[str, dict[str, Any]], ...]] = {
 }
 # Of huggingface_hub.HfApi: what changes something there begins with one of these.
 WRITES = re.compile(
-    r"(accept|add|batch|cancel|change|comment|copy|create|delete|disable|duplicate|edit|enable|grant|hide|like|merge|"
-    r"move|pause|permanently|preupload|reject|rename|request|rerun|restart|resume|run_job|run_uv|scale|set|super|"
-    r"suspend|sync|trigger|unlike|update|upload)(_|$)"
+    r"(accept|add|batch|cancel|change|comment|copy|create|delete|disable|duplicate|edit|enable|"
+    r"grant|hide|like|merge|move|pause|permanently|preupload|reject|rename|request|rerun|restart|"
+    r"resume|run_job|run_uv|scale|set|super|suspend|sync|trigger|unlike|update|upload)(_|$)"
 )
 COMMITS = re.compile(r"create_commit$|upload_|delete_(file|files|folder)$")
 HUB = "https://huggingface.co"
@@ -69,7 +69,8 @@ def _forced(module: ModuleType) -> None:
         if found is not None:
             setattr(module, name, _with(found, forced))
     if module.__name__ == "wandb":
-        module.login = lambda *args, **kwargs: True  # type: ignore[attr-defined]  # it would write ~/.netrc
+        # The real one would write ~/.netrc.
+        module.login = lambda *args, **kwargs: True  # type: ignore[attr-defined]
 
 
 def _with(call: Callable[..., Any], forced: dict[str, Any]) -> Callable[..., Any]:

@@ -94,9 +94,8 @@ def _of_machine() -> int:
     available_kib = _fields(MEMINFO).get("MemAvailable:")
     if available_kib is not None:
         return available_kib * 1024
-    return (
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    )  # macOS says only how much there is in all
+    # macOS says only how much there is in all
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
 def _of_groups() -> Iterator[int]:

@@ -10,11 +10,9 @@ import torch
 
 from flor_plugins.hooks.metric import Context
 from flor_plugins.records import Position, TrainingRange
-from flor_plugins.records.sections import MODEL
+from flor_plugins.records.sections import MODEL, LoadedSections
 from flor_plugins.replayer.worker_session.batch_cache import BatchCache
 from flor_plugins.replayer.worker_session.session import WorkerSession, say
-
-Sections = dict[str, Any]  # of a State, by name
 
 
 class RangeEnd(BaseException):
@@ -34,7 +32,7 @@ class ReplayLoop:
         *,
         context: Callable[[], Context],
         weights: Callable[[], Mapping[str, torch.Tensor]],
-        restore_weights: Callable[[Sections], object],
+        restore_weights: Callable[[LoadedSections], object],
     ) -> None:
         self.session = session
         self._context, self._weights, self._restore = context, weights, restore_weights
@@ -57,7 +55,7 @@ class ReplayLoop:
                     session.position_done(position)
 
     def validate(
-        self, restore: Callable[[Position, Sections], None], run: Callable[[], object]
+        self, restore: Callable[[Position, LoadedSections], None], run: Callable[[], object]
     ) -> None:
         """Do the passes that validate.
 

@@ -130,16 +130,6 @@ def known_tensors(run_path: Path) -> KnownTensors:
     return known
 
 
-def references(run_path: Path) -> dict[Position, set[Position]]:
-    """Return for each checkpoint the others that tensors of it are read from.
-
-    Those must not be deleted before it.
-    """
-    from flor_plugins.store.checkpoints import tombstones
-
-    return tombstones.references(run_path)
-
-
 def draft_of(encoded: Encoded, *, is_full: bool = True) -> CheckpointDraft:
     """What is to be written of an encoded state: its tensors' own memory."""
     from flor_plugins.store.checkpoints.hashes import bytes_of

@@ -34,9 +34,8 @@ PLAIN, DELTA, SORTED = "shuffle,zstd", "delta,shuffle,zstd", "delta,sort,shuffle
 METHODS = (PLAIN, DELTA, SORTED)
 CHUNK = 1 << 20  # bytes
 ALIGNED = 8  # bytes; so that what follows in a file is aligned to its items
-SEGMENT = (
-    1 << 15
-)  # bytes of a plane; sorted items want tables of zstd of their own, half of it is no smaller
+# bytes of a plane; sorted items want tables of zstd of their own, half of it is no smaller
+SEGMENT = 1 << 15
 LEVEL = 1  # higher ones look for repetitions, which are not there: slower and no smaller
 WIDTHS = {
     "float64": 8,

@@ -48,9 +48,8 @@ class TensorReference:
         return Position.parse(self.folder.name), self.key
 
 
-DeltaChain = tuple[
-    TensorReference, ...
-]  # what is read first to what is asked for; one reference unless there are deltas
+# what is read first to what is asked for; one reference unless there are deltas
+DeltaChain = tuple[TensorReference, ...]
 
 
 class ManifestCache:

@@ -35,7 +35,7 @@ from flor_plugins.store.files import whole_file
 WORTH = 0.9  # of a file: if less of it is kept, it is written again without the rest
 PART = 1 << 20  # bytes
 
-TensorKey = tuple[Position, str]
+TensorKey = tuple[Position, str]  # of which checkpoint, and its "<section>/<name>" there
 
 
 def needed_tensors(

@@ -87,9 +87,8 @@ def is_plain(value: Any) -> bool:
     """
     kind = type(value)
     if kind is int:
-        return (
-            -(2**63) <= value < 2**63
-        )  # other readers know 64 bits, and Python itself refuses 4300 digits
+        # other readers know 64 bits, and Python itself refuses 4300 digits
+        return -(2**63) <= value < 2**63
     return value is None or kind is str or kind is bool or (kind is float and math.isfinite(value))
 
 

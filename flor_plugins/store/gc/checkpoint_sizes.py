@@ -10,9 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from flor_plugins.records import Position
+from flor_plugins.store.checkpoints.tombstones import TensorKey
 from flor_plugins.store.gc.replay_cost import CheckpointForm
-
-TensorKey = tuple[Position, str]  # of which checkpoint, and its "<section>/<name>" there
 
 
 @dataclass(frozen=True, slots=True)

@@ -229,7 +229,8 @@ def _load_table(path: Path) -> Any:
 
 def _load_image(path: Path) -> Any:
     try:
-        from PIL import Image  # pyright: ignore[reportMissingImports]  # optional: no dependency of ours
+        # Optional: it is no dependency of ours.
+        from PIL import Image  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise MissingDependency(
             f"the image {path} was asked for, and PIL is not installed: pip install pillow"

@@ -233,12 +233,14 @@ class _Parser:
                 )
         self.fail(self.at(node), "this call is not understood")
 
-    def constants(self, node: ast.expr) -> list[Any]:
-        found = [_constant(element) for element in node.elts]  # pyright: ignore[reportAttributeAccessIssue]
-        for one, constant in zip(node.elts, found, strict=True):  # pyright: ignore[reportAttributeAccessIssue]
+    def constants(self, node: ast.List | ast.Tuple | ast.Set) -> list[Any]:
+        constants = []
+        for element in node.elts:
+            constant = _constant(element)
             if constant is None:
-                self.fail(self.at(one), "a list may hold only numbers and texts")
-        return found
+                self.fail(self.at(element), "a list may hold only numbers and texts")
+            constants.append(constant)
+        return constants
 
     def call(self, node: ast.expr, function: Callable[..., Any], *parts: Evaluate) -> Evaluate:
         """Apply, and say where, if the types of the columns do not fit."""

@@ -17,7 +17,7 @@ from flor_plugins.errors import FlorError, StoreError
 from flor_plugins.recorder.importers.flordb import database, loop_positions
 from flor_plugins.recorder.importers.flordb.commits import CommitInfo, commits_in
 from flor_plugins.recorder.importers.flordb.database import LoggedTraining, SegmentKey
-from flor_plugins.recorder.importers.flordb.loop_positions import PositionedTraining, RowPlace
+from flor_plugins.recorder.importers.flordb.loop_positions import LogPlace, PositionedTraining
 from flor_plugins.records import JsonObject, Launch, Obstacle, RecordingProcess, Row, Run
 from flor_plugins.store import runs
 from flor_plugins.store.files import read_json, write_json
@@ -210,7 +210,7 @@ def _run(home: Store, training: LoggedTraining, one: PositionedTraining, identit
     )
 
 
-def _rows(its: Mapping[RowPlace, JsonObject], source: str, run: Run) -> list[Row]:
+def _rows(its: Mapping[LogPlace, JsonObject], source: str, run: Run) -> list[Row]:
     """Return the rows of one source.
 
     What FlorDB replayed, or read out of printed text, is no recorded value: nobody has compared it.

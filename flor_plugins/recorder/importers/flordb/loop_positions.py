@@ -23,7 +23,7 @@ _STEPS = re.compile(r"step|batch|iter", re.IGNORECASE)
 _LENGTH = "time::iter::n"  # FlorDB 4 says how many iterations a loop had
 
 OuterIterations = tuple[tuple[str, int], ...]  # the iterations of loops around the epochs
-RowPlace = tuple[Position, Level]
+LogPlace = tuple[Position, Level]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class PositionedTraining:
 
     lead: OuterIterations
     params: Mapping[str, object]
-    rows: Mapping[str, Mapping[RowPlace, JsonObject]]
+    rows: Mapping[str, Mapping[LogPlace, JsonObject]]
     last: Position | None
     notes: tuple[str, ...]
 
@@ -80,7 +80,7 @@ class _StepCounter:
     def epochs(self) -> int:
         return len(self.starts) - 1
 
-    def place_of(self, one: _ParsedLog) -> RowPlace:
+    def place_of(self, one: _ParsedLog) -> LogPlace:
         """Return the place of a logged value.
 
         In an epoch, but in none of its steps, is at its end; outside of the epochs is at the end of
@@ -144,8 +144,8 @@ def _placed(
 ) -> PositionedTraining:
     clock = _clock(own)
     params = {**dict(lead), **known}
-    rows: dict[str, dict[RowPlace, JsonObject]] = {}
-    lists: dict[tuple[str, RowPlace, str], list[Any]] = {}
+    rows: dict[str, dict[LogPlace, JsonObject]] = {}
+    lists: dict[tuple[str, LogPlace, str], list[Any]] = {}
     has_begun, twice = False, set[str]()
     for one in own:
         log = one.log

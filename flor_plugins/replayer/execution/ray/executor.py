@@ -178,9 +178,8 @@ def work(place: StoreLocation, plan: Plan, task: Task) -> Iterator[Event | Outco
         os.environ[VARIABLE] = str(store.root)  # the replayed script looks for a folder
     for answer in _doing(store, run, plan, task):
         if mirror is not None and isinstance(answer, (Outcome, *ROWS_STORED)):
-            remote_sync.deliver(
-                mirror, plan, task
-            )  # before it is told, so that what was told is there
+            # before it is told, so that what was told is there
+            remote_sync.deliver(mirror, plan, task)
         yield answer
 
 
