@@ -71,14 +71,16 @@ class Diverged(ReplayError):
 
 
 class EditRefused(FlorError):
-    """An edit of the working tree would change the training; lists every such change with
-    file and line.
+    """An edit of the working tree would change the training.
+
+    The message lists every such change with file and line.
     """
 
 
 class CannotCarry(FlorError):
-    """An edit of the working tree has no certain place in an old version; names the
-    statement and the places.
+    """An edit of the working tree has no certain place in an old version.
+
+    The message names the statement and the places.
     """
 
 

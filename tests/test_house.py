@@ -12,6 +12,7 @@ import pytest
 
 import flor_plugins
 from flor_plugins.recipe import check_recipe
+from tests.house_table import House
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "flor_plugins"
@@ -167,3 +168,20 @@ def test_a_recipe_of_ours_has_no_mistake(path):
 
 def test_there_are_recipes():
     assert {path.name for path in RECIPES} >= {"bert.yaml", "resnet152.yaml"}
+
+
+@pytest.mark.xdist_group("a group")
+def test_tests_of_one_group_run_in_one_worker(request):
+    """pytest-xdist does not say so where it can't put tests together: fixtures are made twice."""
+    assert request.node.nodeid.endswith("@a group") or not hasattr(request.config, "workerinput")
+
+
+def test_the_house_stays_as_it_was_built():
+    """The measures that tests/house_table.py prints, held to what was reached."""
+    house = House(ROOT)
+    assert house.circles == []
+    assert house.upward == []
+    assert house.long_lines == []
+    assert house.fan_out[0] <= 20, house.fan_out
+    assert len(house.meanings) <= 8, house.meanings
+    assert len(house.large_classes) <= 5, house.large_classes

@@ -107,5 +107,5 @@ def test_a_missing_key_is_a_default_and_an_unknown_one_is_ignored() -> None:
 def test_read_strictly_an_unknown_key_of_a_nested_record_is_an_error_that_names_it() -> None:
     data = to_json(Task("r", "n", "v", (ReplayPass("state", ("acc",), "why", (Position(1, 2),)),)))
     data["passes"][0]["positions"][0]["spet"] = data["passes"][0]["positions"][0].pop("step")
-    with pytest.raises(TypeError, match="spet is no field of .*Position"):
+    with pytest.raises(TypeError, match=r"spet is no field of .*Position"):
         from_json(Task, data, strict=True)

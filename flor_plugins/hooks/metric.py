@@ -71,6 +71,7 @@ class Metric:
         return f"{code.co_filename}:{code.co_firstlineno}"
 
     def __call__(self, ctx: Any) -> Any:
+        """Call the decorated function."""
         return self.function(ctx)
 
 

@@ -37,7 +37,7 @@ def loop_stack() -> LoopStack:
     return found
 
 
-class loop(Generic[T]):  # a verb of the public face; `for` makes an object of it
+class loop(Generic[T]):  # noqa: N801  a verb of the public face
     """A loop of the training: `for epoch in flor.loop("epoch", range(n))`.
 
     The outermost one after `flor.checkpoints` is the main loop: it is one run, and each of its
@@ -95,7 +95,7 @@ class LoopIterator(Iterator[T]):
             self._level.is_over = True
 
 
-class checkpoints:  # see `loop`
+class checkpoints:  # noqa: N801  a verb of the public face
     """Says of what a State consists: `flor.checkpoints(net, optimizer, scheduler=schedule)`.
 
     Modules, optimizers, schedulers and whatever else has state_dict and load_state_dict; random

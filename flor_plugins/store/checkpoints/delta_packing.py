@@ -1,19 +1,18 @@
-"""Tensors made smaller without loss: deltas, sorted, cut into planes of bytes, zstd.
+"""Tensors made smaller without loss: a delta to another tensor, sorted, in planes of bytes, zstd.
 
 A method is a comma-separated list of steps, in the order in which they are taken:
 
   delta    the items are seen as unsigned integers of `width` bytes, those of the base are
-  subtracted (wrapping
-           around), and the sign goes to the lowest bit (0, -1, 1, -2 ... become 0, 1, 2, 3
-           ...). Weights that moved little have zeros in front.
+           subtracted (wrapping around), and the sign goes to the lowest bit (0, -1, 1, -2 ...
+           become 0, 1, 2, 3 ...). Weights that moved little have zeros in front.
   sort     the items of a chunk are put in the order of the nine highest bits of the base, less
-  the first: the exponent
-           of a float32 or bfloat16. How far an item moved, in units of its last place, depends
-           on its exponent; equals side by side are 2 to 3 % smaller. Who has the base knows the
-           order: it is not stored.
+           the first: the exponent of a float32 or bfloat16. How far an item moved, in units of
+           its last place, depends on its exponent; equals side by side are 2 to 3 % smaller. A
+           reader that has the base knows the order: it is not stored.
   shuffle  all lowest bytes, then all second bytes ...: exponents are alike, the ends of
-  mantissas are noise. zstd     each plane in segments of 32 KiB, each on its own: noise is
-  stored as it is and costs nothing to read.
+           mantissas are noise.
+  zstd     each plane in segments of 32 KiB, each on its own: noise is stored as it is and costs
+           nothing to read.
 
 The tensor is packed in chunks of 1 MiB, so that neither side needs memory for more. A packed
 tensor is its chunks, zeros that make its length a multiple of 8, and the length of each chunk
