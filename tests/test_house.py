@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -185,3 +186,10 @@ def test_the_house_stays_as_it_was_built():
     assert house.fan_out[0] <= 20, house.fan_out
     assert len(house.meanings) <= 8, house.meanings
     assert len(house.large_classes) <= 5, house.large_classes
+
+
+def test_the_walks_through_the_house_name_files_that_there_are():
+    page = (PACKAGE / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rooms = re.findall(r"^\d+\. `([\w/]+\.py)`", page, flags=re.MULTILINE)
+    assert len(rooms) > 60
+    assert [room for room in rooms if not (PACKAGE / room).is_file()] == []
