@@ -35,6 +35,12 @@ Table = dict[tuple[Position, Phase, Level], dict[str, Any]]
 def pytest_configure(config: pytest.Config) -> None:
     # before any test module imports a framework, which reads them once
     os.environ.update(QUIET)
+    if hasattr(config, "workerinput"):
+        # A worker of xdist is started with `python -c`, from which no run can be started again;
+        # trainings in the tests' own process shall be those of `python -m pytest`.
+        main = sys.modules["__main__"]
+        main.__spec__ = importlib.util.find_spec("pytest.__main__")
+        main.__file__ = main.__spec__.origin if main.__spec__ else None
     # Machines are shared and noisy: how long an example took says nothing. (On CI hypothesis
     # has a profile of its own.)
     if not os.environ.get("CI"):

@@ -5,6 +5,7 @@ on its own.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +60,20 @@ class Pair:
         return run_of(self.project)
 
 
+def saved(project: Project, name: str, rank: int) -> dict[str, torch.Tensor]:
+    """The weights that a process wrote at its end, which may come after that of the first one."""
+    path, end = project.root / f"out/{name}-{rank}.pt", time.monotonic() + 60
+    while not path.exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    while True:
+        try:
+            return torch.load(path)
+        except (RuntimeError, EOFError):  # it is being written
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.1)
+
+
 # Each process but the first is a new interpreter: in the default run stand all of one framework,
 # and of the other one the training of three.
 @pytest.fixture(scope="module", params=few(FRAMEWORKS, ["lightning"]))
@@ -72,9 +87,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_two_processes_train_the_same_with_and_without_the_callback(pair: Pair) -> None:
     assert train(pair.project, pair.framework, "without") == pair.told
     for rank in (0, 1):
-        without, recorded = (
-            torch.load(pair.project.root / f"out/{name}-{rank}.pt") for name in ("without", "pair")
-        )
+        without, recorded = (saved(pair.project, name, rank) for name in ("without", "pair"))
         assert all(torch.equal(without[name], recorded[name]) for name in without)
 
 
@@ -146,9 +159,7 @@ def test_killed_run_of_two_processes_goes_on_as_if_it_had_not_been(pair: Pair) -
     assert run.status == "finished" and not run.gaps and len(run.resumed) == 1
     assert set(before) | set(after) == set(pair.told) and len(after) < len(pair.told)
     for rank in (0, 1):
-        once, twice = (
-            torch.load(project.root / f"out/{name}-{rank}.pt") for name in ("pair", "resumed")
-        )
+        once, twice = (saved(project, name, rank) for name in ("pair", "resumed"))
         assert all(torch.equal(once[name], twice[name]) for name in once)
     found = json.loads(project.flor("verify", "resumed", "--json").stdout)
     assert {one["verdict"] for one in found} == {"exact"}
