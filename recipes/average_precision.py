@@ -39,12 +39,12 @@ class Seen:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What pycocotools found out. A mean over all classes that have such an object; NaN where
-    none has.
+    """What pycocotools found out.
 
-    size:    one of SIZES.
+    A mean over all classes that have such an object; NaN where none has. size: one of SIZES.
     overlap: intersection over union from which a box counts as found; None for the mean over
-    .5, .55 .. .95."""
+    .5, .55 .. .95.
+    """
 
     held: COCOeval
 

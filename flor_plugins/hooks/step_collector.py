@@ -6,6 +6,7 @@ moments of step hooks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Protocol
@@ -42,7 +43,7 @@ class ValueReceiver(Protocol):
         ...
 
 
-class StepCollector:
+class StepCollector(ABC):
     """Feeds a Timeline with the values of updates, and calls step hooks at their moments.
 
     losses: of the micro-batches of the present update, as shares of its mean. batch: the one
@@ -57,9 +58,9 @@ class StepCollector:
         self.is_first_batch = False
         self._checksums: list[torch.Tensor | int] = []
 
+    @abstractmethod
     def trained(self) -> Context:
         """Return the context without its position: model, optimizer, device, validation data."""
-        raise NotImplementedError
 
     def context(self, **fields: Any) -> Context:
         """Return a hook's context at the present position."""

@@ -1,9 +1,9 @@
-"""What recording costs: training with per-step metrics and a checkpoint at each epoch over
-training without.
+"""What recording costs: training with the callback over training without.
 
-python -m tests.benchmarks.overhead [--scale full] [--pairs 24] [--framework lightning|hf]
-[--memcpys 100]
-    [--threads 1] [--parts 5] [--budget 0.005]
+With it means: metrics of every step and a checkpoint at each epoch.
+
+    python -m tests.benchmarks.overhead [--scale full] [--pairs 24] [--framework lightning|hf]
+        [--memcpys 100] [--threads 1] [--parts 5] [--budget 0.005]
 
 Three trainings of BERT-base, one with the callback and two without, take turns (turns.py): a
 fifth of an epoch of one, a fifth of the next. An epoch is as many steps as take 100 memcpys of
@@ -18,7 +18,8 @@ of which everything is new; and a few epochs come before those that are measured
 --scale small is a model of 5.5 million parameters: an epoch of a second, of which what
 recording costs in each step and for each tensor is a larger part. The training computes with
 one thread, so that on two cores the writer has one, as it has where a GPU trains: with
---threads 2 there the writer's work is taken from the training, whatever its priority."""
+--threads 2 there the writer's work is taken from the training, whatever its priority.
+"""
 
 from __future__ import annotations
 
